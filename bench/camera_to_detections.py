@@ -52,7 +52,7 @@ def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
     _, spec = stack.enter_context(opened(graph, None, (), False))
     source = load_frames(folder)
     sessions = LocalDevice(engine_named(engine)).load_streams(graph, streams)
-    lanes = [camera(stack.enter_context(session), spec, source.opener()) for session in sessions]
+    lanes = [camera(stack.enter_context(session), spec, source.make_decoder()) for session in sessions]
     objects, lane = 0, lanes[0]
     for item in source.items:
         batch, placement = lane.preprocess(lane.decode(item))

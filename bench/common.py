@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from edgekd.builds.recipe import Quantize, load_recipe
+from edgekd.builds.recipe import load_recipe
 from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec

@@ -10,6 +10,7 @@ thresholds, is made here. Each delta is applied on one core, and the result comp
 
 import lzma
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -41,11 +42,11 @@ def measure(change: str, old: Path, new: Path, scratch: Path) -> Result:
         (seconds,) = durations(lambda: rebuild(out, source, again), 1)
     return {
         "change": change,
-        "new_bytes": made["new_bytes"],
-        "bytes": made["bytes"],
-        "plain_bytes": plain["bytes"],
+        "new_bytes": made.new_bytes,
+        "bytes": made.bytes,
+        "plain_bytes": plain.bytes,
         "xz_bytes": len(lzma.compress(new.read_bytes(), preset=9)),
-        "pieces": made["pieces"],
+        "pieces": asdict(made.pieces),
         "apply_s": round(seconds, 2),
         "identical": again.read_bytes() == new.read_bytes(),
     }

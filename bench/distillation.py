@@ -19,7 +19,7 @@ from common import FRAMES, SPLITS
 from frame import Blocks, Document, Given, Option, Result
 from training import DEVICE, SEEDS, Trainings, Way
 
-from edgekd.builds.recipe import Distill, Weights
+from edgekd.compress.steps import Distill, Weights
 from edgekd.core.detection.decode import SCORING
 from edgekd.data.dataset import load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes

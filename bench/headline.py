@@ -18,9 +18,10 @@ from frame import Blocks, Document, Given, Option, Result, cell, claim, claims_t
 from stand_in import failed, ratio_of, rows_of
 from training import DEVICE, JobError, Trainings, Way
 
-from edgekd.builds.recipe import Distill, QuantAwareDistill, Recipe, load_recipe
+from edgekd.builds.recipe import Recipe, load_recipe
 from edgekd.builds.recipe_toml import recipe_toml
 from edgekd.commands.predict import predict_latency
+from edgekd.compress.steps import Distill, QuantAwareDistill
 from edgekd.deploy.artifact import opened
 
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"

@@ -18,9 +18,9 @@ from common import CPU_ENGINES, OPSET, Detector, exported, images_of, median_ms
 from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 from pruning_shapes import TIMES_HEADER, network_in, sizes_cells, times_cells
 
-from edgekd.builds.recipe import LowRank
 from edgekd.builds.stages.latency import Predicted
 from edgekd.compress.pruning import Convolution
+from edgekd.compress.steps import LowRank
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset

@@ -14,8 +14,9 @@ from common import SPLITS
 from frame import Blocks, Document, Given, Option, cell, head, main, table
 from training import SEEDS, Trainings, Way
 
-from edgekd.builds.recipe import Distill, Prune, QuantAwareDistill, Quantize, Recipe, Step
+from edgekd.builds.recipe import Recipe
 from edgekd.builds.recipe_toml import recipe_toml
+from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Step
 
 WHOLE = "as it was, INT8"
 RATE = 1e-3

@@ -20,7 +20,7 @@ from common import CPU_ENGINES, SPLITS, detector_in, exported, median_ms
 from frame import Blocks, Document, Given, Job, Option, cell, claim, claims_table, head, main, table, versions_of
 from training import DEVICE, SEEDS, Trainings, Way
 
-from edgekd.builds.recipe import Prune
+from edgekd.compress.steps import Prune
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.graph import works_in
@@ -165,7 +165,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
     import torch
     import torch_pruning
 
-    from edgekd.detectors.ultralytics.channels import TRACED, _untouched, branches_alone, in_halves
+    from edgekd.detectors.ultralytics.channels import TRACED, _fixed_outputs, branches_alone, in_halves
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
     torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
                 torch.zeros(1, 3, TRACED, TRACED),
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=percent / 100,
-                ignored_layers=_untouched(network),
+                ignored_layers=_fixed_outputs(network),
             )
             pruner.step()
         sizes = sizes_of(network, size)

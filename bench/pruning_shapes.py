@@ -11,7 +11,7 @@ from typing import Any
 from common import CPU_ENGINES, SHARED, exported, median_ms
 from frame import Blocks, Document, Given, Option, Result, claim, claims_table, head, main, note, table
 
-from edgekd.builds.recipe import Distill, Prune
+from edgekd.compress.steps import Distill, Prune
 from edgekd.core.progress import PlainProgress
 
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")

@@ -13,9 +13,8 @@ from frame import Blocks, Document, Given, Option, Result, head, main, note, tab
 from edgekd.core.detection.types import Detections
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
-from edgekd.data.labelling import Find
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING, Bands, find_bands, judged, pseudo_truth
+from edgekd.data.pseudo_labels import LABELLING, ClassThresholds, Find, find_thresholds, match, pseudo_truth
 from edgekd.data.types import Dataset
 from edgekd.evaluation.evaluate import finder
 
@@ -37,14 +36,14 @@ def seen(find: Find, data: Dataset, name: str, images: int) -> Seen:
     return [(find(image), (sample.truth, image.shape[1], image.shape[0])) for sample, image in readable]
 
 
-def counts(new: Seen, bands: Bands, classes: Sequence[str]) -> list[Result]:
+def counts(new: Seen, thresholds: ClassThresholds, classes: Sequence[str]) -> list[Result]:
     """Return for each class the number of objects, of labels, of right ones among them, and of ignored boxes."""
     rows = [{"class": name, **dict.fromkeys(COUNTED, 0)} for name in classes]
     for found, (truth, width, height) in new:
-        ours = pseudo_truth(found, bands, width, height)
+        ours = pseudo_truth(found, thresholds, width, height)
         single = ~ours.crowd
         kept = Detections(ours.boxes[single], np.ones(int(single.sum())), ours.classes[single])
-        right = judged(kept, (truth, 1, 1), len(classes))
+        right = match(kept, (truth, 1, 1), len(classes))
         of_class = (truth.classes, kept.classes, right[right[:, 2] > 0, 0], ours.classes[ours.crowd])
         for index, row in enumerate(rows):
             for name, found_classes in zip(COUNTED, of_class, strict=True):
@@ -58,8 +57,13 @@ def measure(find: Find, data: Dataset, images: int) -> Iterator[Result]:
     for name in FOUND_ON:
         found, truths = zip(*seen(find, data, name, images), strict=True)
         for keep in KEEP:
-            bands = find_bands(found, truths, len(data.classes), keep)
-            row = {"found_on": name, "asked": keep, **asdict(bands), "classes": counts(new, bands, data.classes)}
+            thresholds = find_thresholds(found, truths, len(data.classes), keep)
+            row = {
+                "found_on": name,
+                "asked": keep,
+                **asdict(thresholds),
+                "classes": counts(new, thresholds, data.classes),
+            }
             note(row)
             yield row
 

@@ -157,7 +157,7 @@ def train_job(
 ) -> dict[str, Any]:
     import torch
 
-    from edgekd.builds.recipe import QuantAwareDistill
+    from edgekd.compress.steps import QuantAwareDistill
     from edgekd.detectors.ultralytics.quant_aware import distill_quantized
 
     torch.set_num_threads(threads)

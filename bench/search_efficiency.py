@@ -19,7 +19,7 @@ from frame import Blocks, Document, Given, Option, Result, head, main, read, tab
 sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny
 
-from edgekd.builds.recipe import Distill, DistillStage, Recipe, Weights
+from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest
 from edgekd.builds.search.cost_filter import Cost, CostFilter, Network
 from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
@@ -27,6 +27,7 @@ from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import Point, best, shortfalls
 from edgekd.builds.search.space import FLOAT, INT8, Candidate, Space, candidate_json, recipe_of
 from edgekd.builds.search.trials import Task, run_trial, with_recipe
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.atomic_files import write_file
 from edgekd.core.progress import PlainProgress
 from edgekd.data.dataset import load_dataset

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Bench:
     def undisturbed(self, state: Path) -> tuple[dict[str, Any], int]:
         """Run over a new wire; the result, and the bytes that crossed it."""
         with wire_to(self.camera.port, BYTES_PER_S) as wire:
-            return run_engine(self.job(wire, state)), wire.sent_bytes
+            return asdict(run_engine(self.job(wire, state))), wire.sent_bytes
 
     def kill(self, index: int, rng: random.Random, reference: Mapping[str, Any], crossed: int) -> dict[str, Any]:
         """Break one connection, look at what is left, and run again.

@@ -21,7 +21,8 @@ from typing import Any
 from common import SHARED, SPLITS, copy_data, detector_in, exported, ultralytics_environment, without_folders
 from frame import IMAGES, Document, FinishedRows, Given, Job, Option, Result, in_process, last_json, spread
 
-from edgekd.builds.recipe import Distill, DistillStage, Weights, load_recipe
+from edgekd.builds.recipe import load_recipe
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.progress import PlainProgress, Progress

@@ -99,8 +99,7 @@ def row_of(bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split:
 
 def _score(slot: Slot, form: Form, split: Split, progress: Progress) -> float:
     packed = slot.path / "bundle" / slot.manifest.graph.path
-    asked = {"source": form.source, "float_layers": form.float_layers}
-    return float(accuracy(packed, slot.manifest, asked, split, progress)["map50_95"])
+    return accuracy(packed, slot.manifest, form, split, progress).map50_95
 
 
 def page(found: Document) -> Blocks:

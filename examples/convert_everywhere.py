@@ -28,10 +28,9 @@ def line(artifact: Path, data: str, to: str, out: Path) -> tuple[bool, str]:
     except EdgeKDError as error:
         return False, f"{to:10} not written: {error}"
     source, converted = made.map50_95 or (float("nan"), float("nan"))
-    int8 = made.document["int8"]
-    layers = f", {int8['carried']} of {int8['source']} layers in INT8" if int8["source"] else ""
-    size = made.document["bytes"]
-    return True, f"{to:10} {size:>9} bytes, mAP50-95 {source:.4f} -> {converted:.4f}{layers}: {made.path}"
+    int8 = made.int8
+    layers = f", {int8.carried} of {int8.source} layers in INT8" if int8.source else ""
+    return True, f"{to:10} {made.bytes:>9} bytes, mAP50-95 {source:.4f} -> {converted:.4f}{layers}: {made.path}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,12 +21,12 @@ from edgekd import EdgeKDError, build, compare
 def worse_classes(before: str | Path, after: str | Path, loss: float) -> Iterator[str]:
     """The classes whose mAP50-95 fell by more than `loss` from one build to the other, or that are gone."""
     compared = compare(before, after)
-    if not compared.document["same_data"]:
+    if not compared.same_data:
         print("the two builds were scored on different images or labels: a class may differ for that alone")
-    for row in compared.document["classes"]:
-        if row["a"] is not None and (row["b"] is None or row["a"] - row["b"] > loss):
-            now = "is not known any more" if row["b"] is None else f"fell to {row['b']:.4f}"
-            yield f"class {row['name']}: mAP50-95 was {row['a']:.4f} and {now}"
+    for row in compared.classes:
+        if row.a is not None and (row.b is None or row.a - row.b > loss):
+            now = "is not known any more" if row.b is None else f"fell to {row.b:.4f}"
+            yield f"class {row.name}: mAP50-95 was {row.a:.4f} and {now}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ def smaller(model: str, data: str, ratio: float, epochs: int, target: str | None
     )
     packed = quantize(trained.checkpoint, data, out=out / "int8", progress=progress)
     adds = [count / 1e9 for count in narrow.multiply_adds]
-    scores = [narrow.map50_95[0], narrow.map50_95[1], trained.map50_95[1], packed.document["after"]["map50_95"]]
+    scores = [narrow.map50_95[0], narrow.map50_95[1], trained.map50_95[1], packed.after.map50_95]
     told = " -> ".join("-" if score is None else f"{score:.4f}" for score in scores)
     return f"{ratio:.0%}: {adds[0]:.2f} -> {adds[1]:.2f} G multiply-adds; {told}; {packed.graph_bytes[1]} bytes"
 

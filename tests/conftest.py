@@ -36,6 +36,16 @@ def timed_briefly() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trusted_graphs() -> Iterator[None]:
+    """Graphs that tests make are not rehearsed in a child process first, which takes a second for each."""
+    from edgekd.graph import rehearsal
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "_rehearsed", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real models and data beside the checkout. Their absence skips visibly, and fails where CI is set."""
@@ -72,7 +82,7 @@ def schema_generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate_schemas", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -9,7 +9,7 @@ def write_detector(folder: Path, model: str, width: float | None, side: int) -> 
     """Write an untrained detector of two classes; side: of its input in pixels."""
     import torch
 
-    from edgekd.builds.recipe import Distill
+    from edgekd.compress.steps import Distill
     from edgekd.detectors.ultralytics.distill import student_network
 
     network = student_network(Distill(model, width=width), ("red", "green"), trust=False)

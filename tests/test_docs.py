@@ -234,9 +234,9 @@ def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
 
 
 def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
-    from edgekd.builds.recipe import Quantize
     from edgekd.compress.quantization.quantize import PROBES
     from edgekd.compress.quantization.ranges import BINS
+    from edgekd.compress.steps import Quantize
 
     page = (ROOT / "docs" / "quantization.md").read_text("utf-8")
     assert f"{BINS} equal bins" in page
@@ -248,7 +248,7 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
 def test_the_distillation_page_explains_every_setting_and_level() -> None:
     from dataclasses import fields
 
-    from edgekd.builds.recipe import Distill, DistillStage, Weights
+    from edgekd.compress.steps import Distill, DistillStage, Weights
 
     page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
     names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}

@@ -64,6 +64,7 @@ def test_a_schema_is_valid_and_promises_every_key_it_names(path: Path) -> None:
 
 
 def test_schemas_are_those_of_the_types(schema_generator: ModuleType) -> None:
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(schema_generator.DOCUMENTS)
     for name in schema_generator.DOCUMENTS:
         assert (SCHEMAS / f"{name}.json").read_text("utf-8") == schema_generator.text_of(name), "run `make schemas`"
 

@@ -52,10 +52,10 @@ def edgekd() -> Quantize:
     import onnxruntime  # noqa: F401
     import scipy.linalg  # noqa: F401
 
-    from edgekd.builds.recipe import Quantize as Step
     from edgekd.builds.recipe import load_recipe
     from edgekd.compress.quantization.mixed_precision import measure_costs, plan_for
     from edgekd.compress.quantization.quantize import quantize
+    from edgekd.compress.steps import Quantize as Step
     from edgekd.core.formats.packed_graph import pack
 
     def work(job: Job) -> None:

@@ -34,7 +34,7 @@ def exported(model: str, size: int) -> tuple[Work, ...]:
     """The layers of one of Ultralytics' networks, 80 classes."""
     import torch
 
-    from edgekd.builds.recipe import Distill
+    from edgekd.compress.steps import Distill
     from edgekd.detectors import load
     from edgekd.detectors.ultralytics.distill import student_network
 

@@ -28,23 +28,26 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
-from edgekd.commands.adapt import Variant
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
-from edgekd.commands.convert import Converted
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
 from edgekd.commands.factorize import Factorized
 from edgekd.commands.keygen import NewKey
+from edgekd.commands.profile import ProfileResult
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
+from edgekd.deploy.engine_report import InstallReport
+from edgekd.deploy.fleet import FleetReport
 from edgekd.deploy.signing.signed import Verified
+from edgekd.deploy.variant import Variant
 from edgekd.evaluation.bench_result import BenchResult
 from edgekd.evaluation.report.document import Analysed
 from edgekd.evaluation.search_result import SearchResult
@@ -100,12 +103,15 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "delta": ("`edgekd delta --json`", DeltaResult),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
+    "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),
     "eval": ("`edgekd eval --json`", Scored),
     "factorize": ("`edgekd factorize --json`, and the file factorize.json", Factorized),
+    "fleet": ("`edgekd engine --fleet FILE --json`", FleetReport),
     "inspect": ("`edgekd inspect --json`: the manifest of a bundle, format 1", ManifestDocument),
     "keygen": ("`edgekd keygen --json`", NewKey),
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
+    "profile": ("`edgekd profile --json`", ProfileResult),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),

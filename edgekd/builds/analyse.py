@@ -19,7 +19,7 @@ from edgekd.builds.stages.score import DETECTIONS
 from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.host_facts import HostFacts
-from edgekd.data.images import drawn, read_image
+from edgekd.data.images import draw_images, read_image
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 from edgekd.evaluation.analysis import counts
@@ -82,7 +82,7 @@ def analyse(
     samples = scored_samples(graphs)
 
     def work(folder: Path) -> AnalyseResult:
-        images = [image for _, image in drawn(samples, frames, 0)]
+        images = [image for _, image in draw_images(samples, frames, 0)]
         pictured = most_changed(findings, PICTURED)
         shown = [read_image(samples[index].image) for index in pictured]
         attention = list(attention_maps(_looked(graphs.before), _looked(graphs.shipped), shown))

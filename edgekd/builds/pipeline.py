@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from edgekd.builds.compression import compress
 from edgekd.builds.publish import publish
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.run import BuildRecord, BuildRequest, BuildResult, MachineRecord
 from edgekd.builds.stages import benchmark, check, drift_reference, encode, export, half, score
 from edgekd.builds.stages import compile as compile_stage
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import calibration_source
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.score import SCORED
 from edgekd.core.benchmark import Basis
 from edgekd.core.errors import SpecError

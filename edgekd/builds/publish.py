@@ -61,7 +61,7 @@ from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.target import to_dict
 
 if TYPE_CHECKING:
-    from edgekd.builds.recipe import Step
+    from edgekd.compress.steps import Step
     from edgekd.deploy.signing import Signer
 
 _GOLDEN = "golden.set"
@@ -219,7 +219,7 @@ def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
     sources[sbom.NAME] = folder / sbom.NAME
     listed = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
     lineage, name, version = _lineage(record), record.request.model.stem, str(record.request.counter)
-    tools = sbom.told_tools(lineage.tools)
+    tools = sbom.tool_components(lineage.tools)
     sources[sbom.NAME].write_bytes(sbom.sbom(name, version, listed, tools, _licences(record)))
     listed.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
     entries = tuple(sorted(listed, key=lambda entry: entry.path))

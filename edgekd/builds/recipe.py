@@ -1,4 +1,4 @@
-"""Recipe and budget, as frozen dataclasses from TOML."""
+"""Recipes: compression steps from TOML, and what a detector and a budget must have for them."""
 
 from __future__ import annotations
 
@@ -8,44 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekd.compress.steps import (
-    DISTILL_STAGES,
-    HALF,
-    STEPS,
-    Distill,
-    DistillStage,
-    LowRank,
-    Prune,
-    QuantAwareDistill,
-    Quantize,
-    Resize,
-    Step,
-    Weights,
-)
+from edgekd.builds.step_kinds import in_order, kind_of, order_text, step_kinds
+from edgekd.compress.steps import Distill, QuantAwareDistill, Quantize, Step
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
-
-__all__ = [
-    "DISTILL_STAGES",
-    "HALF",
-    "Distill",
-    "DistillStage",
-    "LowRank",
-    "Prune",
-    "QuantAwareDistill",
-    "Quantize",
-    "Recipe",
-    "Resize",
-    "Step",
-    "Weights",
-    "load_recipe",
-    "recipe_from",
-    "recipe_names",
-]
-
+from edgekd.detectors.family import family_of, offering, student_family
+from edgekd.hardware.budget import Budget
 
 S = TypeVar("S", bound=Step)
-_BY_KIND: dict[str, type[Step]] = {step.kind: step for step in STEPS}
 
 
 @dataclass(frozen=True)
@@ -69,17 +39,12 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """True where a step needs a checkpoint and labelled training data."""
-        return any(step.trains for step in self.steps)
+        return any(kind_of(step).trains for step in self.steps)
 
     @property
     def quant_aware(self) -> bool:
         """True where the quantized graph is trained."""
         return self.first(QuantAwareDistill) is not None
-
-    @property
-    def distill(self) -> Distill | None:
-        """The first step that trains beside the given detector; None without any."""
-        return self.first(Distill)
 
     def first(self, kind: type[S]) -> S | None:
         """Return the first step of a kind; None without any."""
@@ -99,9 +64,7 @@ class Recipe:
         """
         if self.quantize is None:
             raise SpecError(f"--plan {plan}: recipe {self.name} quantizes nothing", fix="pass --recipe mixed or ptq")
-        return replace(
-            self, steps=tuple(replace(s, plan=str(plan)) if isinstance(s, Quantize) else s for s in self.steps)
-        )
+        return self.with_settings(Quantize, plan=str(plan))
 
     def with_settings(self, kind: type[Step], **settings: Any) -> Recipe:
         """Return the recipe with these settings, unless they are None, of its first step of that kind.
@@ -125,10 +88,8 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         return recipe_from(dict(name), "recipe")
     name = str(name)
     if name.endswith(".toml"):
-        recipe, folder = recipe_from(read_toml(Path(name)), name), Path(name).parent
-        plan = recipe.quantize.plan if recipe.quantize else None
-        recipe = recipe.with_plan(folder / plan) if plan else recipe
-        return replace(recipe, steps=tuple(_from_folder(step, folder) for step in recipe.steps))
+        recipe = recipe_from(read_toml(Path(name)), name)
+        return replace(recipe, steps=tuple(step.beside(Path(name).parent) for step in recipe.steps))
     names = recipe_names()
     if name not in names:
         raise SpecError(
@@ -138,23 +99,6 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         )
     with resources.as_file(resources.files("edgekd.builds.recipes") / f"{name}.toml") as path:
         return recipe_from(read_toml(path), name)
-
-
-def _from_folder(step: Step, folder: Path) -> Step:
-    """Return the step with the files of its training relative to the recipe's folder."""
-    if isinstance(step, Prune) and step.recovery:
-        return replace(step, recovery=_beside(step.recovery, folder))
-    return _beside(step, folder) if isinstance(step, Distill) else step
-
-
-def _beside(step: Distill, folder: Path) -> Distill:
-    """Return the step with its files relative to a folder; a student may also be the name of a model."""
-    student = folder / step.student if step.student else None
-    return replace(
-        step,
-        student=str(student) if student and student.is_file() else step.student,
-        unlabelled=str(folder / step.unlabelled) if step.unlabelled else None,
-    )
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -176,28 +120,38 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
         raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
     head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
     found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
-    if not _in_order([type(step) for step in found]):
-        kinds = ", ".join(str(step["kind"]) for step in steps)
-        expected = "resize, prune, factorize, distill and quantize at most once each and in this order, then "
-        expected += "quant_aware_distill; distill before prune for a student that is pruned; or quantize, prune, "
-        expected += "quant_aware_distill"
-        raise SpecError(f"{source}: steps", expected=expected, found=kinds)
+    if not in_order([kind_of(step) for step in found]):
+        names = ", ".join(step.kind for step in found)
+        raise SpecError(f"{source}: steps", expected=order_text(), found=names)
     return Recipe(head.name, found, head.description)
 
 
-def _in_order(kinds: list[type[Step]]) -> bool:
-    """Return whether steps of these kinds may follow one another."""
-    if kinds[:2] == [Quantize, Prune]:  # channels ranked by their effect on the quantized detector
-        return kinds[2:] != [] and set(kinds[2:]) == {QuantAwareDistill}
-    if kinds[:2] == [Distill, Prune]:  # a student, pruned once it is trained
-        kinds = kinds[1:]
-    order = [STEPS.index(kind) for kind in kinds]
-    repeated = any(kinds.count(kind) > 1 for kind in kinds if not kind.repeats)
-    return order == sorted(order) and not repeated and (QuantAwareDistill not in kinds or Quantize in kinds)
-
-
 def _step(table: dict[str, Any], where: str) -> Step:
-    kind = table.get("kind")
-    if kind not in _BY_KIND:
-        raise SpecError(f"{where}: `kind`", expected=" or ".join(_BY_KIND), found=str(kind))
-    return parse_table(_BY_KIND[kind], {key: value for key, value in table.items() if key != "kind"}, where)
+    by_name = {kind.name: kind.settings for kind in reversed(step_kinds())}
+    name = table.get("kind")
+    if name not in by_name:
+        raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=str(name))
+    return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
+
+
+def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
+    """Raise SpecError for a recipe without a limit to plan for, or for a detector that cannot take its steps."""
+    family, name = family_of(model), model.name
+    if recipe.trains and not (family and family.trains):
+        raise SpecError(
+            f"recipe {recipe.name} trains the detector",
+            expected="the .pt checkpoint that it was exported from, and labelled training data",
+            found=name,
+            fix="pass the checkpoint, or a recipe without training such as mixed",
+        )
+    given = (family, name)
+    for step in recipe.steps:
+        kind = kind_of(step)
+        if kind.refuse:
+            kind.refuse(step, recipe, budget)
+        if isinstance(step, Distill) and step.student:
+            family, name = student_family(step.student), step.student
+        for capability, (owner, found) in ((kind.given_capability, given), (kind.capability, (family, name))):
+            if capability and (owner is None or getattr(owner, capability) is None):
+                by = f"a detector by {offering(capability)}"
+                raise SpecError(f"recipe {recipe.name} {kind.effect}", expected=by, found=found, fix=kind.fix)

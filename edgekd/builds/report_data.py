@@ -17,7 +17,6 @@ from edgekd.builds.stages.benchmark import SAMPLES, TimingResult
 from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
-from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.formats.packed_graph import sections
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
@@ -38,6 +37,7 @@ from edgekd.evaluation.report.types import (
     latency_of,
 )
 from edgekd.evaluation.search_result import SearchResult
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Line
 
@@ -129,11 +129,10 @@ def full_report(graphs: BuildGraphs, facts: ReportFacts, machine: MachineRecord,
 
 def trainings(steps: Sequence[AnyStage]) -> list[Training]:
     """Return the losses and weights of each step that trained, by epoch."""
-    results = [(stage.name, stage.result) for stage in steps]
     return [
-        Training(name, result.losses, result.weights if isinstance(result, DistillResult) else ())
-        for name, result in results
-        if isinstance(result, (DistillResult, TrainedResult)) and result.losses
+        Training(stage.name, losses, number_of(stage, "weights", ()))
+        for stage in steps
+        if (losses := number_of(stage, "losses"))
     ]
 
 
@@ -304,9 +303,8 @@ class _Weights:
 
 def _weights(path: Path) -> list[_Weights]:
     """Return the layers with constant weights, in graph order."""
-    import onnx
 
-    graph = Graph(onnx.load(path))
+    graph = Graph(read_model(path))
     rows = []
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

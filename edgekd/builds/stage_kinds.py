@@ -7,65 +7,41 @@ from typing import Any
 
 from edgekd.builds import analyse, publish
 from edgekd.builds.stage_store import StageKind
-from edgekd.builds.stages import (
-    benchmark,
-    calibrate,
-    check,
-    compare,
-    drift_reference,
-    encode,
-    export,
-    half,
-    label,
-    low_rank,
-    plan,
-    prune,
-    quantize,
-    resize,
-    score,
-    train,
-    trial,
-)
+from edgekd.builds.stages import benchmark, check, compare, drift_reference, encode, export, half, score, trial
 from edgekd.builds.stages import compile as compile_stage
+from edgekd.builds.step_kinds import step_kinds
 
-KINDS: Mapping[str, StageKind[Any]] = {
-    kind.name: kind
-    for kind in (
-        export.EXPORT,
-        score.SCORE,
-        calibrate.CALIBRATE,
-        quantize.PLAN_COSTS,
-        quantize.QUANTIZE,
-        plan.SEARCH,
-        label.LABEL,
-        resize.RESIZE,
-        prune.PRUNE,
-        prune.SENSITIVITY,
-        low_rank.FACTORIZE,
-        train.DISTILL,
-        train.QUANT_AWARE_DISTILL,
-        compare.COMPARE,
-        half.HALF,
-        encode.ENCODE,
-        drift_reference.REFERENCE,
-        check.CHECK,
-        compile_stage.COMPILE,
-        benchmark.BENCHMARK,
-        analyse.ANALYSE,
-        publish.REPORT,
-        publish.PACK,
-        trial.STUDENT,
-        trial.TRIAL,
-        trial.BOARD,
-    )
-}
+KINDS: tuple[StageKind[Any], ...] = (
+    export.EXPORT,
+    score.SCORE,
+    compare.COMPARE,
+    half.HALF,
+    encode.ENCODE,
+    drift_reference.REFERENCE,
+    check.CHECK,
+    compile_stage.COMPILE,
+    benchmark.BENCHMARK,
+    analyse.ANALYSE,
+    publish.REPORT,
+    publish.PACK,
+    trial.STUDENT,
+    trial.TRIAL,
+    trial.BOARD,
+)
+"""Those that belong to no compression step."""
+
+
+def stage_kinds() -> Mapping[str, StageKind[Any]]:
+    """Return the kinds of stages by name. Raises SpecError."""
+    return {kind.name: kind for kind in (*KINDS, *(kind for step in step_kinds() for kind in step.stages))}
 
 
 def kind_of(stage: str) -> StageKind[Any] | None:
     """Return the kind of a stage by its name, such as `score` for `score-int8`; None for an unknown one."""
-    return KINDS.get(stage.split("-")[0])
+    kinds = stage_kinds()
+    return kinds.get(stage) or kinds.get(stage.rpartition("-")[0])
 
 
 def code_versions() -> dict[str, int]:
     """Return the code version of each kind."""
-    return {name: kind.version for name, kind in KINDS.items()}
+    return {name: kind.version for name, kind in stage_kinds().items()}

@@ -230,17 +230,12 @@ def _make(
 
 
 def _results(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
-    """Return the results of a record."""
-    results: dict[str, Any] = sorted_plain({**to_plain(result), "tools": tools})
-    return results
-
-
-def sorted_plain(value: Any) -> Any:
-    """Return a value as the record of a stage has it: plain JSON types, keys sorted.
+    """Return the results of a record: plain JSON types, keys sorted.
 
     Raises TypeError or ValueError for what JSON cannot hold.
     """
-    return json.loads(canonical_json(to_plain(value)))
+    results: dict[str, Any] = json.loads(canonical_json({**to_plain(result), "tools": tools}))
+    return results
 
 
 def _stage(
@@ -302,7 +297,7 @@ def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
 
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
-    """Return a number that only some results have, by its name."""
+    """Return a number, or numbers by epoch, that only some results have, by its name."""
     return getattr(stage.result, name, default)
 
 

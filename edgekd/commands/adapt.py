@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
-from edgekd.core.documents import INLINE, Result, to_plain
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.core.formats.golden_set import to_bytes
 from edgekd.core.formats.packed_graph import pack
@@ -44,12 +44,13 @@ from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, unlabelled
 from edgekd.data.domain_shift import DomainShift, estimate_shift
-from edgekd.data.images import Image, ReadableImages, content_hashes
+from edgekd.data.images import Image, ReadableImages, file_hashes
 from edgekd.data.shifted_copies import resized_to_input, write_dataset, write_shifted
 from edgekd.data.types import Dataset, Split
 from edgekd.deploy import delta
 from edgekd.deploy.artifact import expanded
 from edgekd.deploy.golden_set import TRIED, golden_set
+from edgekd.deploy.variant import Adaptation, AdaptedScores, AdaptError, Look, Variant
 from edgekd.evaluation.coco import Score
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -88,107 +89,6 @@ class Adapted:
     errors: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Look:
-    """The effect of the new conditions on pictures.
-
-    Args:
-        blur: Standard deviation of the blurring kernel, in pixels of the network's input; 0 for none.
-        gains: Factor of each band of detail, the finest first.
-        noise: Standard deviation of what is added to each band, in grey levels.
-        brightness: Mean grey level of pictures that the model knows, and of the frames.
-    """
-
-    blur: float
-    gains: tuple[float, ...]
-    noise: tuple[float, ...]
-    brightness: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class AdaptError:
-    """Error of the confidences under the new conditions, noise by signal, on pictures that nothing was fitted on.
-
-    Args:
-        before, after: Of the bundle, and of the variant.
-    """
-
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class AdaptedScores:
-    """Scores on labelled images.
-
-    Args:
-        split: Name of the split.
-        images: Number of scored images.
-        before, after: mAP50-95 of the bundle, and of the variant.
-        kept: `after` / `before`; null where `before` is 0.
-    """
-
-    split: str
-    images: int
-    before: float
-    after: float
-    kept: float | None
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """The adaptation to frames of the new conditions.
-
-    Args:
-        pictures: Number of pictures known to the model that were used.
-        frames: Number of frames of the new conditions that were used.
-        drift_frames: Number of frames of the variant's drift reference; null where there were too few for one.
-        clean: Both scored on labelled images as they are; null where nothing was scored.
-        shown: Both scored on the same images under the new conditions; null where nothing was scored.
-    """
-
-    pictures: int
-    frames: int
-    drift_frames: int | None
-    look: Look
-    error: AdaptError
-    clean: AdaptedScores | None
-    shown: AdaptedScores | None
-
-
-@dataclass(frozen=True)
-class Variant(Result):
-    """A variant of a bundle for other conditions.
-
-    Args:
-        bundle: Path of the variant, for cameras that have no bundle of this model yet.
-        delta: Path of the delta to it, for cameras with the bundle that was adapted.
-        variant: Name of the variant.
-        identity: Identity of the variant.
-        base: Identity of the bundle that was adapted.
-        bytes: Size of the variant.
-        delta_bytes: Size of the delta.
-        twins: Folder with the data under the new conditions; null where none was asked for.
-        seconds: Wall time.
-    """
-
-    bundle: Path
-    delta: Path
-    variant: str
-    identity: str
-    base: str
-    bytes: int
-    delta_bytes: int
-    adaptation: Adaptation = field(metadata=INLINE)
-    twins: Path | None
-    seconds: float
-
-    @property
-    def error(self) -> AdaptError:
-        """Error of the confidences under the new conditions."""
-        return self.adaptation.error
-
-
 def adapt(
     bundle: Bundle,
     frames: Annotated[str | Path, Option("Folder of frames of the new conditions.")],
@@ -215,7 +115,7 @@ def adapt(
     began = time.perf_counter()
     _refuse_places(name, base, place, copies)
     dataset, new = load_dataset(Path(data)), unlabelled(Path(frames))
-    hashes = content_hashes(new.samples, progress)
+    hashes = file_hashes(new.images, progress)
     if score:
         _refuse_shared(dataset, hashes, progress)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -330,7 +230,7 @@ def _refuse_shared(dataset: Dataset, frames: Mapping[Path, str], progress: Progr
     for name in dataset.splits:
         if name == "train":
             continue
-        for image, sha256 in content_hashes(dataset.split(name).samples, progress).items():
+        for image, sha256 in file_hashes(dataset.split(name).images, progress).items():
             shared = next((frame for frame, known in frames.items() if known == sha256), None)
             if shared is not None:
                 raise DataError(
@@ -383,7 +283,7 @@ def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress
 
 def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
     """Return the SHA-256 of all inputs of a variant."""
-    shown = [sorted(content_hashes(split.samples).values()) for split in (frames, known)]
+    shown = [sorted(file_hashes(split.images).values()) for split in (frames, known)]
     return json_sha256([read_head(bundle).identity, name, *shown, SEED, tool_versions(*TOOLS)])
 
 

@@ -44,8 +44,8 @@ from edgekd.core.power.recorder import Joules, Recorder
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.frames import FrameSource, load_frames, raw_frames
 from edgekd.deploy.artifact import opened
-from edgekd.deploy.devices import GraphDevice
-from edgekd.deploy.devices.local import local_device
+from edgekd.deploy.devices.local import LocalDevice, local_device
+from edgekd.deploy.devices.null import NullDevice
 from edgekd.evaluation.bench_result import (
     ArtifactResult,
     BenchResult,
@@ -86,7 +86,7 @@ class BenchJob:
     """
 
     artifact: Path
-    device: GraphDevice
+    device: LocalDevice | NullDevice
     against: Path | None = None
     frames: Path | None = None
     iterations: int = 200
@@ -157,7 +157,7 @@ def _candidates(side: Side, source: FrameSource, session: Session | None = None)
     prepared = itertools.cycle(side.batches)
     session = session or side.session
     return {
-        CAMERA: camera(session, side.spec, source.opener() if source.opener else None),
+        CAMERA: camera(session, side.spec, source.make_decoder() if source.make_decoder else None),
         ENGINE: Candidate(session, lambda frame: (next(prepared), None), lambda output, context: None),
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from edgekd.builds import pipeline
-from edgekd.builds.recipe import Distill, Recipe
+from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
@@ -30,6 +30,7 @@ from edgekd.commands.options import (
     Trust,
 )
 from edgekd.commands.parameter import Option
+from edgekd.compress.steps import Distill
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,6 @@ from edgekd.core.atomic_files import copy_file, new_folder, remove_folder, writi
 from edgekd.core.bundle.archive import read_file, read_manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.documents import INLINE, Result
 from edgekd.core.errors import BundleError, DeviceError, ParityError, SpecError, did_you_mean
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.progress import SILENT, Progress
@@ -30,9 +29,24 @@ from edgekd.data.types import Split
 from edgekd.deploy.artifact import BUNDLE_SUFFIX, opened
 from edgekd.deploy.converters import format_named
 from edgekd.deploy.converters.contract import NAME, Contract, write_contract
-from edgekd.deploy.converters.parity import Distance, distance, limits
-from edgekd.deploy.converters.source import prepared, without_int8
-from edgekd.deploy.converters.types import PRECISIONS, Asked, CacheCounts, Format, FormatName, Made, Precision, Source
+from edgekd.deploy.converters.parity import distance, limits
+from edgekd.deploy.converters.result import (
+    Converted,
+    ConvertedFile,
+    ConvertedScores,
+    Int8Layers,
+    MapScores,
+    Parity,
+)
+from edgekd.deploy.converters.source import prepare, without_int8
+from edgekd.deploy.converters.types import (
+    PRECISIONS,
+    ConversionRequest,
+    ConversionResult,
+    Format,
+    Precision,
+    Source,
+)
 from edgekd.detectors.export import probe
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -51,132 +65,6 @@ INT8_MAP_LIMIT = 0.01
 
 _FOR_TENSORRT = ("onnx", "deepstream")
 """Formats that a device's TensorRT reads."""
-
-
-@dataclass(frozen=True)
-class Int8Layers:
-    """Layers that compute in INT8: convolutions and products with constant matrices.
-
-    Args:
-        source: Their number in the artifact; 0 after `--precision fp32`.
-        carried: Their number in the result, with the same codes and scales.
-    """
-
-    source: int
-    carried: int
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Errors of the result against its source, on a few frames.
-
-    Args:
-        engine: Runtime of the result; the source was run by `onnxruntime-cpu`.
-        frames: Number of frames, of the data where it is given.
-        allowed_boxes, allowed_scores: Limit of `boxes`, and of `scores`.
-    """
-
-    engine: str
-    frames: int
-    allowed_boxes: float
-    allowed_scores: float
-    distance: Distance = field(metadata=INLINE)
-
-
-@dataclass(frozen=True)
-class MapScores:
-    """COCO's scores of a graph.
-
-    Args:
-        map50_95, map50: mAP50-95, and mAP50.
-    """
-
-    map50_95: float
-    map50: float
-
-
-@dataclass(frozen=True)
-class ConvertedScores:
-    """Scores on labelled data.
-
-    Args:
-        split: Name of the split.
-        images: Number of scored images.
-        source: The source, by ONNX Runtime.
-        converted: The result, by its engine.
-        difference: mAP50-95 of the result less that of the source.
-        allowed: Limit of the loss of mAP50-95.
-    """
-
-    split: str
-    images: int
-    source: MapScores
-    converted: MapScores
-    difference: float
-    allowed: float
-
-
-@dataclass(frozen=True)
-class ConvertedFile:
-    """A file of the result.
-
-    Args:
-        path: Path of the file.
-        bytes: Its size.
-        sha256: SHA-256 of its content.
-    """
-
-    path: Path
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Converted(Result):
-    """A detector in another format, compared with its source.
-
-    Args:
-        artifact: Path of the artifact.
-        format: Name of the format, as for `--to`.
-        out: Path of the result, a file or a folder.
-        entry: Path of the file that a runtime opens.
-        precision: Precision as requested.
-        opset: Opset of an ONNX file; null for other formats.
-        calibration_cache: TensorRT's calibration cache in the result; null where there is none.
-        libraries: Version of each package that converted; null for one that is not installed as a package.
-        seconds: Wall time of the conversion alone.
-        notes: Notes on this result, for people.
-        parity: Null where nothing on this machine runs the result.
-        scores: Null without `--data`, or where nothing on this machine runs the result.
-        files: Every file of the result.
-        bytes: Size of all files together.
-    """
-
-    artifact: Path
-    format: FormatName
-    out: Path
-    entry: Path
-    precision: Precision
-    opset: int | None
-    int8: Int8Layers
-    calibration_cache: CacheCounts | None
-    libraries: Mapping[str, str | None]
-    seconds: float
-    notes: tuple[str, ...]
-    parity: Parity | None
-    scores: ConvertedScores | None
-    files: tuple[ConvertedFile, ...] = ()
-    bytes: int = 0
-
-    @property
-    def path(self) -> Path:
-        """The file or folder that was written."""
-        return self.out
-
-    @property
-    def map50_95(self) -> tuple[float, float] | None:
-        """mAP50-95 of source and result, 0 to 1; None where no data was given, or nothing here runs the result."""
-        return (self.scores.source.map50_95, self.scores.converted.map50_95) if self.scores else None
 
 
 def convert(
@@ -207,7 +95,7 @@ def convert(
     docs/converting.md.
     """
     path, kind = Path(artifact), format_named(to)
-    asked = _asked(kind, precision, opset, names_of(target))
+    request = _request(kind, precision, opset, names_of(target))
     place = path_or_none(out) or Path("runs") / f"{_stem(path)}{kind.suffix}"
     _require_place(path, place, kind)
     kind.require()
@@ -218,9 +106,9 @@ def convert(
         with opened(path, head, classes, trust_checkpoint) as (graph, spec):
             if dataset:
                 require_classes(spec, dataset)
-            source = prepared(graph, spec, asked.precision, work, _cached_scales(path))
-            made, result = _compared(path, source, kind, asked, place, work, scored, progress)
-        _publish(work / MADE, made, place, kind)
+            source = prepare(graph, spec, request.precision, work, _cached_scales(path))
+            written, result = _compared(path, source, kind, request, place, work, scored, progress)
+        _publish(work / MADE, written, place, kind)
     files = _files(place, kind)
     return replace(result, files=files, bytes=sum(each.bytes for each in files))
 
@@ -229,48 +117,48 @@ def _compared(
     artifact: Path,
     source: Source,
     kind: Format,
-    asked: Asked,
+    request: ConversionRequest,
     out: Path,
     work: Path,
     split: Split | None,
     progress: Progress,
-) -> tuple[Made, Converted]:
+) -> tuple[ConversionResult, Converted]:
     """Convert into the folder MADE of `work`, and compare. Raises DeviceError, ParityError."""
     folder = work / MADE
     folder.mkdir()
     progress.note(f"converting {artifact.name} to {kind.name} ...")
     began = time.perf_counter()
-    made = kind.convert(source, folder, _stem(artifact), asked)
+    written = kind.convert(source, folder, _stem(artifact), request)
     seconds = time.perf_counter() - began
     parity = scores = None
-    if kind.engine is not None:
-        entry = folder / made.entry
-        parity = _parity(source, entry, kind.engine, asked, split, work)
-        scores = _scores(source, entry, kind.engine, made, split, progress) if split is not None else None
-    unchecked = () if kind.engine else ("nothing on this machine runs it, so it is not compared with its source",)
+    if kind.runtime is not None:
+        entry = folder / written.entry
+        parity = _parity(source, entry, kind.runtime, request, split, work)
+        scores = _scores(source, entry, kind.runtime, written, split, progress) if split is not None else None
+    unchecked = () if kind.runtime else ("nothing on this machine runs it, so it is not compared with its source",)
     result = Converted(
         artifact=artifact,
         format=kind.name,
         out=out,
-        entry=out if kind.single_file else out / made.entry,
-        precision=asked.precision,
-        opset=made.opset,
-        int8=Int8Layers(len(source.layers), made.carried),
-        calibration_cache=made.cache,
+        entry=out if kind.single_file else out / written.entry,
+        precision=request.precision,
+        opset=written.opset,
+        int8=Int8Layers(len(source.layers), written.carried),
+        calibration_cache=written.cache,
         libraries={name: library_version(name) for name in kind.libraries},
         seconds=seconds,
-        notes=(*unchecked, *made.notes),
+        notes=(*unchecked, *written.notes),
         parity=parity,
         scores=scores,
     )
     if not kind.single_file:
         about = {key: result.document[key] for key in ("precision", "int8", "libraries", "parity", "scores")}
-        engine = kind.engine.name if kind.engine else None
-        write_contract(folder, Contract(kind.name, made.entry, engine, source.spec), about)
-    return made, result
+        engine = kind.runtime.name if kind.runtime else None
+        write_contract(folder, Contract(kind.name, written.entry, engine, source.spec), about)
+    return written, result
 
 
-def _asked(kind: Format, precision_name: str, opset: int | None, targets: Sequence[str]) -> Asked:
+def _request(kind: Format, precision_name: str, opset: int | None, targets: Sequence[str]) -> ConversionRequest:
     """Return the settings of the flags, where the format has them. Raises SpecError."""
     precision = next((each for each in PRECISIONS if each == precision_name), None)
     if precision is None:
@@ -283,10 +171,10 @@ def _asked(kind: Format, precision_name: str, opset: int | None, targets: Sequen
     if targets and kind.name != "tensorrt-rtx":
         expected = f"tensorrt-rtx, {' or '.join(_FOR_TENSORRT)}"
         raise SpecError(f"--target is for --to {expected}", found=f"--to {kind.name}", fix="leave it out")
-    return Asked(precision, opset, tuple(map(_compute_capability, targets)))
+    return ConversionRequest(precision, opset, tuple(map(_compute_capability, targets)))
 
 
-def _for_tensorrt(kind: Format, precision: Precision, opset: int | None, targets: Sequence[str]) -> Asked:
+def _for_tensorrt(kind: Format, precision: Precision, opset: int | None, targets: Sequence[str]) -> ConversionRequest:
     """Return the settings for the TensorRT of a device. Raises SpecError."""
     if len(targets) > 1:
         raise SpecError(f"--to {kind.name}: several targets", expected="one", found=", ".join(targets))
@@ -296,7 +184,7 @@ def _for_tensorrt(kind: Format, precision: Precision, opset: int | None, targets
     newest = target.max_opset.value if target.max_opset else None
     if opset is not None and newest is not None and opset > newest:
         raise SpecError("--opset", expected=f"at most {newest} for {target.name}", found=str(opset))
-    return Asked(precision, opset or newest, tensorrt=target.software.tensorrt.value[0])
+    return ConversionRequest(precision, opset or newest, tensorrt=target.software.tensorrt.value[0])
 
 
 def _compute_capability(name: str) -> str:
@@ -335,7 +223,9 @@ def _cached_scales(artifact: Path) -> dict[str, float]:
         raise BundleError(f"{artifact}: its calibration cache cannot be read", found=str(error)) from error
 
 
-def _parity(source: Source, entry: Path, engine: Engine, asked: Asked, split: Split | None, work: Path) -> Parity:
+def _parity(
+    source: Source, entry: Path, engine: Engine, request: ConversionRequest, split: Split | None, work: Path
+) -> Parity:
     """Compare the result with its source on a few frames. Raises ParityError."""
     frames, head = list(_frames(source, split)), source.spec.head
     expected = outputs(source.graph, ONNXRUNTIME_CPU, frames)
@@ -344,7 +234,7 @@ def _parity(source: Source, entry: Path, engine: Engine, asked: Asked, split: Sp
         float_graph = without_int8(source, work / "judge.onnx").graph
         own = distance(outputs(float_graph, ONNXRUNTIME_CPU, frames), expected, head)
     found = distance(outputs(entry, engine, frames), expected, head)
-    allowed = limits(asked.precision == "fp16", own)
+    allowed = limits(own, narrow=request.precision == "fp16")
     if not found.within(allowed):
         raise ParityError(
             f"{entry.name}: {engine.name} computes something else than ONNX Runtime computes of the source",
@@ -371,7 +261,7 @@ def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.nd
 
 
 def _scores(
-    source: Source, entry: Path, engine: Engine, made: Made, split: Split, progress: Progress
+    source: Source, entry: Path, engine: Engine, written: ConversionResult, split: Split, progress: Progress
 ) -> ConvertedScores:
     """Score source and result on a split. Raises ParityError where the result loses more than it may."""
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
@@ -380,7 +270,7 @@ def _scores(
         for side, (graph, by) in sides.items()
     }
     difference = found["converted"].map50_95 - found["source"].map50_95
-    limit = INT8_MAP_LIMIT if made.carried else MAP_LIMIT
+    limit = INT8_MAP_LIMIT if written.carried else MAP_LIMIT
     if difference < -limit:
         raise ParityError(
             f"{entry.name}: finds less than its source on split {split.name}",
@@ -392,12 +282,12 @@ def _scores(
     return ConvertedScores(split.name, found["source"].images, **scores, difference=difference, allowed=limit)
 
 
-def _publish(folder: Path, made: Made, out: Path, kind: Format) -> None:
+def _publish(folder: Path, written: ConversionResult, out: Path, kind: Format) -> None:
     """Put the result into its place, whole or not at all. Raises SpecError where it cannot be written."""
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     if kind.single_file:
-        copy_file(folder / made.entry, out)
+        copy_file(folder / written.entry, out)
         return
     if (out / NAME).is_file():
         remove_folder(out)

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from edgekd.builds.recipe import Distill
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import export, score, train
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.label import same_classes
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.score import SCORED
 from edgekd.builds.stages.train import Epochs
 from edgekd.commands.arguments import path_or_none, recipe_of
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
+from edgekd.compress.steps import Distill
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.documents import Result
 from edgekd.core.progress import SILENT, Progress

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from edgekd.core.documents import to_plain
 from edgekd.deploy.devices.local import gpus
-from edgekd.graph.runtimes import ENGINES
+from edgekd.graph.runtimes import engines
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
 from edgekd.graph.runtimes.types import Engine, library_version
 
@@ -47,8 +47,8 @@ class Check:
     """The state of one requirement.
 
     Args:
-        group: What it belongs to: `python`, `base`, `extras`, `engines` or `devices`.
-        name: What was checked.
+        group: Group of the requirement: `python`, `base`, `extras`, `engines`, `gpu` or `device`.
+        name: Name of the requirement.
         state: `ok`; `missing`: not there, which is fine unless it is needed; `broken`: there, and unusable.
         detail: Version, or what is wrong.
         fix: The command that adds it; null where there is nothing to do.
@@ -107,7 +107,7 @@ def diagnose(root: Path = Path("/")) -> list[Check]:
         *map(_package, base),
         _images(),
         *(_extra(extra, [each for each in wanted if each.extra == extra]) for extra in extras),
-        *map(_engine, ENGINES),
+        *map(_engine, engines()),
         _gpu(),
         _pycuda(),
         _jetson(root),

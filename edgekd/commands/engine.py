@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,22 +17,12 @@ from edgekd.commands.options import (
     StepTimeout,
 )
 from edgekd.commands.parameter import Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.deploy import engine as devices
 from edgekd.deploy import fleet as fleets
 from edgekd.deploy.devices.named import device_named
-
-
-@dataclass(frozen=True)
-class FleetResult(UntypedResult):
-    """The results of the boards of a fleet."""
-
-    @property
-    def exit_status(self) -> int:
-        """1 where a board failed."""
-        return 0 if self.document["passed"] else 1
+from edgekd.deploy.engine_report import InstallReport
 
 
 def engine(
@@ -55,7 +44,7 @@ def engine(
     out: Annotated[str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
     fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
     progress: Progress = SILENT,
-) -> UntypedResult | FleetResult:
+) -> InstallReport | fleets.FleetReport:
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
     Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.
@@ -79,9 +68,9 @@ def engine(
         data=path_or_none(data),
     )
     if fleet is None:
-        return UntypedResult(devices.run(job, progress))
+        return devices.run(job, progress)
     folder = path_or_none(out) or Path("runs") / f"{job.bundle.stem}-fleet"
-    return FleetResult(fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress))
+    return fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress)
 
 
 def _require_one(device: str | None, fleet: str | Path | None, activate: bool, out: str | Path | None) -> None:

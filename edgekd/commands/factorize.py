@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import LowRank
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.speedup import Lightened, lightened, start
 from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import low_rank
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.low_rank import FactoredLayer
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
+from edgekd.compress.steps import LowRank
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_share
 from edgekd.hardware.budget import Budget

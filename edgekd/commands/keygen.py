@@ -22,7 +22,7 @@ class NewKey(Result):
         key: Id of the key: SHA-256 of the public key's 32 bytes, 64 hexadecimal digits.
         private: Path of the private key.
         public: Path of the public key.
-        encrypted: Whether the private key has a passphrase.
+        encrypted: True where the private key has a passphrase.
     """
 
     key: str

@@ -99,8 +99,8 @@ def repack(
         sign_bundle(packed, signers, packed if packaging else out, _signatures(source, changed))
         if packaging is None:
             return verify(out)
-        report, made = verify(packed), wrap(packaging, packed, out)
-        return replace(report, file=out, bytes=out.stat().st_size, firmware=made)
+        report, firmware = verify(packed), wrap(packaging, packed, out)
+        return replace(report, file=out, bytes=out.stat().st_size, firmware=firmware)
 
 
 def _folder(out: Path) -> Path:

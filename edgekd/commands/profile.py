@@ -9,23 +9,62 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.atomic_files import write_file, writing
+from edgekd.core.documents import INLINE, Result
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
-from edgekd.hardware.predict.device import PRECISIONS, require_precision
+from edgekd.deploy.engine_report import DeviceReport, EngineLatency, InstallReport
+from edgekd.hardware.predict.device import PRECISIONS, PredictedPrecision, require_precision
 from edgekd.hardware.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.hardware.target import Target, load_target
+
+
+@dataclass(frozen=True)
+class ProfiledNetwork:
+    """A network, timed on the device.
+
+    Args:
+        bundle: Path of its bundle here.
+        graph: Name of its ONNX file, beside the table.
+        layers: Number of layers by the precision that they compute in; null where the runtime does not report it.
+    """
+
+    bundle: str
+    graph: str
+    layers: Mapping[str, int] | None
+    times: EngineLatency = field(metadata=INLINE)
+
+
+@dataclass(frozen=True)
+class ProfileResult(Result):
+    """Networks, timed on a device by the agents of their bundles.
+
+    Args:
+        table: Path of the table.
+        target: Name of the target that it is of.
+        precision: The lowest precision that layers compute in.
+        measured: Description of the measurement, as in the table.
+        networks: In the order in which they were named.
+    """
+
+    table: Path
+    target: str
+    precision: PredictedPrecision
+    measured: str
+    device: DeviceReport
+    runtime: RuntimeVersion
+    networks: tuple[ProfiledNetwork, ...]
 
 
 def profile(
@@ -42,7 +81,7 @@ def profile(
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
     progress: Progress = SILENT,
-) -> UntypedResult:
+) -> ProfileResult:
     """Time the networks of bundles on a device, and write a table that corrects predictions for its target.
 
     Raises SpecError, and the errors of `engine`; then no table is written. The command: `edgekd profile`.
@@ -64,29 +103,28 @@ def profile(
         chosen = _common_target(target, parts)
         with writing(table_path):
             table_path.parent.mkdir(parents=True, exist_ok=True)
-        found = []
+        reports = []
         for path, each in zip(paths, parts, strict=True):
-            found.append(install(replace(usual, bundle=path), each, progress))
-            _require_measured_there(found[-1], target)
-        precision = _common_precision(found, chosen)
-        graphs = [_keep_graph(table_path, each, result["identity"]) for each, result in zip(parts, found, strict=True)]
-    times = [result["bench"]["inference_ms"] for result in found]
-    networks = tuple(MeasuredNetwork(graph, each["p50"]) for graph, each in zip(graphs, times, strict=True))
-    table = MeasuredTable(chosen.name, precision, _how(found), networks)  # type: ignore[arg-type]
+            reports.append(install(replace(usual, bundle=path), each, progress))
+            _require_measured_there(reports[-1], target)
+        precision = _common_precision(reports, chosen)
+        graphs = [_keep_graph(table_path, each, report.identity) for each, report in zip(parts, reports, strict=True)]
+    networks = tuple(
+        MeasuredNetwork(graph, report.bench.inference_ms.p50) for graph, report in zip(graphs, reports, strict=True)
+    )
+    table = MeasuredTable(chosen.name, precision, _how(reports), networks)
     write_file(table_path, table_toml(table).encode("utf-8"))
-    return UntypedResult(
-        {
-            "table": str(table_path),
-            "target": chosen.name,
-            "precision": precision,
-            "measured": table.measured,
-            "device": found[-1]["device"],
-            "runtime": found[-1]["runtime"],
-            "networks": [
-                {"bundle": result["bundle"], "graph": graph, "layers": result["engine"]["layers"], **result["bench"]}
-                for result, graph in zip(found, graphs, strict=True)
-            ],
-        }
+    return ProfileResult(
+        table=table_path,
+        target=chosen.name,
+        precision=precision,
+        measured=table.measured,
+        device=reports[-1].device,
+        runtime=reports[-1].runtime,
+        networks=tuple(
+            ProfiledNetwork(report.bundle, graph, report.engine.layers, report.bench)
+            for report, graph in zip(reports, graphs, strict=True)
+        ),
     )
 
 
@@ -99,36 +137,36 @@ def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
     return load_target(names.pop())
 
 
-def _require_measured_there(result: Mapping[str, Any], given: str | None) -> None:
+def _require_measured_there(report: InstallReport, given: str | None) -> None:
     """Require a measurement on a device that is known to be the target. Raises SpecError."""
-    device, target = result["device"]["name"], result["target"]
-    if result["basis"] == REHEARSED:
+    device, target = report.device.name, report.target
+    if report.basis == REHEARSED:
         what, fix = f"{device}: nothing was computed there", "name a device, and another runtime than null"
         raise SpecError(what, expected="a measurement", found="a rehearsal", fix=fix)
-    if result["fits"] is None and given is None:
+    if report.fits is None and given is None:
         fix = f"if you know it: --target {target}"
         raise SpecError(
             f"{device}: not confirmed to be a {target}", expected="a device that reports its model", fix=fix
         )
 
 
-def _common_precision(found: Sequence[Mapping[str, Any]], target: Target) -> str:
+def _common_precision(reports: Sequence[InstallReport], target: Target) -> PredictedPrecision:
     """Return the precision of all networks. Raises SpecError where they differ, or the target does not have it."""
-    precisions = {_precision(result) for result in found}
+    precisions = {_precision(report) for report in reports}
     if len(precisions) > 1:
         fix = "make a table for each precision"
-        found_ = ", ".join(sorted(precisions))
-        raise SpecError("profile: one table is of one precision", expected="one", found=found_, fix=fix)
+        found = ", ".join(sorted(precisions))
+        raise SpecError("profile: one table is of one precision", expected="one", found=found, fix=fix)
     precision = precisions.pop()
     require_precision(target, precision)
     return precision
 
 
-def _precision(result: Mapping[str, Any]) -> str:
+def _precision(report: InstallReport) -> PredictedPrecision:
     """Return the lowest precision of layers, by the runtime; where it reports none, by the graph: INT8 or FP32."""
-    layers = result["engine"]["layers"]
+    layers = report.engine.layers
     if layers is None:
-        return "int8" if result["self_test"]["precision"] == "int8" else "fp32"
+        return "int8" if report.self_test.precision == "int8" else "fp32"
     return next((name for name in reversed(PRECISIONS) if layers.get(name)), "fp32")
 
 
@@ -144,17 +182,17 @@ def _keep_graph(table: Path, parts: Contents, identity: str) -> str:
     return name
 
 
-def _how(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return a text on the device and how it was measured."""
-    device, runtime = found[-1]["device"], found[-1]["runtime"]
-    mode = device["power_mode"]
+def _how(reports: Sequence[InstallReport]) -> str:
+    """Describe the device and the measurement."""
+    device, runtime = reports[-1].device, reports[-1].runtime
+    mode = device.power_mode
     facts = {
-        "": device["model"] or device["cpu"] or device["name"],
-        "power mode ": (mode["name"] or mode["id"]) if mode else None,
-        "L4T ": device["l4t"],
-        "driver ": device["driver"],
-        "kernel ": device["kernel"],
+        "": device.model or device.cpu or device.name,
+        "power mode ": (mode.name or mode.id) if mode else None,
+        "L4T ": device.l4t,
+        "driver ": device.driver,
+        "kernel ": device.kernel,
     }
-    runs = min(result["bench"]["iterations"] for result in found)
-    how = f"{runtime['name']} {runtime['version']}, engine alone, median of {runs} runs or more, edgekd {__version__}"
+    runs = min(report.bench.iterations for report in reports)
+    how = f"{runtime.name} {runtime.version}, engine alone, median of {runs} runs or more, edgekd {__version__}"
     return "; ".join([how, *(f"{label}{value}" for label, value in facts.items() if value is not None)])

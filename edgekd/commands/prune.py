@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.recipe import Prune
+from edgekd.builds.recipe import refuse_recipe
 from edgekd.builds.speedup import Lightened, lightened, start
 from edgekd.builds.stage_store import StageSummary, readable_json, summaries
 from edgekd.builds.stages.base import StageContext
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, for_target, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
+from edgekd.compress.steps import Prune
 from edgekd.core.atomic_files import write_file
 from edgekd.core.documents import to_plain
 from edgekd.core.progress import SILENT, Progress

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from edgekd.builds.gate import costliest, require_met
-from edgekd.builds.recipe import QuantAwareDistill, Quantize, Recipe
+from edgekd.builds.recipe import Recipe, refuse_recipe
 from edgekd.builds.stage_store import AnyStage, StageSummary, summaries
 from edgekd.builds.stages import compare, encode, export, score, train
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
@@ -29,17 +29,18 @@ from edgekd.builds.stages.plan import (
     Trial,
     calibrated_for,
     quantized,
-    refuse_recipe,
     room,
     searches,
     size_of,
 )
 from edgekd.builds.stages.quantize import PLAN, QuantizeResult
 from edgekd.builds.stages.score import SCORED, ScoreResult
+from edgekd.builds.step_kinds import kind_of
 from edgekd.commands.arguments import limits, path_or_none, recipe_of
 from edgekd.commands.options import CalibrationSet, Fresh, Head, Model, PlanFile, RecipeName, Trust
 from edgekd.commands.parameter import Option
 from edgekd.commands.results import write_result
+from edgekd.compress.steps import QuantAwareDistill, Quantize
 from edgekd.compress.weight_formats import WEIGHT_FORMATS
 from edgekd.core.canonical import json_sha256
 from edgekd.core.documents import INTERNAL, Result
@@ -183,9 +184,10 @@ def _refuse_steps(recipe: Recipe) -> None:
     if recipe.quantize is None:
         raise SpecError(f"recipe {recipe.name} quantizes nothing", fix="pass --recipe ptq or mixed")
     for step in recipe.steps:
-        if step.refused_by_quantize is not None:
-            effect, fix = step.refused_by_quantize
-            raise SpecError(f"recipe {recipe.name} {effect}", fix=fix)
+        kind = kind_of(step)
+        if kind.command != "quantize":
+            alone = f"`edgekd {kind.command}` it, and quantize that" if kind.command else "leave that to `edgekd build`"
+            raise SpecError(f"recipe {recipe.name} {kind.effect}", fix=alone)
 
 
 def _is_network(job: QuantizeJob) -> bool:

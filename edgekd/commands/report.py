@@ -20,6 +20,8 @@ from edgekd.builds.stages.calibrate import CalibrateResult
 from edgekd.builds.stages.check import CheckResult
 from edgekd.builds.stages.compile import CompileResult
 from edgekd.builds.stages.encode import EncodeResult
+from edgekd.builds.stages.half import HalfResult
+from edgekd.builds.stages.quantize import QuantizedResult
 from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
@@ -38,8 +40,6 @@ from edgekd.hardware.target import Target, load_target
 
 R = TypeVar("R", bound=StageResult)
 PAGE = "analysis.html"
-_DERIVED = ("half", "quantize", "quant_aware_distill")
-"""Stages that derive a graph from the graph that is their input."""
 
 
 def analyse(
@@ -102,7 +102,7 @@ def _graphs(finished: Finished, done: Sequence[AnyStage], scored: Split | None) 
         before, shipped = (by_result[inputs_of(scores[at])["graph"]] for at in (0, -1))
         after = by_result[inputs_of(shipped)["graph"]] if shipped.name == "half" else shipped
         floating = after
-        while floating.name in _DERIVED:
+        while isinstance(floating.result, (HalfResult, QuantizedResult)):
             floating = by_result[inputs_of(floating)["graph"]]
         packed = shipped.files[GRAPH].sha256
         encoded = next(each for each in reversed(_all(done, EncodeResult)) if inputs_of(each)["graph"] == packed)

@@ -10,7 +10,6 @@ from edgekd.commands.options import Paths, SecretFile
 from edgekd.commands.parameter import Option
 from edgekd.commands.verify import SignedFile
 from edgekd.deploy.signing import signed
-from edgekd.deploy.signing.signed import Verified
 
 
 def sign(
@@ -19,7 +18,7 @@ def sign(
     *,
     out: Annotated[str | Path | None, Option("Where to write it. Default: in place.")] = None,
     secret_file: SecretFile = None,
-) -> Verified:
+) -> signed.Verified:
     """Add signatures to a bundle or a trust file.
 
     Raises SpecError, BundleError, HashError, SignatureError. The command: `edgekd sign`.

@@ -10,7 +10,6 @@ from edgekd.commands.options import Paths
 from edgekd.commands.parameter import Argument, Option
 from edgekd.deploy.signing import signed
 from edgekd.deploy.signing.key_files import read_public
-from edgekd.deploy.signing.signed import Verified
 
 SignedFile = Annotated[str | Path, Argument("A .edgekd bundle, or a trust file.")]
 
@@ -20,7 +19,7 @@ def verify(
     *,
     trust: Annotated[str | Path | None, Option("Trust file that decides.")] = None,
     keys: Annotated[Paths, Option("A .pub that must have signed it.", flag="--key")] = (),
-) -> Verified:
+) -> signed.Verified:
     """Check a bundle or trust file from its first byte to its last, and who signed it.
 
     All of `keys` must have signed it. Without `trust` and `keys` the result only says that the file is whole, and by

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 
+S = TypeVar("S", bound="Step")
+
 
 @dataclass(frozen=True)
 class Step:
-    """Base of the settings of a compression step: its declaration.
-
-    Args:
-        kind: Its name in a recipe.
-        trains: It needs a `.pt` checkpoint and labelled training data.
-        repeats: A recipe may hold it more than once.
-        refused_by_quantize: What it does, and what to do instead, for `edgekd quantize`, which does not run it.
-    """
+    """Base of the settings of a compression step; kind: its name in a recipe."""
 
     kind: ClassVar[str]
-    trains: ClassVar[bool] = False
-    repeats: ClassVar[bool] = False
-    refused_by_quantize: ClassVar[tuple[str, str] | None] = None
+
+    def beside(self: S, folder: Path) -> S:
+        """Return the step with the paths in it relative to the folder of its recipe."""
+        return self
 
 
 class _Sized(Step):
@@ -39,12 +37,16 @@ class _Sized(Step):
         return None if self.max_size is None else parse_size(self.max_size, "max_size")
 
 
-def _require_positive(kind: str, step: Any, *names: str) -> None:
-    """Raise SpecError where one of these settings of a step is 0 or less; None is allowed."""
+def _require(step: Step, expected: str, fits: Callable[[Any], bool], *names: str) -> None:
+    """Raise SpecError where one of these settings of a step does not fit; None does."""
     for name in names:
         value = getattr(step, name)
-        if value is not None and not value > 0:
-            raise SpecError(f"{kind}: {name}", expected="more than 0", found=str(value))
+        if value is not None and not fits(value):
+            raise SpecError(f"{step.kind}: {name}", expected=expected, found=str(value))
+
+
+def _require_positive(step: Step, *names: str) -> None:
+    _require(step, "more than 0", lambda value: value > 0, *names)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,17 @@ class Quantize(_Sized):
     def __post_init__(self) -> None:
         if not self.formats:
             raise SpecError("quantize: formats", expected="at least one of float16, int8, fp4x and nvfp4", found="none")
-        if self.bits is not None and not 0 < self.bits <= 32:
-            raise SpecError("quantize: bits", expected="more than 0 and at most 32", found=str(self.bits))
+        _require(self, "more than 0 and at most 32", lambda bits: 0 < bits <= 32, "bits")
         _ = self.max_bytes  # raises where it is no size
 
     @property
     def planned(self) -> bool:
         """True where a planner, or a plan from a file, chooses the formats."""
         return self.plan is not None or self.formats != ("int8",)
+
+    def beside(self, folder: Path) -> Quantize:
+        """Return the step with its plan relative to a folder."""
+        return replace(self, plan=str(folder / self.plan)) if self.plan else self
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,6 @@ class QuantAwareDistill(Step):
     """
 
     kind = "quant_aware_distill"
-    trains = True
-    repeats = True
 
     epochs: int = 10
     batch: int = 8
@@ -123,12 +126,11 @@ class Resize(Step):
     """Another size of the input; image_size: its side in pixels, rounded up to the detector's strides."""
 
     kind = "resize"
-    refused_by_quantize = ("resizes the input", "leave that to `edgekd build`")
 
     image_size: int
 
     def __post_init__(self) -> None:
-        _require_positive("resize", self, "image_size")
+        _require_positive(self, "image_size")
 
 
 HALF = 0.5
@@ -160,8 +162,6 @@ class Prune(_Sized):
     """
 
     kind = "prune"
-    trains = True
-    refused_by_quantize = ("removes channels", "`edgekd prune` it, and quantize that")
 
     ratio: float | None = None
     max_size: str | None = None
@@ -179,11 +179,8 @@ class Prune(_Sized):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("ratio", "most"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise SpecError(f"prune: {name}", expected="between 0 and 1", found=str(value))
-        _require_positive("prune", self, "min_fps", "multiple", "rounds", "images", "batch", "image_size")
+        _require(self, "between 0 and 1", lambda share: 0 < share < 1, "ratio", "most")
+        _require_positive(self, "min_fps", "multiple", "rounds", "images", "batch", "image_size")
         for pattern, cap in self.caps.items():
             if not 0 <= cap < 1:
                 raise SpecError(f"prune: caps: {pattern}", expected="0 or more, and less than 1", found=str(cap))
@@ -205,6 +202,10 @@ class Prune(_Sized):
         """Return the largest share of a unit's channels to remove."""
         return min([self.most, *(cap for pattern, cap in self.caps.items() if fnmatchcase(unit, pattern))])
 
+    def beside(self, folder: Path) -> Prune:
+        """Return the step with the files of its training relative to a folder."""
+        return replace(self, recovery=self.recovery.beside(folder)) if self.recovery else self
+
 
 @dataclass(frozen=True)
 class LowRank(Step):
@@ -219,8 +220,6 @@ class LowRank(Step):
     """
 
     kind = "factorize"
-    trains = True
-    refused_by_quantize = ("replaces convolutions", "`edgekd factorize` it, and quantize that")
 
     energy: float = 0.97
     channels: int = 64
@@ -229,9 +228,8 @@ class LowRank(Step):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.energy < 1:
-            raise SpecError("factorize: energy", expected="between 0 and 1", found=str(self.energy))
-        _require_positive("factorize", self, "channels", "images", "image_size")
+        _require(self, "between 0 and 1", lambda share: 0 < share < 1, "energy")
+        _require_positive(self, "channels", "images", "image_size")
 
 
 @dataclass(frozen=True)
@@ -324,8 +322,6 @@ class Distill(Step):
     """
 
     kind = "distill"
-    trains = True
-    refused_by_quantize = ("trains a student", "`edgekd distill` it, and quantize that")
 
     student: str | None = None
     width: float | None = None
@@ -360,21 +356,19 @@ class Distill(Step):
 
     def __post_init__(self) -> None:
         positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
-        _require_positive("distill", self, *positive)
+        _require_positive(self, *positive)
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
-        for name in ("final_rate", "mosaic", "learning_rate", "class_power", "repeat"):
-            if not 0 <= (getattr(self, name) or 0.0) <= 1:
-                raise SpecError(f"distill: {name}", expected="0 to 1", found=str(getattr(self, name)))
-        for name in ("text", "warmup_epochs", "close_mosaic", "balance_every", "seed"):
-            if not getattr(self, name) >= 0:
-                raise SpecError(f"distill: {name}", expected="0 or more", found=str(getattr(self, name)))
-        if self.focus != 0 and not self.focus >= 1:  # between the two it has no slope where the two agree
-            raise SpecError("distill: focus", expected="0, or 1 or more", found=str(self.focus))
+        rates = ("final_rate", "mosaic", "learning_rate", "class_power", "repeat")
+        _require(self, "0 to 1", lambda rate: 0 <= rate <= 1, *rates)
+        counts = ("text", "warmup_epochs", "close_mosaic", "balance_every", "seed")
+        _require(self, "0 or more", lambda count: count >= 0, *counts)
+        # Between 0 and 1 the weight has no slope where both networks agree.
+        _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")
+        _require(self, "0.5 to 1", lambda precision: 0.5 <= precision <= 1, "keep")
+        _require(self, "0 or more, and less than 1", lambda momentum: 0 <= momentum < 1, "momentum")
         if self.prompts and not self.text:
             raise SpecError("distill: prompts without text", fix="say how much words count, such as text = 0.5")
-        if not 0.5 <= self.keep <= 1:
-            raise SpecError("distill: keep", expected="0.5 to 1", found=str(self.keep))
         if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
             raise SpecError(
                 "distill: unlabelled_share",
@@ -382,8 +376,6 @@ class Distill(Step):
                 found=str(self.unlabelled_share),
                 fix="use another share, or a larger batch",
             )
-        if not 0 <= self.momentum < 1:
-            raise SpecError("distill: momentum", expected="0 or more, and less than 1", found=str(self.momentum))
 
     def stage_at(self, progress: float) -> DistillStage:
         """Return the stage at a progress of 0 to 1."""
@@ -394,6 +386,11 @@ class Distill(Step):
                 return stage
         return self.stages[-1]
 
-
-STEPS: tuple[type[Step], ...] = (Resize, Prune, LowRank, Distill, Quantize, QuantAwareDistill)
-"""The compression steps that a recipe may hold, in the usual order."""
+    def beside(self, folder: Path) -> Distill:
+        """Return the step with its files relative to a folder; a student may also be the name of a model."""
+        student = folder / self.student if self.student else None
+        return replace(
+            self,
+            student=str(student) if student and student.is_file() else self.student,
+            unlabelled=str(folder / self.unlabelled) if self.unlabelled else None,
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgekd.core.errors import SpecError, did_you_mean
@@ -41,18 +42,27 @@ def from_plain(
         one: T = _parse_union(get_args(kind), value, where, rules)
         return one
     cls: Any = get_origin(kind) or kind
-    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    fields, hints = {entry.name: entry for entry in dataclasses.fields(cls)}, _hints(cls)
+    value = _grouped(fields, hints, value)
     _require_table(value, fields, where, extra=extra)
     for name, entry in fields.items():
         optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
         if not optional and name not in value:
             raise _missing(where, name, value)
-    hints = _hints(cls)
     # A generic dataclass names its parameters as type variables: replace them by the arguments of `kind`.
     bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=False))
     kinds = {key: bound.get(hints[key], hints[key]) for key in value if key in fields}
     parsed: T = cls(**{key: _parse(kind, value[key], f"{where}: {key}", rules) for key, kind in kinds.items()})
     return parsed
+
+
+def _grouped(fields: Mapping[str, Any], hints: Mapping[str, Any], value: Any) -> Any:
+    """Return a table with the entries of fields that `documents.INLINE` marks in tables of their own."""
+    for name in (name for name, entry in fields.items() if entry.metadata.get("inline") and isinstance(value, dict)):
+        own = {entry.name for entry in dataclasses.fields(hints[name])}
+        inner = {key: item for key, item in value.items() if key in own}
+        value = {**{key: item for key, item in value.items() if key not in own}, name: inner}
+    return value
 
 
 @cache
@@ -67,7 +77,7 @@ def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
 def _require_table(value: Any, keys: Mapping[str, Any], where: str, *, extra: bool) -> None:
     """Raise SpecError unless the value is a table, without unknown keys unless `extra` allows them."""
     if not isinstance(value, dict):
-        raise SpecError(where, expected="a table with " + ", ".join(keys), found=f"{value!r}")
+        raise SpecError(where, expected="a table with " + ", ".join(keys), found=_shown(value))
     for key in value:
         if key not in keys and not extra:
             expected = "one of " + ", ".join(keys)
@@ -86,12 +96,18 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
     if origin in (dict, Mapping, types.MappingProxyType):
         _require(isinstance(value, dict), "a table", value, where)
         return {key: _parse(args[1], item, f"{where}: {key}", rules) for key, item in value.items()}
-    if origin in (tuple, list):
-        return _parse_list(origin, args, value, where, rules)
+    if origin in (tuple, list, Sequence):
+        return _parse_list(list if origin is list else tuple, args, value, where, rules)
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return kind(*_parse_list(tuple, tuple(_hints(kind).values()), value, where, rules))
+    if kind is Path:
+        return Path(_parse(str, value, where, rules))
     if typing.is_typeddict(kind):
         return _parse_typed_dict(kind, value, where, rules)
     if dataclasses.is_dataclass(origin or kind):
         return from_plain(kind, value, where, widen=rules.widen, extra=rules.extra)
+    if hasattr(kind, "_fields"):  # a NamedTuple
+        return kind(*_parse_list(tuple, tuple(_hints(kind).values()), value, where, rules))
     if kind is float and type(value) is int:
         return float(value) if rules.widen else value
     _require(type(value) is kind, _NAMES[kind], value, where)
@@ -100,7 +116,15 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
 
 def _require(holds: bool, expected: str, value: Any, where: str) -> None:
     if not holds:
-        raise SpecError(where, expected=expected, found=f"{value!r}")
+        raise SpecError(where, expected=expected, found=_shown(value))
+
+
+def _shown(value: Any) -> str:
+    """Return a value for an error; TOML has integers, in hexadecimal, that Python does not write in decimal."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
 
 
 def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) -> Any:
@@ -117,13 +141,13 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
         fix = did_you_mean(str(value), choices)
-        raise SpecError(where, expected="one of " + ", ".join(choices), found=f"{value!r}", fix=fix)
+        raise SpecError(where, expected="one of " + ", ".join(choices), found=_shown(value), fix=fix)
     return value
 
 
 def _parse_list(origin: Any, args: tuple[Any, ...], value: Any, where: str, rules: _Rules) -> Any:
     _require(isinstance(value, list), "a list", value, where)
-    if origin is list or args[-1] is Ellipsis:
+    if len(args) == 1 or args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     _require(len(value) == len(args), f"{len(args)} values", value, where)
     items = (

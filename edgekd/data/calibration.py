@@ -1,7 +1,7 @@
-"""Calibration sets: chosen from the training split by a rule, hashed, kept as a small TOML.
+"""Calibration sets: images chosen from the training split by a rule, hashed, and stored as a small TOML.
 
-Activation ranges come from these images, so they must show what the camera will see: every class, every light, small
-and large objects. And they must not be scored on, because that flatters the result: `refuse_overlap` compares contents.
+Activation ranges are measured on these images, so they cover what the camera will see: every class, every brightness,
+small and large objects. Scoring on them would flatter the result: `refuse_overlap` compares contents.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import DataError, SpecError, did_you_mean
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.toml import parse_table, read_toml, toml_text
-from edgekd.data.images import ReadableImages, content_hashes, file_hashes, read_thumbnail
+from edgekd.data.images import ReadableImages, file_hashes, read_thumbnail
 from edgekd.data.types import Dataset, Sample, Split
 
 FORMAT = 1
-BRIGHTNESS_BANDS = 8  # equal parts of the grey scale
+BRIGHTNESS_BANDS = 8  # equal intervals of grey levels
 SIZE_LIMITS = (0.05, 0.15)  # sides of COCO's small and medium objects, 32 and 96 pixels, in a frame of 640
-POOLED_PER_CLASS = 8  # images of each class that are looked at even if the draw misses them
+POOLED_PER_CLASS = 8  # images of each class in the candidate pool, even if the draw misses them
 
 Traits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Weights:
+class TraitWeights:
     """The weight of each kind of trait in the choice."""
 
     classes: float
@@ -45,9 +45,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class CalibrationRule:
-    """The rule by which calibration images are chosen; `calibration/cover.toml` explains the fields.
+    """The rule that chooses calibration images; `calibration/cover.toml` explains the fields.
 
-    Raises SpecError when a value makes no sense.
+    Raises SpecError for a value out of range.
     """
 
     name: str
@@ -56,7 +56,7 @@ class CalibrationRule:
     seed: int
     pool: int
     balance: float
-    weights: Weights
+    weights: TraitWeights
 
     def __post_init__(self) -> None:
         shares = (self.weights.classes, self.weights.brightness, self.weights.size)
@@ -67,14 +67,14 @@ class CalibrationRule:
             ("balance", self.balance, 0 <= self.balance <= 1, "0 to 1"),
             ("weights", shares, min(shares) >= 0 < max(shares), "no negative one, and one above 0"),
         )
-        for name, value, good, expected in checks:
-            if not good:
+        for name, value, valid, expected in checks:
+            if not valid:
                 raise SpecError(f"calibration rule {self.name!r}: {name} is {value}", expected=expected)
 
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """An image: its path from the data set's folder, with forward slashes, and the SHA-256 (hex) of its bytes."""
+    """An image: its POSIX path relative to the data set's folder, and the SHA-256 (hex) of the file."""
 
     path: str
     sha256: str
@@ -82,7 +82,7 @@ class CalibrationFile:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The images that activation ranges are measured on, best coverage first; `source` is the data set's folder."""
+    """The images that activation ranges are measured on, best coverage first; source: folder of the data set."""
 
     files: tuple[CalibrationFile, ...]
     rule: CalibrationRule
@@ -97,7 +97,7 @@ class CalibrationSet:
 
     @property
     def sha256(self) -> str:
-        """Identity: hash of the images' contents and of their preprocessing, whatever their paths."""
+        """Identity: hash of image contents and preprocessing, independent of paths."""
         preprocess = asdict(self.preprocess) if self.preprocess else None
         identity = json.dumps([[file.sha256 for file in self.files], preprocess], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
@@ -107,7 +107,7 @@ class CalibrationSet:
 
 
 def load_rule(name: str = "cover") -> CalibrationRule:
-    """Load a rule that ships with the package, or one from a .toml file. Raises SpecError where there is none."""
+    """Load a rule of the package by name, or one from a .toml file. Raises SpecError for an unknown one."""
     if name.endswith(".toml"):
         return parse_table(CalibrationRule, read_toml(Path(name)), name)
     shipped = {Path(file.name).stem: file for file in resources.files("edgekd.calibration").iterdir()}
@@ -126,10 +126,10 @@ def choose(
     preprocess: Preprocess | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationSet:
-    """Choose `rule.count` images of `split`, or all of them when there are fewer.
+    """Choose `rule.count` images of `split`, or all of them if there are fewer.
 
-    The same data and rule give the same set; a smaller count gives its beginning (as long as the pool is the same).
-    Raises DataError when the data set has no such split or too many of its images are unreadable.
+    Deterministic; a smaller count gives a prefix (as long as the pool is the same). Raises DataError if the data set
+    has no such split or too many of its images are unreadable.
     """
     if split not in dataset.splits:
         raise DataError(
@@ -149,17 +149,16 @@ def choose(
         (rule.weights.size, _size_traits(candidates)),
     )
     chosen = [candidates[index] for index in _pick(traits, rule.count, rule.balance)]
-    hashes = content_hashes(chosen, progress)
-    files = (CalibrationFile(_relative(sample.image, dataset.folder), hashes[sample.image]) for sample in chosen)
+    hashes = file_hashes([sample.image for sample in chosen], progress)
+    files = (
+        CalibrationFile(Path(os.path.relpath(sample.image, dataset.folder)).as_posix(), hashes[sample.image])
+        for sample in chosen
+    )
     return CalibrationSet(tuple(files), rule, preprocess, dataset.folder, split)
 
 
-def _relative(image: Path, folder: Path) -> str:
-    return Path(os.path.relpath(image, folder)).as_posix()
-
-
 def _draw_pool(classes: Traits, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the indices of candidate images, in random order: `size` of them, and some more of each rare class."""
+    """Draw indices of candidate images in random order: `size` of them, and more of each rare class."""
     order = rng.permutation(len(classes))
     present = classes[order]
     keep: Traits = np.any(present & (np.cumsum(present, axis=0) <= POOLED_PER_CLASS), axis=1)
@@ -168,7 +167,7 @@ def _draw_pool(classes: Traits, size: int, rng: np.random.Generator) -> NDArray[
 
 
 def _measure_brightness(samples: Sequence[Sample], progress: Progress) -> tuple[list[Sample], Traits]:
-    """Return the readable samples, and the band of the mean brightness of each, bool [n, bands]."""
+    """Return the readable samples and their bands of mean brightness, one-hot bool [n, bands]."""
     images = ReadableImages(samples, progress, label="measure brightness", read=read_thumbnail)
     means = [(sample, image.mean()) for sample, image in images]
     for file, reason in images.skipped:
@@ -178,18 +177,19 @@ def _measure_brightness(samples: Sequence[Sample], progress: Progress) -> tuple[
 
 
 def _class_traits(samples: Sequence[Sample], class_count: int) -> Traits:
-    """Return the classes in each image, bool [n, classes + 1]; the last one means none."""
+    """Return the classes in each image, bool [n, classes + 1]; the last column means no object."""
     return _presence(samples, [sample.truth.classes for sample in samples], class_count)
 
 
 def _size_traits(samples: Sequence[Sample]) -> Traits:
-    """Return the sizes of objects in each image, small, medium, large and none, bool [n, 3 + 1]."""
+    """Return the object sizes in each image, bool [n, 4]: small, medium, large, no object."""
     areas = [np.prod(sample.truth.boxes[:, 2:] - sample.truth.boxes[:, :2], axis=1) for sample in samples]
     limits = np.square(SIZE_LIMITS)
     return _presence(samples, [np.searchsorted(limits, area) for area in areas], len(SIZE_LIMITS) + 1)
 
 
 def _presence(samples: Sequence[Sample], labels: Sequence[NDArray[Any]], count: int) -> Traits:
+    """Return the labels of each image as bool [n, count + 1]; the last column means none."""
     present = np.zeros((len(samples), count + 1), bool)
     owners = np.repeat(np.arange(len(samples)), [len(each) for each in labels])
     present[owners, np.concatenate([np.zeros(0, np.int64), *labels])] = True
@@ -200,28 +200,28 @@ def _presence(samples: Sequence[Sample], labels: Sequence[NDArray[Any]], count: 
 def _pick(groups: Sequence[tuple[float, Traits]], count: int, balance: float) -> list[int]:
     """Choose `count` rows greedily, best first.
 
-    An image that shows a trait no chosen image shows goes first: the more such traits, the sooner. Otherwise the
-    image wins that brings the chosen ones' shares of the traits closest to the target, which is the share among all
-    candidates to the power of 1 - balance. In each group an image has one vote, split among its traits, so that
-    crowded scenes have no advantage.
+    Images with traits that no chosen image has come first, those with most such traits foremost. Then the image wins
+    that brings the trait shares of the chosen set closest to the target: the share among all candidates to the power
+    of 1 - balance. In each group an image has one vote, split among its traits, so that crowded scenes have no
+    advantage.
     """
     traits = np.concatenate([present for _, present in groups], axis=1)
     votes = np.concatenate([present / present.sum(axis=1, keepdims=True) for _, present in groups], axis=1)
     weights = np.concatenate([np.full(present.shape[1], weight) for weight, present in groups])
     targets = np.concatenate([_target(present, balance) for _, present in groups])
-    seen = np.zeros(traits.shape[1], bool)
+    covered = np.zeros(traits.shape[1], bool)
     shares = np.zeros(traits.shape[1])
     free = np.ones(len(traits), bool)
     chosen: list[int] = []
     while len(chosen) < min(count, len(traits)):
-        news = traits @ (weights * ~seen)
+        new_traits = traits @ (weights * ~covered)
         gain = votes @ (weights * (targets - shares / max(len(chosen), 1)))
-        # Rounded, so that the last bits of a matrix product, which vary between CPUs, decide nothing.
-        value = np.round(np.where(free, 1000 * news + gain, -np.inf), 9)
+        # Rounded: the last bits of a matrix product vary between CPUs.
+        value = np.round(np.where(free, 1000 * new_traits + gain, -np.inf), 9)
         best = int(value.argmax())
         chosen.append(best)
         free[best] = False
-        seen |= traits[best]
+        covered |= traits[best]
         shares += votes[best]
     return chosen
 
@@ -236,19 +236,19 @@ def _target(present: Traits, balance: float) -> NDArray[np.float64]:
 
 
 def refuse_overlap(calibration: CalibrationSet, split: Split, progress: Progress = SILENT) -> None:
-    """Raise DataError when an image of the scored split is, byte for byte, also in the calibration set."""
+    """Raise DataError if the scored split and the calibration set share an image, compared by content."""
     calibrated = {file.sha256: image for file, image in zip(calibration.files, calibration.images, strict=True)}
-    for scored, sha256 in content_hashes(split.samples, progress).items():
+    for scored, sha256 in file_hashes(split.images, progress).items():
         if sha256 in calibrated:
             raise DataError(
-                f"{calibrated[sha256]} is calibrated on and, as {scored}, scored in split {split.name!r}",
+                f"{calibrated[sha256]} is in the calibration set and, as {scored}, in the scored split {split.name!r}",
                 expected="calibration and scoring to share no image",
                 fix="take the image out of one of the splits, or score another split",
             )
 
 
 def write_calibration(calibration: CalibrationSet, path: Path) -> None:
-    """Write the set as TOML: the same set gives the same bytes. Raises SpecError when it cannot be written."""
+    """Write the set as deterministic TOML. Raises SpecError if it cannot be written."""
     table = {
         "format": FORMAT,
         "sha256": calibration.sha256,
@@ -263,9 +263,9 @@ def write_calibration(calibration: CalibrationSet, path: Path) -> None:
 
 
 def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) -> CalibrationSet:
-    """Read a set written by `write_calibration` and check every image of it in the folder of `dataset`.
+    """Read a set written by `write_calibration`, and check its images in the folder of `dataset`.
 
-    Raises SpecError when the file is malformed, DataError when an image is missing or differs from what was chosen.
+    Raises SpecError for a malformed file, DataError for a missing or changed image.
     """
     document = read_toml(path)
     if document.get("format") != FORMAT:
@@ -288,6 +288,6 @@ def read_calibration(path: Path, dataset: Dataset, progress: Progress = SILENT) 
                 f"{image} is not the image that {path} names",
                 expected=f"sha256 {file.sha256}",
                 found=hashes[image],
-                fix="restore the image, or choose a calibration set anew",
+                fix="restore the image, or choose a new calibration set",
             )
     return calibration

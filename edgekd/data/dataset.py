@@ -1,4 +1,4 @@
-"""Labelled data sets: YOLO layout (folder or YAML) and COCO JSON in, boxes per image out.
+"""Load labelled data sets in YOLO layout (folder or YAML) or COCO JSON.
 
 A split is read on first use, so that scoring `val` never parses the labels of a large `train`.
 Every error about a label names its file and line (for COCO JSON: the id of the annotation).
@@ -6,62 +6,83 @@ Every error about a label names its file and line (for COCO JSON: the id of the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.detection.checked_spec import MAX_CLASSES
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import is_file, is_folder, shown_path
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
+from edgekd.data.source_files import (
+    files_below,
+    read_json,
+    read_text,
+    read_yaml,
+    require_inside,
+    require_names,
+    require_regular,
+    require_relative,
+    shown,
+)
 from edgekd.data.subset import WHOLE, read_subset
-from edgekd.data.types import Dataset, LazySplits, Sample, Split
+from edgekd.data.types import Dataset, Sample, Split
 
 if TYPE_CHECKING:
     from edgekd.core.detection.types import DetectorSpec
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
+MAX_SUBSETS = 8
+"""Subsets of subsets; a file that names itself has no end."""
+MAX_IMAGE_SIDE = 1 << 20
+"""Width or height of an image in pixels that a COCO file may state."""
 
 
 def load_dataset(path: Path) -> Dataset:
     """Open a data set: a folder, a YAML file in YOLO layout, or a COCO JSON file (which becomes the split `val`).
 
-    Raises DataError when it is none of these or does not say its classes. Splits are read later, by `Dataset.split`.
+    Splits are read later, by `Dataset.split`. Raises DataError for anything else, or if class names are missing.
     """
-    source = path.absolute()
-    if source.is_dir():
-        return _load_folder(source)
-    if not source.is_file():
-        raise DataError(f"no data set at {path}", expected="a folder, a .yaml or a .json", fix="check the path")
+    try:
+        return _load(path, path.absolute(), 0)
+    except OSError as error:  # a folder that may not be read, a name longer than the file system allows
+        raise DataError(f"cannot read {shown_path(path)}: {error.strerror}") from error
+
+
+def _load(path: Path, source: Path, depth: int) -> Dataset:
+    """Open a data set. path: for errors; depth: how many subsets led here."""
+    if is_folder(source):
+        return _load_folder(source, depth)
+    if not is_file(source):
+        what = f"no data set at {shown_path(path)}"
+        raise DataError(what, expected="a folder, a .yaml or a .json", fix="check the path")
     if source.suffix.lower() in {".yaml", ".yml"}:
-        return _load_yaml(source, source)
+        return _load_yaml(source, source, depth)
     if source.suffix.lower() == ".json":
         return _load_coco(source, {"val": source})
     raise DataError(f"{path} is no data set", expected="a folder, a .yaml or a .json")
 
 
 def unlabelled(place: Path) -> Split:
-    """Return the images in a folder, or those that a `.txt` lists, without labels.
-
-    Raises DataError when there is none.
-    """
+    """Return the images in a folder, or listed in a `.txt`, without labels. Raises DataError if there are none."""
     images = _images_at(place)
     if not images:
         raise DataError(f"no image in {place}", expected="at least one of: " + ", ".join(sorted(IMAGE_SUFFIXES)))
-    nothing = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
-    return Split("unlabelled", tuple(Sample(image, nothing) for image in images))
+    no_labels = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    return Split("unlabelled", tuple(Sample(image, no_labels) for image in images))
 
 
-def _load_folder(folder: Path) -> Dataset:
+def _load_folder(folder: Path, depth: int) -> Dataset:
     yaml_file = _yaml_in(folder)
     if yaml_file:
-        return _load_yaml(folder, yaml_file)
+        return _load_yaml(folder, yaml_file, depth)
     coco_files = _coco_files_in(folder)
     if coco_files:
         return _load_coco(folder, coco_files)
@@ -75,22 +96,12 @@ def _load_folder(folder: Path) -> Dataset:
     names = folder / "classes.txt"
     if not names.is_file():
         raise DataError(
-            f"{folder} has images but nothing that names the classes",
+            f"{folder} has images but no class names",
             expected="a data.yaml or a classes.txt",
             fix="write a data.yaml with train, val and names",
         )
-    classes = _class_names(_text(names).splitlines(), names)
-    readers = {name: partial(_read_yolo_split, name, (where,), classes) for name, where in image_folders.items()}
-    return Dataset(folder, classes, LazySplits(readers))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    classes = _class_names(read_text(names).splitlines(), names)
+    return Dataset(folder, classes, {name: _yolo_split(name, (path,), classes) for name, path in image_folders.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------- YOLO
@@ -108,20 +119,22 @@ def _yaml_in(folder: Path) -> Path | None:
 
 
 def _yolo_folders_in(folder: Path) -> dict[str, Path]:
-    candidates = [*sorted(folder.glob("images/*")), *(where / "images" for where in sorted(folder.iterdir()))]
-    found: dict[str, Path] = {}
-    for where in candidates:
-        name = _split_name(where.parent.name if where.name == "images" else where.name)
-        if name in SPLITS and where.is_dir():
-            found.setdefault(name, where)
-    return found
+    candidates = [*sorted(folder.glob("images/*")), *(path / "images" for path in sorted(folder.iterdir()))]
+    folders: dict[str, Path] = {}
+    for path in candidates:
+        name = _split_name(path.parent.name if path.name == "images" else path.name)
+        if name in SPLITS and path.is_dir():
+            folders.setdefault(name, path)
+    return folders
 
 
-def _load_yaml(source: Path, file: Path) -> Dataset:
-    settings = _read_yaml(file)
+def _load_yaml(source: Path, file: Path, depth: int) -> Dataset:
+    settings = read_yaml(file)
     if WHOLE in settings:
-        described = read_subset(file, settings)
-        return described.of(load_dataset(described.whole))
+        subset = read_subset(file, settings)
+        if depth == MAX_SUBSETS:
+            raise DataError(f"{file}: a subset of a subset, and so on", expected=f"at most {MAX_SUBSETS} of them")
+        return subset.select(_load(subset.whole, subset.whole.absolute(), depth + 1))
     root = file.parent / str(settings.get("path") or ".")
     classes = _class_names(settings.get("names"), file)
     readers: dict[str, Callable[[], Split]] = {}
@@ -132,44 +145,32 @@ def _load_yaml(source: Path, file: Path) -> Dataset:
             continue
         entries = setting if isinstance(setting, list) else [setting]
         if not all(isinstance(entry, str) for entry in entries):
-            raise DataError(f"{file}: {key} is {setting!r}", expected="a folder, a list of folders, or a .txt")
+            what = f"{file}: {str(key)[:80]} is {shown(setting)}"
+            raise DataError(what, expected="a folder, a list of folders, or a .txt")
         places = tuple(_place(root, entry, file.parent) for entry in entries)
-        readers[name] = partial(_read_yolo_split, name, places, classes)
+        readers[name] = _yolo_split(name, places, classes)
     if not readers:
         raise DataError(f"{file} names no split", expected="train, val or test")
-    return Dataset(source, classes, LazySplits(readers))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(_text(file))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise DataError(f"{file}{line} is no valid YAML: {problem}") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{file} is no data set", expected="train, val and names", found=type(settings).__name__)
-    return settings
+    return Dataset(source, classes, readers)
 
 
 def _place(root: Path, entry: str, beside: Path) -> Path:
-    """Return the folder of a split: as the YAML says, or where that does not exist, beside the YAML.
+    """Return the folder of a split as given in the YAML, or if that does not exist, beside the YAML.
 
-    Roboflow writes ../train/images into a data.yaml that lies beside train/, its package Project-1/train/images into
-    one in Project-1/, and FiftyOne an absolute `path`, which is another one once the folder has moved.
+    Roboflow writes ../train/images into a data.yaml beside train/, its Python package Project-1/train/images into one
+    in Project-1/; FiftyOne writes an absolute `path`, which is stale once the folder has moved.
     """
     parts = Path(entry).parts
     moved = [root / entry[3:]] if entry.startswith("../") else []
     moved += [beside.joinpath(*parts[-last:]) for last in (3, 2, 1) if len(parts) >= last and ".." not in parts[-last:]]
-    found = next((place for place in (root / entry, *moved) if place.exists()), root / entry)
+    found = next((place for place in (root / entry, *moved) if is_file(place) or is_folder(place)), root / entry)
     return Path(os.path.normpath(found))
 
 
 def _class_names(names: object, file: Path) -> tuple[str, ...]:
     """Return class names in id order, from a list or from a mapping of ids 0..n-1."""
+    if isinstance(names, (dict, list)) and len(names) > MAX_CLASSES:
+        raise DataError(f"{file} names too many classes", expected=f"at most {MAX_CLASSES}", found=str(len(names)))
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DataError(f"{file}: class ids are not contiguous", expected=f"names from 0 to {len(names) - 1}")
@@ -177,14 +178,18 @@ def _class_names(names: object, file: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise DataError(f"{file} does not name the classes", expected="names: a list, or a mapping of ids from 0")
     for name in names:
-        # YAML reads an unquoted no, yes or null as something else than a name.
-        if name is None or isinstance(name, bool) or not str(name).strip():
-            raise DataError(f"{file}: a class is named {name!r}", expected="text", fix="put the name in quotes")
+        # YAML parses an unquoted no, yes or null as a boolean or None.
+        if name is None or isinstance(name, (bool, list, dict, set, bytes)) or not str(name).strip():
+            raise DataError(f"{file}: a class is named {shown(name)}", expected="text", fix="put the name in quotes")
     classes = tuple(str(name).strip() for name in names)
     if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise DataError(f"{file} names the class {twice!r} twice", expected="one id per name")
-    return classes
+        duplicate = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f"{file} names the class {shown(duplicate)} twice", expected="one id per name")
+    return require_names(classes, file)
+
+
+def _yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Callable[[], Split]:
+    return cache(partial(_read_yolo_split, name, places, classes))
 
 
 def _read_yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Split:
@@ -196,37 +201,40 @@ def _read_yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]
 
 
 def _images_at(place: Path) -> list[Path]:
-    if place.is_file() and place.suffix.lower() == ".txt":
+    if place.suffix.lower() == ".txt" and is_file(place):
         return _images_listed(place)
-    if not place.is_dir():
+    if not is_folder(place):
         raise DataError(
-            f"no images at {place}",
+            f"no images at {shown_path(place)}",
             expected="a folder, or a .txt with one image path a line",
             fix="correct the split, or path:, in the data set's YAML (a relative path starts from the YAML's folder)",
         )
-    files = (Path(where, name) for where, _, names in os.walk(place, followlinks=True) for name in names)
-    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
-    return sorted(images, key=str)
+    found = (file for file in files_below(place) if file.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted((file for file in found if not file.name.startswith(".")), key=str)
+    for image in images:
+        require_regular(image)
+    return images
 
 
 def _images_listed(file: Path) -> list[Path]:
     images = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         image = Path(os.path.normpath(file.parent / line.strip()))
-        if not image.is_file():
-            raise DataError(f"{file} line {number}: no image {line.strip()}", expected=f"a file at {image}")
+        if not is_file(image):
+            what = f"{file} line {number}: no image {shown_path(line.strip())}"
+            raise DataError(what, expected=f"a file at {shown_path(image)}")
         images.append(image)
     return images
 
 
 def _label_folder(images: Path) -> Path:
-    """Return the folder of labels of a folder of images: with `labels` for `images` in its path, else the same."""
+    """Return the label folder of an image folder: its path with `labels` for the last `images`, else the same."""
     parts = images.parts
     if "images" in parts:
-        at = len(parts) - 1 - parts[::-1].index("images")
-        labels = Path(*parts[:at], "labels", *parts[at + 1 :])
+        index = len(parts) - 1 - parts[::-1].index("images")
+        labels = Path(*parts[:index], "labels", *parts[index + 1 :])
         if labels.is_dir():
             return labels
     return images
@@ -236,25 +244,28 @@ def _label_folder(images: Path) -> Path:
 
 
 def _split_name(text: str) -> str:
-    """Return the split that a name means: `val` for `val2017`, `valid` and `validation`."""
+    """Normalise the name of a split: `val2017`, `valid` and `validation` become `val`."""
     name = re.sub(r"[_-]?\d+$", "", text.lower())
     return "val" if name in {"valid", "validation"} else name
 
 
 def _coco_files_in(folder: Path) -> dict[str, Path]:
     files = {file.stem.removeprefix("instances_"): file for file in folder.glob("annotations/instances_*.json")}
-    # Roboflow's, and FiftyOne's with a folder for each split.
+    # File names of Roboflow, and of FiftyOne with one folder per split.
     for name in ("_annotations.coco.json", "labels.json"):
         files |= {file.parent.name: file for file in sorted(folder.glob(f"*/{name}"))}
     if not files and (folder / "labels.json").is_file():
         return {"val": folder / "labels.json"}
-    short = [_split_name(name) for name in files]
-    # val2014 beside val2017 keep their own names.
-    return {alias if short.count(alias) == 1 else name: files[name] for name, alias in zip(files, short, strict=True)}
+    normalised = [_split_name(name) for name in files]
+    # Names that normalise to the same one, such as val2014 and val2017, stay as they are.
+    return {
+        short if normalised.count(short) == 1 else name: files[name]
+        for name, short in zip(files, normalised, strict=True)
+    }
 
 
 def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
-    # The classes are in every file; the smallest is read for them, and kept until its split is read.
+    # Every file has the classes; the smallest is parsed for them, and kept until its split is read.
     smallest = min(files.values(), key=lambda file: (file.stat().st_size, file))
     documents = {smallest: _read_coco(smallest)}
     categories = _categories(documents[smallest], smallest)
@@ -266,14 +277,11 @@ def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
             raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
         return _read_coco_split(name, file, document, list(categories))
 
-    return Dataset(source, classes, LazySplits({name: partial(read, name, file) for name, file in files.items()}))
+    return Dataset(source, classes, {name: cache(partial(read, name, file)) for name, file in files.items()})
 
 
 def _read_coco(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_text(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file} line {error.lineno} is no valid JSON: {error.msg}") from error
+    document = read_json(file)
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise DataError(f"{file} is no COCO JSON of boxes", expected=f"a list of {key}")
@@ -281,20 +289,29 @@ def _read_coco(file: Path) -> dict[str, Any]:
 
 
 def _categories(document: Mapping[str, Any], file: Path) -> dict[int, str]:
-    """Return names by category id, in id order: COCO's ids have gaps, classes do not."""
+    """Return class names by category id, in id order: COCO's ids may have gaps."""
+    entries = document["categories"]
+    if len(entries) > MAX_CLASSES:
+        raise DataError(f"{file} has too many categories", expected=f"at most {MAX_CLASSES}", found=str(len(entries)))
     try:
-        known = [(int(entry["id"]), str(entry["name"]), entry) for entry in document["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
+        names = {int(entry["id"]): _name(entry["name"]) for entry in entries if not _is_root(entry, entries)}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:  # the last: an infinite id
         raise DataError(f"{file}: a category is incomplete", expected="an id and a name in each") from error
-    kept = [(number, name) for number, name, entry in known if not _is_root(entry, known)]
-    return dict(sorted(kept))
+    return dict(sorted(names.items()))
 
 
-def _is_root(entry: Mapping[str, Any], known: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bool:
-    """Return whether a category is the root that Roboflow adds: the project, which is no class."""
-    others = [other for _, _, other in known if other is not entry]
-    above = {other.get("supercategory") for other in others}
-    return entry.get("supercategory") == "none" and bool(others) and above == {entry["name"]}
+def _is_root(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a category is Roboflow's root, named like the project: the supercategory of all classes."""
+    if entry.get("supercategory") != "none" or len(entries) < 2:
+        return False
+    return all(other.get("supercategory") == entry["name"] for other in entries if other is not entry)
+
+
+def _name(value: object) -> str:
+    """Return a name, which may be written as a number. Raises TypeError for anything else."""
+    if not isinstance(value, (str, int, float)):
+        raise TypeError("a name that is no text")
+    return str(value)
 
 
 def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int]) -> Split:
@@ -302,56 +319,64 @@ def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], categor
     try:
         shapes = np.array([(image["width"], image["height"]) for image in images], np.float64).reshape(-1, 2)
         owners = {image["id"]: index for index, image in enumerate(images)}
-        names = [str(image["file_name"]) for image in images]
-    except (KeyError, TypeError, ValueError) as error:
+        names = [_name(image["file_name"]) for image in images]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: an image is incomplete", expected="id, file_name, width and height") from error
-    if not (shapes >= 1).all():
-        bad = int((~(shapes >= 1).all(axis=1)).argmax())
-        raise DataError(f"{file}: image {names[bad]}", expected="a width and a height", found=f"{shapes[bad].tolist()}")
-    ids = {category: index for index, category in enumerate(category_ids)}
+    good = ((shapes >= 1) & (shapes <= MAX_IMAGE_SIDE)).all(axis=1)
+    if not good.all():
+        bad, expected = int((~good).argmax()), f"a width and a height, at most {MAX_IMAGE_SIDE}"
+        raise DataError(f"{file}: image {shown(names[bad])}", expected=expected, found=f"{shapes[bad].tolist()}")
+    class_ids = {category: index for index, category in enumerate(category_ids)}
     try:
-        rows = [_coco_row(entry, owners, ids) for entry in annotations]
+        rows = [_coco_row(entry, owners, class_ids) for entry in annotations]
         table = np.array(rows, np.float64).reshape(-1, 7)
-    except (KeyError, TypeError, ValueError):
-        _explain_annotation(file, annotations, owners, ids)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        _refuse_annotation(file, annotations, owners, class_ids)
     owner = table[:, 0].astype(np.int64)
-    boxes = _coco_boxes(table[:, 2:6], shapes[owner], lambda row: f"{file}: annotation {annotations[row].get('id')}")
+    boxes = _coco_boxes(table[:, 2:6], shapes[owner], lambda row: _annotation(file, annotations[row], row))
     truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0)
     return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
 
 
-def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], ids: Mapping[Any, int]) -> tuple[Any, ...]:
+def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], class_ids: Mapping[Any, int]) -> tuple[Any, ...]:
     x, y, width, height = entry["bbox"]
-    return owners[entry["image_id"]], ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
+    return owners[entry["image_id"]], class_ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
 
 
-def _explain_annotation(
-    file: Path, annotations: Sequence[Any], owners: Mapping[Any, int], ids: Mapping[Any, int]
+def _refuse_annotation(
+    file: Path, annotations: Sequence[Any], owners: Mapping[Any, int], class_ids: Mapping[Any, int]
 ) -> NoReturn:
+    """Raise DataError for the first malformed annotation."""
     for index, entry in enumerate(annotations):
-        where = f"{file}: annotation {entry.get('id', index) if isinstance(entry, dict) else index}"
+        where = _annotation(file, entry, index)
         try:
-            np.array(_coco_row(entry, owners, ids), np.float64)
+            np.array(_coco_row(entry, owners, class_ids), np.float64)
         except KeyError as error:
             expected = "image_id of an image, category_id of a category, and bbox"
-            raise DataError(where, expected=expected, found=f"no {error}") from None
-        except (TypeError, ValueError) as error:
-            found = repr(entry.get("bbox") if isinstance(entry, dict) else entry)
+            raise DataError(where, expected=expected, found=f"no {str(error)[:80]}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            found = shown(entry.get("bbox") if isinstance(entry, dict) else entry)
             raise DataError(where, expected="bbox: 4 numbers x, y, width, height", found=found[:80]) from error
     raise DataError(f"{file}: the annotations are malformed")
+
+
+def _annotation(file: Path, entry: Any, index: int) -> str:
+    """Return the name of an annotation for errors: its id, else its place in the list."""
+    number = entry.get("id", index) if isinstance(entry, dict) else index
+    return f"{file}: annotation {number if isinstance(number, (int, str)) else index}"[:300]
 
 
 def _coco_boxes(
     xywh: NDArray[np.float64], shapes: NDArray[np.float64], where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Return boxes in pixels as corners in shares of the image; shapes: [n, 2], sizes of their images."""
+    """Convert boxes x, y, width, height in pixels to corners as fractions of the image; shapes: [n, 2] image sizes."""
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
-    # Tools disagree on whether the last pixel counts, so one pixel outside is rounding too.
+    # Labelling tools disagree on whether the last pixel is included: one pixel outside counts as rounding.
     slack = 1 + TOLERANCE * shapes
-    bad = ~np.isfinite(xywh).all(axis=1) | (xywh[:, 2:] < 0).any(axis=1)
-    bad |= ((low < -slack) | (high > shapes + slack)).any(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
+    invalid = ~np.isfinite(xywh).all(axis=1) | (xywh[:, 2:] < 0).any(axis=1)
+    invalid |= ((low < -slack) | (high > shapes + slack)).any(axis=1)
+    if invalid.any():
+        row = int(invalid.argmax())
         width, height = shapes[row].astype(int).tolist()
         expected = f"a box inside the image of {width}x{height} pixels"
         raise DataError(where(row), expected=expected, found=f"bbox {xywh[row].tolist()}")
@@ -359,23 +384,28 @@ def _coco_boxes(
 
 
 def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
+    require_relative(names, file)
     tag = file.stem.removeprefix("instances_")
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
     places = [file.parent, base / tag, base / "images" / tag, base / "images", base / "data", base]
     folders = list(dict.fromkeys(places))
-    # One missing image is reported as such below; it must not look like a wrong folder.
-    folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:16])), None)
+    # Several images are tried: one missing image must not look like a wrong folder.
+    folder = next((folder for folder in folders if any(is_file(folder / name) for name in names[:16])), None)
     if names and folder is None:
-        raise DataError(f"{file}: no image {names[0]}", expected=f"it in one of: {', '.join(map(str, folders))}")
+        raise DataError(
+            f"{file}: no image {shown_path(names[0])}", expected=f"it in one of: {', '.join(map(str, folders))}"
+        )
     images = [(folder or base) / name for name in names]
-    missing = next((image for image in images if not image.is_file()), None)
+    missing = next((image for image in images if not is_file(image)), None)
     if missing is not None:
-        raise DataError(f"{file}: an image is missing", expected=f"a file at {missing}", fix="restore it or its entry")
+        expected, fix = f"a file at {shown_path(missing)}", "restore it or its entry"
+        raise DataError(f"{file}: an image is missing", expected=expected, fix=fix)
+    require_inside(names, folder or base, base, file)
     return images
 
 
 def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
-    """Raise DataError for data whose class numbers cannot mean the detector's classes."""
+    """Raise DataError unless the data set and the detector have the same classes in the same order."""
     ours, theirs = spec.classes, dataset.classes
     if len(ours) != len(theirs):
         raise DataError(

@@ -1,10 +1,9 @@
-"""Domain shift between two sets of pictures of different scenes: estimated, and applied to pictures. Needs OpenCV.
+"""Estimate the domain shift between two image sets of different scenes, and apply it to images. Needs OpenCV.
 
-A picture is decomposed into a Laplacian pyramid (Burt and Adelson, 1983): bands of detail, each half as fine as the one
-before, and a residual. The model of a shift: it blurs the picture, and then, in each band, by lightness and colour,
-weakens the coefficients (fog, too little light) and adds independent ones (a sensor's noise, the fog itself). Gain and
-noise follow from the distributions of the coefficients: pictures have few large ones and many small ones, noise has
-neither.
+An image is decomposed into a Laplacian pyramid (Burt and Adelson, 1983): frequency bands, each at half the resolution
+of the one before, and a low-pass residual. A shift is modelled as a blur of the image, followed in each band, by
+lightness and colour channel, by a gain on the coefficients (fog, low light) and additive noise (sensor noise, fog).
+Gain and noise follow from the distributions of the coefficients: heavy-tailed for images, normal for noise.
 
 So a network's layers can be fitted on pairs that no camera records: one scene before and after the shift.
 """
@@ -18,31 +17,30 @@ import numpy as np
 
 from edgekd.data.images import Image
 
-BANDS = 5
-BINS = 4  # of lightness, with equally many pixels
-SAMPLES = 20_000  # coefficients of each band
+BANDS = 5  # of the pyramid, for images that are large enough
+BINS = 4  # quantile bins of lightness
+SAMPLES = 20_000  # coefficients drawn of each band
 BLURS = (0.0, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.6, 6.8, 8.0, 9.6, 11.3)
-"""Standard deviations of the Gaussian kernels that are tried, in pixels."""
-BLUR_PICTURES = 16  # on which they are compared
-MAX_MISFIT = 0.5  # of a kernel, as a share of that without one
-MIN_MISFIT = 0.1  # without a kernel, below which none is tried
-MIN_ADDED = 0.4  # share of the residual's variance that counts as noise; less is other scenery
-MAX_SHARPENING = 1.1  # largest gain of a band relative to the next coarser one: a lens never sharpens
-_SHARES = np.array([0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.995])
-_RATIOS = np.concatenate([[0.0], np.geomspace(0.05, 50, 30)])  # noise by signal, root mean square
+"""Candidate standard deviations of the Gaussian kernel, in pixels."""
+BLUR_IMAGES = 16  # images on which kernels are compared
+MAX_MISFIT = 0.5  # of a kernel, relative to the misfit without one
+MIN_MISFIT = 0.1  # without a kernel; below it there is no blur
+MIN_ADDED = 0.4  # fraction of the residual's variance that counts as noise; less is a difference of scenes
+MAX_SHARPENING = 1.1  # largest gain of a band relative to the next coarser one: optics do not sharpen
+_QUANTILES = np.array([0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.995])  # of the coefficients' magnitude, that are fitted
+_NOISE_RATIOS = np.concatenate([[0.0], np.geomspace(0.05, 50, 30)])  # root mean square of noise by that of the signal
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[3], [2], [6]]).astype(np.float32)
-_MIN_GAIN = 0.03  # of a band, below which it counts as gone
-_MIN_COEFFICIENT = 0.05  # grey levels, below which it counts as zero
+_MIN_GAIN = 0.03  # of a band; a lower one counts as zero
+_MIN_COEFFICIENT = 0.05  # grey levels; a smaller one counts as zero
 
 
 @dataclass(frozen=True, eq=False)
 class DomainShift:
-    """The difference of pictures under new conditions.
+    """Change of images under new conditions.
 
-    blur: standard deviation of a Gaussian kernel, in pixels. Of each band, the finest first: edges [b, BINS - 1],
-    limits of the bins of lightness; gains and noise [b, BINS, 3], factors of the coefficients and the standard
-    deviation of added noise, in grey levels. Of the residual: before and after [3], its mean; rest_gain and rest_noise
-    [3].
+    blur: standard deviation of a Gaussian kernel, in pixels. Per band, finest first: edges [b, BINS - 1] of the
+    lightness bins; gains [b, BINS, 3] of the coefficients; noise [b, BINS, 3], standard deviation in grey levels. Of
+    the residual: mean before and after [3]; residual_gain [3]; residual_noise [3].
     """
 
     blur: float
@@ -51,147 +49,164 @@ class DomainShift:
     noise: np.ndarray
     before: np.ndarray
     after: np.ndarray
-    rest_gain: np.ndarray
-    rest_noise: np.ndarray
+    residual_gain: np.ndarray
+    residual_noise: np.ndarray
 
-    def apply(self, picture: Image, rng: np.random.Generator) -> Image:
-        """Return a picture uint8 [h, w, 3] under the new conditions; the same state of `rng` gives the same."""
-        bands, lights, rest = _pyramid(_blurred(picture, self.blur), len(self.gains))
-        made = self.after + self.rest_gain * (rest - self.before) + self.rest_noise * _normal(rng, rest.shape)
-        for band, light, edges, gains, noise in reversed(
+    def apply(self, image: Image, rng: np.random.Generator) -> Image:
+        """Return an image uint8 [h, w, 3] under the new conditions; deterministic for a state of `rng`."""
+        bands, lights, residual = _pyramid(_blurred(image, self.blur), len(self.gains))
+        noise = self.residual_noise * _normal(rng, residual.shape)
+        level = self.after + self.residual_gain * (residual - self.before) + noise
+        for band, light, edges, gains, deviations in reversed(
             list(zip(bands, lights, self.edges, self.gains, self.noise, strict=True))
         ):
-            part = np.searchsorted(edges, light)
-            made = _upsampled(made, band) + gains[part] * band + noise[part] * _normal(rng, band.shape)
-        found: Image = np.clip(np.rint(made @ _COLOURS), 0, 255).astype(np.uint8)
-        return found
+            bins = np.searchsorted(edges, light)
+            level = _upsampled(level, band) + gains[bins] * band + deviations[bins] * _normal(rng, band.shape)
+        shifted: Image = np.clip(np.rint(level @ _COLOURS), 0, 255).astype(np.uint8)
+        return shifted
 
 
 def estimate_shift(known: Sequence[Image], new: Sequence[Image]) -> DomainShift:
-    """Estimate the shift from `known` pictures to `new` ones; all uint8 [h, w, 3], of about one size."""
+    """Estimate the shift from `known` images to `new` ones; all uint8 [h, w, 3], of similar size."""
     count = _band_count([*known, *new])
-    theirs = _sampled([_blurred(each, 0.0) for each in new], count)
-    plain = _compared(_sampled([_blurred(each, 0.0) for each in known], count), theirs, 0.0)
-    blur = _kernel(known[:BLUR_PICTURES], plain.gains[:, :, 0].mean(axis=1))
-    return _compared(_sampled([_blurred(each, blur) for each in known], count), theirs, blur) if blur else plain
+    target = _sampled(new, 0.0, count)
+    unblurred = _fitted_shift(_sampled(known, 0.0, count), target, 0.0)
+    blur = _kernel(known[:BLUR_IMAGES], unblurred.gains[:, :, 0].mean(axis=1))
+    return _fitted_shift(_sampled(known, blur, count), target, blur) if blur else unblurred
 
 
-def _kernel(pictures: Sequence[Image], gains: np.ndarray) -> float:
-    """Return the standard deviation of the Gaussian kernel that has these gains [b] on the bands; 0 where none has."""
-    bands = [_sizes(pictures, deviation, len(gains)) for deviation in BLURS]
-    wanted = np.log(np.maximum(gains / gains[-1], _MIN_GAIN))
-    misfits = [float(np.square(np.log(np.maximum(sizes / bands[0], _MIN_GAIN)) - wanted).sum()) for sizes in bands]
+def _kernel(images: Sequence[Image], gains: np.ndarray) -> float:
+    """Return the standard deviation of the Gaussian kernel with these gains [b] on the bands; 0 if none fits."""
+    amplitudes = [_amplitudes(images, deviation, len(gains)) for deviation in BLURS]
+    log_gains = np.log(np.maximum(gains / gains[-1], _MIN_GAIN))
+    misfits = [
+        float(np.square(np.log(np.maximum(blurred / amplitudes[0], _MIN_GAIN)) - log_gains).sum())
+        for blurred in amplitudes
+    ]
     best = int(np.argmin(misfits))
     return BLURS[best] if misfits[best] < MAX_MISFIT * misfits[0] and misfits[0] > MIN_MISFIT else 0.0
 
 
-def _sizes(pictures: Sequence[Image], deviation: float, count: int) -> np.ndarray:
-    """Return the root mean square of the lightness in each band of blurred pictures."""
+def _amplitudes(images: Sequence[Image], deviation: float, count: int) -> np.ndarray:
+    """Return the root mean square of the lightness in each band of blurred images, [b]."""
     powers = [
-        [float(np.square(band[..., 0]).mean()) for band in _pyramid(_blurred(each, deviation), count)[0]]
-        for each in pictures
+        [float(np.square(band[..., 0]).mean()) for band in _pyramid(_blurred(image, deviation), count)[0]]
+        for image in images
     ]
-    found: np.ndarray = np.sqrt(np.mean(powers, axis=0)) + 1e-6
-    return found
+    amplitudes: np.ndarray = np.sqrt(np.mean(powers, axis=0)) + 1e-6
+    return amplitudes
 
 
-def _compared(ours: _Sampled, theirs: _Sampled, blur: float) -> DomainShift:
-    """Return the shift between two sets of coefficients; blur: already applied to the first."""
+def _fitted_shift(source: _Coefficients, target: _Coefficients, blur: float) -> DomainShift:
+    """Fit the shift between two sets of coefficients; blur: already applied to `source`."""
     rng = np.random.default_rng(0)
-    count = len(ours.bands)
-    edges, there = ([np.quantile(each, np.arange(1, BINS) / BINS) for each in one.lights] for one in (ours, theirs))
+    count = len(source.bands)
+    edges, target_edges = (
+        [np.quantile(light, np.arange(1, BINS) / BINS) for light in side.lights] for side in (source, target)
+    )
     gains, noise = np.ones((count, BINS, 3), np.float32), np.zeros((count, BINS, 3), np.float32)
-    most = np.full((BINS, 3), np.inf)
+    max_gain = np.full((BINS, 3), np.inf)
     for band in reversed(range(count)):
-        parts = np.searchsorted(edges[band], ours.lights[band]), np.searchsorted(there[band], theirs.lights[band])
+        source_bins = np.searchsorted(edges[band], source.lights[band])
+        target_bins = np.searchsorted(target_edges[band], target.lights[band])
         for part, colour in np.ndindex(BINS, 3):
-            pair = ours.bands[band][parts[0] == part, colour], theirs.bands[band][parts[1] == part, colour]
-            # Colours are never weakened less than light is: how colourful scenes are differs too much to tell.
-            limit = most[part, colour] if colour == 0 else min(most[part, colour], gains[band, part, 0])
-            gains[band, part, colour], noise[band, part, colour] = _fitted(*pair, float(limit), rng)
-        most = MAX_SHARPENING * gains[band]
-    deviation, other = ours.rest.std(axis=0), theirs.rest.std(axis=0)
-    ratio = other / np.maximum(deviation, 1e-3)
+            pair = source.bands[band][source_bins == part, colour], target.bands[band][target_bins == part, colour]
+            # The gain of colours is at most that of lightness: colourfulness differs too much between scenes.
+            limit = max_gain[part, colour] if colour == 0 else min(max_gain[part, colour], gains[band, part, 0])
+            gains[band, part, colour], noise[band, part, colour] = _gain_and_noise(*pair, float(limit), rng)
+        max_gain = MAX_SHARPENING * gains[band]
+    deviation = target.residual.std(axis=0)
+    ratio = deviation / np.maximum(source.residual.std(axis=0), 1e-3)
     gain = np.minimum(ratio, gains[:, :, 0].mean(axis=1).max())
-    share = 1 - np.square(gain / np.maximum(ratio, 1e-6))
-    gain, added = np.where(share < MIN_ADDED, ratio, gain), np.where(share < MIN_ADDED, 0, other * np.sqrt(share))
-    means = ours.rest.mean(axis=0), theirs.rest.mean(axis=0)
-    return DomainShift(blur, np.array(edges), gains, noise, *means, gain, added)
+    added = 1 - np.square(gain / np.maximum(ratio, 1e-6))  # fraction of the variance that the gain does not explain
+    return DomainShift(
+        blur,
+        np.array(edges),
+        gains,
+        noise,
+        before=source.residual.mean(axis=0),
+        after=target.residual.mean(axis=0),
+        residual_gain=np.where(added < MIN_ADDED, ratio, gain),
+        residual_noise=np.where(added < MIN_ADDED, 0, deviation * np.sqrt(added)),
+    )
 
 
-def _fitted(ours: np.ndarray, theirs: np.ndarray, most: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Fit the gain, at most `most`, and the noise's deviation that give coefficients [n] the distribution of [m]."""
-    if not len(ours) or not len(theirs):
-        return min(1.0, most), 0.0
-    size = max(float(np.sqrt(np.square(ours).mean())), 1e-3)
-    normal = size * _normal(rng, ours.shape)
-    wanted = np.log(np.quantile(np.abs(theirs), _SHARES) + _MIN_COEFFICIENT)
+def _gain_and_noise(
+    source: np.ndarray, target: np.ndarray, max_gain: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Fit the gain and the noise's standard deviation that map coefficients [n] to the distribution of others [m]."""
+    if not len(source) or not len(target):
+        return min(1.0, max_gain), 0.0
+    amplitude = max(float(np.sqrt(np.square(source).mean())), 1e-3)
+    noise = amplitude * _normal(rng, source.shape)
+    log_target = np.log(np.quantile(np.abs(target), _QUANTILES) + _MIN_COEFFICIENT)
     best = (np.inf, 1.0, 0.0)
-    for ratio in _RATIOS:
-        found = np.quantile(np.abs(ours + ratio * normal), _SHARES)
-        gain = min(float(np.exp(np.mean(wanted - np.log(found + 1e-3)))), most)
-        error = float(np.square(np.log(gain * found + _MIN_COEFFICIENT) - wanted).sum())
-        best = min(best, (error, gain, gain * float(ratio) * size))
+    for ratio in _NOISE_RATIOS:
+        quantiles = np.quantile(np.abs(source + ratio * noise), _QUANTILES)
+        gain = min(float(np.exp(np.mean(log_target - np.log(quantiles + 1e-3)))), max_gain)
+        error = float(np.square(np.log(gain * quantiles + _MIN_COEFFICIENT) - log_target).sum())
+        best = min(best, (error, gain, gain * float(ratio) * amplitude))
     return best[1:]
 
 
 @dataclass(frozen=True, eq=False)
-class _Sampled:
-    """Samples of a pyramid: coefficients [n, 3] and lightness [n] of each band, and all [m, 3] of the residual."""
+class _Coefficients:
+    """Samples of pyramids: coefficients [n, 3] and lightness [n] of each band, and all [m, 3] of the residuals."""
 
     bands: list[np.ndarray]
     lights: list[np.ndarray]
-    rest: np.ndarray
+    residual: np.ndarray
 
 
-def _sampled(pictures: Sequence[np.ndarray], count: int) -> _Sampled:
+def _sampled(images: Sequence[Image], blur: float, count: int) -> _Coefficients:
+    """Sample the pyramids of blurred images."""
     rng = np.random.default_rng(0)
     bands: list[list[np.ndarray]] = [[] for _ in range(count)]
     lights: list[list[np.ndarray]] = [[] for _ in range(count)]
-    rests = []
-    for picture in pictures:
-        found, lit, rest = _pyramid(picture, count)
-        for at, (band, light) in enumerate(zip(found, lit, strict=True)):
-            chosen = rng.integers(0, light.size, -(-SAMPLES // len(pictures)))
-            bands[at].append(band.reshape(-1, 3)[chosen])
-            lights[at].append(light.ravel()[chosen])
-        rests.append(rest.reshape(-1, 3))
-    return _Sampled(list(map(np.concatenate, bands)), list(map(np.concatenate, lights)), np.concatenate(rests))
+    residuals = []
+    for image in images:
+        *levels, residual = _pyramid(_blurred(image, blur), count)
+        for index, (band, light) in enumerate(zip(*levels, strict=True)):
+            chosen = rng.integers(0, light.size, -(-SAMPLES // len(images)))
+            bands[index].append(band.reshape(-1, 3)[chosen])
+            lights[index].append(light.ravel()[chosen])
+        residuals.append(residual.reshape(-1, 3))
+    return _Coefficients(list(map(np.concatenate, bands)), list(map(np.concatenate, lights)), np.concatenate(residuals))
 
 
-def _blurred(picture: Image, deviation: float) -> np.ndarray:
-    """Return a picture as float32, blurred by a Gaussian kernel."""
+def _blurred(image: Image, deviation: float) -> np.ndarray:
+    """Return an image as float32, blurred by a Gaussian kernel."""
     import cv2
 
-    values = picture.astype(np.float32)
+    values = image.astype(np.float32)
     return np.asarray(cv2.GaussianBlur(values, (0, 0), deviation)) if deviation else values
 
 
-def _pyramid(picture: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Return the bands float32 [h, w, 3] of a picture in three decorrelated colours, their lightness, the residual."""
+def _pyramid(image: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Return the bands float32 [h, w, 3] of an image in decorrelated colours, their lightness [h, w], the residual."""
     import cv2
 
-    left = picture @ _COLOURS.T
+    level = image @ _COLOURS.T
     bands, lights = [], []
     for _ in range(count):
-        coarser = cv2.pyrDown(left)
-        smooth = _upsampled(coarser, left)
-        bands.append(left - smooth)
+        coarser = cv2.pyrDown(level)
+        smooth = _upsampled(coarser, level)
+        bands.append(level - smooth)
         lights.append(smooth[..., 0])
-        left = coarser
-    return bands, lights, left
+        level = coarser
+    return bands, lights, level
 
 
 def _upsampled(coarse: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Return the next finer level without its detail, of the size of `like`."""
+    """Upsample a level of the pyramid to the size of `like`."""
     import cv2
 
     return np.asarray(cv2.pyrUp(coarse.astype(np.float32), dstsize=(like.shape[1], like.shape[0])))
 
 
-def _band_count(pictures: Sequence[Image]) -> int:
-    """Return the number of bands of the smallest picture: the residual must have a few pixels."""
-    side = min(min(picture.shape[:2]) for picture in pictures)
+def _band_count(images: Sequence[Image]) -> int:
+    """Return the number of bands of the smallest image: the residual needs a few pixels."""
+    side = min(min(image.shape[:2]) for image in images)
     return max(min(BANDS, int(np.log2(side)) - 2), 1)
 
 

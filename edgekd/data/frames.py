@@ -1,11 +1,11 @@
-"""Frames for measurements: compressed ones of a folder or a video, or raw synthetic ones.
+"""Frames for measurements: compressed, from a folder or a video, or raw.
 
 OpenCV is imported when the first frame is decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input
 from edgekd.data.dataset import IMAGE_SUFFIXES
-from edgekd.data.images import decode_image
+from edgekd.data.images import MAX_IMAGE_BYTES, decode_image
 
-MAX_FRAMES = 64  # of a folder or video; they repeat
+MAX_FRAMES = 64  # read of a folder or video; measurements repeat them
 
-Open = Callable[[Any], np.ndarray]
+Decode = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,36 +41,36 @@ class FrameFacts:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames before decoding. what: their origin, in words; items: raw frames, or compressed ones.
+    """Frames before decoding. description: their origin; items: raw or compressed frames.
 
-    opener: returns a function that decodes items, one for each thread; None where items are raw frames.
-    shapes: (width, height) of the frames that differ, in order.
+    make_decoder: returns a decoder of items for one thread; None where items are raw frames.
+    shapes: distinct (width, height) of the frames, sorted.
     """
 
-    what: str
+    description: str
     items: Sequence[Any]
-    opener: Callable[[], Open] | None
+    make_decoder: Callable[[], Decode] | None
     shapes: tuple[tuple[int, int], ...]
 
     def frames(self, count: int) -> list[np.ndarray]:
         """Decode the first frames."""
-        opened = self.opener() if self.opener else lambda item: item
-        return [opened(item) for item in self.items[:count]]
+        decode = self.make_decoder() if self.make_decoder else lambda item: item
+        return [decode(item) for item in self.items[:count]]
 
     @property
     def facts(self) -> FrameFacts:
-        """Return a description of the frames."""
-        return FrameFacts(self.what, len(self.items), self.opener is not None, self.shapes)
+        """Description of the frames."""
+        return FrameFacts(self.description, len(self.items), self.make_decoder is not None, self.shapes)
 
 
 def load_frames(path: Path) -> FrameSource:
-    """Load frames of a folder of images or of a video file. Raises DataError where there are none."""
+    """Load the frames of an image folder or a video file. Raises DataError if there are none."""
     return _images(path) if path.is_dir() else _video(path)
 
 
-def raw_frames(frames: Sequence[np.ndarray], what: str) -> FrameSource:
+def raw_frames(frames: Sequence[np.ndarray], description: str) -> FrameSource:
     """Wrap decoded frames uint8 [h, w, 3] BGR."""
-    return FrameSource(what, frames, None, _shapes(frames))
+    return FrameSource(description, frames, None, _shapes(frames))
 
 
 def _images(folder: Path) -> FrameSource:
@@ -78,20 +79,17 @@ def _images(folder: Path) -> FrameSource:
         raise DataError(
             f"{folder} has no frames",
             expected=f"images: {', '.join(sorted(IMAGE_SUFFIXES))}",
-            fix="name the folder that has the images in it",
+            fix="pass the folder that directly contains the images",
         )
-    try:
-        items = [(file.read_bytes(), file) for file in files]
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    shapes = _shapes([decode_image(*item) for item in items])
+    items = [(read_input(file, MAX_IMAGE_BYTES), file) for file in files]
+    shapes = _shapes(decode_image(*item) for item in items)
     return FrameSource(f"images of {folder}", items, lambda: lambda item: decode_image(*item), shapes)
 
 
 def _video(file: Path) -> FrameSource:
-    opened = _Video(file)
+    video = _Video(file)
     frames: list[np.ndarray] = []
-    while len(frames) < MAX_FRAMES and (frame := opened.next()) is not None:
+    while len(frames) < MAX_FRAMES and (frame := video.next()) is not None:
         frames.append(frame)
     if not frames:
         raise DataError(f"{file} has no frames", expected="a folder of images, or a video", fix="check the path")
@@ -100,7 +98,7 @@ def _video(file: Path) -> FrameSource:
 
 
 class _Video:
-    """Decodes frames in order, the first `count` of them in a loop."""
+    """Decodes the first `count` frames in order, in an endless loop."""
 
     def __init__(self, file: Path, count: int | None = None) -> None:
         import cv2
@@ -109,7 +107,7 @@ class _Video:
         self._capture: Any = cv2.VideoCapture(str(file))
 
     def __call__(self, item: int) -> np.ndarray:
-        """Return the next frame; `item` is ignored, as a stream is decoded in its order."""
+        """Return the next frame; `item` is ignored: a video is decoded in order."""
         import cv2
 
         if self._index == self._count:
@@ -117,7 +115,7 @@ class _Video:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
         frame = self.next()
         if frame is None:
-            raise DataError(f"{self._file} breaks off", expected=f"{self._count} frames", found=str(self._index))
+            raise DataError(f"{self._file} ends early", expected=f"{self._count} frames", found=str(self._index))
         return frame
 
     def next(self) -> np.ndarray | None:
@@ -127,5 +125,5 @@ class _Video:
         return np.asarray(frame) if decoded else None
 
 
-def _shapes(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int], ...]:
+def _shapes(frames: Iterable[np.ndarray]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(frame.shape[1], frame.shape[0]) for frame in frames}))

@@ -1,4 +1,4 @@
-"""Image files: read, checked for truncation, streamed ahead of the work, hashed.
+"""Read image files, check them for truncation, prefetch them, and hash them.
 
 OpenCV is imported when the first image is read.
 """
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input, regular_file
 from edgekd.core.progress import SILENT, Progress
+from edgekd.data.image_headers import require_small
 from edgekd.data.types import Sample, Split
 
 Image = NDArray[np.uint8]
@@ -25,44 +27,28 @@ Reader = Callable[[Path], Image]
 # Decoding and hashing release the GIL; a few threads keep the cores busy without taking them from inference.
 WORKERS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS
+MAX_IMAGE_BYTES = 1 << 29
+"""Bytes of an image file: MAX_PIXELS without compression, and room for metadata."""
 
 
 def read_image(path: Path) -> Image:
-    """Decode an image file: uint8 [h, w, 3] BGR, turned as its EXIF orientation says.
+    """Decode an image file: uint8 [h, w, 3] BGR, rotated by its EXIF orientation.
 
-    Raises DataError when the file is missing, empty, truncated or no image.
+    Raises DataError for a file that is missing, empty, truncated or no image.
     """
-    import cv2
-
-    return _decode(path, cv2.IMREAD_COLOR)
+    return decode_image(read_input(path, MAX_IMAGE_BYTES), path)
 
 
 def read_thumbnail(path: Path) -> Image:
-    """Decode an image file to grey at an eighth of its size: uint8 [h, w]; several times quicker than `read_image`.
+    """Decode an image file to grey at an eighth of its size: uint8 [h, w]; several times faster than `read_image`.
 
     Raises DataError as `read_image` does.
     """
-    import cv2
-
-    return _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    return decode_image(read_input(path, MAX_IMAGE_BYTES), path, thumbnail=True)
 
 
-def decode_image(data: bytes, path: Path) -> Image:
-    """Decode the bytes of an image file as `read_image` does; path: named by errors."""
-    import cv2
-
-    return _decode_bytes(data, path, cv2.IMREAD_COLOR)
-
-
-def _decode(path: Path, mode: int) -> Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return _decode_bytes(data, path, mode)
-
-
-def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
+def decode_image(data: bytes, path: Path, *, thumbnail: bool = False) -> Image:
+    """Decode the bytes of an image file as `read_image` or `read_thumbnail` does; path: for errors."""
     import cv2
 
     if not data:
@@ -70,6 +56,11 @@ def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
     if _is_truncated(data):
         raise DataError(f"{path} is truncated", expected="a complete image", found=f"{len(data)} bytes")
     try:
+        require_small(data)
+    except ValueError as error:
+        raise DataError(f"{path} is no image", expected="JPEG, PNG, WebP, TIFF or BMP", found=str(error)) from error
+    try:
+        mode = cv2.IMREAD_REDUCED_GRAYSCALE_8 if thumbnail else cv2.IMREAD_COLOR
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         raise DataError(f"{path} cannot be decoded: {error.err}") from error
@@ -79,11 +70,11 @@ def _decode_bytes(data: bytes, path: Path, mode: int) -> Image:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Return whether a JPEG or PNG is incomplete. OpenCV 4 fills the rest with grey and only prints a warning.
+    """Return whether a JPEG or PNG is incomplete: OpenCV 4 fills the rest with grey and only prints a warning.
 
     JPEG (ITU-T T.81, B.1.1.2): the marker end-of-image FFD9 follows the last start-of-scan FFDA; neither occurs inside
-    coded data, and a thumbnail's own end marker lies before the scan of the image. PNG: the IEND chunk. Bytes after the
-    end are allowed: some cameras append metadata. Of the other formats OpenCV refuses what is incomplete.
+    coded data, and the end marker of a thumbnail precedes the scan of the image. PNG: the IEND chunk. Bytes after the
+    end are allowed: some cameras append metadata. OpenCV refuses incomplete files of other formats.
     """
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
@@ -92,17 +83,16 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
-def readable(samples: Sequence[Sample], progress: Progress = SILENT) -> list[Sample]:
+def readable_samples(samples: Sequence[Sample], progress: Progress = SILENT) -> list[Sample]:
     """Return the samples of `ReadableImages`, without their images. Raises DataError."""
     return [sample for sample, _ in ReadableImages(samples, progress, label="read images")]
 
 
 class ReadableImages:
-    """Iterates over (sample, image), in order, skipping unreadable files until there are too many.
+    """Iterate over (sample, image) in order, skipping unreadable files until there are too many.
 
-    The next images are decoded by a few threads while the current one is worked on; at most `AHEAD` wait in memory.
-    After a pass, `skipped` lists the files left out and why. Raises DataError naming the first of them as soon as
-    they are more than `max_bad_share` of the samples.
+    A few threads prefetch the next images; at most `AHEAD` wait in memory. After a pass, `skipped` lists the skipped
+    files with reasons. Raises DataError naming the first of them once they exceed `max_bad_share` of the samples.
     """
 
     def __init__(
@@ -135,15 +125,15 @@ class ReadableImages:
             yield sample, image
 
     def _decoded(self) -> Iterator[tuple[Sample, Future[Image]]]:
-        waiting: deque[tuple[Sample, Future[Image]]] = deque()
+        queue: deque[tuple[Sample, Future[Image]]] = deque()
         pool = ThreadPoolExecutor(WORKERS)
         try:
             for sample in self._samples:
-                waiting.append((sample, pool.submit(self._read, sample.image)))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
+                queue.append((sample, pool.submit(self._read, sample.image)))
+                if len(queue) > AHEAD:
+                    yield queue.popleft()
+            while queue:
+                yield queue.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -158,15 +148,12 @@ class ReadableImages:
             ) from error
 
 
-def drawn(samples: Sequence[Sample], count: int, seed: int, progress: Progress = SILENT) -> list[tuple[Sample, Image]]:
-    """Draw at most `count` readable images of a split, in the split's order. Raises DataError."""
+def draw_images(
+    samples: Sequence[Sample], count: int, seed: int, progress: Progress = SILENT
+) -> list[tuple[Sample, Image]]:
+    """Draw at most `count` readable images of a split at random, in the split's order. Raises DataError."""
     order = np.random.default_rng(seed).permutation(len(samples))[:count]
     return list(ReadableImages([samples[index] for index in sorted(order)], progress, label="read images"))
-
-
-def content_hashes(samples: Sequence[Sample], progress: Progress = SILENT) -> dict[Path, str]:
-    """Return the SHA-256 (hex) of each image file. Raises DataError where one cannot be read."""
-    return file_hashes([sample.image for sample in samples], progress)
 
 
 def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path, str]:
@@ -177,6 +164,7 @@ def file_hashes(files: Sequence[Path], progress: Progress = SILENT) -> dict[Path
 
 
 def _sha256(file: Path) -> str:
+    regular_file(file, MAX_IMAGE_BYTES)
     try:
         return file_sha256(file)
     except OSError as error:
@@ -184,9 +172,9 @@ def _sha256(file: Path) -> str:
 
 
 def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
-    """Return the SHA-256 of a split's images and labels, whatever their paths. sha256: hashes a file."""
+    """Return the SHA-256 of a split's images and labels, independent of paths. sha256: hashes a file."""
     rows = [
-        [sha256(s.image), s.truth.boxes.tolist(), s.truth.classes.tolist(), s.truth.crowd.tolist()]
-        for s in progress.items(split.samples, f"hash {split.name}")
+        [sha256(each.image), each.truth.boxes.tolist(), each.truth.classes.tolist(), each.truth.crowd.tolist()]
+        for each in progress.items(split.samples, f"hash {split.name}")
     ]
     return json_sha256([split.name, rows])

@@ -1,6 +1,6 @@
 """Label files in YOLO format, and rows of boxes grouped by image.
 
-A row is `class cx cy w h`, or a segmentation `class x y x y x y ...`, in shares of the image's width and height.
+A row is `class cx cy w h`, or a polygon `class x y x y x y ...`, as fractions of the image's width and height.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import DataError
+from edgekd.core.input_files import read_input
 
-# Labelling tools round: a coordinate this far outside the image (as a share of it) is clipped, not refused.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # fraction of the image: labelling tools round; a coordinate this far outside is clipped
+MAX_LABEL_BYTES = 1 << 24  # of a label file: 400,000 boxes
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
     """The labels of one image.
 
-    boxes float32 [n, 4] x1, y1, x2, y2 as shares of the image's width and height; classes int64 [n];
-    crowd bool [n]: one box around many objects, which COCO scoring ignores instead of counting.
+    boxes: float32 [n, 4] x1, y1, x2, y2 as fractions of the image's width and height; classes: int64 [n];
+    crowd: bool [n], boxes around many objects, which COCO scoring ignores.
     """
 
     boxes: NDArray[np.float32]
@@ -38,7 +39,7 @@ class Truth:
 def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
     """Read one label file per image; a missing one means an image without objects.
 
-    Raises DataError naming the file and the line that is wrong, or when there is no label file at all.
+    Raises DataError naming the file and line of an invalid label, or if there is no label file at all.
     """
     rows: list[Sequence[str | float]] = []
     owners: list[int] = []
@@ -46,12 +47,12 @@ def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
     absent = 0
     for owner, file in enumerate(files):
         try:
-            text = file.read_bytes().decode("utf-8-sig", errors="replace")
-        except FileNotFoundError:
+            text = read_input(file, MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace")
+        except DataError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             absent += 1
             continue
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
         for number, line in enumerate(text.splitlines(), start=1):
             fields: Sequence[str | float] = line.split()
             if not fields:
@@ -74,31 +75,31 @@ def _label_table(
     try:
         table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     except ValueError:
-        # The quick conversion does not say which row is wrong.
+        # The fast conversion does not name the invalid row.
         row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
-        raise DataError(where(row), expected="numbers", found=repr(field)) from None
+        raise DataError(where(row), expected="numbers", found=repr(field)[:80]) from None
 
-    def refuse(bad: NDArray[np.bool_], expected: str) -> None:
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row])))
+    def refuse(invalid: NDArray[np.bool_], expected: str) -> None:
+        if invalid.any():
+            row = int(invalid.argmax())
+            raise DataError(where(row), expected=expected, found=" ".join(map(str, rows[row]))[:200])
 
     refuse(~np.isfinite(table.sum(axis=1)), "finite numbers")
     ids, box = table[:, 0], table[:, 1:]
     refuse((ids % 1 != 0) | (ids < 0) | (ids >= class_count), f"a class from 0 to {class_count - 1}")
     refuse(
         _outside(box.min(axis=1)) | _outside(box.max(axis=1)),
-        "centre, width and height between 0 and 1, as shares of the image",
+        "centre, width and height between 0 and 1, as fractions of the image",
     )
     table[:, 1:] = box.clip(0, 1)
     return table
 
 
 def _box_of_polygon(line: str, where: str) -> list[float]:
-    """Return a segmentation row `class x y x y x y ...` as `class cx cy w h`."""
+    """Return the bounding box `class cx cy w h` of a polygon row `class x y x y x y ...`."""
     fields = line.split()
     if len(fields) == 6:
-        fix = "export what was labelled, not what a model found"
+        fix = "export the labels, not the predictions of a model"
         raise DataError(where, expected="5 columns (class cx cy w h)", found="a sixth: a confidence", fix=fix)
     if len(fields) < 7 or len(fields) % 2 == 0:
         raise DataError(
@@ -109,15 +110,15 @@ def _box_of_polygon(line: str, where: str) -> list[float]:
         label = float(fields[0])
     except ValueError:
         field = next(field for field in fields if not _is_number(field))
-        raise DataError(where, expected="numbers", found=repr(field)) from None
+        raise DataError(where, expected="numbers", found=repr(field)[:80]) from None
     if not np.isfinite(points).all() or _outside(points).any():
-        raise DataError(where, expected="points between 0 and 1, as shares of the image", found=line.strip()[:60])
+        raise DataError(where, expected="points between 0 and 1, as fractions of the image", found=line.strip()[:60])
     low, high = points.min(axis=0), points.max(axis=0)
     return [label, *((low + high) / 2), *(high - low)]
 
 
-def _outside(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (shares < -TOLERANCE) | (shares > 1 + TOLERANCE)
+def _outside(fractions: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (fractions < -TOLERANCE) | (fractions > 1 + TOLERANCE)
 
 
 def _is_number(field: str | float) -> bool:
@@ -135,7 +136,7 @@ def truths_per_image(
     classes: NDArray[np.float64],
     crowd: NDArray[np.bool_],
 ) -> list[Truth]:
-    """Group rows in any order into one Truth per image; owners: int64 [n], the image of each row."""
+    """Group rows in any order into one Truth per image; owners: int64 [n], image index of each row."""
     order = np.argsort(owners, kind="stable")
     bounds = np.searchsorted(owners[order], np.arange(count + 1)).tolist()
     boxes32 = boxes[order].clip(0, 1).astype(np.float32)

@@ -1,32 +1,33 @@
-"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds. Pure rules.
+"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds.
 
-Each class has thresholds of its own, chosen on labelled images. A detection is judged as in COCO's benchmark: per
-image and class, best first, each takes the free object that it overlaps most, with an IoU of at least 0.5; a detection
-in a crowd is not judged. Then
+Each class has its own score thresholds, chosen on labelled images. Detections are matched as in COCO's benchmark: per
+image and class, in descending order of score, each is matched to the free object of highest IoU, at least 0.5; a
+detection in a crowd is ignored.
 
-- `keep` is the lowest score s such that of the class's detections with score >= s a wanted share is right;
-- `ignore` is the same for a lower share. Between the two a detection may be an object or not: it becomes a box around a
-  crowd (`Truth.crowd`), which counts neither as an object nor as background;
-- below `ignore` there is background.
+- `keep` is the lowest score at which the precision of the class reaches a given value;
+- `ignore` is the same for a lower precision. A detection between the two becomes a crowd box (`Truth.crowd`), which is
+  neither an object nor background;
+- detections below `ignore` are background.
 
-So a class that the teacher never finds with enough precision gets no labels, and its doubtful detections are ignored.
-`ignore` is above the least score that is considered only where detections below it were wrong.
+A class that never reaches the precision of `keep` gets no labels, and its detections above `ignore` are ignored.
+`ignore` exceeds the lowest score considered only if detections below it were false positives.
 Per-class thresholds: AMROD, arXiv 2406.16439; ignored regions: the COCO and LVIS benchmarks.
 
-From a training loop (`edgekd/data/labelling.py` runs the teacher)::
+The teacher `find` is any detector: of a graph (`evaluate.finder`), an RT-DETR (`detectors.family.direct_detector`), or
+prompts (`detectors.ultralytics.open_vocabulary.open_vocabulary`). From a training loop::
 
     with finder(graph, spec, LABELLING) as find:
-        bands = teacher_bands(find, dataset.split("train"), dataset.classes)
-        frames = label(find, unlabelled(folder), bands)
+        thresholds = teacher_thresholds(find, dataset.split("train"), dataset.classes)
+        frames = label(find, unlabelled(folder), thresholds)
     samples = [*train.samples, *frames.samples]
     for epoch in range(epochs):
         for batch in mixed_order(labelled, unlabelled, batch_size, share, seed, epoch):
-            ...  # what boxes around crowds cover stays out of the class loss: `compress.boxes.ignored`
+            ...  # the area of crowd boxes is excluded from the class loss: `compress.boxes.ignored`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,87 +36,128 @@ from numpy.typing import NDArray
 from edgekd.core.detection.decode import Thresholds
 from edgekd.core.detection.types import Detections
 from edgekd.core.errors import SpecError
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.boxes import overlaps
+from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
+from edgekd.data.types import Sample, Split
 
+Find = Callable[[Image], Detections]
+"""Returns the detections in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
 LABELLING = Thresholds(confidence=0.05)
-"""The teacher's detections that are considered: one class per box, without noise."""
+"""Thresholds of the teacher's detections: one class per box, without noise."""
 MIN_OVERLAP = 0.5  # IoU with an object, or share of a detection that lies in a crowd
 
 
 @dataclass(frozen=True)
-class Bands:
-    """Least scores of each class for a detection to be an object, and to be ignored rather than background.
+class ClassThresholds:
+    """Lowest scores per class for a detection to be an object (`keep`), and to be ignored rather than background.
 
-    Both have one number per class, and ignore <= keep; infinite where no score suffices.
+    ignore <= keep; infinite where no score suffices.
     """
 
     keep: tuple[float, ...]
     ignore: tuple[float, ...]
 
 
-def find_bands(
-    found: Sequence[Detections],
+def find_thresholds(
+    detections: Sequence[Detections],
     truths: Sequence[tuple[Truth, int, int]],
     classes: int,
     keep: float = 0.9,
     ignore: float = 0.5,
-) -> Bands:
-    """Return the bands at which the shares `keep` and `ignore` of a teacher's detections are right.
+) -> ClassThresholds:
+    """Return the thresholds at which the precision of a teacher reaches `keep` and `ignore`.
 
-    found, truths: the detections of each labelled image, and its (truth, width, height in pixels). Better
-    of images that the teacher was not trained on: there it is right less often, as on new frames.
+    detections, truths: of each labelled image, and its (truth, width, height in pixels). Prefer images that the teacher
+    was not trained on: on those its precision is as low as on new frames.
     Raises SpecError unless 0 < ignore <= keep <= 1.
     """
     if not 0 < ignore <= keep <= 1:
         raise SpecError("pseudo-labels", expected="0 < ignore <= keep <= 1", found=f"ignore {ignore}, keep {keep}")
-    every = np.concatenate([np.zeros((0, 3)), *(judged(*pair, classes) for pair in zip(found, truths, strict=True))])
-    rows = [every[every[:, 0] == label, 1:] for label in range(classes)]
-    return Bands(tuple(_threshold(row, keep) for row in rows), tuple(_doubtful(row, ignore) for row in rows))
+    matched = [match(*pair, classes) for pair in zip(detections, truths, strict=True)]
+    rows = np.concatenate([np.zeros((0, 3)), *matched])
+    per_class = [rows[rows[:, 0] == label, 1:] for label in range(classes)]
+    return ClassThresholds(
+        keep=tuple(_threshold(rows, keep) for rows in per_class),
+        ignore=tuple(_ignore_threshold(rows, ignore) for rows in per_class),
+    )
 
 
-def judged(found: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
-    """Match the detections of one image: [n, 3], class, score, and 1 where right, of those that can be judged."""
-    inside, width, height = truth
-    boxes = inside.boxes * np.array([width, height, width, height])
+def match(detections: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
+    """Match the detections of one image: [n, 3], class, score, and 1 for a true positive; without those in crowds."""
+    labels, width, height = truth
+    boxes = labels.boxes * np.array([width, height, width, height])
     rows: list[tuple[int, float, bool]] = []
     for label in range(classes):
-        detected, labelled = np.flatnonzero(found.classes == label), inside.classes == label
-        overlap, cover = overlaps(found.boxes[detected], boxes[labelled])
-        crowd, free = inside.crowd[labelled], ~inside.crowd[labelled]
+        detected, labelled = np.flatnonzero(detections.classes == label), labels.classes == label
+        overlap, cover = overlaps(detections.boxes[detected], boxes[labelled])
+        crowd, free = labels.crowd[labelled], ~labels.crowd[labelled]
         for index, detection in enumerate(detected.tolist()):
             best = int(np.where(free, overlap[index], -1).argmax()) if free.any() else -1
-            right = best >= 0 and overlap[index, best] >= MIN_OVERLAP
-            if right:
+            true_positive = best >= 0 and overlap[index, best] >= MIN_OVERLAP
+            if true_positive:
                 free[best] = False
             elif (cover[index, crowd] >= MIN_OVERLAP).any():
                 continue
-            rows.append((label, float(found.scores[detection]), right))
+            rows.append((label, float(detections.scores[detection]), true_positive))
     return np.array(rows, np.float64).reshape(-1, 3)
 
 
-def _threshold(rows: NDArray[np.float64], share: float) -> float:
-    """Return the lowest score of rows [n, 2] (score, right) from which on this share is right."""
-    scores, right = rows[np.argsort(-rows[:, 0], kind="stable")].T
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+def _threshold(rows: NDArray[np.float64], min_precision: float) -> float:
+    """Return the lowest score of rows [n, 2] (score, true positive) at which the precision is high enough."""
+    scores, true_positive = rows[np.argsort(-rows[:, 0], kind="stable")].T
+    precision = np.cumsum(true_positive) / np.arange(1, len(scores) + 1)
     last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # equal scores are kept together or not at all
-    enough = np.flatnonzero(last & (precision >= share))
+    enough = np.flatnonzero(last & (precision >= min_precision))
     return float(scores[enough[-1]]) if enough.size else float("inf")
 
 
-def _doubtful(rows: NDArray[np.float64], share: float) -> float:
-    """Return the same, but `LABELLING.confidence` where none or all suffice: then no score is known to be too low."""
-    score = _threshold(rows, share)
+def _ignore_threshold(rows: NDArray[np.float64], min_precision: float) -> float:
+    """Return the same, but `LABELLING.confidence` where no score or every score has that precision."""
+    score = _threshold(rows, min_precision)
     lower = rows[:, 0] < score
     return score if lower.any() and not lower.all() else LABELLING.confidence
 
 
-def pseudo_truth(found: Detections, bands: Bands, width: int, height: int) -> Truth:
-    """Return detections in a frame of this size in pixels as labels, doubtful ones as boxes around crowds."""
-    keep, ignore = (np.array(scores)[found.classes] for scores in (bands.keep, bands.ignore))
-    used = found.scores >= ignore
-    boxes = found.boxes[used] / np.array([width, height, width, height], np.float32)
-    return Truth(boxes.astype(np.float32), found.classes[used], (found.scores < keep)[used])
+def pseudo_truth(detections: Detections, thresholds: ClassThresholds, width: int, height: int) -> Truth:
+    """Return detections in a frame of this size in pixels as labels, those below `keep` as crowd boxes."""
+    keep, ignore = (np.array(scores)[detections.classes] for scores in (thresholds.keep, thresholds.ignore))
+    used = detections.scores >= ignore
+    boxes = detections.boxes[used] / np.array([width, height, width, height], np.float32)
+    return Truth(boxes.astype(np.float32), detections.classes[used], (detections.scores < keep)[used])
+
+
+def teacher_thresholds(
+    find: Find,
+    split: Split,
+    classes: Sequence[str],
+    keep: float = 0.9,
+    ignore: float = 0.5,
+    progress: Progress = SILENT,
+) -> ClassThresholds:
+    """Return a teacher's thresholds for each class, chosen on a labelled split with the same classes in order.
+
+    Raises SpecError unless 0 < ignore <= keep <= 1, DataError if too many images are unreadable.
+    """
+    detections: list[Detections] = []
+    truths: list[tuple[Truth, int, int]] = []
+    for sample, image in ReadableImages(split.samples, progress, label="find thresholds"):
+        detections.append(find(image))
+        truths.append((sample.truth, image.shape[1], image.shape[0]))
+    return find_thresholds(detections, truths, len(classes), keep, ignore)
+
+
+def label(find: Find, split: Split, thresholds: ClassThresholds, progress: Progress = SILENT) -> Split:
+    """Return the readable frames of a split with a teacher's detections in place of their labels.
+
+    Raises DataError if too many frames are unreadable.
+    """
+    samples = [
+        Sample(sample.image, pseudo_truth(find(image), thresholds, image.shape[1], image.shape[0]))
+        for sample, image in ReadableImages(split.samples, progress, label="label")
+    ]
+    return Split(split.name, tuple(samples))
 
 
 def mixed_order(
@@ -123,11 +165,10 @@ def mixed_order(
 ) -> NDArray[np.int64]:
     """Return the batches of one epoch, int64 [batches, batch]; the last round(share * batch) of each are unlabelled.
 
-    labelled: the epoch's labelled samples in their order, as `long_tail.epoch_order` gives them; each comes once, and
-    so many again from the start that the last batch is full. unlabelled: all the unlabelled samples, in an endless
-    series of permutations; each epoch goes on where the one before ended, if that was as long. The same arguments give
-    the same batches.
-    Raises SpecError where a batch would have no labelled sample, or no unlabelled one.
+    labelled: samples of the epoch in their order, as of `long_tail.epoch_order`; each is used once, and the first ones
+    again to fill the last batch. unlabelled: samples of an endless series of permutations, which each epoch of equal
+    length continues. Deterministic.
+    Raises SpecError if a batch would have no labelled sample, or no unlabelled one.
     """
     count = round(share * batch)
     if not 0 < count < batch or not len(labelled) or not len(unlabelled):

@@ -1,4 +1,4 @@
-"""Copies of labelled pictures under a domain shift; their labels stay."""
+"""Copies of labelled images under a domain shift, with the same labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgekd.data.types import Dataset, Sample, Split
 
 
 def resized_to_input(image: Image, preprocess: Preprocess) -> Image:
-    """Return a picture uint8 [h, w, 3] at its size in the network's input."""
+    """Resize an image uint8 [h, w, 3] to its size in the network's input, without padding."""
     import cv2
 
     placement = place(image.shape[1], image.shape[0], preprocess)
@@ -31,9 +31,9 @@ def resized_to_input(image: Image, preprocess: Preprocess) -> Image:
 def write_shifted(
     split: Split, shift: DomainShift, preprocess: Preprocess, folder: Path, progress: Progress = SILENT
 ) -> Split:
-    """Write the readable pictures of a split under a shift to a folder, as PNG; return them with their labels.
+    """Write the readable images of a split under a shift to a folder, as PNG; return them with their labels.
 
-    Raises DataError where too many cannot be read, SpecError where the folder cannot be written.
+    Raises DataError if too many cannot be read, SpecError if the folder cannot be written.
     """
     import cv2
 
@@ -52,15 +52,15 @@ def write_shifted(
 def write_dataset(
     dataset: Dataset, shift: DomainShift, preprocess: Preprocess, out: Path, progress: Progress = SILENT
 ) -> None:
-    """Write a data set under a shift, in YOLO layout, with its labels. Boxes around crowds are left out.
+    """Write a data set under a shift, in YOLO layout, with its labels except crowd boxes; `out` appears atomically.
 
-    `out` appears when it is complete. Raises DataError, SpecError.
+    Raises DataError, SpecError.
     """
     with new_folder(out) as folder, writing(out):
         for name in dataset.splits:
-            shown = write_shifted(dataset.split(name), shift, preprocess, folder / "images" / name, progress)
+            shifted = write_shifted(dataset.split(name), shift, preprocess, folder / "images" / name, progress)
             (folder / "labels" / name).mkdir(parents=True)
-            for sample in shown.samples:
+            for sample in shifted.samples:
                 (folder / "labels" / name / f"{sample.image.stem}.txt").write_text(_labels(sample), "ascii")
         config = {
             "path": ".",
@@ -71,7 +71,6 @@ def write_dataset(
 
 
 def _labels(sample: Sample) -> str:
-    """Return the label file of a picture."""
     truth = sample.truth
     rows = zip(truth.classes, truth.boxes.astype(np.float64), truth.crowd, strict=True)
     lines = [

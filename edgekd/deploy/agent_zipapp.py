@@ -1,7 +1,7 @@
-"""The agent as one file: a zipapp of the modules it needs and no others, the same bytes each time.
+"""The agent as one file: a deterministic zipapp of the modules that it needs.
 
-What it needs is found by following imports. In the agent's own modules all of them count; in modules that it shares
-with the host, those that importing the module carries out: what is imported inside a function there is the host's.
+These are found by following imports: in the agent's own modules all of them, in modules shared with the host those at
+module level, as imports inside functions there are for the host only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "agent.pyz"
-"""What the agent is called in a bundle."""
+"""Name of the agent in a bundle."""
 ENTRY, SERVING, VARIANTS = "edgekd.agent.cli", "edgekd.agent.serving", "edgekd.agent.variants"
 OWN = "edgekd.agent"
 
@@ -25,7 +25,7 @@ _REGULAR = 0o100644 << 16
 
 
 def agent_archive() -> bytes:
-    """The zipapp: `python3 agent.pyz COMMAND` runs it. The same sources and zlib give the same bytes."""
+    """Return the zipapp, for `python3 agent.pyz COMMAND`; deterministic for the same sources and zlib."""
     members = {"__main__.py": _MAIN.encode("ascii")}
     members.update({_member(name): _source(name).read_bytes() for name in agent_modules()})
     stream = io.BytesIO()
@@ -40,15 +40,15 @@ def agent_archive() -> bytes:
 
 
 def agent_modules() -> tuple[str, ...]:
-    """Names of the modules and packages of edgekd that the agent needs, sorted."""
-    found: set[str] = set()
-    waiting = {ENTRY, SERVING, VARIANTS}
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
+    """Return the names of the modules and packages of edgekd that the agent needs, sorted."""
+    modules: set[str] = set()
+    pending = {ENTRY, SERVING, VARIANTS}
+    while pending:
+        name = pending.pop()
+        modules.add(name)
         parents = [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
-        waiting.update({*parents, *_imported(name)} - found)
-    return tuple(sorted(found))
+        pending.update({*parents, *_imported(name)} - modules)
+    return tuple(sorted(modules))
 
 
 def _source(name: str) -> Path:
@@ -61,23 +61,23 @@ def _member(name: str) -> str:
 
 
 def _imported(name: str) -> set[str]:
-    """The modules of edgekd that a module imports."""
+    """Return the modules of edgekd that a module imports."""
     own = f"{name}.".startswith(f"{OWN}.")
-    found = set()
-    for node in _statements(ast.parse(_source(name).read_bytes()), own):
+    imported = set()
+    for node in _statements(ast.parse(_source(name).read_bytes()), in_functions=own):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.split(".")[0] == "edgekd" and _source(name).is_file()}
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in imported if name.split(".")[0] == "edgekd" and _source(name).is_file()}
 
 
-def _statements(node: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
-    """All that is carried out, without what only type checkers read."""
+def _statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
+    """Yield the statements that are executed, without blocks for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inside_functions:
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not in_functions:
             continue
         yield child
-        yield from _statements(child, inside_functions)
+        yield from _statements(child, in_functions=in_functions)

@@ -1,4 +1,4 @@
-"""Checkpoints, ONNX files, packed graphs, bundles and conversions, opened as a graph with its contract."""
+"""Open checkpoints, ONNX files, packed graphs, bundles and conversions as a graph with its contract."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.core.formats.packed_graph import unpack
+from edgekd.core.formats.packed_graph import MAX_BYTES, unpack
+from edgekd.core.input_files import is_folder, read_input
 from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
 from edgekd.detectors.onnx import describe
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import Engine
@@ -25,16 +27,20 @@ from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 BUNDLE_SUFFIX = ".edgekd"
 PACKED_SUFFIX = ".packed"
 _GRAPH = "graph.onnx"
+MAX_EXPANSION = 64
+"""Bytes of an ONNX file for each byte of its packed graph; INT8 weights have 2 to 4."""
+SMALL_GRAPH = 1 << 24
+"""Bytes that any packed graph may expand to: constants of zeros take next to none."""
 
 
 @contextmanager
 def opened(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec]]:
-    """Yield the graph in a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, with its inputs and outputs.
+    """Yield the graph of a `.pt`, `.onnx`, `.packed` or bundle as an ONNX file, with its contract.
 
-    The file exists while the block lasts. An ONNX file is used as it is; a checkpoint is exported; a packed graph is
-    expanded; a bundle is verified. Raises SpecError, BundleError.
+    The file exists while the block lasts. A checkpoint is exported, a packed graph expanded, a bundle verified. Raises
+    SpecError, BundleError.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:
@@ -44,7 +50,9 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            yield artifact, describe(load_graph(artifact), artifact, head, classes)
+            spec = describe(load_graph(artifact), artifact, head, classes)
+            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
+            yield artifact, spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
@@ -54,36 +62,37 @@ def opened(
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
-    """Yield the same with an engine for this machine, also for the folder of a conversion.
+    """Yield the same with a runtime of this machine; also opens the folder of a conversion.
 
     Raises SpecError, DeviceError.
     """
-    if not artifact.is_dir():
+    if not is_folder(artifact):
         with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
             yield graph, spec, ONNXRUNTIME_CPU
         return
     contract = read_contract(artifact)
-    if contract.engine is None:
+    if contract.runtime is None:
         raise DeviceError(
-            f"{artifact}: nothing on this machine runs {contract.format}", fix="score the model it was made of"
+            f"{artifact}: no runtime for {contract.format} on this machine", fix="score the model it was converted from"
         )
-    yield artifact / contract.entry, contract.spec, engine_named(contract.engine)
+    yield artifact / contract.entry, contract.spec, engine_named(contract.runtime)
 
 
 def expanded(packed: Path, graph: Path) -> Path:
-    """Write `graph`, the ONNX file in a packed graph, and return its path. Raises SpecError."""
+    """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
+    content = read_input(packed, MAX_BYTES, SpecError)
     try:
-        graph.write_bytes(unpack(packed.read_bytes()))
+        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_EXPANSION * len(content) + SMALL_GRAPH)))
     except OSError as error:
-        raise SpecError(f"{packed}: cannot read", found=error.strerror, fix="check the path") from error
+        raise SpecError(f"{graph}: cannot write", found=error.strerror, fix="free some space there") from error
     except ValueError as error:
-        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="get it again") from error
+        raise SpecError(f"{packed}: cannot be read as a packed graph", found=str(error), fix="copy it again") from error
     return graph
 
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """Yield the graph from which a build for `target` would start; an ONNX file that no build takes as it is."""
+    """Yield the graph that a build for `target` starts from; an ONNX file that cannot be exported is not changed."""
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / _GRAPH
@@ -92,5 +101,6 @@ def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Targ
         except SpecError:
             if not require_family(model).is_graph:
                 raise
+            rehearse(model, weights=False)
             graph = model
         yield graph

@@ -1,8 +1,8 @@
-"""`edgekd delta`: what a camera needs of a new bundle beyond the one it has.
+"""`edgekd delta`: the difference between two bundles.
 
-Files are cut into chunks where their content says so, so that what was put in or left out moves no other cut. A chunk
-that the old bundle has anywhere is a copy. Between copies, the old bytes that most likely became the new ones are taken
-as what to differ from, bit for bit, or as a dictionary, whichever is shorter.
+Files are cut into chunks at positions defined by their content, so that insertions and deletions move no other cuts. A
+chunk that occurs in the old bundle becomes a copy. Bytes between copies are stored as the difference from similar old
+bytes, or compressed with old bytes as dictionary, whichever is shortest.
 """
 
 from __future__ import annotations
@@ -45,25 +45,24 @@ from edgekd.core.documents import Result
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
 
-STEP = 1 << 16
-"""Bytes for which one way to store them is chosen."""
-STRIDE = 1 << 14
-"""Bytes that one dictionary is for."""
-_BITS, _LEAST, _MOST = 10, 256, 1 << 14
-"""Of a chunk: it ends where so many bits of a rolling hash are zero, which happens every 1024 bytes."""
+BLOCK_BYTES = 1 << 16  # stored by one method
+NEAR_BYTES = 1 << 14  # compressed with one dictionary
+_CHUNK_BITS = 10  # a chunk ends where this many bits of the rolling hash are 0: every 1024 bytes on average
+_MIN_CHUNK_BYTES = 256
+_MAX_CHUNK_BYTES = 1 << 14
 _WHOLE_NAME = ""
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
 @dataclass(frozen=True)
 class DeltaPieces:
-    """Bytes of the new bundle, its network taken apart, by how the delta has them.
+    """Bytes of the new bundle, with its network unpacked, by kind of record.
 
     Args:
-        copy: As they are in the old bundle.
-        xor: By their difference to bytes there.
-        near: Compressed with bytes there as a dictionary.
-        new: By themselves, compressed.
+        copy: Equal to bytes of the old bundle.
+        xor: Stored as differences from bytes of the old bundle.
+        near: Compressed with bytes of the old bundle as dictionary.
+        new: Compressed alone.
     """
 
     copy: int
@@ -78,7 +77,7 @@ class DeltaResult(Result):
 
     Args:
         file: Path of the delta.
-        old: Identity of the bundle that it leads from.
+        old: Identity of the bundle that it applies to.
         new: Identity of the bundle that it leads to.
         bytes: Size of the delta.
         new_bytes: Size of the new bundle.
@@ -95,9 +94,10 @@ class DeltaResult(Result):
 
 
 def run(old: Path, new: Path, out: Path) -> DeltaResult:
-    """Write the delta that leads from a bundle to another, and rebuild that by it; the documented result.
+    """Write the delta from one bundle to another, and verify it by rebuilding the new one.
 
-    Raises BundleError or HashError for a bad bundle, SpecError where `out` cannot be written, or nothing leads there.
+    Raises BundleError or HashError for an invalid bundle, SpecError if `out` cannot be written, or the bundles have too
+    little in common.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         before, after = Path(scratch) / "old", Path(scratch) / "new"
@@ -118,7 +118,7 @@ def run(old: Path, new: Path, out: Path) -> DeltaResult:
 
 
 def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> None:
-    """Raise SpecError where a delta does not lead to the new bundle."""
+    """Raise SpecError unless a delta rebuilds the new bundle."""
     try:
         rebuild(delta, source, again)
     except BundleError as error:
@@ -136,7 +136,7 @@ def _result(writer: _Writer, head: Head, out: Path, new: Path) -> DeltaResult:
 
 @dataclass(frozen=True)
 class _Source:
-    """A part of the old bundle: the numbers of its file and of itself, and its content."""
+    """A part of the old bundle: number of its file, its own number, and its content."""
 
     file: int
     part: int
@@ -145,7 +145,7 @@ class _Source:
 
 @dataclass
 class _Encoding:
-    """A way to store some bytes: its records, and the data of each."""
+    """Encoded bytes: records, and the data of each."""
 
     records: list[Record] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
@@ -158,12 +158,12 @@ class _Encoding:
 
     @property
     def cost(self) -> int:
-        """Bytes that it takes in the delta."""
+        """Size in the delta."""
         return sum(len(each) + RECORD.size for each in self.data)
 
 
 class _Writer:
-    """Writes the records of files. content: of the delta's data, in pieces; given: bytes of the new bundle by kind."""
+    """Writes the records of files. content: the delta's data, in parts; given: bytes of the new bundle by kind."""
 
     def __init__(self, old: OldBundle) -> None:
         self.old = old
@@ -183,7 +183,7 @@ class _Writer:
             self._chunks.setdefault(_digest(source.content[begin:end]), (source, begin))
 
     def add(self, entry: FileEntry, content: bytes) -> None:
-        """Write the records of a file of the new bundle, which is split where that is of use."""
+        """Write the records of a file of the new bundle."""
         same = self._parts.get((entry.path, _WHOLE_NAME))
         split = _parts(entry, content)
         if same and same.content == content:
@@ -202,9 +202,9 @@ class _Writer:
             self.given[record.kind] += record.length
 
     def _add_part(self, place: tuple[str, str], number: int, content: bytes) -> None:
-        """Write the records of a part: copies, and between them what is new."""
+        """Write the records of a part: copies, and new bytes between them."""
         self._write(Record(PART, len(content), number))
-        alike, at, pending, copy = self._parts.get(place), 0, 0, None
+        similar, at, pending, copy = self._parts.get(place), 0, 0, None
         for begin, end in [*chunks(content), (len(content), len(content))]:
             there = self._copy_of(content[begin:end], copy)
             if there is None and begin < end:
@@ -212,9 +212,9 @@ class _Writer:
             if pending < begin:
                 if copy:
                     self._write(_copy(*copy))
-                    alike, at = copy[0], copy[1] + copy[2] - pending
+                    similar, at = copy[0], copy[1] + copy[2] - pending
                     copy = None
-                self._add_new(content, pending, begin, alike, at)
+                self._add_new(content, pending, begin, similar, at)
             if there and copy and (there[0] is copy[0] and there[1] == copy[1] + copy[2]):
                 copy = (copy[0], copy[1], copy[2] + end - begin)
             else:
@@ -224,7 +224,7 @@ class _Writer:
             pending = end
 
     def _copy_of(self, chunk: bytes, copy: tuple[_Source, int, int] | None) -> tuple[_Source, int] | None:
-        """Return where the old bundle has a chunk: best where the copy before it ends."""
+        """Find a chunk in the old bundle, preferably where the previous copy ends."""
         if not chunk:
             return None
         if copy:
@@ -233,17 +233,17 @@ class _Writer:
                 return source, at
         return self._chunks.get(_digest(chunk))
 
-    def _add_new(self, content: bytes, begin: int, end: int, alike: _Source | None, shift: int) -> None:
-        """Write a part that the old bundle lacks, compressed; `shift`: offset of a similar part of the old one."""
-        for first in range(begin, end, STEP):
-            last = min(first + STEP, end)
+    def _add_new(self, content: bytes, begin: int, end: int, similar: _Source | None, shift: int) -> None:
+        """Write bytes that the old bundle lacks; shift: offset of similar bytes in `similar`."""
+        for first in range(begin, end, BLOCK_BYTES):
+            last = min(first + BLOCK_BYTES, end)
             encodings = [_compressed(content[first:last])]
-            if alike and alike.content:
-                tail = len(alike.content) - len(content)
+            if similar and similar.content:
+                tail = len(similar.content) - len(content)
                 for at in sorted({first, first + shift, first + tail}):
-                    if at >= 0 and at + last - first <= len(alike.content):
-                        encodings.append(_different(content[first:last], alike, at))
-                encodings.append(_near(content, first, last, alike, shift))
+                    if at >= 0 and at + last - first <= len(similar.content):
+                        encodings.append(_different(content[first:last], similar, at))
+                encodings.append(_near(content, first, last, similar, shift))
             best = min(encodings, key=lambda encoding: encoding.cost)
             for record, data in zip(best.records, best.data, strict=True):
                 self._write(record, data)
@@ -254,19 +254,19 @@ def _copy(source: _Source, at: int, length: int) -> Record:
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:
-    """Return the borders of a content's chunks, defined by the content: equal parts of two are mostly cut alike."""
+    """Return the bounds of content-defined chunks: equal bytes are mostly cut at the same positions."""
     if not content:
         return []
     rolling = _GEAR[np.frombuffer(content, np.uint8)]
     for shift in (1, 2, 4, 8, 16):
         rolling[shift:] = rolling[shift:] + (rolling[:-shift] << np.uint32(shift))
-    cuts = np.flatnonzero(rolling >> np.uint32(32 - _BITS) == 0) + 1
+    cuts = np.flatnonzero(rolling >> np.uint32(32 - _CHUNK_BITS) == 0) + 1
     found, begin = [], 0
     for cut in [*cuts.tolist(), len(content)]:
-        while cut - begin > _MOST:
-            found.append((begin, begin + _MOST))
-            begin += _MOST
-        if cut - begin >= _LEAST or (cut == len(content) and cut > begin):
+        while cut - begin > _MAX_CHUNK_BYTES:
+            found.append((begin, begin + _MAX_CHUNK_BYTES))
+            begin += _MAX_CHUNK_BYTES
+        if cut - begin >= _MIN_CHUNK_BYTES or (cut == len(content) and cut > begin):
             found.append((begin, cut))
             begin = cut
     return found
@@ -276,7 +276,7 @@ _GEAR = np.frombuffer(hashlib.shake_128(b"edgekd delta").digest(1024), "<u4").as
 
 
 def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
-    """Return a network without its entropy coding, where this zlib codes it the same; nothing for any other file."""
+    """Return the parts of a packed graph without entropy coding, if this zlib reproduces it; else none."""
     if entry.role != "graph":
         return {}
     try:
@@ -296,8 +296,8 @@ def _digest(chunk: bytes) -> bytes:
 def _deflated(content: bytes, dictionary: bytes = b"") -> bytes:
     found = []
     for strategy in _STRATEGIES:
-        told = {"zdict": dictionary} if dictionary else {}
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, **told)
+        options = {"zdict": dictionary} if dictionary else {}
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, **options)
         found.append(deflate.compress(content) + deflate.flush())
     return min(found, key=len)
 
@@ -316,9 +316,9 @@ def _different(content: bytes, old: _Source, at: int) -> _Encoding:
 
 def _near(content: bytes, first: int, last: int, old: _Source, shift: int) -> _Encoding:
     encoding = _Encoding()
-    for begin in range(first, last, STRIDE):
-        end = min(begin + STRIDE, last)
-        at = max(0, min(begin + shift - (WINDOW - STRIDE) // 2, len(old.content) - WINDOW))
+    for begin in range(first, last, NEAR_BYTES):
+        end = min(begin + NEAR_BYTES, last)
+        at = max(0, min(begin + shift - (WINDOW - NEAR_BYTES) // 2, len(old.content) - WINDOW))
         window = old.content[at : at + WINDOW]
         encoding.add(NEAR, end - begin, _deflated(content[begin:end], window), old, at)
     return encoding

@@ -1,6 +1,6 @@
-"""A bundle on a device: sent, verified, unpacked, its engine built, tested, timed and activated.
+"""Install a bundle on a device: upload, verify, unpack, build, test, time, and activate its engine.
 
-The agent in the bundle does all of it, and reports it: nothing is measured here.
+The agent in the bundle does and reports all of it: nothing is measured here.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.core.benchmark import MEASURED
+from edgekd.agent.engines.records import Form, RuntimeVersion
 from edgekd.core.bundle.archive import extract
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
@@ -34,45 +34,52 @@ from edgekd.core.errors import (
     SpecError,
 )
 from edgekd.core.progress import SILENT, Progress
+from edgekd.core.typed_values import from_plain
 from edgekd.deploy import tuned_accuracy
-from edgekd.deploy.devices import Device
-from edgekd.deploy.devices.session import Placed, Site, Stop
+from edgekd.deploy.devices import AgentDevice
+from edgekd.deploy.devices.connection import Connection, Stop, Upload
+from edgekd.deploy.engine_report import (
+    DeviceReport,
+    EngineLatency,
+    EngineReport,
+    InstallReport,
+    SelfTestErrors,
+    StepTime,
+    TuningReport,
+    UploadReport,
+)
+from edgekd.deploy.tuned_accuracy import TunedAccuracy
 
 T = TypeVar("T")
 UPLOAD = "upload"
-"""The folder for uploads in the state folder."""
+"""Folder for uploads below the state folder."""
 REHEARSED = "rehearsed"
-"""The basis of results by the null runtime: nothing was computed."""
-_TIMED = ("iterations", "fps", "refused", "inference_ms", "slow_down", "outliers", "energy")
-_ENGINE = "slot key file bytes seconds changed layers float_layers missing_scales".split()
+"""Basis of results of the null runtime, which computes nothing."""
 _STEPS = ("build", "selftest", "bench")
-_CHOSEN = ("source", "float_layers", "candidates", "limits")
-"""Reported parts of a choice of layers."""
 _NULL = "null"
-_TURN_S = 0.5
-"""Seconds between signs of life of a job that waits for its turn to upload."""
-_DEVICE = "firmware compatible model serial cpu gpus driver l4t os kernel memory_bytes power_mode".split()
+_HEARTBEAT_S = 0.5
+"""Interval of heartbeats while a job waits on the host."""
 _KINDS: dict[str, type[EdgeKDError]] = {
     kind.__name__: kind
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
 }
 """Errors of the agent that are raised as they are; any other is a DeviceError."""
-_JUDGING = ("build", "tune", "selftest")
-"""Steps whose error is about the network rather than the device."""
+_NETWORK_STEPS = ("build", "tune", "selftest")
+"""Steps whose errors concern the network rather than the device."""
 
 
 @dataclass(frozen=True)
 class EngineJob:
-    """A bundle, a device, and how the engine is built and timed there.
+    """A bundle, a device, and settings of build and timing.
 
-    state: the folder of the slots on the device, None for the default; python: its interpreter, None for the default;
-    agent: path there of an agent in the firmware, None for the bundle's; runtime: None leaves the choice to the agent;
-    iterations, seconds: minimum of timed runs and of their time; timeout_s: limit of one step; tune: leave the layers
-    in float that are faster so; builds: engines that may take; data: the bundle's data set, to score the tuned engine.
+    runtime: None for the choice of the agent; state: folder of the slots on the device, None for the default; python:
+    its interpreter, None for the default; agent: path of an agent on the device, None for that of the bundle;
+    iterations, seconds: minimum number of timed runs and of their duration; timeout_s: limit of one step; tune: keep
+    layers in float that are faster so; builds: engines to try for that; data: data set to score the tuned engine.
     """
 
     bundle: Path
-    device: Device
+    device: AgentDevice
     runtime: str | None = None
     activate: bool = False
     state: str | None = None
@@ -86,15 +93,15 @@ class EngineJob:
     data: Path | None = None
 
 
-def run(job: EngineJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Run the job; return the documented result. Raises BundleError, DeviceError, and errors of the agent."""
+def run(job: EngineJob, progress: Progress = SILENT) -> InstallReport:
+    """Run the job. Raises BundleError, DeviceError, and errors of the agent."""
     with contents(job.bundle) as parts:
         return install(job, parts, progress)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A verified bundle, unpacked: its manifest, its graph, and its agent, None where it has none."""
+    """A verified, unpacked bundle: manifest, graph, and agent if it has one."""
 
     manifest: Manifest
     graph: Path
@@ -103,7 +110,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class SharedLimits:
-    """Limits of jobs in several threads. stop: ends them; uploads: jobs that may send at a time."""
+    """Limits of jobs in several threads. stop: interrupts them; uploads: limits simultaneous uploads."""
 
     stop: Stop
     uploads: threading.Semaphore
@@ -111,139 +118,148 @@ class SharedLimits:
 
 def install(
     job: EngineJob, parts: Contents, progress: Progress = SILENT, shared: SharedLimits | None = None
-) -> dict[str, Any]:
-    """Run a job with an open bundle. Raises as `run` does, and KeyboardInterrupt where it was stopped."""
+) -> InstallReport:
+    """Run a job with an open bundle. Raises as `run` does, and KeyboardInterrupt after `shared.stop`."""
     agent, stop = _agent(job, parts), shared.stop if shared else None
-    with _state(job) as state, job.device.site(job.python, stop) as site:
-        work = _Work(job, site, state, progress)
-        with work.turn(shared.uploads) if shared else contextlib.nullcontext():
-            bundle = work.upload(agent)
-        _require_runtime(job, work.step("status"))
-        work.step("verify", bundle)
-        work.given["--slot"] = work.step("unpack", bundle)["slot"]
-        work.step("build")
-        scored = _tuned(job, parts, work) if job.tune else None
+    with _state(job) as state, job.device.connect(job.python, stop) as connection:
+        steps = _Steps(job, connection, state, progress)
+        with steps.turn(shared.uploads) if shared else contextlib.nullcontext():
+            bundle = steps.upload(agent)
+        _require_runtime(job, steps.run("status"))
+        steps.run("verify", bundle)
+        steps.flags["--slot"] = steps.run("unpack", bundle)["slot"]
+        steps.run("build")
+        accuracy = _tune(job, parts, steps) if job.tune else None
         for command in (*_STEPS[1:], "activate") if job.activate else _STEPS[1:]:
-            work.step(command)
+            steps.run(command)
     try:
-        return _result(job, parts.manifest, work, scored)
-    except (KeyError, TypeError) as error:
-        what = f"{job.device.name}: the agent there is of another edgekd, and says other things"
+        return _report(job, parts.manifest, steps, accuracy)
+    except (KeyError, SpecError) as error:
+        what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
         raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
 
 
-def _tuned(job: EngineJob, parts: Contents, work: _Work) -> dict[str, Any] | None:
-    """Tune, and score the result where there is data. Raises EngineRefusedError below the bundle's limit."""
-    split = tuned_accuracy.scored_split(job.data, parts.manifest, work.progress) if job.data else None
-    chosen = work.step("tune")
+def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> TunedAccuracy | None:
+    """Tune, and score the result on the job's data. Raises EngineRefusedError below the bundle's limit."""
+    split = tuned_accuracy.scored_split(job.data, parts.manifest, steps.progress) if job.data else None
+    choice = steps.run("tune")
     if split is None:
         return None
-    scored = work.beside(
-        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, chosen, split, SILENT), "score the tuned network"
+    form = Form(choice["source"], tuple(choice["float_layers"]))
+    accuracy = steps.on_host(
+        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, form, split, SILENT), "score the tuned network"
     )
     try:
-        tuned_accuracy.require_accuracy(scored, job.device.name)
+        tuned_accuracy.require_accuracy(accuracy, job.device.name)
     except EngineRefusedError:
-        work.step("tune", "--reset")
+        steps.run("tune", "--reset")
         raise
-    return scored
+    return accuracy
 
 
-def _result(job: EngineJob, manifest: Manifest, work: _Work, scored: dict[str, Any] | None) -> dict[str, Any]:
-    status, unpacked, built, tested, timed = (work.results[name] for name in ("status", "unpack", *_STEPS))
-    tuned = work.results.get("tune")
+def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAccuracy | None) -> InstallReport:
+    """Raises KeyError or SpecError for answers that lack a field."""
+    status, unpacked, built, tested, timed = (steps.results[name] for name in ("status", "unpack", *_STEPS))
+    tuned = steps.results.get("tune")
     if tuned:
         built = {**built, **tuned["engine"]}
-    return {
-        "bundle": str(job.bundle),
-        "identity": unpacked["identity"],
-        "name": manifest.name,
-        "target": manifest.target.name,
-        "fits": unpacked["fits"],
-        "device": {"name": job.device.name, **{name: status["device"].get(name) for name in _DEVICE}},
-        "basis": REHEARSED if built["runtime"]["name"] == _NULL else MEASURED,
-        "runtime": {name: built["runtime"][name] for name in ("name", "version")},
-        "engine": {name: built[name] for name in _ENGINE},
-        "tuning": tuned and {**{name: tuned[name] for name in _CHOSEN}, "accuracy": scored},
-        "self_test": {name: tested[name] for name in ("passed", "precision", "frames", "error", "tolerance")},
-        "bench": {name: timed[name] for name in _TIMED},
-        "activated": "activate" in work.results,
-        "upload": {
-            "bytes": sum(each.bytes for each in work.placed),
-            "sent_bytes": sum(each.sent_bytes for each in work.placed),
-        },
-        "steps": work.steps,
-    }
+    return InstallReport(
+        bundle=str(job.bundle),
+        identity=unpacked["identity"],
+        name=manifest.name,
+        target=manifest.target.name,
+        fits=unpacked["fits"],
+        device=_parsed(DeviceReport, {**status["device"], "name": job.device.name}),
+        basis="rehearsed" if built["runtime"]["name"] == _NULL else "measured",
+        runtime=_parsed(RuntimeVersion, built["runtime"]),
+        engine=_parsed(EngineReport, built),
+        tuning=replace(_parsed(TuningReport, tuned), accuracy=accuracy) if tuned else None,
+        self_test=_parsed(SelfTestErrors, tested),
+        bench=_parsed(EngineLatency, timed),
+        activated="activate" in steps.results,
+        upload=UploadReport(
+            bytes=sum(upload.bytes for upload in steps.uploads),
+            sent_bytes=sum(upload.sent_bytes for upload in steps.uploads),
+        ),
+        steps=tuple(steps.times),
+    )
 
 
-class _Work:
-    """The steps of a job on an open device.
+def _parsed(kind: type[T], answer: Mapping[str, Any]) -> T:
+    """Return the dataclass `kind` from an answer of the agent, which may have further keys. Raises SpecError."""
+    return from_plain(kind, answer, kind.__name__, extra=True)
 
-    given: flags of the agent, of which each command gets its own; results: of each command.
+
+class _Steps:
+    """The steps of a job on a connected device.
+
+    flags: of the agent, of which each command gets those that it has; results: of each command; times: of each step.
     """
 
-    def __init__(self, job: EngineJob, site: Site, state: str, progress: Progress) -> None:
-        self.given = {
+    def __init__(self, job: EngineJob, connection: Connection, state: str, progress: Progress) -> None:
+        self.flags = {
             "--state": state,
             "--runtime": job.runtime or job.device.runtime,
             "--iterations": str(job.iterations),
             "--seconds": str(job.seconds),
             "--builds": str(job.builds),
         }
-        self.placed: list[Placed] = []
+        self.progress = progress
+        self.uploads: list[Upload] = []
         self.results: dict[str, dict[str, Any]] = {}
-        self.steps: list[dict[str, Any]] = []
+        self.times: list[StepTime] = []
         self._agent = job.agent or ""
-        self._job, self._site, self._state, self.progress = job, site, state, progress
+        self._job, self._connection, self._state = job, connection, state
 
     @contextmanager
     def turn(self, uploads: threading.Semaphore) -> Iterator[None]:
         """Wait for a turn to upload."""
-        while not uploads.acquire(timeout=_TURN_S):
-            self._site.alive()
+        while not uploads.acquire(timeout=_HEARTBEAT_S):
+            self._connection.heartbeat()
         try:
             yield
         finally:
             uploads.release()
 
     def upload(self, agent: Path | None) -> str:
-        """Send bundle and agent, and lock the folder as long as the device is open. Return the bundle's path there."""
+        """Upload bundle and agent, and lock the folder while the connection lasts; return the bundle's path there."""
         began = time.perf_counter()
         folder = str(PurePosixPath(self._state, UPLOAD))
-        self._site.claim(folder)
+        self._connection.claim(folder)
         files = [self._job.bundle] if agent is None else [agent, self._job.bundle]
         keep = [file_sha256(file) for file in files]
-        self.placed = [self._site.put(file, folder, keep, self.progress) for file in files]
+        self.uploads = [self._connection.put(file, folder, keep, self.progress) for file in files]
         if agent is not None:
-            self._agent = self.placed[0].path
+            self._agent = self.uploads[0].path
         self._took("upload", began)
-        return self.placed[-1].path
+        return self.uploads[-1].path
 
-    def beside(self, work: Callable[[], T], what: str) -> T:
-        """Run work on this host, with signs of life to the waiting device."""
+    def on_host(self, work: Callable[[], T], what: str) -> T:
+        """Run work on this host, with heartbeats to the waiting device."""
         began = time.perf_counter()
         self.progress.note(f"{what} ...")
         with ThreadPoolExecutor(1) as pool:
-            doing = pool.submit(work)
-            while not wait((doing,), _TURN_S).done:
-                self._site.alive()
+            future = pool.submit(work)
+            while not wait((future,), _HEARTBEAT_S).done:
+                self._connection.heartbeat()
         self._took("score", began)
-        return doing.result()
+        return future.result()
 
-    def step(self, command: str, *arguments: str) -> dict[str, Any]:
+    def run(self, command: str, *arguments: str) -> dict[str, Any]:
         """Run a command of the agent and return its result. Raises the error that it reports."""
         name, began = self._job.device.name, time.perf_counter()
         self.progress.note(f"{command} on {name}")
-        flags = [(flag, self.given.get(flag)) for flag in COMMANDS[command][1]]
+        flags = [(flag, self.flags.get(flag)) for flag in COMMANDS[command][1]]
         words = [*arguments, *(word for flag, value in flags if value is not None for word in (flag, value))]
-        ended = self._site.run(command, [self._site.python, self._agent, command, *words], self._job.timeout_s)
+        program = [self._connection.python, self._agent, command, *words]
+        ended = self._connection.run(command, program, self._job.timeout_s)
         try:
             answer = json.loads(ended.out)
             error = answer["error"]
         except (KeyError, TypeError, ValueError) as no_answer:
             raise _no_answer(name, command, ended.code, ended.err) from no_answer
         if error is not None:
-            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _JUDGING else DeviceError)
+            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _NETWORK_STEPS else DeviceError)
             parts = {part: error[part] for part in ("expected", "found", "fix")}
             raise kind(f"{name}: {command}: {error['what']}", **parts)
         self._took(command, began)
@@ -251,29 +267,31 @@ class _Work:
         return self.results[command]
 
     def _took(self, step: str, began: float) -> None:
-        self.steps.append({"name": step, "seconds": round(time.perf_counter() - began, 3)})
+        self.times.append(StepTime(step, round(time.perf_counter() - began, 3)))
 
 
 def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:
-    """Require a runtime on the device, before anything is put into a slot. Raises DeviceError."""
+    """Require a runtime on the device, before a slot is changed. Raises DeviceError."""
     if status["runtime"] is None:
         raise DeviceError(
-            f"{job.device.name}: nothing there can run a network",
+            f"{job.device.name}: no runtime for networks",
             expected="TensorRT or ONNX Runtime for its Python",
-            fix="name the Python that has it with --python, or rehearse with --runtime null",
+            fix="pass the Python that has it with --python, or rehearse with --runtime null",
         )
 
 
-def _no_answer(device: str, command: str, code: int, said: str) -> DeviceError:
-    last = [line[:300] for line in said.strip().splitlines()[-1:]]
-    fix = "name a Python that has NumPy with --python" if "numpy" in said else "see docs/agent.md for what it needs"
+def _no_answer(device: str, command: str, code: int, stderr: str) -> DeviceError:
+    last = [line[:300] for line in stderr.strip().splitlines()[-1:]]
+    fix = (
+        "pass a Python that has NumPy with --python" if "numpy" in stderr else "see docs/agent.md for its requirements"
+    )
     found = last[0] if last else f"exit code {code}"
     return DeviceError(f"{device}: {command}: the agent gave no answer", found=found, fix=fix)
 
 
 @contextmanager
 def contents(bundle: Path) -> Iterator[Contents]:
-    """Verify a bundle, and open it for as long as the block lasts. Raises BundleError, HashError."""
+    """Verify and unpack a bundle for the duration of the block. Raises BundleError, HashError."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch, "bundle")
         manifest = extract(bundle, folder)
@@ -282,16 +300,16 @@ def contents(bundle: Path) -> Iterator[Contents]:
 
 
 def _agent(job: EngineJob, parts: Contents) -> Path | None:
-    """Return the agent to send; None where the device's own is used. Raises BundleError where there is none."""
+    """Return the agent to send; None for that of the device. Raises BundleError if the bundle has none."""
     if job.agent is None and parts.agent is None:
-        what, fix = f"{job.bundle}: no agent in it", "build it again, or name one on the device with --agent"
+        what, fix = f"{job.bundle}: no agent in it", "build it again, or pass one on the device with --agent"
         raise BundleError(what, expected="a file with role agent", fix=fix)
     return None if job.agent else parts.agent
 
 
 @contextmanager
 def _state(job: EngineJob) -> Iterator[str]:
-    """Yield the state folder on the device; that of a rehearsal is temporary."""
+    """Yield the state folder on the device, a temporary one for a rehearsal."""
     if job.state is None and job.device.runtime == _NULL:
         with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
             yield folder

@@ -1,7 +1,7 @@
-"""Software bill of materials of a bundle: CycloneDX JSON, the same bytes each time.
+"""Software bill of materials of a bundle: deterministic CycloneDX JSON.
 
-Listed are the files of the bundle, each with its hash and licence, and the tools that made them. What the firmware
-brings, such as TensorRT, is not in the bundle and not in the list.
+It lists the files of the bundle with hashes and licences, and the tools that made them, but no software of the
+firmware, such as TensorRT.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from cyclonedx.model.license import License
 
 NAME = "sbom.cdx.json"
-"""What it is called in a bundle."""
+"""Name of the document in a bundle."""
 UNKNOWN = "NOASSERTION"
-"""What SPDX calls a licence that nobody has stated."""
+"""SPDX's value for an unknown licence."""
 
 _PARTS = {"graph": "model", "agent": "agent"}
-"""By which name in `licences` the file with a role goes."""
+"""Part in `licences` by the role of a file."""
 
 
 def sbom(
     name: str, version: str, files: Sequence[FileEntry], tools: Sequence[Mapping[str, Any]], licences: Sequence[Licence]
 ) -> bytes:
-    """The document for a bundle. version: of the bundle; tools: what made it, by `told_tools`; licences: by part."""
+    """Return the document of a bundle. version: of the bundle; tools: of `tool_components`; licences: by part."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
 
@@ -41,28 +41,28 @@ def sbom(
     bom = Bom(components=[_component(entry, known) for entry in files], metadata=BomMetaData(component=whole))
     bom.register_dependency(whole, bom.components)
     document = _json(bom)
-    # The same inputs give the same bundle, whenever: no time, and a serial number that follows from the rest.
+    # Deterministic: no time, and a serial number derived from the rest.
     document["metadata"] = {"component": document["metadata"]["component"], "tools": {"components": list(tools)}}
     del document["serialNumber"]
     number = uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{json_sha256(document)}")
     return canonical_json({**document, "serialNumber": number.urn}) + b"\n"
 
 
-def told_tools(tools: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Distributions by name and version, as the document tells of them: with the licences they have here."""
+def tool_components(tools: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return distributions, versions by name, as components with the licences of the installed ones."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
 
     kind = ComponentType.LIBRARY
-    found = [
+    components = [
         Component(name=name, version=version, type=kind, bom_ref=f"tool:{name}", licenses=_licence(_stated(name)))
         for name, version in tools.items()
     ]
-    return list(_json(Bom(components=found))["components"]) if found else []
+    return list(_json(Bom(components=components))["components"]) if components else []
 
 
 def tools_in(content: bytes) -> list[dict[str, Any]]:
-    """Return the tools of a document that `sbom` wrote. Raises ValueError, KeyError or TypeError for another."""
+    """Return the tools in a document of `sbom`. Raises ValueError, KeyError or TypeError for other content."""
     return list(json.loads(content)["metadata"]["tools"]["components"])
 
 
@@ -100,10 +100,10 @@ def _licence(expression: str) -> Iterable[License]:
 
 
 def _stated(distribution: str) -> str:
-    """Return the licence that an installed distribution states, or None."""
+    """Return the licence that an installed distribution states; empty if there is none, or a whole licence text."""
     try:
-        told = metadata.metadata(distribution)
+        fields = metadata.metadata(distribution)
     except metadata.PackageNotFoundError:
         return ""
-    short = told.get("License-Expression") or told.get("License") or ""
-    return short if len(short) <= 60 and "\n" not in short else ""
+    licence = fields.get("License-Expression") or fields.get("License") or ""
+    return licence if len(licence) <= 60 and "\n" not in licence else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file, shown_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +41,8 @@ def load(
     """
     from edgekd.detectors.family import known_suffixes, require_family
 
-    if not path.is_file():
+    if not is_file(path):
         expected = f"a trained detector, {known_suffixes()}"
-        raise SpecError(f"{path}: no such file", expected=expected, fix="check the path")
+        raise SpecError(f"{shown_path(path)}: no such file", expected=expected, fix="check the path")
     detector: Detector = require_family(path).load(path, head=head, classes=classes, trust=trust_checkpoint)
     return detector

@@ -30,7 +30,7 @@ from edgekd.compress.pruning import (
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError, did_you_mean
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import Image, drawn
+from edgekd.data.images import Image, draw_images
 from edgekd.data.types import Sample
 from edgekd.detectors.results import SCANNED_SHARES, PruneResult, Sensitivity
 from edgekd.detectors.torch_support import requiring
@@ -137,7 +137,7 @@ class Channels:
 def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[str, ...], list[LabelledImage]]:
     """Return the classes of a data set, and the training images that a step draws for gradients."""
     dataset = load_dataset(data)
-    return dataset.classes, drawn(dataset.split("train").samples, step.images, step.seed, progress)
+    return dataset.classes, draw_images(dataset.split("train").samples, step.images, step.seed, progress)
 
 
 def accumulate_gradients(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.parity import largest_error
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import ParityError
 from edgekd.detectors import Detector
 from edgekd.detectors.onnx import describe_in
+from edgekd.graph.model_file import read_model
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import opset_of
 
@@ -37,8 +39,8 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
     import onnx
     import onnxslim
 
-    spec = detector.export(graph, opset)
-    model = onnxslim.slim(onnx.load(graph))  # constants folded, batch norms merged, shapes inferred
+    spec = checked_spec(detector.export(graph, opset), f"{detector.path}: detector")
+    model = onnxslim.slim(read_model(graph))  # constants folded, batch norms merged, shapes inferred
     describe_in(model, spec)
     onnx.save(model, graph)
     frame = probe(spec)

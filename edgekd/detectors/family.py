@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError
 from edgekd.detectors.torch_support import requiring
 
@@ -114,17 +115,13 @@ class Imported:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         with requiring(self.needs or self.reference):
-            function = _loaded(self.reference)
+            function = EntryPoint(self.reference, self.reference, GROUP).load()
         return function(*arguments, **named)
-
-
-def _loaded(reference: str) -> Any:
-    return EntryPoint(reference, reference, GROUP).load()
 
 
 def families() -> tuple[Family, ...]:
     """Return the families of edgekd, then those of other packages."""
-    return (*map(_loaded, BUILT_IN), *(each.load() for each in entry_points(group=GROUP)))
+    return registered(GROUP, BUILT_IN)
 
 
 def family_of(path: Path | str) -> Family | None:

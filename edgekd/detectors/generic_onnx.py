@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,14 +20,22 @@ from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, DataError, SpecError
+from edgekd.core.input_files import regular_file
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
 from edgekd.detectors.onnx import MIN_OPSET
 from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.session import cpu_session
 from edgekd.graph.view import inputs_of, load_graph, raise_opset
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+MAX_ELEMENT_BYTES = 16
+"""Bytes of an element of an array: a long double."""
+MAX_ARRAY_HEADER = 1 << 16
+"""Bytes of the header of an array's file; the first version of the format has no more."""
+MAX_ARRAYS_BYTES = 1 << 31
+"""Bytes of a file with several arrays."""
 MAX_SNR_DB = 120.0  # what is reported where outputs are equal, or nearly
 
 
@@ -55,6 +64,7 @@ def prepare(source: Path, out: Path) -> Input:
     import onnxslim
 
     model = load_graph(source)
+    rehearse(source)
     inputs = inputs_of(model)
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         names = ", ".join(value.name for value in inputs) or "none"
@@ -90,7 +100,7 @@ def frame_files(folder: Path) -> list[Path]:
 def read_frame(path: Path, target: Input) -> np.ndarray:
     """Read a frame float32 of the input's shape. Raises DataError naming the file."""
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        value = _array(path, target.name)
+        value = _array(path, target)
         if value.dtype.kind not in "fiu" or value.shape not in (target.shape, target.shape[1:]):
             raise DataError(
                 f"{path}: does not fit the input {target.name}",
@@ -107,19 +117,26 @@ def read_frame(path: Path, target: Input) -> np.ndarray:
     return letterbox(read_image(path), Preprocess(*target.shape[2:]))[0]
 
 
-def _array(path: Path, name: str) -> np.ndarray:
+def _array(path: Path, wanted: Input) -> np.ndarray:
+    """Read the array in a file, or that of the input's name. Raises DataError, also for one much longer than wanted."""
+    limit = MAX_ELEMENT_BYTES * math.prod(wanted.shape) + MAX_ARRAY_HEADER
+    regular_file(path, limit if path.suffix.lower() == ".npy" else MAX_ARRAYS_BYTES)
     try:
         loaded: Any = np.load(path)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            if name in loaded.files or len(loaded.files) == 1:
-                array: np.ndarray = loaded[name if name in loaded.files else loaded.files[0]]
-                return array
-            raise DataError(f"{path}: which array?", expected=f"one, or one named {name}", found=str(loaded.files))
-    except (OSError, ValueError, EOFError) as error:
+            name = wanted.name if wanted.name in loaded.files else next(iter(loaded.files), "")
+            if len(loaded.files) != 1 and name != wanted.name:
+                expected = f"one, or one named {wanted.name}"
+                raise DataError(f"{path}: which array?", expected=expected, found=str(loaded.files)[:200])
+            if loaded.zip.getinfo(f"{name}.npy").file_size > limit:
+                raise ValueError(f"an array of more than {limit} bytes")
+            found: np.ndarray = loaded[name]
+            return found
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, SyntaxError, RecursionError, BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read as an array", found=str(error), fix="write it with numpy.save"
+            f"{path} cannot be read as an array", found=str(error)[:200], fix="write it with numpy.save"
         ) from error
 
 

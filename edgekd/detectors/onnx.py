@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import sys
@@ -12,13 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekd.core.canonical import short_int
+from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.detectors.family import Family
+from edgekd.detectors.literals import read_literal
+from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.session import copied
-from edgekd.graph.view import inputs_of, load_graph, opset_of
+from edgekd.graph.view import inputs_of, load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
 """The metadata property in which a graph that edgekd wrote describes itself."""
@@ -71,6 +74,7 @@ class OnnxDetector:
 
         model = load_graph(self.path)
         spec = describe(model, self.path, self._head, self._classes)
+        rehearse(self.path, (spec.preprocess.height, spec.preprocess.width))
         inputs = inputs_of(model)
         del model.graph.input[:]
         model.graph.input.extend(inputs)
@@ -96,10 +100,7 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if head is None and SPEC_KEY in metadata:
-        try:
-            return spec_from_json(json.loads(metadata[SPEC_KEY]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpecError(f"{path}: its metadata {SPEC_KEY} is damaged", found=repr(error), fix=_DESCRIBE) from error
+        return _own_description(model, metadata[SPEC_KEY], path)
     if len(model.graph.output) != 1:
         raise SpecError(
             f"{path}: wrong outputs",
@@ -119,7 +120,25 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
     spec = DetectorSpec(classes, replace(usual, **described), Head(kind, nms=nms, strides=strides))
+    checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
+    return spec
+
+
+def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:
+    """Return the description that edgekd wrote into a graph, which anybody can write. Raises SpecError."""
+    where = f"{path}: metadata {SPEC_KEY}"
+    try:
+        spec = spec_from_json(json.loads(text, parse_int=short_int))
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: damaged", found=repr(error)[:200], fix=_DESCRIBE) from error
+    checked_spec(spec, where)
+    shape = _shape(model.graph.output[0]) if len(model.graph.output) == 1 else []
+    axis, beside = {"yolo": (1, 4), "yolox": (2, 5), "end2end": (2, 6)}[spec.head.kind]
+    columns = beside if spec.head.kind == "end2end" else beside + len(spec.classes)
+    if len(shape) == 3 and shape[axis] not in (0, columns):
+        expected = f"an output with {columns} values a box"
+        raise SpecError(f"{where}: not of this graph", expected=expected, found=str(shape), fix=_DESCRIBE)
     return spec
 
 
@@ -203,7 +222,10 @@ def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, 
         raise SpecError(
             f"{path}: wrong inputs",
             expected="one input float32 [1, 3, height, width]",
-            found=", ".join(f"{value.name} {_type(value)} {_shape(value)}" for value in inputs) or "none",
+            found=", ".join(
+                f"{value.name} {onnx_type_name(value.type.tensor_type.elem_type)} {_shape(value)}" for value in inputs
+            )
+            or "none",
             fix="export the network alone, in float32 and without preprocessing",
         )
     height, width = shape[2:]
@@ -216,31 +238,26 @@ def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, 
 
 def _size_in(metadata: dict[str, str]) -> tuple[int, int]:
     """Return height and width from Ultralytics' metadata, `[640, 640]`; zeros without it."""
-    size = _literal(metadata.get("imgsz", ""))
-    if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
+    size = read_literal(metadata.get("imgsz", ""))
+    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
         return size[0], size[1]
     return 0, 0
 
 
 def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
     """Return class names from metadata: Ultralytics' dictionary by number, or a list; empty without any."""
-    names = _literal(metadata.get("names", ""))
+    names = read_literal(metadata.get("names", ""))
     if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
         return tuple(str(names[key]) for key in sorted(names, key=int))
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
-
-
-def _literal(text: str) -> Any:
-    """Return the value of a Python literal; None for other text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError):
-        return None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
     """Return numbered names, as many as the output has classes. Raises SpecError."""
     count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, 0) if len(shape) == 3 else 0
+    if count > MAX_CLASSES:
+        expected = f"at most {MAX_CLASSES} classes"
+        raise SpecError(f"{path}: too many classes", expected=expected, found=str(count), fix=_DESCRIBE)
     if count < 1:
         raise SpecError(
             f"{path}: the class names are not in the graph",
@@ -257,13 +274,6 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 def _shape(value: Any) -> list[int]:
     """Return the shape of a graph's input or output; 0 for a dynamic dimension."""
     return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
-
-def _type(value: Any) -> str:
-    """Return the element type of a graph's input, such as `float16`."""
-    import onnx
-
-    return str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
 def to_opset(model: Any, opset: int, path: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekd.core.errors import CompressError, first_line
 from edgekd.core.formats.qdq_graph import COMPUTING
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import opset_of, raise_opset
 
 MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
@@ -26,7 +27,7 @@ def half(source: Path, out: Path) -> int:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    model = onnx.load(source)
+    model = read_model(source)
     try:
         halved = convert_float_to_float16(
             raise_opset(model, MIN_OPSET), keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekd.core.formats.fp4x import pack_nibbles
 from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, unpack
+from edgekd.graph.model_file import read_model
 from edgekd.graph.session import copied
 from edgekd.graph.view import raise_opset
 
@@ -43,10 +44,8 @@ def runnable(graph: Path) -> str | bytes:
     """
     if _CODES.encode("ascii") not in graph.read_bytes():
         return str(graph)
-    import onnx
 
-    model = onnx.load(graph)
-    content: bytes = expanded(model).SerializeToString()
+    content: bytes = expanded(read_model(graph)).SerializeToString()
     return content
 
 

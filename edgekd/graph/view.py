@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekd.core.errors import SpecError, first_line
+from edgekd.graph.model_file import read_model, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,34 +125,19 @@ def load_graph(path: Path) -> Any:
     """Load a ModelProto, and check it. Raises SpecError where the file is not a valid ONNX model."""
     import onnx
 
-    with _readable(path):
-        model = onnx.load(path)
+    with reading(path):
+        model = read_model(path)
         onnx.checker.check_model(model)
     return model
 
 
 def load_view(path: Path) -> Graph:
     """Read a graph with its nested graphs, without external data. Raises SpecError for a file that is no ONNX model."""
-    import onnx
-
-    with _readable(path):
-        graph = Graph(onnx.load(path, load_external_data=False), nested=True)
+    with reading(path):
+        graph = Graph(read_model(path, external=False), nested=True)
         if not graph.nodes:
             raise ValueError("a graph without nodes")
     return graph
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise SpecError for any error of reading a model: protobuf's error type is not part of onnx's interface."""
-    try:
-        yield
-    except Exception as error:
-        raise SpecError(
-            f"{path}: cannot be read as an ONNX model",
-            found=first_line(error),
-            fix="check that the file is complete, or export it again",
-        ) from error
 
 
 def inputs_of(model: Any) -> list[Any]:
@@ -204,10 +188,18 @@ def array(tensor: Any) -> np.ndarray:
 
 def type_name(code: int) -> str:
     """Return the name of a TensorProto type as `edgekd.hardware.target.Precision` has it, else ONNX's in lower case."""
+    name = onnx_type_name(code)
+    return "fp8" if name.startswith("float8") else _STORED.get(name.upper(), name)
+
+
+def onnx_type_name(code: int) -> str:
+    """Return ONNX's name of a TensorProto type in lower case; its number where ONNX has no such type."""
     import onnx
 
-    name = str(onnx.TensorProto.DataType.Name(code))
-    return "fp8" if name.startswith("FLOAT8") else _STORED.get(name, name.lower())
+    try:
+        return str(onnx.TensorProto.DataType.Name(code)).lower()
+    except ValueError:
+        return f"type {code}"
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -24,8 +24,8 @@ class Finding:
     Args:
         level: `impossible` (no engine), `slow` (an engine, but not the one wanted), `note` (works; worth knowing).
         where: Operator and node names, or `graph` or `request`.
-        what: What is the problem, and why.
-        change: What to change.
+        what: The problem, and its cause.
+        change: The change that solves it.
     """
 
     level: Level

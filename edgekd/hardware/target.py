@@ -34,7 +34,7 @@ class Figure(Generic[T]):
     Args:
         value: In the unit of its key's name.
         source: Where it comes from.
-        verified: Whether the source was read, rather than computed, inferred or recalled.
+        verified: True where the source was read, false where the value was computed, inferred or recalled.
     """
 
     value: T

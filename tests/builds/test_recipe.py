@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.builds.recipe import DISTILL_STAGES, Distill, DistillStage, Prune, Weights, load_recipe, recipe_from
+from edgekd.builds.recipe import load_recipe, recipe_from
+from edgekd.compress.steps import DISTILL_STAGES, Distill, DistillStage, Prune, Weights
 from edgekd.core.errors import SpecError
 
 shares = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
@@ -53,14 +54,14 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         "utf-8",
     )
     recipe = load_recipe(str(tmp_path / "own.toml"))
-    assert recipe.distill is not None
+    step = recipe.first(Distill)
+    assert step is not None
     assert recipe.quantize is not None
     assert recipe.trains
-    assert recipe.distill.student == str(tmp_path / "small.yaml"), "it lies beside the recipe"
-    assert recipe.distill.stages == (DistillStage("all", 1.0, Weights(neurons=0.5), adaptive=True),)
-    assert recipe.with_settings(Distill, student="yolo11n.yaml", epochs=None).distill == Distill(
-        "yolo11n.yaml", 0.1, stages=recipe.distill.stages
-    )
+    assert step.student == str(tmp_path / "small.yaml"), "it lies beside the recipe"
+    assert step.stages == (DistillStage("all", 1.0, Weights(neurons=0.5), adaptive=True),)
+    changed = recipe.with_settings(Distill, student="yolo11n.yaml", epochs=None)
+    assert changed.first(Distill) == Distill("yolo11n.yaml", 0.1, stages=step.stages)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Pa
         '[steps.prompts]\nno-helmet = ["bare head", "uncovered hair"]\n',
         "utf-8",
     )
-    step = load_recipe(str(tmp_path / "own.toml")).distill
+    step = load_recipe(str(tmp_path / "own.toml")).first(Distill)
     assert step is not None
     assert step.unlabelled == str(tmp_path / "frames")
     (tmp_path / "own.toml").write_text(

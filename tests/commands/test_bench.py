@@ -20,7 +20,7 @@ from edgekd.commands.bench import BenchJob, run
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.power.null import NullMeter
 from edgekd.data.frames import load_frames
-from edgekd.deploy.devices.null import NullDevice, NullSession
+from edgekd.deploy.devices.null import NullDevice, ScriptedSession
 from edgekd.evaluation.bench_result import BenchResult, ColdStart
 from edgekd.evaluation.cost import Prices, cost_of
 from edgekd.evaluation.report import bench_files, bench_text
@@ -32,7 +32,7 @@ OUTPUT = np.zeros((1, 6, CELLS), np.float32)
 class TwoSpeeds(NullDevice):
     """A device on which graphs whose name begins with `slow` take longer."""
 
-    def load(self, graph: Path) -> NullSession:
+    def load(self, graph: Path) -> ScriptedSession:
         session = super().load(graph)
         if graph.name.startswith("slow"):
             session.run = lambda batch: (self.advance(0.006), self.infer())[1]  # type: ignore[method-assign]
@@ -179,7 +179,7 @@ def test_a_video_is_decoded_in_order_over_and_over(tmp_path: Path) -> None:
     writer.release()
     source = load_frames(file)
     assert (len(source.items), source.shapes) == (5, ((64, 48),))
-    opened = source.opener()
+    opened = source.make_decoder()
     seen = [round(float(opened(item).mean()) / 40) for item in (*source.items, *source.items)]
     assert seen == [0, 1, 2, 3, 4] * 2
 

@@ -16,8 +16,7 @@ import pytest
 from running import EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import load_recipe
-from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.builds.recipe import load_recipe, refuse_recipe
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.manifest import to_json
 from edgekd.core.detection.decode import SCORING
@@ -54,7 +53,7 @@ adaptive = true
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgekd.builds.recipe import Distill
+    from edgekd.compress.steps import Distill
     from edgekd.detectors.ultralytics.distill import student_network
 
     torch.manual_seed(0)

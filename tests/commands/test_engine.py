@@ -17,8 +17,9 @@ from edgekd.core.bundle.archive import extract, pack
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import DeviceError, EdgeKDError, EngineRefusedError, HashError, RollbackError
 from edgekd.core.progress import Progress
-from edgekd.deploy.devices.session import Ended, Placed
+from edgekd.deploy.devices.connection import ProgramResult, Upload
 from edgekd.deploy.engine import EngineJob, run
+from edgekd.deploy.engine_report import EngineReport
 
 QUICK = ("--iterations", 3, "--seconds", 0)
 
@@ -91,7 +92,7 @@ def test_a_state_that_cannot_be_written(engine: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = engine("--device", "local", "--state", tmp_path / "file" / "state")
     assert ran.code == 2
-    assert "Not a directory; fix: choose a place" in ran.err
+    assert "Not a directory; fix: choose a writable folder" in ran.err
 
 
 def test_a_bundle_without_an_agent(engine: Any, tiny_build: Built, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_firmwares_own_agent_is_used_in_place_of_the_bundles(
 def test_an_agent_of_another_edgekd(tiny_build: Built) -> None:
     told = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
     device: Any = Answers(json.dumps({"command": "any", "ok": True, "error": None, "result": told}), code=0)
-    with pytest.raises(DeviceError, match="the agent there is of another edgekd"):
+    with pytest.raises(DeviceError, match="unexpected answers from an agent of another version"):
         run(EngineJob(tiny_build.bundle, device))
 
 
@@ -142,19 +143,19 @@ class Answers:
     name, runtime = "cam", None
 
     def __init__(self, out: str, code: int = 1, err: str = "") -> None:
-        self.ended = Ended(code, out, err)
+        self.ended = ProgramResult(code, out, err)
         self.python = "python3"
 
     @contextmanager
-    def site(self, python: str | None, stop: object = None) -> Iterator[Answers]:
+    def connect(self, python: str | None, stop: object = None) -> Iterator[Answers]:
         yield self
 
     def claim(self, folder: str) -> None: ...
 
-    def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress) -> Placed:
-        return Placed(f"{folder}/{file.name}", 1, 1)
+    def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress) -> Upload:
+        return Upload(f"{folder}/{file.name}", 1, 1)
 
-    def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
+    def run(self, doing: str, command: Sequence[str], limit_s: float) -> ProgramResult:
         assert command[:2] == ["python3", "/var/lib/edgekd/upload/agent.pyz"]
         return self.ended
 
@@ -172,11 +173,11 @@ def test_what_the_agent_refuses_is_raised(tiny_build: Built, kind: str, raised: 
 
 def test_a_network_that_the_device_cannot_build_is_told_from_a_device_in_trouble(tiny_build: Built) -> None:
     class Refuses(Answers):
-        def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
+        def run(self, doing: str, command: Sequence[str], limit_s: float) -> ProgramResult:
             error = {"kind": "DeviceError", "what": "no engine", "expected": None, "found": None, "fix": None}
             result = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
             told = {"error": error, "result": None} if command[2] == "build" else {"error": None, "result": result}
-            return Ended(int(command[2] == "build"), json.dumps({"command": command[2], **told}), "")
+            return ProgramResult(int(command[2] == "build"), json.dumps({"command": command[2], **told}), "")
 
     device: Any = Refuses("")
     with pytest.raises(EngineRefusedError, match=r"^cam: build: no engine$"):
@@ -254,7 +255,7 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
     label = next(iter(sorted(other.glob("labels/val/*.txt"))))
     label.write_text("")
     ran = engine("--device", "null", "--tune", "--data", other)
-    assert "not what the bundle was scored on" in ran.err.splitlines()[-1]
+    assert "not the data set that the bundle was scored on" in ran.err.splitlines()[-1]
     assert "tune on null" not in ran.err
     assert "--data goes with --tune" in engine("--device", "null", "--data", tiny_data).err
 
@@ -262,9 +263,9 @@ def test_other_data_than_the_builds_is_refused_before_anything_is_tuned(
 def test_people_are_told_how_int8_on_a_dla_is_known() -> None:
     from edgekd.commands.cli.bundle_printing import _precision_lines
 
-    on_dla = {"layers": {"dla": 57, "fp16": 3}, "float_layers": ["first"], "missing_scales": []}
+    on_dla = EngineReport("a", "key", "file", 1, 1.0, True, {"dla": 57, "fp16": 3}, ("first",), ())
     lines = list(_precision_lines(on_dla))
     assert lines[0] == "layers: 57 dla, 3 fp16"
     assert "1 layers" in lines[1]
     assert "0 activations without a scale" in lines[2]
-    assert len(list(_precision_lines({**on_dla, "float_layers": [], "layers": {"int8": 1}}))) == 1
+    assert len(list(_precision_lines(replace(on_dla, float_layers=(), layers={"int8": 1})))) == 1

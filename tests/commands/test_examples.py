@@ -116,7 +116,7 @@ def test_convert_everywhere(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_smaller_detector(example: Callable[..., tuple[int, str]], tiny_data: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from edgekd.builds.recipe import Distill
+    from edgekd.compress.steps import Distill
     from edgekd.detectors.ultralytics.distill import student_network
 
     torch.manual_seed(0)

@@ -11,9 +11,9 @@ import pytest
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import LowRank, Recipe, load_recipe
+from edgekd.builds.recipe import Recipe, load_recipe, refuse_recipe
 from edgekd.builds.stages.derived import require_faster
-from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.compress.steps import LowRank
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.hardware.budget import Budget
 
@@ -29,7 +29,7 @@ STEP = 'name = "thin"\n[[steps]]\nkind = "factorize"\nenergy = 0.3\nchannels = 3
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So large that a part of it takes less time, however busy the machine is."""
-    from edgekd.builds.recipe import Distill
+    from edgekd.compress.steps import Distill
     from edgekd.detectors.ultralytics.distill import student_network
 
     network = student_network(Distill("yolov8n.yaml"), ("red", "green"), trust=False)
@@ -117,7 +117,7 @@ def test_it_comes_after_pruning_and_before_training(tmp_path: Path) -> None:
         ("factorize", "factorize"),
         ("quantize", "factorize"),
     ):
-        with pytest.raises(SpecError, match="resize, prune, factorize, distill and quantize at most once each"):
+        with pytest.raises(SpecError, match="at most once each: resize, prune, factorize, distill, quantize"):
             steps(*kinds)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import onnx
 import pytest
+from install_reports import install_report
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.commands import profile
 from edgekd.core.errors import SpecError
+from edgekd.deploy.engine_report import InstallReport
 from edgekd.hardware.predict.table import load_table
 from edgekd.hardware.target import load_target
 
@@ -74,29 +76,11 @@ def test_a_place_that_cannot_be_written_is_noticed_first(edgekd: EdgeKD, tiny_bu
     assert "cannot write" in ran.err
 
 
-def answer(identity: str, layers: dict[str, int] | None, graph: str = "int8", p50: float = 4.0) -> dict[str, Any]:
-    """What a Jetson would say."""
-    times = {"p50": p50, "p90": 5.0, "p99": 6.0, "mean": 4.5, "min": 3.5}
-    device = {"name": "ssh://cam1", "model": "NVIDIA Jetson AGX Xavier", "cpu": None, "l4t": "35.4.1", "driver": None}
-    return {
-        "bundle": "b.edgekd",
-        "identity": identity * 64,
-        "target": "xavier",
-        "fits": True,
-        "basis": "measured",
-        "device": {**device, "kernel": "5.10.120-tegra", "power_mode": {"id": 0, "name": "MAXN"}},
-        "runtime": {"name": "tensorrt", "version": "8.5.2.2"},
-        "engine": {"layers": layers},
-        "self_test": {"precision": graph},
-        "bench": {"iterations": 200, "fps": 222.2, "inference_ms": times},
-    }
-
-
 @pytest.fixture
 def profiled(tiny_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The result where a device answers that for each bundle."""
 
-    def run(*answers: dict[str, Any]) -> dict[str, Any]:
+    def run(*answers: InstallReport) -> dict[str, Any]:
         left = iter(answers)
         monkeypatch.setattr(profile, "install", lambda job, parts, progress: next(left))
         bundles = [Path(shutil.copy(tiny_build.bundle, tmp_path / f"{i}.edgekd")) for i in range(len(answers))]
@@ -107,7 +91,7 @@ def profiled(tiny_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_networks_of_several_bundles_are_in_one_table(profiled: Any, tmp_path: Path) -> None:
-    found = profiled(answer("a", {"int8": 60, "fp16": 3}), answer("b", {"int8": 9, "fp32": 1}, p50=7.5))
+    found = profiled(install_report("a", {"int8": 60, "fp16": 3}), install_report("b", {"int8": 9, "fp32": 1}, p50=7.5))
     read = load_table(tmp_path / "table.toml", load_target("xavier"))
     assert [network.latency_ms for network in read.networks] == [4.0, 7.5]
     assert [network.graph for network in read.networks] == [each["graph"] for each in found["networks"]]
@@ -129,13 +113,13 @@ def test_the_precision_is_what_layers_really_compute_in(
     profiled: Any, layers: dict[str, int] | None, graph: str, precision: str
 ) -> None:
     if precision in load_target("xavier").precisions.conv.value:
-        assert profiled(answer("a", layers, graph))["precision"] == precision
+        assert profiled(install_report("a", layers, graph))["precision"] == precision
     else:
         with pytest.raises(SpecError, match=f"no convolutions in {precision}"):
-            profiled(answer("a", layers, graph))
+            profiled(install_report("a", layers, graph))
 
 
 def test_networks_in_several_precisions_are_refused(profiled: Any, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="one table is of one precision; expected one; found fp16, int8"):
-        profiled(answer("a", {"int8": 60}), answer("b", {"fp16": 9}))
+        profiled(install_report("a", {"int8": 60}), install_report("b", {"fp16": 9}))
     assert not list(tmp_path.glob("table*"))

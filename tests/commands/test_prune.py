@@ -13,12 +13,12 @@ from random_detector import write_detector
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.builds.recipe import Distill, Prune
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import export as export_stage
 from edgekd.builds.stages import train
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.prune import ChannelPruner, PruneResult
+from edgekd.compress.steps import Distill, Prune
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset

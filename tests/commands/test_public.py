@@ -14,9 +14,9 @@ import pytest
 
 import edgekd
 from edgekd import EdgeKDError, load_recipe, load_target
-from edgekd.builds.recipe import Quantize
 from edgekd.commands.cli import COMMANDS as COMMAND_LINE
 from edgekd.commands.cli import function_of, parser
+from edgekd.compress.steps import Quantize
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {name: function_of(name).__name__ for name in COMMAND_LINE if function_of(name).__name__ in edgekd.__all__}

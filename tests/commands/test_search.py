@@ -473,7 +473,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("ultralytics")
     from random_detector import write_detector
 
-    from edgekd.builds.recipe import Distill, DistillStage, Weights
+    from edgekd.compress.steps import Distill, DistillStage, Weights
     from edgekd.detectors.ultralytics.distill import distill_student
 
     folder = tmp_path_factory.mktemp("taught")

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.builds.recipe import Prune
 from edgekd.builds.stages.prune import part_of
 from edgekd.compress.pruning import (
     Convolution,
@@ -21,6 +20,7 @@ from edgekd.compress.pruning import (
     multiply_adds,
 )
 from edgekd.compress.pruning import _least as least
+from edgekd.compress.steps import Prune
 from edgekd.core.errors import CompressError
 
 # Four layers in a row, the last of which keeps what it writes: three units between them.

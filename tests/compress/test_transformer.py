@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from transformer import LAYERS, pictures, write_transformer
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.mixed_precision import choices, ladder, measure_costs, plan_for
 from edgekd.compress.quantization.plan import require_fits
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.quantization.rewrite import weights_pair
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x, nvfp4

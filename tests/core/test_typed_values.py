@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.core.documents import to_plain
+from edgekd.core.documents import INLINE, to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.typed_values import from_plain
 
@@ -47,6 +48,19 @@ class Outer:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+class Span(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Written:
+    inner: Inner = field(metadata=INLINE)
+    path: Path
+    span: Span
+    more: Sequence[Inner]
+
+
 INNER = {"count": 1, "pair": [2, "x"]}
 TABLE: dict[str, Any] = {
     "ratio": 0.5,
@@ -76,6 +90,14 @@ def test_unknown_keys_pass_where_they_may() -> None:
     newer = {**TABLE, "more": 1, "inner": {**INNER, "more": [1]}, "many": [{**INNER, "more": None}]}
     value = from_plain(Outer, newer, "table", extra=True)
     assert (value.inner, value.many) == (Inner(1, (2, "x")), (Inner(1, (2, "x")),))
+
+
+def test_documents_of_the_writer_are_read_back() -> None:
+    value = Written(Inner(1, (2, "x")), Path("file"), Span(1.0, 2.0), [Inner(2, (3, "y"))])
+    document = json.loads(json.dumps(to_plain(value)))
+    more = [{"count": 2, "pair": [3, "y"]}]
+    assert document == {"count": 1, "pair": [2, "x"], "path": "file", "span": [1.0, 2.0], "more": more}
+    assert from_plain(Written, document, "document") == replace(value, more=tuple(value.more))
 
 
 def test_what_has_a_default_may_be_left_out() -> None:

@@ -19,7 +19,7 @@ from edgekd.data.calibration import (
     CalibrationFile,
     CalibrationRule,
     CalibrationSet,
-    Weights,
+    TraitWeights,
     choose,
     load_rule,
     read_calibration,
@@ -151,7 +151,9 @@ def test_image_in_both_splits_is_refused_by_content(tmp_path: Path) -> None:
     chosen = choose(dataset, RULE)
     refuse_overlap(chosen, dataset.split("val"))
     shutil.copy(tmp_path / "images" / "train" / "002.png", tmp_path / "images" / "val" / "renamed.png")
-    with pytest.raises(DataError, match=r"train/002\.png is calibrated on and, as .*val/renamed\.png, scored"):
+    with pytest.raises(
+        DataError, match=r"train/002\.png is in the calibration set and, as .*val/renamed\.png, in the scored"
+    ):
         refuse_overlap(chosen, load_dataset(tmp_path).split("val"))
 
 
@@ -244,7 +246,7 @@ def test_shipped_rule_is_found_by_name_and_others_by_path(tmp_path: Path) -> Non
         load_rule("covr")
     text = "\n".join(f"{key} = {value!r}" for key, value in asdict(RULE).items() if key != "weights")
     (tmp_path / "mine.toml").write_text(f"{text}\n[weights]\nclasses = 1\nbrightness = 0\nsize = 0.5\n")
-    assert load_rule(str(tmp_path / "mine.toml")) == replace(RULE, weights=Weights(1, 0, 0.5))
+    assert load_rule(str(tmp_path / "mine.toml")) == replace(RULE, weights=TraitWeights(1, 0, 0.5))
     with pytest.raises(SpecError, match="cannot read"):
         load_rule(str(tmp_path / "gone.toml"))
 
@@ -256,8 +258,8 @@ def test_shipped_rule_is_found_by_name_and_others_by_path(tmp_path: Path) -> Non
         {"seed": -1},
         {"pool": 0},
         {"balance": 1.5},
-        {"weights": Weights(-1, 0, 1)},
-        {"weights": Weights(0, 0, 0)},
+        {"weights": TraitWeights(-1, 0, 1)},
+        {"weights": TraitWeights(0, 0, 0)},
     ],
 )
 def test_senseless_rule_is_refused(change: dict[str, object]) -> None:

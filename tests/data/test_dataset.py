@@ -223,7 +223,7 @@ def test_split_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_folder_without_yaml_needs_a_classes_txt(tmp_path: Path) -> None:
     make_yolo(tmp_path, {"a": "1 0.5 0.5 0.1 0.1"})
     (tmp_path / "data.yaml").unlink()
-    with pytest.raises(DataError, match="nothing that names the classes"):
+    with pytest.raises(DataError, match="no class names"):
         load_dataset(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert load_dataset(tmp_path).split("train").samples[0].truth.classes.tolist() == [1]
@@ -246,8 +246,9 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, name: str) -> None:
 def test_real_yolo_set_is_read_whole(shared: Path) -> None:
     dataset = load_dataset(shared / "data" / "coco256")
     assert len(dataset.classes) == 80
-    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 128, "val": 128}
-    for name, split in dataset.splits.items():
+    splits = {name: dataset.split(name) for name in dataset.splits}
+    assert {name: len(split) for name, split in splits.items()} == {"train": 128, "val": 128}
+    for name, split in splits.items():
         stems = {sample.image.stem for sample in split.samples}
         files = (shared / "data" / "coco256" / "labels" / f"{name}2017").glob("*.txt")
         rows = sum(len(file.read_text().splitlines()) for file in files if file.stem in stems)
@@ -388,7 +389,7 @@ def test_a_yolo_export_of_fiftyones_loads_as_it_comes(tmp_path: Path, path: str,
 
 def test_what_a_model_found_is_not_taken_for_labels(tmp_path: Path) -> None:
     make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.4 0.87\n"})
-    with pytest.raises(DataError, match=r"a\.txt line 1; .*found a sixth: a confidence; fix: export what was labelled"):
+    with pytest.raises(DataError, match=r"a\.txt line 1; .*found a sixth: a confidence; fix: export the labels"):
         load_dataset(tmp_path).split("train")
 
 

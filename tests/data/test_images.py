@@ -14,7 +14,7 @@ import pytest
 
 from edgekd.core.errors import DataError
 from edgekd.data import images
-from edgekd.data.images import ReadableImages, content_hashes, read_image, read_thumbnail
+from edgekd.data.images import ReadableImages, file_hashes, read_image, read_thumbnail
 from edgekd.data.labels import Truth
 from edgekd.data.types import Sample
 
@@ -137,10 +137,9 @@ def test_stream_reads_ahead_within_bounds_and_stops_with_its_reader(tmp_path: Pa
     assert not [thread for thread in set(threading.enumerate()) - others if thread.name.startswith("ThreadPool")]
 
 
-def test_content_hashes_are_sha256_of_the_files(tmp_path: Path) -> None:
-    samples = make_samples(tmp_path, 3)
-    want = {sample.image: hashlib.sha256(sample.image.read_bytes()).hexdigest() for sample in samples}
-    assert content_hashes(samples) == want
+def test_file_hashes_are_sha256_of_the_files(tmp_path: Path) -> None:
+    files = [sample.image for sample in make_samples(tmp_path, 3)]
+    assert file_hashes(files) == {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_every_real_image_is_readable(shared: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekd.core.detection.types import Detections
 from edgekd.core.errors import SpecError
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING, Bands, find_bands, mixed_order, pseudo_truth
+from edgekd.data.pseudo_labels import LABELLING, ClassThresholds, find_thresholds, mixed_order, pseudo_truth
 
 SIDE = 100
 PLACES = [(10.0 * at, 0.0, 10.0 * at + 8, 8.0) for at in range(10)]
@@ -34,43 +34,45 @@ def objects(*rows: tuple[int, int], crowd: tuple[tuple[int, int], ...] = ()) -> 
     return Truth(boxes, classes, np.arange(len(every)) >= len(rows)), SIDE, SIDE
 
 
-def bands_of(found: Detections, truth: tuple[Truth, int, int], keep: float = 0.9, ignore: float = 0.5) -> Bands:
-    return find_bands([found], [truth], 2, keep, ignore)
+def thresholds_of(
+    found: Detections, truth: tuple[Truth, int, int], keep: float = 0.9, ignore: float = 0.5
+) -> ClassThresholds:
+    return find_thresholds([found], [truth], 2, keep, ignore)
 
 
 def test_thresholds_are_the_lowest_scores_at_which_enough_is_right() -> None:
     found = detections((0, 0.9, 0), (0, 0.8, 1), (0, 0.7, 5), (0, 0.6, 2), (0, 0.5, 6), (0, 0.4, 7), (0, 0.3, 8))
-    bands = bands_of(found, objects((0, 0), (0, 1), (0, 2)), keep=0.9, ignore=0.5)
-    assert bands.keep[0] == pytest.approx(0.8)  # of three, two are right
-    assert bands.ignore[0] == pytest.approx(0.4)  # of six, three are right
+    thresholds = thresholds_of(found, objects((0, 0), (0, 1), (0, 2)), keep=0.9, ignore=0.5)
+    assert thresholds.keep[0] == pytest.approx(0.8)  # of three, two are right
+    assert thresholds.ignore[0] == pytest.approx(0.4)  # of six, three are right
 
 
 def test_each_class_has_its_own() -> None:
     found = detections((0, 0.9, 0), (0, 0.8, 5), (1, 0.3, 1))
-    bands = bands_of(found, objects((0, 0), (1, 1)))
-    assert bands.keep == pytest.approx((0.9, 0.3))
+    thresholds = thresholds_of(found, objects((0, 0), (1, 1)))
+    assert thresholds.keep == pytest.approx((0.9, 0.3))
 
 
 def test_the_wrong_class_is_wrong() -> None:
-    assert bands_of(detections((0, 0.9, 0)), objects((1, 0))).keep[0] == math.inf
+    assert thresholds_of(detections((0, 0.9, 0)), objects((1, 0))).keep[0] == math.inf
 
 
 def test_an_object_is_found_once() -> None:
-    bands = bands_of(detections((0, 0.9, 0), (0, 0.8, 0)), objects((0, 0)))
-    assert bands.keep[0] == pytest.approx(0.9)
+    thresholds = thresholds_of(detections((0, 0.9, 0), (0, 0.8, 0)), objects((0, 0)))
+    assert thresholds.keep[0] == pytest.approx(0.9)
 
 
 def test_what_lies_in_a_crowd_is_neither_right_nor_wrong() -> None:
     found = detections((0, 0.9, 1), (0, 0.8, 0), (0, 0.7, 1))
-    assert bands_of(found, objects((0, 0), crowd=((0, 1),)), keep=1).keep[0] == pytest.approx(0.8)
-    assert bands_of(found, objects((0, 0)), keep=1).keep[0] == math.inf
+    assert thresholds_of(found, objects((0, 0), crowd=((0, 1),)), keep=1).keep[0] == pytest.approx(0.8)
+    assert thresholds_of(found, objects((0, 0)), keep=1).keep[0] == math.inf
 
 
 def test_a_class_that_is_never_sure_enough_is_never_background() -> None:
-    bands = bands_of(detections((0, 0.9, 0), (1, 0.9, 1)), objects((1, 1)))
-    assert bands.keep[0] == math.inf
-    assert bands.ignore[0] == LABELLING.confidence
-    truth = pseudo_truth(detections((0, 0.99, 0), (0, 0.06, 1)), bands, SIDE, SIDE)
+    thresholds = thresholds_of(detections((0, 0.9, 0), (1, 0.9, 1)), objects((1, 1)))
+    assert thresholds.keep[0] == math.inf
+    assert thresholds.ignore[0] == LABELLING.confidence
+    truth = pseudo_truth(detections((0, 0.99, 0), (0, 0.06, 1)), thresholds, SIDE, SIDE)
     assert truth.crowd.tolist() == [True, True]
 
 
@@ -80,25 +82,25 @@ def test_kept_detections_are_right_as_often_as_was_asked(rows: list[tuple[int, b
     keep, ignore = max(a, b), min(a, b)
     found = [detections((0, 0.1 + score / 25, 0)) for score, _ in rows]
     truths = [objects((0, 0 if right else 5)) for _, right in rows]
-    bands = find_bands(found, truths, 1, keep, ignore)
-    assert bands.ignore[0] <= bands.keep[0]
+    thresholds = find_thresholds(found, truths, 1, keep, ignore)
+    assert thresholds.ignore[0] <= thresholds.keep[0]
     scores = np.array([float(each.scores[0]) for each in found])
     right = np.array([each for _, each in rows], bool)
-    kept = scores >= bands.keep[0]
+    kept = scores >= thresholds.keep[0]
     assert not kept.any() or right[kept].mean() >= keep - 1e-9
-    for lower in scores[scores < bands.keep[0]]:
+    for lower in scores[scores < thresholds.keep[0]]:
         assert right[scores >= lower].mean() < keep
 
 
 def test_scores_lower_than_any_that_was_judged_are_not_background() -> None:
-    bands = bands_of(detections((0, 0.9, 0), (0, 0.6, 1)), objects((0, 0), (0, 1)))
-    assert bands.keep[0] == pytest.approx(0.6)
-    assert bands.ignore[0] == LABELLING.confidence
+    thresholds = thresholds_of(detections((0, 0.9, 0), (0, 0.6, 1)), objects((0, 0), (0, 1)))
+    assert thresholds.keep[0] == pytest.approx(0.6)
+    assert thresholds.ignore[0] == LABELLING.confidence
 
 
 def test_bands_become_labels_ignored_boxes_and_background() -> None:
     found = detections((0, 0.9, 0), (0, 0.5, 1), (0, 0.2, 2), (1, 0.5, 3))
-    truth = pseudo_truth(found, Bands(keep=(0.8, 0.4), ignore=(0.4, 0.3)), 200, 100)
+    truth = pseudo_truth(found, ClassThresholds(keep=(0.8, 0.4), ignore=(0.4, 0.3)), 200, 100)
     assert truth.classes.tolist() == [0, 0, 1]
     assert truth.crowd.tolist() == [False, True, False]
     assert truth.boxes.dtype == np.float32
@@ -106,14 +108,14 @@ def test_bands_become_labels_ignored_boxes_and_background() -> None:
 
 
 def test_a_frame_with_nothing_has_no_labels() -> None:
-    truth = pseudo_truth(detections(), Bands((0.5,), (0.1,)), SIDE, SIDE)
+    truth = pseudo_truth(detections(), ClassThresholds((0.5,), (0.1,)), SIDE, SIDE)
     assert truth.boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(("keep", "ignore"), [(0.5, 0.9), (1.1, 0.5), (0.5, 0)])
 def test_shares_that_make_no_bands_are_refused(keep: float, ignore: float) -> None:
     with pytest.raises(SpecError, match="ignore <= keep"):
-        bands_of(detections(), objects((0, 0)), keep, ignore)
+        thresholds_of(detections(), objects((0, 0)), keep, ignore)
 
 
 sizes = {"labelled": st.integers(1, 40), "unlabelled": st.integers(1, 40), "batch": st.integers(2, 16)}

@@ -11,13 +11,13 @@ import yaml
 
 from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset
-from edgekd.data.subset import Part, write_subset
+from edgekd.data.subset import SplitPart, write_subset
 
 
 def test_a_subset_has_the_samples_of_the_whole(tiny_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "part.yaml"
     path.parent.mkdir()
-    write_subset(path, tiny_data, {"train": Part("train", without=(0, 5)), "val": Part("train", only=(5, 0))})
+    write_subset(path, tiny_data, {"train": SplitPart("train", without=(0, 5)), "val": SplitPart("train", only=(5, 0))})
     whole, part = load_dataset(tiny_data), load_dataset(path)
     samples = whole.split("train").samples
     assert (part.classes, part.source, set(part.splits)) == (whole.classes, path, {"train", "val"})
@@ -28,7 +28,7 @@ def test_a_subset_has_the_samples_of_the_whole(tiny_data: Path, tmp_path: Path) 
 
 
 def test_a_subset_of_coco_files(tmp_path: Path, tiny_data: Path) -> None:
-    image = str(next((tiny_data / "images" / "train").iterdir()))
+    image = next((tiny_data / "images" / "train").iterdir()).name
     told = {
         "images": [{"id": at, "file_name": image, "width": 64, "height": 64} for at in range(3)],
         "annotations": [{"id": 1, "image_id": 2, "category_id": 7, "bbox": [0, 0, 32, 32]}],
@@ -36,7 +36,8 @@ def test_a_subset_of_coco_files(tmp_path: Path, tiny_data: Path) -> None:
     }
     (tmp_path / "whole" / "annotations").mkdir(parents=True)
     (tmp_path / "whole" / "annotations" / "instances_train.json").write_text(json.dumps(told), "utf-8")
-    write_subset(tmp_path / "part.yaml", tmp_path / "whole", {"val": Part("train", only=(2,))})
+    (tmp_path / "whole" / "train").symlink_to(tiny_data / "images" / "train")
+    write_subset(tmp_path / "part.yaml", tmp_path / "whole", {"val": SplitPart("train", only=(2,))})
     (sample,) = load_dataset(tmp_path / "part.yaml").split("val").samples
     assert sample.truth.boxes.tolist() == [[0, 0, 0.5, 0.5]]
 
@@ -62,7 +63,7 @@ def test_what_is_no_subset_is_refused(told: dict, words: str, tiny_data: Path, t
 
 
 def test_a_subset_in_the_folder_of_the_whole_is_refused(tmp_path: Path) -> None:
-    write_subset(tmp_path / "part.yaml", tmp_path, {"val": Part("train", only=(0,))})
+    write_subset(tmp_path / "part.yaml", tmp_path, {"val": SplitPart("train", only=(0,))})
     for place in (tmp_path, tmp_path / "part.yaml"):
-        with pytest.raises(DataError, match="in the folder of the whole"):
+        with pytest.raises(DataError, match="in the folder of its data set"):
             load_dataset(place)

@@ -18,7 +18,7 @@ from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.golden_set import GoldenSet, from_bytes, to_bytes
 from edgekd.data.images import read_image
-from edgekd.deploy.golden_set import BEST, FRAMES, LEAST_TOLERANCE, SPREAD, golden_set
+from edgekd.deploy.golden_set import BEST, FRAMES, MIN_TOLERANCE, SPREAD, golden_set
 from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import load_graph
@@ -55,7 +55,7 @@ def test_the_graph_itself_is_within_float16(floating: tuple[Path, DetectorSpec],
     boxes, scores = drifts(floating[0], golden, floating[1])
     assert boxes < 1e-3
     assert scores < 1e-3
-    assert golden.tolerance == LEAST_TOLERANCE
+    assert golden.tolerance == MIN_TOLERANCE
     assert golden.precision == "float"
 
 
@@ -104,7 +104,7 @@ def test_a_quantized_graph_may_drift_twice_as_far_as_its_float_self(
     assert golden.precision == "int8"
     drifted = drifts(graph, golden, spec)
     assert golden.tolerance == pytest.approx([max(2 * drifted[0], 0.01), max(2 * drifted[1], 0.03)], abs=1e-4)
-    assert golden.tolerance[1] > LEAST_TOLERANCE[1]
+    assert golden.tolerance[1] > MIN_TOLERANCE[1]
 
 
 def test_large_inputs_are_stored_small(

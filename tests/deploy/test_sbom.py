@@ -9,7 +9,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from edgekd.core.bundle.manifest import FileEntry, Licence
-from edgekd.deploy.sbom import UNKNOWN, sbom, told_tools, tools_in
+from edgekd.deploy.sbom import UNKNOWN, sbom, tool_components, tools_in
 
 FILES = [FileEntry("graph.packed", 3, "a" * 64, "graph"), FileEntry("agent.pyz", 3, "b" * 64, "agent")]
 FILES += [FileEntry("labels.txt", 1, "c" * 64, "labels")]
@@ -17,7 +17,7 @@ TOOLS = {"numpy": "2.0.0", "onnx": "1.18.0", "no-such-distribution": "1"}
 
 
 def document(licence: str = "MIT") -> bytes:
-    return sbom("tiny", "7", FILES, told_tools(TOOLS), [Licence("agent", "Apache-2.0"), Licence("model", licence)])
+    return sbom("tiny", "7", FILES, tool_components(TOOLS), [Licence("agent", "Apache-2.0"), Licence("model", licence)])
 
 
 @pytest.mark.parametrize("licence", ["AGPL-3.0-only", "MIT OR Apache-2.0", "Our own, see LICENCE", UNKNOWN, ""])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from extending_page import install_from_page
 from tiny import write_model
 
-from edgekd.builds.recipe import Recipe
+from edgekd.builds.recipe import Recipe, refuse_recipe
 from edgekd.builds.stages import resize
 from edgekd.builds.stages.base import StageContext
-from edgekd.builds.stages.plan import refuse_recipe
 from edgekd.compress.steps import Prune, QuantAwareDistill, Resize
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT
@@ -22,37 +21,11 @@ from edgekd.detectors import load
 from edgekd.detectors.family import Family, Imported, families, family_of, require_family, student_family
 from edgekd.hardware.budget import Budget
 
-TOY = """
-from edgekd.detectors.family import Family, Imported, Imported
-from edgekd.detectors.onnx import OnnxDetector
-
-class Toy(OnnxDetector):
-    family = "toy"
-
-def load(path, *, head, classes, trust):
-    return Toy(path, head, classes)
-
-def resize_toy(checkpoint, image_size, out, trust):
-    out.write_bytes(checkpoint.read_bytes())
-    return (64, 64), (image_size, image_size)
-
-FAMILY = Family(
-    name="toy", title="Toys", suffix=".toy", models=("toy-*",), load=load, resize=Imported("toy_family:resize_toy")
-)
-"""
-
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A detector's file of a family in another installed package."""
-    package = tmp_path / "installed"
-    info = package / "toy_detectors-1.0.dist-info"
-    info.mkdir(parents=True)
-    (package / "toy_family.py").write_text(TOY)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-detectors\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgekd.families]\ntoy = toy_family:FAMILY\n")
-    monkeypatch.syspath_prepend(str(package))
-    monkeypatch.delitem(sys.modules, "toy_family", raising=False)
+    """A detector's file of a family in another installed package, the one of docs/extending.md."""
+    install_from_page("A detector family", "toy_family", tmp_path, monkeypatch)
     return write_model(tmp_path / "one.toy")
 
 
@@ -120,9 +93,9 @@ def test_a_family_of_another_package_is_offered_what_it_has_alone(toy: Path) -> 
     refuse_recipe(Recipe("own", (Resize(96),)), Budget(), toy)
     with pytest.raises(SpecError, match="trains the detector"):
         refuse_recipe(Recipe("own", (Prune(),)), Budget(), toy)
-    with pytest.raises(SpecError, match=r"a \.pt by Ultralytics or Toys"):
+    with pytest.raises(SpecError, match="a detector by Ultralytics or Toys"):
         refuse_recipe(Recipe("own", (Resize(96),)), Budget(), Path("a.tv.pt"))
     with pytest.raises(SpecError, match=r"expected \.pt or \.onnx or \.toy"):
         require_family("a.other")
-    with pytest.raises(SpecError, match="one by Ultralytics;"):
+    with pytest.raises(SpecError, match="a detector by Ultralytics;"):
         refuse_recipe(Recipe("own", (QuantAwareDistill(),)), Budget(), Path("a.tv.pt"))

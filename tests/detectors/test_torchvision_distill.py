@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_torchvision_detector import SIDE, SMALL, make
 
-from edgekd.builds.recipe import Distill, DistillStage, Weights
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors import load

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_torchvision_detector import SIDE, SMALL, make
 
-from edgekd.builds.recipe import Distill, Prune
+from edgekd.compress.steps import Distill, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors.export import export
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hashed_words import hashed_words
 
-from edgekd.builds.recipe import Distill, DistillStage, Weights
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.detection.decode import SCORING
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess

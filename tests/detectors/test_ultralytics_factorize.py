@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.builds.recipe import Distill, LowRank
 from edgekd.compress.pruning import Convolution
+from edgekd.compress.steps import Distill, LowRank
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.builds.recipe import Distill, Prune
+from edgekd.compress.steps import Distill, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import drawn
+from edgekd.data.images import draw_images
 from edgekd.detectors.export import export
 from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, load_checkpoint
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
@@ -177,7 +177,7 @@ def test_each_way_to_choose_chooses_otherwise(
 def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruneResult], tiny_data: Path) -> None:
     """Of the images that channels were chosen by: the mean of what the first one reads is what it holds."""
     network = load_checkpoint(pruned[0]).model.float()
-    samples = drawn(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
+    samples = draw_images(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
     first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     held = first.running_mean.clone()
     seen = []
@@ -239,10 +239,10 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
 ) -> None:
     from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
-    from edgekd.data.images import drawn
+    from edgekd.data.images import draw_images
     from edgekd.detectors.ultralytics.prune import _accumulate, _loss
 
-    images = drawn(load_dataset(tiny_data).split("train").samples, 2, 0)
+    images = draw_images(load_dataset(tiny_data).split("train").samples, 2, 0)
     other = load_checkpoint(detector).model
     for branch in other.model[-1].cv3:
         branch[-1].bias.data += 5  # it is sure of something everywhere

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgekd.builds.recipe import QuantAwareDistill, Quantize
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import QuantAwareDistill, Quantize
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError, DataError, SpecError
 from edgekd.core.formats import fp4x

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import real_graph, swept
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import nvfp4
 from edgekd.detectors.export import probe

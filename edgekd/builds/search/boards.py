@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from edgekd.builds.publish import pack_bundle
 from edgekd.builds.run import BuildRecord
@@ -18,6 +17,7 @@ from edgekd.core.errors import DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
+from edgekd.deploy.engine_report import InstallReport
 from edgekd.deploy.fleet import Board, device_of
 from edgekd.hardware.target import to_dict
 
@@ -79,7 +79,6 @@ def _job(board: Board, bundle: Path) -> EngineJob:
     return EngineJob(bundle, device_of(board), **own)
 
 
-def _result(board: Board, found: Mapping[str, Any]) -> BoardResult:
-    bench, played = found["bench"], found["basis"] == REHEARSED
-    energy = None if played or bench["energy"] is None else bench["energy"]["gross_mj"]
-    return BoardResult(board.name, found["basis"], bench["inference_ms"]["mean"], energy)
+def _result(board: Board, report: InstallReport) -> BoardResult:
+    energy = None if report.basis == REHEARSED or report.bench.energy is None else report.bench.energy.gross_mj
+    return BoardResult(board.name, report.basis, report.bench.inference_ms.mean, energy)

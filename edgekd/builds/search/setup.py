@@ -11,7 +11,6 @@ import numpy as np
 
 from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.publish import bytes_beside_graph
-from edgekd.builds.recipe import Distill
 from edgekd.builds.run import SEARCH, BuildRequest
 from edgekd.builds.search.boards import rehearsed
 from edgekd.builds.search.cost_filter import CostFilter, Network
@@ -27,12 +26,13 @@ from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.plan import HELD_OUT
 from edgekd.builds.stages.score import SCORED
 from edgekd.builds.stages.trial import STUDENT
+from edgekd.compress.steps import Distill
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import json_sha256
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import Progress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.subset import Part, write_subset
+from edgekd.data.subset import SplitPart, write_subset
 from edgekd.data.types import Dataset
 from edgekd.deploy.fleet import Board
 from edgekd.detectors import load
@@ -245,9 +245,9 @@ def _divide(dataset: Dataset, folder: Path, context: StageContext) -> int:
             found=str(len(free)),
         )
     known = {hashes[at] for at in held}
-    rest = Part("train", without=tuple(at for at, digest in enumerate(hashes) if digest in known))
+    rest = SplitPart("train", without=tuple(at for at, digest in enumerate(hashes) if digest in known))
     for at, rung in enumerate(RUNGS):
-        parts = {"train": rest, SCORED: Part("train", only=tuple(held[: rung.images]))}
+        parts = {"train": rest, SCORED: SplitPart("train", only=tuple(held[: rung.images]))}
         write_subset(folder / f"rung{at}.yaml", dataset.source, parts)
-    write_subset(folder / "final.yaml", dataset.source, {"train": rest, SCORED: Part(SCORED)})
+    write_subset(folder / "final.yaml", dataset.source, {"train": rest, SCORED: SplitPart(SCORED)})
     return len(held)

@@ -8,14 +8,14 @@ from itertools import product
 from pathlib import PurePath
 from typing import Any
 
-from edgekd.builds.recipe import (
+from edgekd.builds.recipe import Recipe
+from edgekd.compress.steps import (
     DISTILL_STAGES,
     Distill,
     DistillStage,
     Prune,
     QuantAwareDistill,
     Quantize,
-    Recipe,
     Resize,
     Step,
 )

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.builds.recipe import Distill
 from edgekd.builds.stage_store import StageKind, StageResult
 from edgekd.builds.stages import export
 from edgekd.builds.stages.base import GRAPH, StageContext
+from edgekd.compress.steps import Distill
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import SpecError
 from edgekd.data.dataset import unlabelled
-from edgekd.data.labelling import Find, label, teacher_bands
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.pseudo_labels import LABELLING, Find, label, teacher_thresholds
 from edgekd.data.types import Dataset, Sample
 from edgekd.detectors import load
 from edgekd.detectors.family import direct_detector
@@ -68,13 +67,13 @@ def run(
 
     def work(folder: Path) -> LabelResult:
         with opened as find:
-            bands = teacher_bands(find, train, dataset.classes, step.keep, progress=context.progress)
-            truths = {one.image: one.truth for one in label(find, frames, bands, context.progress).samples}
+            thresholds = teacher_thresholds(find, train, dataset.classes, step.keep, progress=context.progress)
+            truths = {one.image: one.truth for one in label(find, frames, thresholds, context.progress).samples}
         samples = enumerate(frames.samples)
         rows = [[index, _to_json(truths[sample.image])] for index, sample in samples if sample.image in truths]
         (folder / LABELS).write_bytes(canonical_json(rows))
         objects = sum(int((~truth.crowd).sum()) for truth in truths.values())
-        return LabelResult(len(rows), objects, _finite(bands.keep), _finite(bands.ignore))
+        return LabelResult(len(rows), objects, _finite(thresholds.keep), _finite(thresholds.ignore))
 
     inputs = {"train": context.fingerprint(train), "frames": context.fingerprint(frames), "keep": step.keep}
     stage = context.run(LABEL, {**source, **inputs}, work)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgekd.builds.recipe import LowRank
 from edgekd.builds.stage_store import StageKind, StageResult
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector, require_faster
 from edgekd.builds.stages.latency import Latency
 from edgekd.builds.stages.prune import multiply_adds_text
+from edgekd.compress.steps import LowRank
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.builds.recipe import Distill, LowRank, Prune, Quantize, Recipe, Resize, Step
+from edgekd.builds.recipe import Recipe
 from edgekd.builds.stage_store import AnyStage, Stage, StageKind, StageResult
 from edgekd.builds.stages import calibrate, encode, quantize
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
@@ -24,13 +24,14 @@ from edgekd.builds.stages.quantize import COSTS, PLAN, QuantizedResult, settings
 from edgekd.compress.quantization.mixed_precision import Costs, choices, ladder, plan_for
 from edgekd.compress.quantization.plan import Plan, load_plan, plan_toml, require_fits
 from edgekd.compress.quantization.quantize import quantize as write_quantized
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WEIGHT_FORMATS, WeightFormat
-from edgekd.core.errors import DataError, SpecError
+from edgekd.core.errors import DataError
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.toml import parse_table
 from edgekd.data.types import Dataset, Split
-from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.evaluation.evaluate import evaluate
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target
@@ -139,56 +140,6 @@ def quantized(
     return quantized_by(plan_within(costs, None))
 
 
-def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
-    """Raise SpecError for a recipe without a limit to plan for, or for a detector that cannot take its steps."""
-    step = recipe.quantize
-    limits = (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention) if step else ()
-    if step and step.plan is None and len(step.formats) > 1 and limits == (None,) * 4:
-        raise SpecError(
-            f"recipe {recipe.name} chooses formats under a limit",
-            expected="a largest size, or a least share of the accuracy",
-            found="neither",
-            fix="pass --max-size or --keep, such as --keep 98%",
-        )
-    if recipe.distill is not None and recipe.distill.student is None and recipe.steps[0] == recipe.distill:
-        raise SpecError(
-            f"recipe {recipe.name} trains a student and names none",
-            fix='add student = "yolo11n.yaml" or a .pt checkpoint to its step distill, or prune or factorize before it',
-        )
-    _refuse_family(recipe, model)
-
-
-def _refuse_family(recipe: Recipe, model: Path) -> None:
-    """Refuse steps that the families of the detector and its student lack. Raises SpecError."""
-    family = family_of(model)
-    if recipe.trains and not (family and family.trains):
-        raise SpecError(
-            f"recipe {recipe.name} trains the detector",
-            expected="the .pt checkpoint that it was exported from, and labelled training data",
-            found=model.name,
-            fix="pass the checkpoint, or a recipe without training such as mixed",
-        )
-    resize_fix = "pass the checkpoint, or export the model at that size"
-    steps: tuple[tuple[type[Step], str, str, str, str | None], ...] = (
-        (Resize, "resize", "resizes the input", "a .pt", resize_fix),
-        (Prune, "prune", "prunes", "a detector", None),
-        (LowRank, "factorize", "factorizes", "a detector", None),
-        (Distill, "teacher", "trains a student", "a teacher", None),
-    )
-    for kind, capability, what, expected, fix in steps:
-        if recipe.first(kind) is not None and (family is None or getattr(family, capability) is None):
-            by = f"{expected} by {offering(capability)}"
-            raise SpecError(f"recipe {recipe.name} {what}", expected=by, found=model.name, fix=fix)
-    shipped = (recipe.distill.student if recipe.distill else None) or model.name
-    if recipe.quant_aware and student_family(shipped).quant_aware_distill is None:
-        raise SpecError(
-            f"recipe {recipe.name} trains a quantized detector",
-            expected=f"one by {offering('quant_aware_distill')}",
-            found=shipped,
-            fix="pass a recipe that quantizes after training, such as mixed",
-        )
-
-
 def offered(step: Quantize, target: Target) -> Quantize:
     """Return the step with NVFP4 added to formats with fp4x, where the target multiplies in NVFP4."""
     if "fp4x" not in step.formats or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
@@ -206,9 +157,8 @@ def size_of(step: Quantize, graph: GraphStage) -> int | None:
 
 def weights_in(graph: Path) -> int:
     """Return the number of weights in the convolutions and constant products of an ONNX file."""
-    import onnx
 
-    opened = Graph(onnx.load(graph))
+    opened = Graph(read_model(graph))
     names = {node.input[1] for node in opened.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
     values = [opened.constant(name) for name in sorted(names)]
     return int(sum(value.size for value in values if value is not None))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgekd.builds.recipe import Prune
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import train as train_module
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector, require_faster
 from edgekd.builds.stages.latency import Latency
+from edgekd.compress.steps import Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import offering, require_family

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.recipe import Quantize
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphResult, GraphStage, StageContext
 from edgekd.builds.stages.calibrate import Frames
@@ -16,6 +15,7 @@ from edgekd.compress.quantization import mixed_precision
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.quantization.plan import Plan, plan_toml
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WEIGHT_FORMATS
 from edgekd.core.canonical import canonical_json
 

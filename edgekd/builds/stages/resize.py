@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.builds.recipe import Resize
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import StageContext
+from edgekd.compress.steps import Resize
 from edgekd.detectors.family import require_family
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
-from edgekd.data.labelling import Find
+from edgekd.data.pseudo_labels import Find
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score
 from edgekd.evaluation.evaluate import evaluate, judge, save_detections

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-from edgekd.builds.recipe import Distill, QuantAwareDistill
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, tool_versions
 from edgekd.builds.stages.calibrate import Frames
 from edgekd.builds.stages.quantize import CACHE, PLAN, CacheResult, QuantizedResult
 from edgekd.compress.quantization.activation_scales import write_cache
+from edgekd.compress.steps import Distill, QuantAwareDistill
 from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import Detector

@@ -14,10 +14,8 @@ from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench
 if TYPE_CHECKING:
     from edgekd.builds.run import BuildResult
     from edgekd.builds.speedup import DetectorFigures, Lightened
-    from edgekd.commands.adapt import Variant
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
-    from edgekd.commands.convert import Converted, MapScores
     from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from edgekd.commands.quantize import FloatGraph, Quantized, QuantizedGraph
     from edgekd.commands.targets import Targets
     from edgekd.commands.validate_report import JudgedEvidence
+    from edgekd.deploy.converters.result import Converted, MapScores
+    from edgekd.deploy.variant import Variant
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
@@ -329,7 +329,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     print_table(["", "what", "state", "detail", "to add it"], rows)
 
 
-RESULTS: Mapping[str, Callable[[Any], None]] = {
+PRINTERS: Mapping[str, Callable[[Any], None]] = {
     "adapt": print_adapted,
     "bench": print_bench,
     "compare": print_compared,
@@ -347,7 +347,9 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,
     "delta": bundle_printing.print_delta,
+    "engine": bundle_printing.print_engine,
     "keygen": bundle_printing.print_key,
+    "profile": bundle_printing.print_profiled,
     "pack": bundle_printing.print_verified,
     "sign": bundle_printing.print_verified,
     "trust": bundle_printing.print_verified,
@@ -356,16 +358,8 @@ RESULTS: Mapping[str, Callable[[Any], None]] = {
     "demo": lambda demo: print_outcome(demo.outcome),
 }
 """Printers of results by command."""
-DOCUMENTS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
-    "engine": bundle_printing.print_engine,
-    "profile": bundle_printing.print_profiled,
-}
-"""Printers, by command, that need only the document of a result."""
 
 
 def printer(command: str) -> Callable[[Any], None]:
     """Return the function that prints the result of a command. Raises KeyError where there is none."""
-    if command in RESULTS:
-        return RESULTS[command]
-    show = DOCUMENTS[command]
-    return lambda result: show(result.document)
+    return PRINTERS[command]

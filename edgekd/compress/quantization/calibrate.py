@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekd.compress.quantization.ranges import MagnitudeHistogram
 from edgekd.core.errors import CompressError
+from edgekd.graph.model_file import read_model
 from edgekd.graph.session import cpu_session
 
 
@@ -56,7 +57,7 @@ def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str
     """Return an ONNX Runtime session that also gives these inner tensors, and the name of the graph's input."""
     import onnx
 
-    model = onnx.load(graph)
+    model = read_model(graph)
     present = {value.name for value in [*model.graph.output, *model.graph.input]}
     for name in tensors:
         if name not in present:

@@ -19,6 +19,7 @@ from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
 from edgekd.core.formats.int8 import dequantize_channels
+from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 
 
@@ -56,9 +57,8 @@ def read_layers(path: Path) -> tuple[QdqConvolution, ...]:
 
     Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
     """
-    import onnx
 
-    graph = Graph(onnx.load(path))
+    graph = Graph(read_model(path))
     products = [node.name for node in graph.nodes if node.op_type in ("Gemm", "MatMul") and weights_pair(graph, node)]
     if products:
         raise CompressError(
@@ -78,7 +78,7 @@ def write_layers(source: Path, out: Path, layers: Iterable[QdqConvolution]) -> N
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(source)
+    model = read_model(source)
     graph = Graph(model)
     changed = _changes(graph, layers)
     for initializer in model.graph.initializer:

@@ -29,6 +29,7 @@ from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
+from edgekd.graph.model_file import read_model
 from edgekd.graph.nvfp4 import OPSET, at_opset
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
@@ -138,9 +139,8 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
 
     for_nvfp4: raise it to the opset of NVFP4. Raises CompressError where that is impossible.
     """
-    import onnx
 
-    model = onnx.load(source)
+    model = read_model(source)
     name_nodes(model)  # before nodes are added, which names by their number would depend on
     try:
         model = at_opset(model) if for_nvfp4 else model

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.bundle.rules import (
-    flag,
     integer,
     list_of,
     matching,
@@ -32,16 +32,7 @@ from edgekd.core.errors import BundleError
 
 FORMAT = 1
 Role = Literal[
-    "graph",
-    "calibration-cache",
-    "calibration-set",
-    "golden",
-    "drift",
-    "report",
-    "evidence",
-    "labels",
-    "agent",
-    "sbom",
+    "graph", "calibration-cache", "calibration-set", "golden", "drift", "report", "evidence", "labels", "agent", "sbom"
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_BYTES = 1 << 20
@@ -64,8 +55,7 @@ class TargetName:
     """Target of a bundle.
 
     Args:
-        name: Its name in `edgekd targets`.
-        compatible: Its name in the firmware.
+        name, compatible: Its name in `edgekd targets`, and in the firmware.
     """
 
     name: str
@@ -178,8 +168,7 @@ class StageKey:
     """A stage of the build.
 
     Args:
-        name: Name of the stage.
-        key: SHA-256 of its inputs.
+        name, key: Name of the stage, and SHA-256 of its inputs.
     """
 
     name: str
@@ -385,28 +374,9 @@ def _numbers(version: str) -> list[int]:
 
 
 _COUNT = integer(0, 2**53)
-_SIDE = integer(1, 65536)
-_FIGURE = number(-1e9, 1e9)
 _SHARE = number(0, 1)
 _HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-_DETECTOR = object_of(
-    dict,
-    classes=list_of(text, 1),
-    preprocess=object_of(
-        dict,
-        height=_SIDE,
-        width=_SIDE,
-        color=one_of("rgb", "bgr"),
-        scale=number(1e-9, 1e9),
-        mean=list_of(_FIGURE, 3, 3),
-        std=list_of(number(1e-9, 1e9), 3, 3),
-        pad_value=integer(0, 255),
-        center=flag,
-        upscale=flag,
-    ),
-    head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
-)
 _SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
 _TIME = number(0, 1e9)
 _LATENCY = object_of(
@@ -426,7 +396,7 @@ _FIELDS = object_of(
     counter=_COUNT,
     target=object_of(TargetName, name=text, compatible=text),
     tensorrt=optional(_tensorrt),
-    detector=_DETECTOR,
+    detector=DETECTOR,
     thresholds=object_of(Thresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
     files=list_of(_ENTRY, 1, MAX_FILES),
     limits=object_of(

@@ -26,7 +26,10 @@ def refuse(where: str, expected: str, found: Any) -> NoReturn:
 
 def shown(value: Any) -> str:
     """Return a value as JSON, shortened to 80 characters."""
-    content = json.dumps(value, default=str)
+    try:
+        content = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+        return f"a value of type {type(value).__name__}"
     return content if len(content) <= 80 else content[:77] + "..."
 
 

@@ -1,4 +1,4 @@
-"""Formats that a detector can be converted to, one module each. Importing them imports none of their libraries."""
+"""Formats that a detector can be converted to, one module each; their libraries are imported when converting."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ELSEWHERE = {
     "--device ssh://...`",
     **dict.fromkeys(
         ("litert", "tflite"),
-        "convert the .pt with litert-torch, in an environment of its own: docs/converting.md says why",
+        "convert the .pt with litert-torch, in its own environment: see docs/converting.md",
     ),
 }
-"""What users ask for that no conversion on this machine gives, and what does."""
+"""Formats that are not converted to here, and what to use instead."""
 
 
 def format_named(name: str) -> Format:
-    """The format called `name`. Raises SpecError, suggesting the nearest name or another command."""
+    """Return the format `name`. Raises SpecError, suggesting the nearest name or another command."""
     by_name = {each.name: each for each in FORMATS}
     if name not in by_name:
         fix = _ELSEWHERE.get(name) or did_you_mean(name, by_name)

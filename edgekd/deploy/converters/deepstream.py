@@ -1,4 +1,4 @@
-"""DeepStream: a folder with the network, what nvinfer is to know of it, and the source of a parser of its output."""
+"""DeepStream: a folder with the network, the configuration of nvinfer, and the source of an output parser."""
 
 from __future__ import annotations
 
@@ -12,90 +12,91 @@ from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import SpecError
 from edgekd.core.version import __version__
 from edgekd.deploy.converters.onnx_file import ONNX
-from edgekd.deploy.converters.types import Asked, CacheCounts, FormatName, Made, Source
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.deploy.converters.types import CacheCounts, ConversionRequest, ConversionResult, Format, Source
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import opset_of
 
-CONFIG, LABELS, HEAD, PLAIN, CACHE = (
-    "config_infer_primary.txt",
-    "labels.txt",
-    "edgekd_head.h",
-    "detector-plain.onnx",
-    "calibration.cache",
-)
+CONFIG = "config_infer_primary.txt"
+LABELS = "labels.txt"
+HEAD = "edgekd_head.h"
 GRAPH = "detector.onnx"
+PLAIN = "detector-plain.onnx"
+CACHE = "calibration.cache"
 PARSER = "NvDsInferParseEdgekd"
 _FP32, _INT8, _FP16 = 0, 1, 2
-"""nvinfer's `network-mode`."""
-_GROUPED, _AS_IT_IS = 2, 4
-"""nvinfer's `cluster-mode`: non-maximum suppression, none."""
+"""Values of nvinfer's `network-mode`."""
+_NMS, _NO_CLUSTERING = 2, 4
+"""Values of nvinfer's `cluster-mode`."""
 _FILES = {
     GRAPH: "the network; INT8 as Q/DQ, if it has any",
-    PLAIN: "the same in float, of which DeepStream builds an INT8 engine by `calibration.cache`",
+    PLAIN: "the same in floating point, from which DeepStream builds an INT8 engine with `calibration.cache`",
     CACHE: "the scales of its activations, as TensorRT's calibration cache",
-    CONFIG: "what nvinfer is to know: preprocessing, engine, thresholds, parser",
+    CONFIG: "configuration of nvinfer: preprocessing, engine, thresholds, parser",
     LABELS: "the classes",
     "edgekd_parser.cpp": "the parser of the network's output",
-    HEAD: "which output this network has",
-    "Makefile": "builds what has to be built on the device",
+    HEAD: "the kind of output of this network",
+    "Makefile": "builds the parser on the device, and the engine if needed",
 }
 
 
+def convert(source: Source, folder: Path, name: str, request: ConversionRequest) -> ConversionResult:
+    """Write the folder; Q/DQ stays in the graph, for TensorRT 8 beside a calibration cache.
+
+    Raises SpecError for preprocessing that nvinfer does not support, and for float16.
+    """
+    from edgekd.graph.view import load_graph
+
+    _require_supported(source.spec, request)
+    if request.opset is not None and opset_of(load_graph(source.graph)) <= request.opset:
+        request = replace(request, opset=None)  # the target reads it without conversion
+    graph = ONNX.convert(source, folder, GRAPH.removesuffix(ONNX.suffix), request)
+    build = _engine_build(source, request)
+    cache = _write_plain(folder, str(request.tensorrt), source.scales) if build.cached else None
+    notes = (*_notes(source.spec), *build.notes, *_cache_notes(cache))
+    for path, text in _text_files(source.spec, build, name, notes).items():
+        (folder / path).write_text(text, "utf-8")
+    untested = "the network is run here and compared; configuration and parser were never run under DeepStream"
+    return ConversionResult(graph.entry, graph.carried, graph.opset, (untested, *notes), cache)
+
+
+DEEPSTREAM = Format(
+    name="deepstream",
+    suffix="_deepstream",
+    single_file=False,
+    runtime=ONNXRUNTIME_CPU,
+    libraries=("onnx",),
+    convert=convert,
+)
+
+
 @dataclass(frozen=True)
-class DeepStream:
-    """A folder. Q/DQ stays in the graph; for a target with TensorRT 8 the calibration cache lies beside it."""
-
-    name: FormatName = "deepstream"
-    suffix: str = "_deepstream"
-    single_file: bool = False
-    engine: OnnxRuntime = ONNXRUNTIME_CPU
-    libraries: tuple[str, ...] = ("onnx",)
-
-    def require(self) -> None:
-        """Nothing is needed that edgekd itself does not need."""
-
-    def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
-        """Write the folder. Raises SpecError for preprocessing that nvinfer does not do, and for float16."""
-        from edgekd.graph.view import load_graph
-
-        _require_sayable(source.spec, asked)
-        if asked.opset is not None and opset_of(load_graph(source.graph)) <= asked.opset:
-            asked = replace(asked, opset=None)  # the target takes it as it is
-        made = ONNX.convert(source, folder, GRAPH.removesuffix(ONNX.suffix), asked)
-        how = _how(source, asked)
-        cache = _write_plain(folder, str(asked.tensorrt), source.scales) if how.cached else None
-        notes = (*_notes(source.spec), *how.notes, *_cache_notes(cache))
-        for path, text in _texts(source.spec, how, name, notes).items():
-            (folder / path).write_text(text, "utf-8")
-        told = "the network runs here and is compared; neither configuration nor parser was ever run under DeepStream"
-        return Made(made.entry, made.carried, made.opset, (told, *notes), cache)
-
-
-@dataclass(frozen=True)
-class _How:
-    """How the engine comes about. mode: nvinfer's; cached: by a calibration cache; built: by trtexec, before."""
+class _EngineBuild:
+    """Build of the engine. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
 
     mode: int
     cached: bool = False
-    built: bool = False
+    by_make: bool = False
     flags: str = ""
     notes: tuple[str, ...] = ()
 
 
-def _how(source: Source, asked: Asked) -> _How:
+def _engine_build(source: Source, request: ConversionRequest) -> _EngineBuild:
     if not source.layers:
-        return _How(_FP32 if asked.precision == "fp32" else _FP16)
-    major = int(asked.tensorrt.split(".")[0]) if asked.tensorrt else None
+        return _EngineBuild(_FP32 if request.precision == "fp32" else _FP16)
+    major = int(request.tensorrt.split(".")[0]) if request.tensorrt else None
     if major is not None and major < 10:
-        note = "DeepStream builds the engine by the calibration cache: TensorRT, not the graph, says what is INT8"
-        return _How(_INT8, cached=True, notes=(note,))
+        note = (
+            "DeepStream builds the engine from the calibration cache: TensorRT chooses the INT8 layers, not the graph"
+        )
+        return _EngineBuild(_INT8, cached=True, notes=(note,))
     flags = "" if major is not None and major >= 11 else "--int8 --fp16"
-    return _How(_INT8, built=True, flags=flags, notes=("nvinfer builds no engine of a Q/DQ graph: `make` does",))
+    note = "nvinfer cannot build an engine from a Q/DQ graph: run `make`"
+    return _EngineBuild(_INT8, by_make=True, flags=flags, notes=(note,))
 
 
-def _require_sayable(spec: DetectorSpec, asked: Asked) -> None:
-    """Raises SpecError for what nvinfer's preprocessing cannot be told."""
-    if asked.precision == "fp16":
+def _require_supported(spec: DetectorSpec, request: ConversionRequest) -> None:
+    """Raise SpecError for options and preprocessing that nvinfer does not support."""
+    if request.precision == "fp16":
         fix = "leave --precision out: DeepStream computes in FP16 what is not INT8"
         raise SpecError("--precision fp16 with --to deepstream", expected="a float32 graph", fix=fix)
     if len(set(spec.preprocess.std)) > 1:
@@ -109,11 +110,9 @@ def _require_sayable(spec: DetectorSpec, asked: Asked) -> None:
 def _notes(spec: DetectorSpec) -> tuple[str, ...]:
     notes = []
     if spec.preprocess.pad_value:
-        notes.append(
-            f"nvinfer fills the rest of the input with black, not with {spec.preprocess.pad_value} as in scores"
-        )
+        notes.append(f"nvinfer pads the input with black, not with {spec.preprocess.pad_value} as in scores")
     if not spec.preprocess.upscale:
-        notes.append("nvinfer enlarges frames that are smaller than the input; scores are of frames that were not")
+        notes.append("nvinfer enlarges frames that are smaller than the input, unlike scores")
     return tuple(notes)
 
 
@@ -122,15 +121,15 @@ def _cache_notes(cache: CacheCounts | None) -> tuple[str, ...]:
         return ()
     return (
         f"{cache.missing} of {cache.activations} activations have no scale, so TensorRT computes the layers around them"
-        " in FP16: convert the bundle of a build for this target, whose calibration cache has them all",
+        " in FP16: convert the bundle of a build for this target, whose calibration cache is complete",
     )
 
 
 def _write_plain(folder: Path, tensorrt: str, scales: Mapping[str, float]) -> CacheCounts:
-    """Write the graph in floating point, and the scales of its activations as a cache. Raises SpecError.
+    """Write the graph in floating point, and a calibration cache of its activations. Raises SpecError.
 
-    scales: of the source's own cache; those of the Q/DQ graph go before. What must stay in floating point gets no
-    scale: nvinfer builds by the cache alone, and TensorRT computes in INT8 whatever has one.
+    scales: of the source's cache; those of the Q/DQ graph take precedence. Tensors that must stay in floating point get
+    no scale, as TensorRT computes in INT8 whatever has one.
     """
     from edgekd.core.formats.activations import float_activations
     from edgekd.core.formats.calibration_cache import to_text
@@ -140,44 +139,43 @@ def _write_plain(folder: Path, tensorrt: str, scales: Mapping[str, float]) -> Ca
         plain = plain_graph((folder / GRAPH).read_bytes())
     except ValueError as error:
         fix = "convert without --target, or the float model"
-        raise SpecError(f"{GRAPH}: its INT8 cannot be taken out", found=str(error), fix=fix) from error
+        raise SpecError(f"{GRAPH}: its INT8 cannot be removed", found=str(error), fix=fix) from error
     (folder / PLAIN).write_bytes(plain.onnx)
     known, activations = {**scales, **plain.scales}, float_activations(plain.onnx)
-    wanted = [name for name in activations if name not in plain.float_tensors]
-    written = {name: known[name] for name in wanted if name in known}
-    (folder / CACHE).write_text(to_text(written, tensorrt), "utf-8")
-    return CacheCounts(len(activations), len(activations) - len(wanted), len(wanted) - len(written))
+    quantizable = [name for name in activations if name not in plain.float_tensors]
+    cached = {name: known[name] for name in quantizable if name in known}
+    (folder / CACHE).write_text(to_text(cached, tensorrt), "utf-8")
+    return CacheCounts(len(activations), len(activations) - len(quantizable), len(quantizable) - len(cached))
 
 
-def _texts(spec: DetectorSpec, how: _How, name: str, notes: tuple[str, ...]) -> Mapping[str, str]:
+def _text_files(spec: DetectorSpec, build: _EngineBuild, name: str, notes: tuple[str, ...]) -> Mapping[str, str]:
     """Return the text files of the folder."""
     engine = GRAPH.replace(".onnx", ".engine")
-    shipped = {file: told for file, told in _FILES.items() if how.cached or file not in (PLAIN, CACHE)}
-    filled = {
-        "ENGINE": engine if how.built else "",
-        "ENGINE_TOLD": ", and the engine, which takes minutes" if how.built else "",
-        "FLAGS": how.flags,
+    files = {file: text for file, text in _FILES.items() if build.cached or file not in (PLAIN, CACHE)}
+    values = {
+        "ENGINE": engine if build.by_make else "",
+        "ENGINE_NOTE": ", and the engine, which takes minutes" if build.by_make else "",
+        "FLAGS": build.flags,
         "NAME": name,
         "VERSION": __version__,
-        "FILES": "\n".join(f"| `{file}` | {told} |" for file, told in shipped.items()),
+        "FILES": "\n".join(f"| `{file}` | {text} |" for file, text in files.items()),
         "NOTES": "\n" + "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes) if notes else "",
     }
     return {
         LABELS: "".join(f"{label}\n" for label in spec.classes),
-        CONFIG: config(spec, how.mode, how.cached, engine if how.built else None),
+        CONFIG: config(spec, build.mode, engine if build.by_make else None, cached=build.cached),
         HEAD: _head(spec),
-        "edgekd_parser.cpp": _shipped("edgekd_parser.cpp"),
-        "Makefile": _filled(_shipped("Makefile"), filled),
-        "README.md": _filled(_shipped("README.md"), filled),
+        "edgekd_parser.cpp": _template("edgekd_parser.cpp", {}),
+        "Makefile": _template("Makefile", values),
+        "README.md": _template("README.md", values),
     }
 
 
-def config(spec: DetectorSpec, mode: int, cached: bool, engine: str | None) -> str:
-    """The file for nvinfer. engine: that was built before; None where nvinfer builds it, and keeps it."""
-    how, usual = spec.preprocess, Thresholds()
+def config(spec: DetectorSpec, mode: int, engine: str | None, *, cached: bool) -> str:
+    """Return the configuration of nvinfer. engine: a prebuilt one; None if nvinfer builds and stores it."""
+    preprocess, thresholds = spec.preprocess, Thresholds()
     graph = PLAIN if cached else GRAPH
     precision = {_FP32: "fp32", _INT8: "int8", _FP16: "fp16"}[mode]
-    std = how.std[0]
     settings: dict[str, object] = {
         "gpu-id": 0,
         "gie-unique-id": 1,
@@ -188,21 +186,24 @@ def config(spec: DetectorSpec, mode: int, cached: bool, engine: str | None) -> s
         "model-engine-file": engine or f"{graph}_b1_gpu0_{precision}.engine",
         **({"int8-calib-file": CACHE} if cached else {}),
         "network-mode": mode,
-        "infer-dims": f"3;{how.height};{how.width}",
-        "model-color-format": int(how.color == "bgr"),
-        "net-scale-factor": f"{how.scale / std:.12g}",
-        "offsets": ";".join(f"{mean / how.scale:.9g}" for mean in how.mean),
+        "infer-dims": f"3;{preprocess.height};{preprocess.width}",
+        "model-color-format": int(preprocess.color == "bgr"),
+        "net-scale-factor": f"{preprocess.scale / preprocess.std[0]:.12g}",
+        "offsets": ";".join(f"{mean / preprocess.scale:.9g}" for mean in preprocess.mean),
         "maintain-aspect-ratio": 1,
-        "symmetric-padding": int(how.center),
+        "symmetric-padding": int(preprocess.center),
         "labelfile-path": LABELS,
         "num-detected-classes": len(spec.classes),
-        "cluster-mode": _GROUPED if spec.head.nms else _AS_IT_IS,
+        "cluster-mode": _NMS if spec.head.nms else _NO_CLUSTERING,
         "parse-bbox-func-name": PARSER,
         "custom-lib-path": "./libedgekd_parser.so",
     }
-    attributes: dict[str, object] = {"pre-cluster-threshold": usual.confidence, "topk": usual.max_detections}
+    attributes: dict[str, object] = {
+        "pre-cluster-threshold": thresholds.confidence,
+        "topk": thresholds.max_detections,
+    }
     if spec.head.nms:
-        attributes["nms-iou-threshold"] = usual.iou
+        attributes["nms-iou-threshold"] = thresholds.iou
     return _ini({"property": settings, "class-attrs-all": attributes})
 
 
@@ -215,9 +216,9 @@ def _ini(groups: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _head(spec: DetectorSpec) -> str:
-    strides = ", ".join(map(str, spec.head.strides))
+    strides = ", ".join(f"{stride:d}" for stride in spec.head.strides)
     lines = [
-        "// Which output this network has.",
+        "// The kind of output of this network.",
         f"#define EDGEKD_CLASSES {len(spec.classes)}u",
         f"#define EDGEKD_STRIDES {{{strides}}}",
         f"#define EDGEKD_PARSE parse_{spec.head.kind}",
@@ -225,14 +226,8 @@ def _head(spec: DetectorSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shipped(name: str) -> str:
-    return (resources.files("edgekd.deploy.converters") / "deepstream_files" / name).read_text("utf-8")
-
-
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
+def _template(name: str, values: Mapping[str, str]) -> str:
+    text = (resources.files("edgekd.deploy.converters") / "deepstream_files" / name).read_text("utf-8")
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
     return text
-
-
-DEEPSTREAM = DeepStream()

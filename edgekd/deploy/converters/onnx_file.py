@@ -1,60 +1,55 @@
-"""ONNX at another opset, with float16 in place of float32, or with the weights as a device's TensorRT takes them."""
+"""ONNX at another opset, in float16, or with weights that the TensorRT of a device accepts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import SpecError
-from edgekd.deploy.converters.types import Asked, FormatName, Made, Source
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntime
+from edgekd.deploy.converters.types import ConversionRequest, ConversionResult, Format, Source
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import opset_of
 
-LEAST_OPSET = 13
-"""Before it, Q/DQ has no axis, and what edgekd writes cannot be said."""
+MIN_INT8_OPSET = 13  # the first with an axis of Q/DQ
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """One file with its contract in its metadata. INT8 stays Q/DQ; for TensorRT 8 weights are FP32 before Q/DQ."""
+def convert(source: Source, folder: Path, name: str, request: ConversionRequest) -> ConversionResult:
+    """Write `NAME.onnx` with its contract in its metadata; INT8 stays Q/DQ, for TensorRT 8 with FP32 weights."""
+    import onnx
 
-    name: FormatName = "onnx"
-    suffix: str = ".onnx"
-    single_file: bool = True
-    engine: OnnxRuntime = ONNXRUNTIME_CPU
-    libraries: tuple[str, ...] = ("onnx",)
+    from edgekd.detectors.onnx import describe_in, to_opset
+    from edgekd.graph.fp16 import half
+    from edgekd.graph.view import load_graph
 
-    def require(self) -> None:
-        """Nothing is needed that edgekd itself does not need."""
-
-    def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
-        """Write `NAME.onnx`. Raises SpecError for an opset that the graph cannot be brought to."""
-        import onnx
-
-        from edgekd.detectors.onnx import describe_in, to_opset
-        from edgekd.graph.fp16 import half
-        from edgekd.graph.view import load_graph
-
-        out = folder / f"{name}{self.suffix}"
-        _require_opset(asked)
-        graph = source.graph
-        if asked.precision == "fp16":
-            half(graph, out)
-            graph = out
-        model = load_graph(graph)
-        if asked.opset is not None and asked.opset != opset_of(model):
-            model = to_opset(model, asked.opset, source.graph)
-        describe_in(model, source.spec)
-        onnx.save(model, out)
-        if asked.tensorrt is not None and not generation(asked.tensorrt).int8_constants:
-            _with_float_weights(out)
-        return Made(out.name, len(source.layers), opset_of(model))
+    out = folder / f"{name}{ONNX.suffix}"
+    _require_opset(request)
+    graph = source.graph
+    if request.precision == "fp16":
+        half(graph, out)
+        graph = out
+    model = load_graph(graph)
+    if request.opset is not None and request.opset != opset_of(model):
+        model = to_opset(model, request.opset, source.graph)
+    describe_in(model, source.spec)
+    onnx.save(model, out)
+    if request.tensorrt is not None and not generation(request.tensorrt).int8_constants:
+        _write_float_weights(out)
+    return ConversionResult(out.name, len(source.layers), opset_of(model))
 
 
-def _with_float_weights(path: Path) -> None:
-    """Put FP32 weights behind Q/DQ in place of INT8 ones. Raises SpecError where the Q/DQ is of another kind."""
+ONNX = Format(
+    name="onnx",
+    suffix=".onnx",
+    single_file=True,
+    runtime=ONNXRUNTIME_CPU,
+    libraries=("onnx",),
+    convert=convert,
+)
+
+
+def _write_float_weights(path: Path) -> None:
+    """Replace INT8 weights by FP32 ones with Q/DQ. Raises SpecError for Q/DQ of another kind."""
     from edgekd.core.formats.qdq_graph import QdqGraph
 
     try:
@@ -66,16 +61,13 @@ def _with_float_weights(path: Path) -> None:
         raise SpecError(f"{path.name}: its INT8 cannot be written for TensorRT 8", found=str(error), fix=fix) from error
 
 
-def _require_opset(asked: Asked) -> None:
+def _require_opset(request: ConversionRequest) -> None:
     import onnx
 
     from edgekd.graph.fp16 import MIN_OPSET
 
-    least = MIN_OPSET if asked.precision == "fp16" else LEAST_OPSET
-    most = onnx.defs.onnx_opset_version()
-    if asked.opset is not None and not least <= asked.opset <= most:
-        kind = " with float16" if asked.precision == "fp16" else ""
-        raise SpecError("--opset", expected=f"{least} to {most}{kind}", found=str(asked.opset))
-
-
-ONNX = OnnxFile()
+    lowest = MIN_OPSET if request.precision == "fp16" else MIN_INT8_OPSET
+    highest = onnx.defs.onnx_opset_version()
+    if request.opset is not None and not lowest <= request.opset <= highest:
+        kind = " with float16" if request.precision == "fp16" else ""
+        raise SpecError("--opset", expected=f"{lowest} to {highest}{kind}", found=str(request.opset))

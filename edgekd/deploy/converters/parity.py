@@ -1,4 +1,4 @@
-"""The error of a converted network against its source, and its limits. Pure, but for NumPy."""
+"""Errors of a converted network relative to its source, and their limits. Pure, but for NumPy."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError, nearest, parts
 from edgekd.core.detection.types import Head
 
-SURE = 0.25
-"""The confidence of a candidate whose box counts as found."""
-FLOAT32, FLOAT16 = (1e-3, 1e-3), (0.02, 0.05)
-"""The largest error of boxes and of scores where only the order of sums differs, and where weights are rounded."""
-LEAST_OF_INT8 = (0.02, 0.05)
-INT8_SHARE = 2.5
-"""Factor on the error of INT8 itself: runtimes round halves differently, and each difference spreads further."""
-LEAST_SCORE = 1e-4  # root mean square; where a network finds nothing, its scores are smaller
+CONFIDENT = 0.25  # confidence from which a candidate's box is compared by itself
+FLOAT32_LIMITS = (1e-3, 1e-3)
+"""Largest errors of boxes and of scores if only the order of summation differs."""
+FLOAT16_LIMITS = (0.02, 0.05)
+"""The same for rounded weights."""
+MIN_INT8_LIMITS = (0.02, 0.05)
+"""Lower bounds of the limits for INT8."""
+INT8_FACTOR = 2.5
+"""Limits for INT8 relative to the error of INT8 itself: runtimes round halves differently, and differences add up."""
+MIN_SCORE_RMS = 1e-4  # scores of a network without detections are smaller
 
 
 @dataclass(frozen=True)
 class Distance:
-    """The errors of outputs against those expected, over all frames.
+    """Errors of outputs over all frames.
 
     Args:
-        boxes: Relative error of boxes, each weighted by its confidence.
+        boxes: Relative error of boxes, weighted by confidence.
         scores: Relative error of scores.
         largest_score: Largest difference of any score.
         largest_box: Largest difference of a coordinate of a box with a confidence above 0.25, in the unit of the
@@ -39,51 +41,48 @@ class Distance:
     largest_box: float | None
 
     def within(self, limits: tuple[float, float]) -> bool:
-        """Return whether boxes and scores are within their limits; NaN is not."""
+        """Return whether boxes and scores are within their limits; False for NaN."""
         return self.boxes <= limits[0] and self.scores <= limits[1]
 
 
-def distance(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], head: Head) -> Distance:
-    """Return the distance of `found` from `expected`, outputs of the same frames. Other shapes are infinitely far."""
-    if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
+def distance(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], head: Head) -> Distance:
+    """Return the errors of outputs relative to those of the source for the same frames; infinite for other shapes."""
+    if any(output.shape != reference.shape for output, reference in zip(outputs, references, strict=True)):
         return Distance(float("inf"), float("inf"), float("inf"), None)
     errors = {"boxes": RelativeError(), "scores": RelativeError()}
     largest_scores, largest_boxes = [], []
-    for one, other in zip(found, expected, strict=True):
-        got, wanted = _rows(one, other, head)
-        columns_of = parts(wanted, head)
+    for output, reference in zip(outputs, references, strict=True):
+        rows, expected = _rows(output, reference, head)
+        columns_of = parts(expected, head)
         for part, (columns, weights) in columns_of.items():
-            errors[part].add(got[:, columns], wanted[:, columns], weights)
-        off, sure = np.abs(got - wanted), candidate_confidence(wanted, head) > SURE
-        largest_scores.append(float(off[:, columns_of["scores"][0]].max()))
-        largest_boxes += [float(off[sure, :4].max())] if sure.any() else []
+            errors[part].add(rows[:, columns], expected[:, columns], weights)
+        difference, confident = np.abs(rows - expected), candidate_confidence(expected, head) > CONFIDENT
+        largest_scores.append(float(difference[:, columns_of["scores"][0]].max()))
+        largest_boxes += [float(difference[confident, :4].max())] if confident.any() else []
     return Distance(
         boxes=errors["boxes"].value(),
-        scores=errors["scores"].value(min_rms=LEAST_SCORE),
+        scores=errors["scores"].value(min_rms=MIN_SCORE_RMS),
         largest_score=max(largest_scores),
         largest_box=max(largest_boxes, default=None),
     )
 
 
-def limits(narrow: bool, int8: Distance | None) -> tuple[float, float]:
+def limits(int8: Distance | None, *, narrow: bool) -> tuple[float, float]:
     """Return the largest errors of boxes and scores that a conversion may make.
 
-    narrow: whether something is rounded to float16; int8: the distance of the INT8 source from the same in floating
-    point, where INT8 is carried over.
+    int8: errors of the INT8 source relative to the same in floating point, None for a float source; narrow: weights are
+    rounded to float16.
     """
-    allowed = FLOAT16 if narrow else FLOAT32
     if int8 is None:
-        return allowed
-    boxes, scores = (
-        max(least, INT8_SHARE * own) for least, own in zip(LEAST_OF_INT8, (int8.boxes, int8.scores), strict=True)
-    )
-    return boxes, scores
+        return FLOAT16_LIMITS if narrow else FLOAT32_LIMITS
+    boxes, scores = MIN_INT8_LIMITS
+    return max(boxes, INT8_FACTOR * int8.boxes), max(scores, INT8_FACTOR * int8.scores)
 
 
-def _rows(found: np.ndarray, expected: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """Return both outputs as candidates float64 [n, f]; what is not finite is far away."""
-    got, wanted = (
+def _rows(output: np.ndarray, reference: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """Return both outputs as candidates float64 [n, f], matched; values that are not finite become large."""
+    rows, expected = (
         candidate_rows(np.nan_to_num(each.astype(np.float64), nan=1e9, posinf=1e9, neginf=-1e9), head)
-        for each in (found, expected)
+        for each in (output, reference)
     )
-    return (nearest(got, wanted), wanted) if head.kind == "end2end" else (got, wanted)
+    return (nearest(rows, expected), expected) if head.kind == "end2end" else (rows, expected)

@@ -1,11 +1,11 @@
-"""Types of conversions: the source, the request, the result, and the protocol of a format."""
+"""Types of conversions: source, request, result, and format."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.graph.runtimes.types import Engine
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 FormatName = Literal["onnx", "openvino", "ncnn", "tensorrt-rtx", "deepstream"]
 Precision = Literal["as-is", "fp16", "fp32"]
-"""Of what is converted: as the source has it; what is not INT8 in float16; all of it in float32, INT8 taken out."""
+"""as-is: that of the source; fp16: float16 for what is not INT8; fp32: float32 for everything, without INT8."""
 PRECISIONS: tuple[Precision, ...] = ("as-is", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A layer that computes in INT8: the name of its node, its operator, and its numbers.
+    """An INT8 layer: name of its node, operator, and quantized weights.
 
-    codes: INT8, as the graph stores the weights; scales float32: one, or one for each output channel (axis 0 of
-    `codes`); input_scale: of what it reads. Zero points are 0.
+    codes: int8, as stored in the graph; scales: float32, one, or one per output channel (axis 0 of `codes`);
+    input_scale: of its input. Zero points are 0.
     """
 
     name: str
@@ -36,10 +36,10 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class Source:
-    """A detector as an ONNX graph with its contract, ready to be converted.
+    """A detector as an ONNX graph with its contract, ready for conversion.
 
-    layers: those that compute in INT8, which the graph holds as Q/DQ; scales: INT8 scales of its activations by tensor
-    name, where the source brings a calibration cache.
+    layers: INT8 layers, as Q/DQ in the graph; scales: INT8 scales of activations by tensor name, of a source with a
+    calibration cache.
     """
 
     graph: Path
@@ -49,10 +49,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Request of a conversion: a precision; for ONNX an opset; for engines the GPUs, such as SM86.
+class ConversionRequest:
+    """Options of a conversion.
 
-    tensorrt: the version on the device that it is for, where one was named.
+    opset: of an ONNX file; compute_capabilities: GPUs of an engine, such as SM86; tensorrt: version on the device that
+    the result is for, if known.
     """
 
     precision: Precision = "as-is"
@@ -63,13 +64,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class CacheCounts:
-    """The scales in a calibration cache.
+    """Numbers of scales in a calibration cache.
 
     Args:
         activations: Number of floating-point tensors of the network that depend on the frame.
         float_tensors: Number of those that must stay in floating point, such as decoded boxes.
-        missing: Number of those that should have a scale and have none; TensorRT computes the layers around them in
-            FP16.
+        missing: Number of those that lack a scale; TensorRT computes the layers around them in FP16.
     """
 
     activations: int
@@ -78,12 +78,11 @@ class CacheCounts:
 
 
 @dataclass(frozen=True)
-class Made:
+class ConversionResult:
     """Files that a conversion wrote into its folder.
 
-    entry: the name of the file that a runtime opens; carried: how many of the source's INT8 layers are in INT8;
-    opset: of an ONNX file; notes: what a user should know of this result, in sentences; cache: of the calibration
-    cache, if there is one.
+    entry: name of the file that a runtime opens; carried: number of the source's INT8 layers that are in INT8;
+    opset: of an ONNX file; notes: sentences for the user; cache: of the calibration cache, if there is one.
     """
 
     entry: str
@@ -93,41 +92,25 @@ class Made:
     cache: CacheCounts | None = None
 
 
-class Format(Protocol):
-    """A format that detectors can be converted to."""
+def _no_requirements() -> None:
+    """Formats that edgekd's own requirements suffice for."""
 
-    @property
-    def name(self) -> FormatName:
-        """Name that users write, such as `openvino`."""
-        ...
 
-    @property
-    def suffix(self) -> str:
-        """End of the name of a result; a file suffix where the result is one file."""
-        ...
+@dataclass(frozen=True)
+class Format:
+    """A format that detectors can be converted to.
 
-    @property
-    def single_file(self) -> bool:
-        """True if the result is one file, which holds its contract; else it is a folder."""
-        ...
+    name: as on the command line; suffix: end of a result's name; single_file: a result is one file, which holds its
+    contract, else a folder; runtime: runs results on this machine, None if there is none; libraries: packages that
+    convert; convert: writes the source in this format into an empty folder, with the given stem of file names. Raises
+    SpecError for what the format cannot hold, DeviceError if its converter fails; require: raises DeviceError, with
+    the fix, unless the converter is installed.
+    """
 
-    @property
-    def engine(self) -> Engine | None:
-        """Runtime of this machine that runs the result; None if there is none."""
-        ...
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        """The packages that convert."""
-        ...
-
-    def require(self) -> None:
-        """Raises DeviceError, with the command that helps, unless what converts is installed."""
-        ...
-
-    def convert(self, source: Source, folder: Path, name: str, asked: Asked) -> Made:
-        """Write the source in this format into an empty folder; `name` is for files that may be called so.
-
-        Raises SpecError for what the format cannot hold, DeviceError where its converter fails.
-        """
-        ...
+    name: FormatName
+    suffix: str
+    single_file: bool
+    runtime: Engine | None
+    libraries: tuple[str, ...]
+    convert: Callable[[Source, Path, str, ConversionRequest], ConversionResult]
+    require: Callable[[], None] = _no_requirements

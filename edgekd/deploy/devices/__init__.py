@@ -1,54 +1,30 @@
-"""Devices on which bundles are built, tested and timed, and graphs run, behind one protocol."""
+"""Devices that run a bundle's agent; those on this machine also run graphs in this process."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgekd.core.host_facts import HostFacts
-from edgekd.graph.runtimes.types import Session
-
 if TYPE_CHECKING:
-    from edgekd.deploy.devices.session import Site, Stop
+    from edgekd.deploy.devices.connection import Connection, Stop
 
 
-class Device(Protocol):
-    """A machine on which a bundle's agent works: this one, or a camera over SSH."""
+class AgentDevice(Protocol):
+    """A machine that runs a bundle's agent: this one, or a camera over SSH."""
 
     @property
     def name(self) -> str:
-        """Name that users write, such as `local`."""
+        """Name on the command line, such as `local`."""
         ...
 
     @property
     def runtime(self) -> str | None:
-        """Runtime that is used there by default; None where the agent chooses."""
+        """Default runtime of the agent; None if the agent chooses."""
         ...
 
-    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
-        """The device, open for work; `python` is its interpreter, None for the usual one. Raises DeviceError.
+    def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
+        """Connect to the device. Raises DeviceError.
 
-        stop: ends the work from another thread.
+        python: its interpreter, None for the default; stop: interrupts the work from another thread.
         """
-        ...
-
-
-class GraphDevice(Device, Protocol):
-    """A device that also runs graphs in this process, frame by frame: this machine, and its fake."""
-
-    def facts(self) -> HostFacts:
-        """Return a description of the machine."""
-        ...
-
-    def load(self, graph: Path) -> Session:
-        """Open the ONNX file `graph` there. Raises DeviceError."""
-        ...
-
-    def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
-        """Open it for as many frames at once, a session for each. Raises DeviceError."""
-        ...
-
-    def clock(self) -> float:
-        """Seconds, from any fixed beginning: the clock that measurements on this device use."""
         ...

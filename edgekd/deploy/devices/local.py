@@ -1,4 +1,4 @@
-"""This machine, with one of its engines."""
+"""This machine as a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.types import Engine, Session, library_version, require
 
 if TYPE_CHECKING:
-    from edgekd.deploy.devices.session import Site, Stop
+    from edgekd.deploy.devices.connection import Connection, Stop
 
 _LIBRARIES = ("edgekd", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 _NVIDIA_SMI = ("--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits")
@@ -30,38 +30,41 @@ _NVIDIA_SMI_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class LocalDevice:
-    """This machine. `threads` None means every usable core."""
+    """This machine. threads: None for every usable core."""
 
     engine: Engine = ONNXRUNTIME_CPU
     threads: int | None = None
     name: str = "local"
     runtime: str | None = None
 
-    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
-        """This machine, open for a bundle's agent. Raises DeviceError."""
-        from edgekd.deploy.devices.process import local_site
+    def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
+        """Connect to this machine. Raises DeviceError."""
+        from edgekd.deploy.devices.process import connect_local
 
-        return local_site(self.name, python, stop)
+        return connect_local(self.name, python, stop)
 
     def facts(self) -> HostFacts:
         """Return a description of this machine."""
-        return host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        facts = host_facts(self.name, self.engine.name, self.threads or usable_cores())
+        # What was measured with another version of the runtime is another measurement.
+        versions = {name: version for name in self.engine.distributions if (version := library_version(name))}
+        return replace(facts, libraries={**facts.libraries, **versions})
 
     def load(self, graph: Path) -> Session:
-        """Open the ONNX file `graph` with this device's engine. Raises DeviceError."""
+        """Open an ONNX file with the runtime `engine`. Raises DeviceError."""
         return self.engine.load(graph, threads=self.threads)
 
     def load_streams(self, graph: Path, streams: int) -> tuple[Session, ...]:
-        """Open it for as many frames at once, on the same threads. Raises DeviceError."""
+        """Open an ONNX file for several frames at once, on the same threads. Raises DeviceError."""
         return self.engine.load_streams(graph, streams, threads=self.threads)
 
     def clock(self) -> float:
-        """Seconds of this machine's monotonic high-resolution clock."""
+        """Return the seconds of the monotonic high-resolution clock."""
         return time.perf_counter()
 
 
 def host_facts(device: str, engine: str, threads: int, root: Path = Path("/")) -> HostFacts:
-    """The facts of this machine, read from the /proc, /sys and /etc below `root`."""
+    """Describe this machine from /proc, /sys and /etc below `root`."""
     frequency = root / "sys/devices/system/cpu/cpu0/cpufreq"
     cpuinfo = root / "proc/cpuinfo"
     khz = number_in(frequency / "scaling_cur_freq")
@@ -88,7 +91,7 @@ def host_facts(device: str, engine: str, threads: int, root: Path = Path("/")) -
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that the driver sees; none when there is no driver or it does not answer."""
+    """Return the NVIDIA GPUs of the driver; none without a driver, or if it does not answer."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
@@ -102,16 +105,16 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
-    """GPUs from lines of `name, driver, compute capability, memory in MiB`."""
-    found = []
+    """Parse lines of `name, driver, compute capability, memory in MiB`."""
+    gpus = []
     for line in text.splitlines():
         fields = [part.strip() for part in line.rsplit(",", 3)]
         if len(fields) == 4:
-            mib = _number(fields[3])  # "[N/A]" where the GPU shares the host's memory
+            mib = _number(fields[3])  # "[N/A]" if the GPU shares the host's memory
             name, driver, compute_capability = fields[:3]
             memory = int(mib) * 2**20 if mib else None
-            found.append(Gpu(name=name, driver=driver, compute_capability=compute_capability, memory_bytes=memory))
-    return tuple(found)
+            gpus.append(Gpu(name=name, driver=driver, compute_capability=compute_capability, memory_bytes=memory))
+    return tuple(gpus)
 
 
 def _number(text: str | None) -> float | None:
@@ -122,13 +125,13 @@ def _number(text: str | None) -> float | None:
 
 
 def local_device(name: str) -> LocalDevice:
-    """Return the device `local`, with the fastest usable CPU engine, or `local:ENGINE`.
+    """Return the device `local`, with the fastest usable CPU runtime, or `local:ENGINE`.
 
     Raises SpecError, DeviceError.
     """
-    place, _, engine = name.partition(":")
-    if place != "local":
-        fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if place == "ssh" else None
+    kind, _, engine = name.partition(":")
+    if kind != "local":
+        fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if kind == "ssh" else None
         raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu", fix=fix)
     if not engine:
         return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)

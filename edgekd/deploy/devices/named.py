@@ -1,13 +1,13 @@
-"""Devices by the names that users give them."""
+"""Devices by name."""
 
 from __future__ import annotations
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.devices import Device
+from edgekd.deploy.devices import AgentDevice
 
 
-def device_named(name: str) -> Device:
-    """`local`, `null` or `ssh://user@host:port`. Raises SpecError for another."""
+def device_named(name: str) -> AgentDevice:
+    """Return the device `local`, `null` or `ssh://user@host:port`. Raises SpecError for another name."""
     if name == "local":
         from edgekd.deploy.devices.local import LocalDevice
 

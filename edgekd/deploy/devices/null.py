@@ -1,4 +1,4 @@
-"""A device that computes nothing and takes exactly as long as it was told: for tests of what measures devices."""
+"""A device that computes nothing and has scripted latencies, for tests of measurements."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgekd.core.host_facts import HostFacts
 from edgekd.graph.runtimes.types import Session
 
 if TYPE_CHECKING:
-    from edgekd.deploy.devices.session import Site, Stop
+    from edgekd.deploy.devices.connection import Connection, Stop
 
 
 class NullDevice:
-    """Runs every graph by returning `output` after the next of `latencies_s`, which repeat; time is its own clock's."""
+    """Runs every graph by returning `output` after the next of `latencies_s`, which repeat, on its own clock."""
 
     name = "null"
     runtime: str | None = "null"
@@ -31,14 +31,14 @@ class NullDevice:
         self._output = np.zeros((1, 300, 6), np.float32) if output is None else output
         self._now_s = 0.0
 
-    def site(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
-        """This machine, open for a bundle's agent, whose null runtime computes nothing. Raises DeviceError."""
-        from edgekd.deploy.devices.process import local_site
+    def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
+        """Connect to this machine, for the agent's null runtime. Raises DeviceError."""
+        from edgekd.deploy.devices.process import connect_local
 
-        return local_site(self.name, python, stop)
+        return connect_local(self.name, python, stop)
 
     def facts(self) -> HostFacts:
-        """Facts that never change."""
+        """Return a constant description."""
         return HostFacts(
             device=self.name,
             engine="null",
@@ -55,29 +55,29 @@ class NullDevice:
             python="none",
         )
 
-    def load(self, graph: Path) -> NullSession:
-        """A session that does not look at `graph`."""
-        return NullSession(self)
+    def load(self, graph: Path) -> ScriptedSession:
+        """Return a session that ignores `graph`."""
+        return ScriptedSession(self)
 
-    def load_streams(self, graph: Path, streams: int) -> tuple[NullSession, ...]:
-        """A session for each stream; they take their time one after the other."""
+    def load_streams(self, graph: Path, streams: int) -> tuple[ScriptedSession, ...]:
+        """Return a session for each stream; their latencies add up."""
         return tuple(self.load(graph) for _ in range(streams))
 
     def clock(self) -> float:
-        """Seconds since the device was made: only runs and `advance` move it."""
+        """Return the seconds since the device was made, advanced by runs and `advance` alone."""
         return self._now_s
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass."""
+        """Advance the clock."""
         self._now_s += seconds
 
     def infer(self) -> np.ndarray:
-        """Let the next latency pass; the scripted output."""
+        """Advance the clock by the next latency, and return the scripted output."""
         self.advance(next(self._latencies_s))
         return self._output
 
 
-class NullSession(Session):
+class ScriptedSession(Session):
     """A session on a null device."""
 
     title = "null"

@@ -1,4 +1,4 @@
-"""A process on this machine that stands where a camera's would: with it `local` and `null` do what `ssh` does."""
+"""A connection to a process on this machine: `local` and `null` take the same steps as `ssh`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from edgekd.core.errors import DeviceError
-from edgekd.deploy.devices.session import Session, Settings, Site, Stop, opened
+from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected
 
-_LONGEST_LINE = 1 << 24
+_MAX_LINE_BYTES = 1 << 24
 _CLOSING_S = 5.0
 
 
-def local_site(device: str, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Site]:
-    """This machine, open for work; `python` None is the interpreter that runs this. Raises DeviceError."""
-    return opened(lambda: _started(device, Settings(python or sys.executable)), stop)
+def connect_local(device: str, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
+    """Connect to this machine; python: interpreter, None for the running one. Raises DeviceError."""
+    return connected(lambda: _connection(device, Settings(python or sys.executable)), stop)
 
 
 @asynccontextmanager
-async def _started(device: str, settings: Settings) -> AsyncIterator[Session]:
+async def _connection(device: str, settings: Settings) -> AsyncIterator[Connection]:
     try:
         process = await asyncio.create_subprocess_exec(
-            *settings.command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=_LONGEST_LINE, start_new_session=True
+            *settings.command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=_MAX_LINE_BYTES, start_new_session=True
         )
     except OSError as error:
         what = f"{device}: no interpreter {settings.python}"
         raise DeviceError(what, found=error.strerror, fix="name it with --python") from error
     try:
-        session = Session(device, _Pipes(process), settings)
-        await session.begin()
-        yield session
+        connection = Connection(device, _LocalPipes(process), settings)
+        await connection.begin()
+        yield connection
     finally:
         assert process.stdin
         process.stdin.close()
@@ -44,8 +44,8 @@ async def _started(device: str, settings: Settings) -> AsyncIterator[Session]:
             await process.wait()
 
 
-class _Pipes:
-    """A process here."""
+class _LocalPipes:
+    """Pipes of a process on this machine."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -62,5 +62,5 @@ class _Pipes:
 
     async def ended(self) -> tuple[int | None, str]:
         assert self._process.stderr
-        said = await self._process.stderr.read()
-        return await self._process.wait(), said.decode("utf-8", "replace")
+        stderr = await self._process.stderr.read()
+        return await self._process.wait(), stderr.decode("utf-8", "replace")

@@ -1,6 +1,6 @@
-"""OCI: the bundle as an artifact that container registries keep, an image layout in one tar file; no program is needed.
+"""OCI: the bundle as an artifact for container registries, an image layout in one tar file; needs no program.
 
-It holds no program to run: whoever pulls it gets the bundle, and hands it to the agent.
+It contains no install script: whoever pulls it passes the bundle to the agent.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, STATE, Cargo, Packaging
+from edgekd.deploy.firmware.types import BUNDLE, STATE, Packager, Packaging, Payload
 
 ARTIFACT = "application/vnd.edgekd.bundle.v1"
 LAYER = "application/vnd.edgekd.bundle.v1+tar"
@@ -23,60 +22,56 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
 
 
-class Oci:
-    """Makes `*.oci.tar`: the same bundle gives the same bytes. Registries sign what they hold by tools of their own."""
+def check(packaging: Packaging) -> None:
+    """Raise SpecError for keys and devices, which an OCI artifact does not have."""
+    if packaging.key or packaging.certificate:
+        raise SpecError("oci: not signed here", fix="sign it in the registry")
+    if packaging.compatible:
+        raise SpecError("oci: has no kinds of devices", fix="leave --compatible out")
+    if packaging.state != STATE:
+        raise SpecError("oci: installs nothing on a camera", fix="leave --state out")
 
-    suffix = ".oci.tar"
-    programs: Mapping[str, str] = {}
 
-    def check(self, packaging: Packaging) -> None:
-        """Raises SpecError for keys and devices, of which an artifact knows nothing."""
-        if packaging.key or packaging.certificate:
-            raise SpecError("oci: not signed here", fix="sign it in the registry")
-        if packaging.compatible:
-            raise SpecError("oci: knows no kinds of devices", fix="leave --compatible away")
-        if packaging.state != STATE:
-            raise SpecError("oci: puts nothing on a camera", fix="leave --state away")
+def make(payload: Payload, folder: Path, out: Path) -> None:
+    """Write the image layout, deterministically. Registries sign with their own tools."""
 
-    def make(self, cargo: Cargo, folder: Path) -> Path:
-        """Make the layout in an empty folder."""
-        told = cargo.manifest
-        layer = _descriptor(LAYER, file_sha256(cargo.bundle), cargo.bundle.stat().st_size)
-        layer["annotations"] = {"org.opencontainers.image.title": BUNDLE}
-        empty = b"{}"
-        manifest = canonical_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": _MANIFEST,
-                "artifactType": ARTIFACT,
-                "config": _descriptor(_EMPTY, hashlib.sha256(empty).hexdigest(), len(empty)),
-                "layers": [layer],
-                "annotations": {
-                    "org.opencontainers.image.title": told.name,
-                    "org.opencontainers.image.version": cargo.version,
-                    "edgekd.identity": cargo.identity,
-                    "edgekd.compatible": told.target.compatible,
-                },
-            }
-        )
-        entry = _descriptor(_MANIFEST, hashlib.sha256(manifest).hexdigest(), len(manifest))
-        tagged = {
-            **entry,
+    layer = _descriptor(LAYER, file_sha256(payload.bundle), payload.bundle.stat().st_size)
+    layer["annotations"] = {"org.opencontainers.image.title": BUNDLE}
+    empty = b"{}"
+    manifest = canonical_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
             "artifactType": ARTIFACT,
-            "annotations": {"org.opencontainers.image.ref.name": cargo.version},
+            "config": _descriptor(_EMPTY, hashlib.sha256(empty).hexdigest(), len(empty)),
+            "layers": [layer],
+            "annotations": {
+                "org.opencontainers.image.title": payload.manifest.name,
+                "org.opencontainers.image.version": payload.version,
+                "edgekd.identity": payload.identity,
+                "edgekd.compatible": payload.manifest.target.compatible,
+            },
         }
-        index = canonical_json({"schemaVersion": 2, "mediaType": _INDEX, "manifests": [tagged]})
-        out = folder / f"made{self.suffix}"
-        with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as archive:
-            _add(archive, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
-            _add(archive, "index.json", index)
-            for blob in (empty, manifest):
-                _add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
-            member = tarfile.TarInfo(f"blobs/{layer['digest'].replace(':', '/')}")
-            member.size = layer["size"]
-            with cargo.bundle.open("rb") as stream:
-                archive.addfile(member, stream)
-        return out
+    )
+    entry = _descriptor(_MANIFEST, hashlib.sha256(manifest).hexdigest(), len(manifest))
+    tagged = {
+        **entry,
+        "artifactType": ARTIFACT,
+        "annotations": {"org.opencontainers.image.ref.name": payload.version},
+    }
+    index = canonical_json({"schemaVersion": 2, "mediaType": _INDEX, "manifests": [tagged]})
+    with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as archive:
+        _add(archive, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+        _add(archive, "index.json", index)
+        for blob in (empty, manifest):
+            _add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
+        member = tarfile.TarInfo(f"blobs/{layer['digest'].replace(':', '/')}")
+        member.size = layer["size"]
+        with payload.bundle.open("rb") as stream:
+            archive.addfile(member, stream)
+
+
+OCI = Packager(".oci.tar", {}, check, make)
 
 
 def _descriptor(kind: str, sha256: str, size: int) -> dict[str, Any]:

@@ -1,55 +1,51 @@
-"""RAUC: a bundle of its own kind, a signed squashfs with a manifest, whose custom handler calls the agent."""
+"""RAUC: a RAUC bundle, which is a signed squashfs with a manifest, whose custom handler calls the agent."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Cargo, Packaging, camera_script, run_program
+from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Packager, Packaging, Payload, camera_script, run_program
 
 
-class Rauc:
-    """Makes `*.raucb` with `rauc bundle`. RAUC has no bundles without a signature."""
-
-    suffix = ".raucb"
-    programs: Mapping[str, str] = {"rauc": "rauc", "mksquashfs": "squashfs-tools"}
-
-    def check(self, packaging: Packaging) -> None:
-        """Raises SpecError without key and certificate, or with more than one kind of device."""
-        if packaging.key is None or packaging.certificate is None:
-            raise SpecError("rauc: cannot be left unsigned", fix="--firmware-key FILE --firmware-cert FILE")
-        if len(packaging.compatible) > 1:
-            found = ", ".join(packaging.compatible)
-            raise SpecError("rauc: --compatible more than once", expected="one kind of device", found=found)
-
-    def make(self, cargo: Cargo, folder: Path) -> Path:
-        """Make the bundle in an empty folder. Raises SpecError where `rauc` fails."""
-        content, out = folder / "content", folder / f"made{self.suffix}"
-        content.mkdir()
-        shutil.copyfile(cargo.bundle, content / BUNDLE)
-        (content / SCRIPT).write_bytes(camera_script("rauc", state=cargo.packaging.state))
-        (content / SCRIPT).chmod(0o755)
-        (content / "manifest.raucm").write_text(manifest(cargo), "utf-8")
-        keys = [f"--cert={cargo.certificate}", f"--key={cargo.key}"]
-        keys += [f"--intermediate={path.absolute()}" for path in cargo.packaging.intermediates]
-        run_program("rauc", "bundle", *keys, content, out, folder=folder)
-        return out
+def check(packaging: Packaging) -> None:
+    """Raise SpecError without key and certificate, or with several kinds of devices."""
+    if packaging.key is None or packaging.certificate is None:
+        raise SpecError("rauc: cannot be left unsigned", fix="--firmware-key FILE --firmware-cert FILE")
+    if len(packaging.compatible) > 1:
+        found = ", ".join(packaging.compatible)
+        raise SpecError("rauc: --compatible more than once", expected="one kind of device", found=found)
 
 
-def manifest(cargo: Cargo) -> str:
-    """RAUC's own manifest of the bundle."""
+def make(payload: Payload, folder: Path, out: Path) -> None:
+    """Write the RAUC bundle with `rauc bundle`."""
+    content = folder / "content"
+    content.mkdir()
+    shutil.copyfile(payload.bundle, content / BUNDLE)
+    (content / SCRIPT).write_bytes(camera_script("rauc", state=payload.packaging.state))
+    (content / SCRIPT).chmod(0o755)
+    (content / "manifest.raucm").write_text(manifest(payload), "utf-8")
+    keys = [f"--cert={payload.certificate}", f"--key={payload.key}"]
+    keys += [f"--intermediate={path.absolute()}" for path in payload.packaging.intermediates]
+    run_program("rauc", "bundle", *keys, content, out, folder=folder)
+
+
+RAUC = Packager(".raucb", {"rauc": "rauc", "mksquashfs": "squashfs-tools"}, check, make)
+
+
+def manifest(payload: Payload) -> str:
+    """Return RAUC's manifest of the bundle."""
     return "\n".join(
         (
             "[update]",
-            f"compatible={_text(cargo.compatible[0])}",
-            f"version={cargo.version}",
-            f"description={_text(cargo.manifest.name)}",
-            f"build={cargo.identity}",
+            f"compatible={_text(payload.compatible[0])}",
+            f"version={payload.version}",
+            f"description={_text(payload.manifest.name)}",
+            f"build={payload.identity}",
             "",
             "[bundle]",
-            f"format={'plain' if cargo.packaging.plain else 'verity'}",
+            f"format={'plain' if payload.packaging.plain else 'verity'}",
             "",
             "[handler]",
             f"filename={SCRIPT}",
@@ -59,6 +55,6 @@ def manifest(cargo: Cargo) -> str:
 
 
 def _text(value: str) -> str:
-    """A value of a GLib key file: what begins with a space keeps it, a backslash is one."""
+    """Escape a value of a GLib key file: backslashes, and a leading space."""
     escaped = value.replace("\\", "\\\\")
     return "\\s" + escaped[1:] if escaped.startswith(" ") else escaped

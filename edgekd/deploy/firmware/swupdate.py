@@ -1,67 +1,64 @@
-"""SWUpdate: a cpio archive that begins with a signed description, which has the hash of everything that follows.
+"""SWUpdate: a cpio archive that begins with a signed description, which has the hashes of all other members.
 
-SWUpdate has no program of its own that makes one: the archive is written here, the signature is OpenSSL's.
+SWUpdate has no tool for it: the archive is written here and signed with OpenSSL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Cargo, Packaging, camera_script, run_program
+from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Packager, Packaging, Payload, camera_script, run_program
 
 DESCRIPTION, SIGNATURE = "sw-description", "sw-description.sig"
-_LONGEST_PATH = 250  # SWUpdate's handler of files has 255 bytes for one, and the name that it writes to first is longer
+_MAX_PATH_BYTES = 250  # SWUpdate's limit is 255, and it appends a suffix while writing
 
 
-class SWUpdate:
-    """Makes `*.swu`. With key and certificate it is signed by CMS, with a key alone by RSA, PKCS #1 1.5."""
-
-    suffix = ".swu"
-    programs: Mapping[str, str] = {"openssl": "openssl"}
-
-    def check(self, packaging: Packaging) -> None:
-        """Raises SpecError for a certificate without its key, or a path that SWUpdate has no room for."""
-        if packaging.certificate and not packaging.key:
-            raise SpecError("swupdate: a certificate without its key", fix="--firmware-key FILE")
-        count = len(_incoming(packaging.state).encode())
-        if count > _LONGEST_PATH:
-            found = f"one of {count}"
-            raise SpecError("swupdate: --state too long", expected=f"a path of {_LONGEST_PATH} bytes", found=found)
-
-    def make(self, cargo: Cargo, folder: Path) -> Path:
-        """Make the update in an empty folder. Raises SpecError where `openssl` fails."""
-        script, out = folder / SCRIPT, folder / f"made{self.suffix}"
-        script.write_bytes(camera_script("swupdate", state=cargo.packaging.state))
-        told = description(cargo, file_sha256(cargo.bundle), file_sha256(script))
-        (folder / DESCRIPTION).write_text(told, "utf-8")
-        members = [(DESCRIPTION, folder / DESCRIPTION)]
-        if cargo.key:
-            _sign(cargo, folder)
-            members.append((SIGNATURE, folder / SIGNATURE))
-        with out.open("wb") as stream:
-            for chunk in cpio([*members, (BUNDLE, cargo.bundle), (SCRIPT, script)]):
-                stream.write(chunk)
-        return out
+def check(packaging: Packaging) -> None:
+    """Raise SpecError for a certificate without its key, or a path that is too long for SWUpdate."""
+    if packaging.certificate and not packaging.key:
+        raise SpecError("swupdate: a certificate without its key", fix="--firmware-key FILE")
+    count = len(_incoming(packaging.state).encode())
+    if count > _MAX_PATH_BYTES:
+        found = f"one of {count}"
+        raise SpecError("swupdate: --state too long", expected=f"a path of {_MAX_PATH_BYTES} bytes", found=found)
 
 
-def description(cargo: Cargo, bundle_sha256: str, script_sha256: str) -> str:
-    """The sw-description, in libconfig's syntax: the bundle goes into the state folder, then the script is called."""
-    fits = ", ".join(map(_text, cargo.compatible))
+def make(payload: Payload, folder: Path, out: Path) -> None:
+    """Write the update. With key and certificate it is signed by CMS, with a key alone by RSA, PKCS #1 1.5."""
+    script = folder / SCRIPT
+    script.write_bytes(camera_script("swupdate", state=payload.packaging.state))
+    text = description(payload, file_sha256(payload.bundle), file_sha256(script))
+    (folder / DESCRIPTION).write_text(text, "utf-8")
+    members = [(DESCRIPTION, folder / DESCRIPTION)]
+    if payload.key:
+        _sign(payload, folder)
+        members.append((SIGNATURE, folder / SIGNATURE))
+    with out.open("wb") as stream:
+        for chunk in cpio([*members, (BUNDLE, payload.bundle), (SCRIPT, script)]):
+            stream.write(chunk)
+
+
+SWUPDATE = Packager(".swu", {"openssl": "openssl"}, check, make)
+
+
+def description(payload: Payload, bundle_sha256: str, script_sha256: str) -> str:
+    """Return the sw-description, in libconfig's syntax: write the bundle to the state folder, then run the script."""
+    devices = ", ".join(map(_text, payload.compatible))
     return f"""software =
 {{
-    version = "{cargo.version}";
-    description = {_text(cargo.manifest.name)};
-    hardware-compatibility: [ {fits} ];
+    version = "{payload.version}";
+    description = {_text(payload.manifest.name)};
+    hardware-compatibility: [ {devices} ];
     files: (
         {{
             filename = "{BUNDLE}";
-            path = {_text(_incoming(cargo.packaging.state))};
+            path = {_text(_incoming(payload.packaging.state))};
             sha256 = "{bundle_sha256}";
-            version = "{cargo.version}";
-            name = {_text(cargo.manifest.name)};
+            version = "{payload.version}";
+            name = {_text(payload.manifest.name)};
             installed-directly = true;
             properties: {{ create-destination = "true"; atomic-install = "true"; }};
         }}
@@ -83,7 +80,7 @@ def _incoming(state: str) -> str:
 
 
 def cpio(members: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
-    """An archive in cpio's format "new ASCII with CRC", which has no times, owners or numbers that differ."""
+    """Yield an archive in cpio's format "new ASCII with CRC", without times and owners."""
     size = 0
     for number, (name, path) in enumerate(members, 1):
         head = _header(name, number, path.stat().st_size, _sum_of_bytes(path))
@@ -93,20 +90,20 @@ def cpio(members: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
             while chunk := stream.read(CHUNK):
                 yield chunk
                 size += len(chunk)
-        filling = bytes(-size % 4)
-        yield filling
-        size += len(filling)
+        padding = bytes(-size % 4)
+        yield padding
+        size += len(padding)
     end = _header("TRAILER!!!", 0, 0, 0)
     yield end
     yield bytes(-(size + len(end)) % 512)
 
 
 def _header(name: str, number: int, length: int, checksum: int) -> bytes:
-    """Number, mode, owner, group, links, time, length, four device numbers, length of the name, sum of the bytes."""
-    told = name.encode() + b"\0"
+    """Return a header: inode, mode, owner, group, links, time, length, device numbers, name length, checksum, name."""
+    encoded = name.encode() + b"\0"
     mode, links = (0o100644, 1) if number else (0, 1)
-    fields = (number, mode, 0, 0, links, 0, length, 0, 0, 0, 0, len(told), checksum)
-    head = b"070702" + b"".join(b"%08X" % field for field in fields) + told
+    fields = (number, mode, 0, 0, links, 0, length, 0, 0, 0, 0, len(encoded), checksum)
+    head = b"070702" + b"".join(b"%08X" % field for field in fields) + encoded
     return head + bytes(-len(head) % 4)
 
 
@@ -119,18 +116,18 @@ def _sum_of_bytes(path: Path) -> int:
     return total % 2**32
 
 
-def _sign(cargo: Cargo, folder: Path) -> None:
-    if not cargo.certificate:
-        run_program("openssl", "dgst", "-sha256", "-sign", cargo.key, "-out", SIGNATURE, DESCRIPTION, folder=folder)
+def _sign(payload: Payload, folder: Path) -> None:
+    if not payload.certificate:
+        run_program("openssl", "dgst", "-sha256", "-sign", payload.key, "-out", SIGNATURE, DESCRIPTION, folder=folder)
         return
-    more = [word for path in cargo.packaging.intermediates for word in ("-certfile", path.absolute())]
-    # Without -noattr the time would be in the signature.
+    more = [word for path in payload.packaging.intermediates for word in ("-certfile", path.absolute())]
+    # Without -noattr the signature would contain the time.
     flags = ("-outform", "DER", "-binary", "-nosmimecap", "-noattr", "-md", "sha256")
-    keys = ("-signer", cargo.certificate, "-inkey", cargo.key, *more)
+    keys = ("-signer", payload.certificate, "-inkey", payload.key, *more)
     run_program("openssl", "cms", "-sign", "-in", DESCRIPTION, "-out", SIGNATURE, *keys, *flags, folder=folder)
 
 
 def _text(value: str) -> str:
-    """A string of libconfig."""
+    """Return a string in libconfig's syntax."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -1,6 +1,6 @@
-"""Signing on the host: keys in files and in tokens, bundles and trust files. What checks signatures is in `bundle/`.
+"""Signing on the host: keys in files and in tokens, bundles and trust files. Verification is in `core/bundle/`.
 
-A private key is read when it is asked for, signs, and is forgotten. None is ever in a job, a stage, a log or a result.
+Private keys are read on use and not kept. None is ever in a job, a stage, a log or a result.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from edgekd.deploy.signing.secrets import Secrets
 
 
 class Signer(Protocol):
-    """Something that signs with one private key, wherever that is."""
+    """A private key. name: its location, for users; public: the public key, 32 bytes."""
 
     name: str
-    """For people: where the key is."""
     public: bytes
-    """The public key, 32 bytes."""
 
     def sign(self, message: bytes) -> bytes:
-        """The Ed25519 signature of a message, 64 bytes. Raises SignatureError."""
+        """Return the Ed25519 signature of a message, 64 bytes. Raises SignatureError."""
         ...
 
 
 def load_signers(keys: Iterable[str], secret_file: Path | None = None) -> tuple[Signer, ...]:
-    """The signers that `--sign` and `--key` name: files of private keys, or `pkcs11:` addresses.
+    """Load the keys of `--sign` and `--key`: files of private keys, or `pkcs11:` addresses.
 
-    secret_file: holds the passphrase or PIN, for all of them. Raises SpecError or SignatureError.
+    secret_file: contains the passphrase or PIN of all of them. Raises SpecError or SignatureError.
     """
     secrets = Secrets(secret_file)
     return tuple(_signer(key, secrets) for key in keys)

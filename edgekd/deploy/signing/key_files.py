@@ -1,4 +1,4 @@
-"""Keys in files: private ones as PKCS#8, public ones as SubjectPublicKeyInfo, both in PEM, as other tools have them."""
+"""Key files in PEM: private keys as PKCS#8, public keys as SubjectPublicKeyInfo."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRIVATE, PUBLIC = ".key", ".pub"
-_OTHERS = 0o077
+_GROUP_AND_OTHERS = 0o077  # permission bits
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A new key: where its halves lie, and what names it."""
+    """Files of a new key pair, and the id of the key."""
 
     private: Path
     public: Path
@@ -33,7 +33,7 @@ class KeyPair:
 
 
 class FileSigner:
-    """Signs with the private key in a file."""
+    """A private key in a file."""
 
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self.name = str(path)
@@ -41,46 +41,46 @@ class FileSigner:
         self.public = self._key.public_key().public_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:
-        """The signature of a message."""
+        """Sign a message."""
         return self._key.sign(message)
 
 
 def make_key(folder: Path, name: str, passphrase: str | None) -> KeyPair:
-    """A new key pair, `NAME.key` and `NAME.pub`. Raises SpecError where one of them is there already."""
+    """Make a key pair, `NAME.key` and `NAME.pub`. Raises SpecError if one of them exists."""
     from cryptography.hazmat.primitives import serialization as pem
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not name or "/" in name or name.startswith("."):
-        raise SpecError(f"{name!r}: no name for a key", expected="the name of a file, without a folder")
+        raise SpecError(f"{name!r}: invalid name of a key", expected="a file name without a folder")
     private, public = folder / f"{name}{PRIVATE}", folder / f"{name}{PUBLIC}"
     for path in (private, public):
         if path.exists():
-            raise SpecError(f"{path}: there already", fix="choose another name: a lost key cannot be had again")
+            raise SpecError(f"{path}: exists already", fix="choose another name: an overwritten key is lost")
     key = Ed25519PrivateKey.generate()
-    how: pem.KeySerializationEncryption = (
+    encryption: pem.KeySerializationEncryption = (
         pem.BestAvailableEncryption(passphrase.encode("utf-8")) if passphrase else pem.NoEncryption()
     )
-    _write_private(private, key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, how))
+    _write_private(private, key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption))
     write_public(public, key.public_key().public_bytes_raw())
     return KeyPair(private, public, key_id(key.public_key().public_bytes_raw()), bool(passphrase))
 
 
 def read_private(path: Path, secrets: Secrets) -> Ed25519PrivateKey:
-    """The private key in a file. Raises SpecError: no key, another kind, readable by others, the wrong passphrase."""
+    """Read a private key. Raises SpecError: no key, another kind, readable by others, or a wrong passphrase."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = _read(path)
     encrypted = b"ENCRYPTED" in content.partition(b"\n")[0]
-    if not encrypted and path.stat().st_mode & _OTHERS:
+    if not encrypted and path.stat().st_mode & _GROUP_AND_OTHERS:
         raise SpecError(f"{path}: others can read this private key", expected="mode 0600", fix=f"chmod 600 {path}")
     passphrase = secrets.get(f"Passphrase of {path}").encode("utf-8") if encrypted else None
     try:
         key = load_pem_private_key(content, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        expected = "the right passphrase" if encrypted else "an unharmed private key in PEM"
-        # What the library says of a key stays out: it is of no help, and the key is a secret.
+        expected = "the right passphrase" if encrypted else "a private key in PEM"
+        # The message of the library is left out: it does not help, and may reveal parts of the key.
         raise SpecError(f"{path}: cannot be read as a private key", expected=expected) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SpecError(f"{path}: another kind of key", expected="Ed25519", fix="edgekd keygen NAME")
@@ -88,7 +88,7 @@ def read_private(path: Path, secrets: Secrets) -> Ed25519PrivateKey:
 
 
 def read_public(path: Path) -> bytes:
-    """The public key in a PEM file, 32 bytes. Raises SpecError."""
+    """Read a public key, 32 bytes. Raises SpecError."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -101,12 +101,12 @@ def read_public(path: Path) -> bytes:
         raise SpecError(f"{path}: another kind of key", expected="Ed25519", fix="edgekd keygen NAME")
     public = key.public_bytes_raw()
     if not sound_key(public):
-        raise SpecError(f"{path}: a public key of another than the prime order", expected="one that edgekd keygen made")
+        raise SpecError(f"{path}: a public key of another than the prime order", expected="one of edgekd keygen")
     return public
 
 
 def write_public(path: Path, public: bytes) -> None:
-    """Write a public key as PEM. Raises SpecError where the place cannot be written."""
+    """Write a public key as PEM. Raises SpecError if it cannot be written."""
     from cryptography.hazmat.primitives import serialization as pem
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -115,7 +115,7 @@ def write_public(path: Path, public: bytes) -> None:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody else ever could read, whole or not at all, and never over another."""
+    """Write a new file atomically with mode 0600; an existing file is never replaced."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{randomness.token_hex(8)}")

@@ -1,4 +1,4 @@
-"""Passphrases and PINs: from a file, or from a person at a terminal; never from arguments, which everybody can read."""
+"""Passphrases and PINs: from a file or the terminal; never from arguments, which other users can read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from edgekd.core.errors import SpecError
 
 VARIABLE = "EDGEKD_SECRET_FILE"
-"""The environment variable that names a file with the passphrase or PIN."""
+"""Environment variable with the path of a file that contains the passphrase or PIN."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """Source of secrets: a file, else the file that the environment names, else the terminal."""
+    """Source of secrets: a file, else the file of VARIABLE, else the terminal (by `ask`, default getpass)."""
 
     file: Path | None = None
     ask: Callable[[str], str] | None = None
@@ -25,25 +25,25 @@ class Secrets:
     @property
     def given(self) -> Path | None:
         """The file, if there is one."""
-        told = os.environ.get(VARIABLE)
-        return self.file or (Path(told) if told else None)
+        path = os.environ.get(VARIABLE)
+        return self.file or (Path(path) if path else None)
 
     def get(self, what: str) -> str:
-        """The secret. `what` says of what it is. Raises SpecError where there is nobody to ask."""
+        """Return the secret; what: names it in the prompt. Raises SpecError without a file and a terminal."""
         if self.given:
             return _first_line(self.given)
         if self.ask is None and not sys.stdin.isatty():
             fix = f"--secret-file FILE, or {VARIABLE} in the environment"
-            raise SpecError(f"{what}: nobody to ask", expected="a terminal", fix=fix)
+            raise SpecError(f"{what}: no terminal to enter it", expected="a terminal", fix=fix)
         return (self.ask or getpass.getpass)(f"{what}: ")
 
     def choose(self, what: str) -> str:
-        """A new secret; a person is asked twice. Raises SpecError where it is empty, or not the same twice."""
+        """Return a new secret, entered twice at a terminal. Raises SpecError if it is empty, or the entries differ."""
         chosen = self.get(what)
         if not chosen:
             raise SpecError(f"{what}: empty", expected="at least one character")
         if not self.given and self.get(f"{what}, again") != chosen:
-            raise SpecError(f"{what}: not the same twice", fix="try again")
+            raise SpecError(f"{what}: the two entries differ", fix="try again")
         return chosen
 
 

@@ -1,4 +1,4 @@
-"""Bundles and trust files signed and checked: what `edgekd sign`, `verify` and `trust` do, and tell of."""
+"""Sign and verify bundles and trust files: the commands `sign`, `verify` and `trust`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SignatureKey:
-    """A signature. It is only known to be right where its key was compared.
+class NamedSignature:
+    """A signature; it is verified if its key was given, or is in the given trust file.
 
     Args:
         key: Id of the key: SHA-256 of the public key.
-        name: Name of the key in the trust file, or of the .pub file; null where it has none.
+        name: Name of the key in the trust file, or of its .pub file; null if unknown.
     """
 
     key: str
@@ -37,19 +37,24 @@ class SignatureKey:
 
 @dataclass(frozen=True)
 class Verified(Result):
-    """A bundle or trust file that is whole, and its signatures.
+    """A valid bundle or trust file, and its signatures.
 
     Args:
         file: Path of the file.
-        kind: What it is.
+<<<<<<< HEAD
+        kind: `bundle` or `trust`.
+        identity: SHA-256 that signatures are of: that of the bundle's manifest, or of the content of the trust file.
+=======
+        kind: Kind of the file.
         identity: SHA-256 of the bundle's manifest, or of the content of the trust file: what signatures are of.
+>>>>>>> schemas
         version: Counter of the bundle, or version of the trust file.
-        expires: Time at which the trust file expires, in UTC; null for bundles, and for never.
+        expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
         bytes: Size of the file.
-        signatures: Its signatures.
-        trusted: True where a trust file or keys were given, and the signatures suffice; null where none were given.
-        trust_version: Version of the trust file that decided.
-        firmware: The firmware system's file around the bundle, of `pack`; null for a bundle or a trust file.
+        signatures: Signatures of the file.
+        trusted: True if a trust file or keys were given and the signatures suffice; null if none were given.
+        trust_version: Version of the given trust file.
+        firmware: Of `pack`: the firmware system's file around the bundle; null for a bundle or a trust file.
     """
 
     file: Path
@@ -58,28 +63,28 @@ class Verified(Result):
     version: int
     expires: str | None
     bytes: int
-    signatures: tuple[SignatureKey, ...]
+    signatures: tuple[NamedSignature, ...]
     trusted: bool | None
     trust_version: int | None
     firmware: FirmwareFile | None = None
 
 
 def signatures_of(kind: str, sha256: str, signers: Iterable[Signer]) -> tuple[Signature, ...]:
-    """A signature by each of the signers, checked before anybody relies on it. Raises SignatureError."""
+    """Sign with each of the signers, and verify each signature. Raises SignatureError."""
     message = statement(kind, sha256)
-    found = []
+    signatures = []
     for signer in signers:
         value = signer.sign(message)
         if not ed25519.verify(signer.public, message, value):
             raise SignatureError(f"{signer.name}: gave a wrong signature", fix="check that its keys are a pair")
-        found.append(Signature(key_id(signer.public), value.hex()))
-    return merged(found)
+        signatures.append(Signature(key_id(signer.public), value.hex()))
+    return merged(signatures)
 
 
 def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable[Signature] | None = None) -> None:
-    """Write a bundle, verified, with more signatures, of each key the last. `out` may be `path`.
+    """Verify a bundle, and write it with added signatures, the last of each key. `out` may be `path`.
 
-    kept: the signatures to begin with, in place of those that it has.
+    kept: the signatures to add to, in place of those of the bundle.
     """
     with opened_bundle(path) as bundle:
         head = bundle.head
@@ -88,23 +93,21 @@ def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable
 
 
 def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Verified:
-    """Sign a bundle or a trust file, in place or into another file, and tell of what came out."""
+    """Add signatures to a bundle or a trust file, in place or into another file, and verify the result."""
     if _is_trust(path):
-        signed = read_trust_file(path)
-        write_trust_file(out or path, signed.with_signatures(_of_trust(signed, signers)))
+        write_trust_file(out or path, _with_signatures(read_trust_file(path), signers))
     else:
         sign_bundle(path, signers, out or path)
     return verify(out or path)
 
 
 def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> Verified:
-    """Make a trust file from a table, sign it, and tell of it.
+    """Write a signed trust file from a table.
 
-    With `previous` it must be fit to follow that one, but for signatures that are still to come. Raises SpecError,
+    previous: the trust file that it is to follow, except for signatures that are added later. Raises SpecError,
     SignatureError.
     """
-    signed = trust_from_toml(table)
-    signed = signed.with_signatures(_of_trust(signed, signers))
+    signed = _with_signatures(trust_from_toml(table), signers)
     if previous:
         _require_follows(read_trust_file(previous), signed)
     write_trust_file(out, signed)
@@ -112,96 +115,83 @@ def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path
 
 
 def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | None = None) -> Verified:
-    """Check a bundle from its first byte to its last, or a trust file, and tell who signed it.
+    """Verify a whole bundle or trust file, and its signatures.
 
-    trust: the trust file that decides whom to believe; keys: public keys by name, all of which must have signed it.
+    trust: the trust file that decides on signatures; keys: public keys by name, all of which must have signed.
     Raises BundleError, HashError, SignatureError, SpecError.
     """
-    now = datetime.now(timezone.utc)
+    keys, now = keys or {}, datetime.now(timezone.utc)
     held = read_trust_file(trust) if trust else None
     if held:
         require_complete(held)
+    kind: Literal["bundle", "trust"]
     if _is_trust(path):
-        return _verify_trust(path, held, keys or {}, now)
-    with opened_bundle(path, _judge(held, keys or {}, now)) as bundle:
-        bundle.verify()
-        head, size = bundle.head, bundle.size
-    known = {**_names(held), **{key_id(public): name for name, public in (keys or {}).items()}}
+        signed = read_trust_file(path)
+        if held and held.trust != signed.trust:
+            require_next(held, signed, now)
+        _require_keys(keys, statement("trust", signed.trust.sha256), signed.signatures, path)
+        kind, identity, signatures = "trust", signed.trust.sha256, signed.signatures
+        version, expires, size = signed.trust.version, signed.trust.expires, path.stat().st_size
+        names = {**_names(held), **_names(signed)}
+    else:
+        with opened_bundle(path, _signature_check(held, keys, now)) as bundle:
+            bundle.verify()
+            head, size = bundle.head, bundle.size
+        kind, identity, signatures = "bundle", head.identity, head.envelope.signatures
+        version, expires = head.manifest.counter, None
+        names = {**_names(held), **{key_id(public): name for name, public in keys.items()}}
     return Verified(
         file=path,
-        kind="bundle",
-        identity=head.identity,
-        version=head.manifest.counter,
-        expires=None,
+        kind=kind,
+        identity=identity,
+        version=version,
+        expires=expires,
         bytes=size,
-        signatures=_signers(head.envelope.signatures, known),
+        signatures=tuple(NamedSignature(each.key, names.get(each.key)) for each in signatures),
         trusted=True if held or keys else None,
         trust_version=held.trust.version if held else None,
     )
 
 
-def _verify_trust(path: Path, held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Verified:
-    signed = read_trust_file(path)
-    message = statement("trust", signed.trust.sha256)
-    if held and held.trust != signed.trust:
-        require_next(held, signed, now)
-    _require_keys(keys, message, signed.signatures, path)
-    return Verified(
-        file=path,
-        kind="trust",
-        identity=signed.trust.sha256,
-        version=signed.trust.version,
-        expires=signed.trust.expires,
-        bytes=path.stat().st_size,
-        signatures=_signers(signed.signatures, {**_names(held), **_names(signed)}),
-        trusted=True if held or keys else None,
-        trust_version=held.trust.version if held else None,
-    )
-
-
-def _judge(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Judge:
-    def require(envelope: SignatureEnvelope) -> None:
+def _signature_check(held: SignedTrust | None, keys: Mapping[str, bytes], now: datetime) -> Judge:
+    def check(envelope: SignatureEnvelope) -> None:
         _require_keys(keys, statement("bundle", envelope.sha256), envelope.signatures, "signatures")
         if held:
             require_signed(held.trust, envelope.sha256, envelope.signatures, now)
 
-    return require
+    return check
 
 
 def _require_keys(keys: Mapping[str, bytes], message: bytes, signatures: Sequence[Signature], what: object) -> None:
     """Raise SignatureError unless all these keys have signed a message."""
-    by = {signature.key: signature for signature in signatures}
+    by_key = {signature.key: signature for signature in signatures}
     for name, public in keys.items():
-        found = by.get(key_id(public))
-        if found is None:
+        signature = by_key.get(key_id(public))
+        if signature is None:
             raise SignatureError(f"{what}: not signed by {name}", expected=f"a signature of key {key_id(public)}")
-        if not holds(found, public, message):
+        if not holds(signature, public, message):
             raise SignatureError(f"{what}: the signature of {name} is wrong", fix="get the file again")
 
 
-def _of_trust(signed: SignedTrust, signers: Sequence[Signer]) -> tuple[Signature, ...]:
-    return signatures_of("trust", signed.trust.sha256, signers)
+def _with_signatures(signed: SignedTrust, signers: Sequence[Signer]) -> SignedTrust:
+    return signed.with_signatures(signatures_of("trust", signed.trust.sha256, signers))
 
 
 def _require_follows(previous: SignedTrust, new: SignedTrust) -> None:
     old, trust = previous.trust, new.trust
     if trust.version <= old.version:
         raise SpecError("version: not newer", expected=f"a version above {old.version}", found=str(trust.version))
-    forgotten = trust.forgets(old)
-    if forgotten:
-        raise SpecError("revoked: forgets what was revoked before", expected=min(forgotten), fix="list it again")
+    missing = trust.forgets(old)
+    if missing:
+        raise SpecError("revoked: an earlier revocation is missing", expected=min(missing), fix="list it again")
 
 
 def _names(signed: SignedTrust | None) -> dict[str, str]:
     return {key.id: key.name for key in signed.trust.keys} if signed else {}
 
 
-def _signers(signatures: Sequence[Signature], names: Mapping[str, str]) -> tuple[SignatureKey, ...]:
-    return tuple(SignatureKey(signature.key, names.get(signature.key)) for signature in signatures)
-
-
 def _is_trust(path: Path) -> bool:
-    """Return whether a file is a trust file rather than a bundle: bundles begin with the name of their manifest."""
+    """Return whether a file is a trust file, which begins with a brace, rather than a bundle."""
     try:
         with path.open("rb") as stream:
             return stream.read(1) == b"{"

@@ -1,4 +1,4 @@
-"""Trust files on the host: made from a table that people edit and keep, read, and written."""
+"""Trust files on the host: built from a TOML table, read, and written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekd.deploy.signing.key_files import read_public
 
 @dataclass(frozen=True)
 class KeySpec:
-    """A public key's file, relative to the table, and when it stops counting."""
+    """File of a public key, relative to the table, and its expiry."""
 
     file: str
     expires: str | None = None
@@ -25,7 +25,7 @@ class KeySpec:
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """By name, which keys count, and how many of them it takes."""
+    """Names of the keys of a role, and how many of them must sign."""
 
     keys: tuple[str, ...]
     threshold: int = 1
@@ -33,7 +33,7 @@ class RoleSpec:
 
 @dataclass(frozen=True)
 class RevokedSpec:
-    """Ids of keys, and identities of bundles, that must never count again."""
+    """Ids of revoked keys, and identities of revoked bundles."""
 
     keys: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class RevokedSpec:
 
 @dataclass(frozen=True)
 class TrustSpec:
-    """A trust file as people write it: TOML. Times are UTC, as `2027-01-31` or `2027-01-31T12:00:00Z`."""
+    """Content of the TOML table. Times are UTC, as `2027-01-31` or `2027-01-31T12:00:00Z`."""
 
     version: int
     issued: str
@@ -53,7 +53,7 @@ class TrustSpec:
 
 
 def trust_from_toml(path: Path) -> SignedTrust:
-    """The trust file that a table describes, without signatures. Raises SpecError, SignatureError."""
+    """Build an unsigned trust file from a table. Raises SpecError, SignatureError."""
     spec = parse_table(TrustSpec, _with_text(read_toml(path)), str(path))
     public = {name: read_public(path.parent / key.file) for name, key in spec.keys.items()}
     ids = {name: key_id(value) for name, value in public.items()}
@@ -74,12 +74,12 @@ def trust_from_toml(path: Path) -> SignedTrust:
             revoked_bundles=tuple(sorted(spec.revoked.bundles)),
         )
     )
-    to_json(signed)  # every rule of the format, before anybody signs
+    to_json(signed)  # checks all rules of the format before it is signed
     return signed
 
 
 def read_trust_file(path: Path) -> SignedTrust:
-    """The trust file at a path; whether its signatures suffice is not looked at. Raises SignatureError, SpecError."""
+    """Read a trust file without checking its signatures. Raises SignatureError, SpecError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -89,7 +89,7 @@ def read_trust_file(path: Path) -> SignedTrust:
 
 
 def write_trust_file(path: Path, signed: SignedTrust) -> None:
-    """Replace the trust file at a path. Raises SpecError where the place cannot be written."""
+    """Write or replace a trust file. Raises SpecError if it cannot be written."""
     write_file(path, to_json(signed))
 
 
@@ -101,7 +101,7 @@ def _role(spec: RoleSpec, ids: dict[str, str], where: str) -> Role:
 
 
 def _with_text(table: Any) -> Any:
-    """A TOML document with its dates and times as text: TOML's own and quoted ones mean the same."""
+    """Return a TOML document with dates and times as text, so that both TOML's own and quoted ones are allowed."""
     if isinstance(table, dict):
         return {name: _with_text(value) for name, value in table.items()}
     if hasattr(table, "isoformat"):
@@ -109,11 +109,11 @@ def _with_text(table: Any) -> Any:
     return table
 
 
-def _time(told: str | None, where: str) -> str | None:
-    if told is None:
+def _time(text: str | None, where: str) -> str | None:
+    if text is None:
         return None
     try:
-        found = datetime.fromisoformat(told.replace("Z", "+00:00"))
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
-        raise SpecError(where, expected="a time such as 2027-01-31 or 2027-01-31T12:00:00Z", found=told) from error
-    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc).strftime(TIME)
+        raise SpecError(where, expected="a time such as 2027-01-31 or 2027-01-31T12:00:00Z", found=text) from error
+    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).astimezone(timezone.utc).strftime(TIME)

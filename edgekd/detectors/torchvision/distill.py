@@ -30,7 +30,7 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import Image, read_image, readable
+from edgekd.data.images import Image, read_image, readable_samples
 from edgekd.data.types import Sample
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.results import DistillResult
@@ -87,7 +87,7 @@ def distill_student(
     torch_device = _one_device(device)
     _require_supported(step)
     dataset = load_dataset(data)
-    samples = readable(dataset.split("train").samples, progress)
+    samples = readable_samples(dataset.split("train").samples, progress)
     network_of_teacher = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, network_of_teacher.classes, step.same_classes)
     network = student_network(step, dataset.classes, step.image_size or max(network_of_teacher.image_size))

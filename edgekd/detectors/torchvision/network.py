@@ -17,7 +17,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
+from edgekd.core.detection.checked_spec import checked_spec
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, did_you_mean, first_line
+from edgekd.detectors.checkpoint_scan import scan_checkpoint
 from edgekd.detectors.torch_support import write_content
 from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
 
@@ -227,6 +230,9 @@ def save_network(network: TorchvisionNetwork, path: Path) -> None:
 
 def load_network(path: Path) -> TorchvisionNetwork:
     """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
+    names = scan_checkpoint(path)
+    if names:
+        raise _unreadable(path, ", ".join(sorted(names))[:200])
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -235,10 +241,11 @@ def load_network(path: Path) -> TorchvisionNetwork:
     builder, classes, size, state = (parts.get(key) for key in ("builder", "classes", "image_size", "state_dict"))
     if parts.get("family") != FAMILY.name or not isinstance(state, dict) or not isinstance(builder, str):
         raise _unreadable(path, ", ".join(map(str, parts)) or type(content).__name__)
-    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+    if not isinstance(classes, list):
         raise _unreadable(path, f"classes {classes!r:.100}")
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
         raise _unreadable(path, f"image_size {size!r:.100}")
+    checked_spec(DetectorSpec(tuple(classes), Preprocess(size[0], size[1]), Head("yolo")), f"{path}: detector")
     network = TorchvisionNetwork(builder, classes, (size[0], size[1]))
     try:
         network.fit_widths(state)

@@ -20,8 +20,11 @@ from typing import Any
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import SpecError, first_line
+from edgekd.detectors.checkpoint_scan import scan_checkpoint
 from edgekd.detectors.torch_support import saved_bytes
 
+MAX_VISITS = 100_000
+"""Layers that a walk through a network meets. That through YOLO11x meets 1,000."""
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
 # Results, paths and losses of the training: real checkpoints have them, a detector does not need them.
 _IGNORED_MODULES = ("numpy.", "pathlib.", "ultralytics.utils.loss.", "ultralytics.utils.tal.")
@@ -55,9 +58,27 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         )
     train_args = parts.get("train_args")
     try:
+        _require_few_visits(model)
         return Checkpoint(model.float().eval(), train_args if isinstance(train_args, dict) else {})
-    except (AttributeError, RecursionError, RuntimeError, TypeError) as error:
+    except (AttributeError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise _no_checkpoint(path, error) from error
+
+
+def _require_few_visits(model: Any) -> None:
+    """Raise ValueError for layers that contain each other, or the same ones so often that a walk has no end."""
+    visits: dict[int, int] = {}
+
+    def count(layer: Any) -> int:
+        if visits.setdefault(id(layer), 0) < 0:
+            raise ValueError("a layer inside itself")
+        if not visits[id(layer)]:
+            visits[id(layer)] = -1
+            visits[id(layer)] = 1 + sum(count(inner) for inner in layer.children())
+        if visits[id(layer)] > MAX_VISITS:
+            raise ValueError(f"layers that are met more than {MAX_VISITS} times")
+        return visits[id(layer)]
+
+    count(model)
 
 
 def write_checkpoint(network: Any, train_args: Mapping[str, Any], path: Path) -> None:
@@ -74,7 +95,7 @@ def checkpoint_bytes(network: Any, train_args: Mapping[str, Any]) -> bytes:
 def _read_without_running(path: Path) -> Any:
     import torch
 
-    names = _names_in(path)
+    names = scan_checkpoint(path)
     refused = sorted(name for name in names if not name.startswith(_LAYER_MODULES) and not _is_ignored(name))
     if refused:
         raise _refusal(path, ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else ""))
@@ -136,16 +157,6 @@ def _layer(name: str, path: Path) -> type:
     if isinstance(layer, type) and issubclass(layer, nn.Module) and layer.__module__ == module:
         return layer
     raise _refusal(path, name)
-
-
-def _names_in(path: Path) -> list[str]:
-    """List the names in the pickle that PyTorch itself does not hold safe, without unpickling."""
-    import torch
-
-    try:
-        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception as error:
-        raise _no_checkpoint(path, error) from error
 
 
 def _read(path: Path, weights_only: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.core.bundle.detector_rule import MAX_SIDE
+from edgekd.core.detection.checked_spec import checked_classes
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
+from edgekd.detectors.literals import read_literal
 from edgekd.detectors.torch_support import requiring, write_onnx
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
 
@@ -99,8 +101,13 @@ def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]
 
 
 def class_names(model: Any) -> tuple[str, ...]:
-    """Return the names of a model's classes, by index."""
-    return tuple(model.names[index] for index in sorted(model.names))
+    """Return the names of a model's classes, by index. Raises SpecError for some that no manifest can hold."""
+    names = getattr(model, "names", None)
+    if isinstance(names, dict) and all(type(index) is int for index in names):
+        names = [names[index] for index in sorted(names)]
+    # YAML reads an unquoted 5 as a number, and Ultralytics keeps it.
+    named = [str(name) if type(name) in (int, float) else name for name in names] if isinstance(names, list) else []
+    return checked_classes(named, "checkpoint: names")
 
 
 def keep_one_branch(head: Any) -> bool:
@@ -117,9 +124,12 @@ def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
     """Return the height and width that a network was trained at: whole strides, as Ultralytics rounds them."""
     size = train_args.get("imgsz") or DEFAULT_SIDE
     if isinstance(size, str):
-        size = ast.literal_eval(size)
-    sides = (size, size) if isinstance(size, (int, float)) else (size[0], size[-1])
-    height, width = (stride * math.ceil(side / stride) for side in sides)
+        size = read_literal(size)
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if not sides or not all(type(side) in (int, float) and 1 <= side <= MAX_SIDE for side in sides):
+        expected = f"one side or two, from 1 to {MAX_SIDE}"
+        raise SpecError("checkpoint: imgsz of its training", expected=expected, found=f"{sides!r:.100}")
+    height, width = (stride * math.ceil(side / stride) for side in (sides[0], sides[-1]))
     return height, width
 
 

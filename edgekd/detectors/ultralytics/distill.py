@@ -26,7 +26,7 @@ from edgekd.compress.steps import Distill
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import readable
+from edgekd.data.images import readable_samples
 from edgekd.data.types import Sample
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.results import DistillResult
@@ -76,7 +76,7 @@ def distill_student(
     if step.conflict:
         projector()  # raises where its library is missing
     dataset = load_dataset(data)
-    samples = readable(dataset.split("train").samples, progress)
+    samples = readable_samples(dataset.split("train").samples, progress)
     network_of_teacher = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, network_of_teacher.classes, step.same_classes)
     step = replace(step, image_size=step.image_size or max(network_of_teacher.image_size))

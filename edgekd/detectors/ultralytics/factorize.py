@@ -24,7 +24,7 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
-from edgekd.data.images import drawn
+from edgekd.data.images import draw_images
 from edgekd.detectors.results import FactorizeResult, LowRankProduct
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
@@ -116,7 +116,7 @@ def observe_inputs(
     network: Any, names: list[str], data: Path, step: LowRank, size: tuple[int, int], progress: Progress
 ) -> dict[str, InputMoments]:
     """Return the moments of the inputs of the layers named, on training images drawn by the step's seed."""
-    images = drawn(load_dataset(data).split("train").samples, step.images, step.seed, progress)
+    images = draw_images(load_dataset(data).split("train").samples, step.images, step.seed, progress)
     preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
     layers = {name: network.get_submodule(name).conv for name in names}
     statistics = {

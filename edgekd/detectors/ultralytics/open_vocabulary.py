@@ -1,7 +1,7 @@
 """Ultralytics' open-vocabulary detectors (YOLO-World, YOLOE), whose classes are given as text embeddings.
 
 They need no training on the classes, and so can label frames for a detector that will be small and quick
-(`edgekd/data/labelling.py`). edgekd runs such a checkpoint where the user has one; it brings and downloads none.
+(`edgekd/data/pseudo_labels.py`). edgekd runs such a checkpoint where the user has one; it brings and downloads none.
 
 The words have to be encoded by the checkpoint's own text encoder: CLIP ViT-B/32 for YOLO-World, MobileCLIP for YOLOE.
 Ultralytics downloads these where they are first needed, and edgekd never asks for that. So the vectors come either from

@@ -22,7 +22,7 @@ from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats import int8
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
-from edgekd.data.images import readable
+from edgekd.data.images import readable_samples
 from edgekd.detectors.onnx import describe
 from edgekd.detectors.results import TrainResult
 from edgekd.detectors.torch_support import fitting_batches
@@ -56,7 +56,7 @@ def distill_quantized(
     dataset = load_dataset(data)
     spec = describe(load_graph(graph), graph)
     require_classes(spec, dataset)
-    samples = readable(dataset.split("train").samples, progress)
+    samples = readable_samples(dataset.split("train").samples, progress)
     layers = read_layers(graph)
     floating, one_to_one = float_network(checkpoint, trust)
     student = quantized_network(floating, layers, step.ranges == "learned")

@@ -17,6 +17,7 @@ from edgekd.data.images import Image
 from edgekd.evaluation.analysis.attention import agreement, as_image, attention
 from edgekd.evaluation.analysis.similarity import LinearCka, at_same_positions, samples
 from edgekd.evaluation.analysis.tap_points import TapPoint, head_inputs, tap_points
+from edgekd.graph.model_file import read_model
 from edgekd.graph.nvfp4 import expanded
 from edgekd.graph.session import copied, cpu_session, parts_within
 from edgekd.graph.view import Graph
@@ -135,11 +136,10 @@ class _Probe:
     """A graph that is opened anew for each set of layers whose activations are read."""
 
     def __init__(self, probed: ProbedGraph) -> None:
-        import onnx
 
         self._spec = probed.spec
         self._path = probed.path
-        self.graph = Graph(expanded(onnx.load(probed.path)))
+        self.graph = Graph(expanded(read_model(probed.path)))
         self._written = {name for node in self.graph.nodes for name in node.output}
         self._session: Any = None
         self._tensors: dict[str, str] = {}

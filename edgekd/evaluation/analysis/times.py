@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.core.errors import DeviceError, SpecError
+from edgekd.graph.model_file import read_model
 from edgekd.hardware.budget import Basis
 from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import Target
@@ -52,14 +53,13 @@ def profiled(graph: Path, shape: tuple[int, ...], basis: Basis, cpu: str) -> Lay
 
     shape: Of the input. Raises DeviceError where the graph cannot run.
     """
-    import onnx
     import onnxruntime
 
     from edgekd.compress.quantization.layers import is_layer
     from edgekd.graph.nvfp4 import runnable
     from edgekd.graph.view import Graph
 
-    opened = Graph(onnx.load(graph))
+    opened = Graph(read_model(graph))
     layers = [node.name for node in opened.nodes if node.name and is_layer(opened, node)]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         options = onnxruntime.SessionOptions()

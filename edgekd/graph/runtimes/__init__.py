@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.graph.runtimes.ncnn import NCNN_CPU
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
-from edgekd.graph.runtimes.openvino import OPENVINO_CPU
-from edgekd.graph.runtimes.tensorrt import TENSORRT
-from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX
 from edgekd.graph.runtimes.types import Availability, Engine, Session
 
-__all__ = ["ENGINES", "Availability", "Engine", "Session", "engine_named"]
+__all__ = ["Availability", "Engine", "Session", "engine_named", "engines"]
 
-ENGINES: tuple[Engine, ...] = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, OPENVINO_CPU, NCNN_CPU, TENSORRT_RTX, TENSORRT)
+GROUP = "edgekd.runtimes"
+"""The group of entry points that name runtimes of other packages."""
+BUILT_IN = (
+    "edgekd.graph.runtimes.onnxruntime:ONNXRUNTIME_CPU",
+    "edgekd.graph.runtimes.onnxruntime:ONNXRUNTIME_CUDA",
+    "edgekd.graph.runtimes.openvino:OPENVINO_CPU",
+    "edgekd.graph.runtimes.ncnn:NCNN_CPU",
+    "edgekd.graph.runtimes.tensorrt_rtx:TENSORRT_RTX",
+    "edgekd.graph.runtimes.tensorrt:TENSORRT",
+)
+
+
+def engines() -> tuple[Engine, ...]:
+    """Return the runtimes of edgekd, then those of other packages. Raises SpecError."""
+    return registered(GROUP, BUILT_IN)
 
 
 def engine_named(name: str) -> Engine:
     """Return the engine called `name`. Raises SpecError, suggesting the nearest name."""
-    by_name = {engine.name: engine for engine in ENGINES}
+    by_name = {engine.name: engine for engine in engines()}
     if name not in by_name:
         expected = f"one of {', '.join(by_name)}"
         raise SpecError(f"unknown engine {name}", expected=expected, fix=did_you_mean(name, by_name))

@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from edgekd.core.cores import usable_cores
-from edgekd.core.errors import DeviceError
+from edgekd.core.errors import DeviceError, SpecError
+from edgekd.core.input_files import is_file
+from edgekd.graph.model_file import require_safe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,6 +145,11 @@ def require_single(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...
 
 
 def require_file(graph: Path) -> None:
-    """Raise DeviceError unless `graph` is a file."""
-    if not graph.is_file():
+    """Raise DeviceError unless `graph` is a file; of an ONNX file also where no library may read it."""
+    if not is_file(graph):
         raise DeviceError(f"{graph} is not there", expected="an ONNX file", fix="check the path")
+    if graph.suffix == ".onnx":
+        try:
+            require_safe(graph)
+        except SpecError as error:
+            raise DeviceError(error.what, found=error.found, fix=error.fix) from error

@@ -9,7 +9,7 @@ from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.hardware.target import Figure, Target
 
 PredictedPrecision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[str, ...] = get_args(PredictedPrecision)
+PRECISIONS: tuple[PredictedPrecision, ...] = get_args(PredictedPrecision)
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 """Of a number."""
 MULTIPLE = {"fp32": 4, "fp16": 8, "int8": 16}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.builds.recipe import Distill, Prune, QuantAwareDistill, Quantize, Recipe, Resize, load_recipe
+from edgekd.builds.recipe import Recipe, load_recipe
 from edgekd.builds.recipe_toml import recipe_toml
 from edgekd.builds.search.space import FIELDS, FLOAT, INT8, Candidate, DetectorFacts, recipe_of, space_for
+from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Resize
 from edgekd.hardware.target import load_target
 
 CHECKPOINT = DetectorFacts(640, trains=True, resizes=True, quant_aware=True, students=("small.pt",))

@@ -15,12 +15,13 @@ from test_cli import assert_refused
 from test_json_contract import assert_documented
 
 from edgekd.builds.publish import budget_bytes
-from edgekd.builds.recipe import Quantize, load_recipe
+from edgekd.builds.recipe import load_recipe
 from edgekd.builds.stage_store import FileHashes, Stage, Store
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import Calibrated, CalibrateResult, Frames, calibration_source
 from edgekd.builds.stages.plan import held_out, offered
 from edgekd.compress.quantization.plan import load_plan
+from edgekd.compress.steps import Quantize
 from edgekd.core.bundle.archive import extract, verify
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import DataError, SpecError

@@ -10,8 +10,7 @@ from random_detector import write_detector
 from running import EdgeKD
 from test_cli import assert_refused
 
-from edgekd.builds.recipe import load_recipe, recipe_from
-from edgekd.builds.stages.plan import refuse_recipe
+from edgekd.builds.recipe import load_recipe, recipe_from, refuse_recipe
 from edgekd.core.bundle.archive import verify
 from edgekd.core.errors import SpecError
 from edgekd.hardware.budget import Budget

@@ -14,9 +14,15 @@ from typer.testing import CliRunner
 
 from edgekd.commands.cli.derive import callback
 from edgekd.commands.parameter import Argument, Option
-from edgekd.commands.results import UntypedResult
 from edgekd.core.errors import BudgetError
 from edgekd.core.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command."""
+
+    document: Any
 
 
 def toast(
@@ -31,9 +37,9 @@ def toast(
     fresh: Annotated[bool, Option("Use old bread, or not.", inverse="--stale")] = False,
     score: Annotated[bool, Option("Taste it.", inverse="--no-score")] = True,
     progress: Progress = SILENT,
-) -> UntypedResult:
+) -> Answer:
     """Toast."""
-    return UntypedResult({each: repr(value) for each, value in locals().items()})
+    return Answer({each: repr(value) for each, value in locals().items()})
 
 
 def run(function: Callable[..., Any], *arguments: object, run_name: str | None = None, **show: Any) -> Any:
@@ -99,9 +105,9 @@ def test_what_is_missing_too_large_or_unknown_is_refused(arguments: list[str]) -
 
 
 def test_a_parameter_that_is_added_is_an_option() -> None:
-    def butter(*, grams: Annotated[float, Option("How much butter.", minimum=0)] = 2.5) -> UntypedResult:
+    def butter(*, grams: Annotated[float, Option("How much butter.", minimum=0)] = 2.5) -> Answer:
         """Spread."""
-        return UntypedResult(grams)
+        return Answer(grams)
 
     assert run(butter, "--json").stdout == "2.5\n"
     assert run(butter, "--grams", "4", "--json").stdout == "4.0\n"
@@ -110,9 +116,9 @@ def test_a_parameter_that_is_added_is_an_option() -> None:
 
 
 def test_a_parameter_that_is_not_declared_is_named() -> None:
-    def butter(*, grams: float = 2.5) -> UntypedResult:
+    def butter(*, grams: float = 2.5) -> Answer:
         """Spread."""
-        return UntypedResult(grams)
+        return Answer(grams)
 
     with pytest.raises(TypeError, match=r"butter: parameter 'grams' needs Annotated"):
         callback(butter, print)
@@ -124,10 +130,10 @@ def test_the_result_is_shown_unless_json_is_asked_for() -> None:
 
 
 def test_a_log_is_kept_where_runs_have_a_name(tmp_path: Path) -> None:
-    def bake(loaf: Annotated[str | Path, Argument("A loaf.")], *, progress: Progress = SILENT) -> UntypedResult:
+    def bake(loaf: Annotated[str | Path, Argument("A loaf.")], *, progress: Progress = SILENT) -> Answer:
         """Bake."""
         progress.stage("oven", {"degrees": 220}, 1.5)  # type: ignore[attr-defined]
-        return UntypedResult({})
+        return Answer({})
 
     log = tmp_path / "log.jsonl"
     assert run(bake, "rye", "--log", log, run_name="bake {loaf.name}").exit_code == 0
@@ -136,13 +142,13 @@ def test_a_log_is_kept_where_runs_have_a_name(tmp_path: Path) -> None:
 
 def test_the_result_says_the_exit_code_after_it_is_printed() -> None:
     @dataclass(frozen=True)
-    class Burnt(UntypedResult):
+    class Burnt(Answer):
         @property
         def exit_status(self) -> int:
             return 1
 
     @dataclass(frozen=True)
-    class Missed(UntypedResult):
+    class Missed(Answer):
         def require_met(self) -> None:
             raise BudgetError("too brown")
 

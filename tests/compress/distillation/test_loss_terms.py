@@ -6,7 +6,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekd.builds.recipe import Distill, Weights  # noqa: E402
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import (  # noqa: E402
     ASSIGN_TOPK,
@@ -18,6 +17,7 @@ from edgekd.compress.distillation.loss_terms import (  # noqa: E402
     assign_objects,
     shared_classes,
 )
+from edgekd.compress.steps import Distill, Weights  # noqa: E402
 from edgekd.core.errors import SpecError  # noqa: E402
 
 GRID = Grid(((16, 20), (8, 10), (4, 5)), (8, 16, 32))

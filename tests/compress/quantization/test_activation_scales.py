@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from real_graphs import WIDE_NAMES, RealGraph, real_graph
 from small_graph import small_model
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization import activation_scales as module
 from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError
 from edgekd.core.formats.activations import float_activations, missing_scales

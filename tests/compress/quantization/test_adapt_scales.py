@@ -10,11 +10,11 @@ import onnx
 import pytest
 from small_graph import frames, small_model, write
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.adapt import adapt
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.compress.quantization.sensitivity_4bit import relative_error
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.graph.fp16 import half

@@ -16,7 +16,6 @@ from onnx import numpy_helper
 from real_graphs import RealGraph, real_graph
 from small_graph import frames, small_model, write
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.mixed_precision import (
     Costs,
     choices,
@@ -28,6 +27,7 @@ from edgekd.compress.quantization.mixed_precision import (
 from edgekd.compress.quantization.plan import Plan, require_fits
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.compress.quantization.sensitivity_4bit import last_products, measure_rounded, relative_error
+from edgekd.compress.steps import Quantize
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.int8 import dequantize_channels

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from small_graph import frames, small_model, write
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU

@@ -19,12 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from real_graphs import RealGraph, real_graph
 from small_graph import SIDE, frames, small_model, write
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.placement import float_head
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import Quantized, quantize
 from edgekd.compress.quantization.ranges import METHODS
+from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox
@@ -178,7 +178,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_process(seed: str, tmp_path:
     _, done = quantized(small_model(), tmp_path, plan={"body": "fp4x"})
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from small_graph import frames\n"
-        "from edgekd.compress.quantization.quantize import quantize; from edgekd.builds.recipe import Quantize\n"
+        "from edgekd.compress.quantization.quantize import quantize; from edgekd.compress.steps import Quantize\n"
         "folder, step, plan = Path(sys.argv[2]), Quantize(min_snr_db=-1000), {'body': 'fp4x'}\n"
         "done = quantize(folder / 'small.onnx', folder / 'again.onnx', frames(4), step, plan)\n"
         "print(list(done.scales.items()))"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from real_graphs import real_graph, swept
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.formats.calibration_cache import from_text, to_text
 from edgekd.core.formats.plain_graph import PlainGraph, plain_graph
 from edgekd.core.formats.qdq_graph import COMPUTING

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from qdq_models import conv_pair, int8_constants, run
 from real_graphs import real_graph, swept
 
-from edgekd.builds.recipe import Quantize
 from edgekd.compress.quantization.quantize import quantize
+from edgekd.compress.steps import Quantize
 from edgekd.core.formats.qdq_graph import DEQUANTIZE, QUANTIZE, QdqGraph, dequantized, require_same_codes
 from edgekd.detectors.export import probe
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from edgekd.core.detection.types import Head
-from edgekd.deploy.converters.parity import FLOAT16, FLOAT32, INT8_SHARE, LEAST_OF_INT8, Distance, distance, limits
+from edgekd.deploy.converters.parity import (
+    FLOAT16_LIMITS,
+    FLOAT32_LIMITS,
+    INT8_FACTOR,
+    MIN_INT8_LIMITS,
+    Distance,
+    distance,
+    limits,
+)
 
 YOLO, END = Head("yolo"), Head("end2end", nms=False)
 RNG = np.random.default_rng(0)
@@ -51,7 +59,7 @@ def test_rows_of_an_end_to_end_head_may_trade_places() -> None:
     assert distance([rows[:, ::-1]], [rows], END) == Distance(0, 0, 0, 0)
     other = rows.copy()
     other[0, 0, 5] = 0
-    assert not distance([other], [rows], END).within(LEAST_OF_INT8)
+    assert not distance([other], [rows], END).within(MIN_INT8_LIMITS)
 
 
 def test_what_is_not_finite_or_has_another_shape_is_far_away() -> None:
@@ -63,7 +71,7 @@ def test_what_is_not_finite_or_has_another_shape_is_far_away() -> None:
 
 
 def test_limits_follow_what_is_rounded() -> None:
-    assert limits(False, None) == FLOAT32
-    assert limits(True, None) == FLOAT16
-    assert limits(False, Distance(0, 0, 0, None)) == LEAST_OF_INT8
-    assert limits(True, Distance(0.1, 0.2, 0, None)) == (INT8_SHARE * 0.1, INT8_SHARE * 0.2)
+    assert limits(None, narrow=False) == FLOAT32_LIMITS
+    assert limits(None, narrow=True) == FLOAT16_LIMITS
+    assert limits(Distance(0, 0, 0, None), narrow=False) == MIN_INT8_LIMITS
+    assert limits(Distance(0.1, 0.2, 0, None), narrow=True) == (INT8_FACTOR * 0.1, INT8_FACTOR * 0.2)

@@ -25,7 +25,7 @@ from edgekd.core.errors import DeviceError, EdgeKDError, ParityError, SpecError
 from edgekd.deploy.converters import FORMATS, format_named
 from edgekd.deploy.converters.contract import METADATA, NAME, read_contract
 from edgekd.deploy.converters.ncnn_model import parse
-from edgekd.deploy.converters.source import prepared, quantized_layers
+from edgekd.deploy.converters.source import prepare, quantized_layers
 from edgekd.detectors.export import probe
 from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.ncnn import NCNN_CPU
@@ -161,7 +161,7 @@ def test_an_engine_for_rtx_cards_says_that_nothing_ran_it(
     assert "SM86, SM89" in found["notes"][1]
     assert Path(found["entry"]).stat().st_size > 10_000
     contract = read_contract(Path(found["out"]))
-    assert contract.engine is None
+    assert contract.runtime is None
     assert contract.spec == spec_of(tiny_int8)
 
 
@@ -207,7 +207,7 @@ def test_a_result_that_computes_something_else_is_not_written(
     to: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convert: Callable[..., dict[str, Any]]
 ) -> None:
     require(to)
-    engine = type(format_named(to).engine)
+    engine = type(format_named(to).runtime)
     load = engine.load
 
     class Half:
@@ -308,7 +308,7 @@ def test_a_graph_in_float16_is_refused_where_it_would_be_misread(
     require(to)
     half = tmp_path / "half.onnx"
     convert_module.convert(tiny_model, "onnx", out=half, precision="fp16")
-    with pytest.raises(SpecError, match="is made of a float32 graph; found 12 weights in float16"):
+    with pytest.raises(SpecError, match="is made from a float32 graph; found 12 weights in float16"):
         convert(half, to)
 
 
@@ -320,7 +320,7 @@ def test_layers_with_the_same_weights_and_other_scales_are_refused_for_ncnn(
     assert constants["cells16.w_codes"].raw_data == constants["cells32.w_codes"].raw_data
     constants["cells32.x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.float32(0.01), "cells32.x_scale"))
     onnx.save(model, tmp_path / "twice.onnx")
-    with pytest.raises(SpecError, match="cells16 and cells32 have the same weights and other scales"):
+    with pytest.raises(SpecError, match="cells16 and cells32 have the same weights and different scales"):
         convert(tmp_path / "twice.onnx", "ncnn")
 
 
@@ -411,8 +411,8 @@ def test_a_real_detector_in_ncnn_keeps_its_numbers(
     require("ncnn")
     graph = real_graph(name, shared, tmp_path_factory)
     spec = graph.exported.spec
-    source = prepared(graph.path, spec, "as-is", tmp_path)
-    made = format_named("ncnn").convert(source, tmp_path, "m", convert_module.Asked())
+    source = prepare(graph.path, spec, "as-is", tmp_path)
+    made = format_named("ncnn").convert(source, tmp_path, "m", convert_module.ConversionRequest())
     frame = probe(spec)
     with ONNXRUNTIME_CPU.load(graph.path) as one, NCNN_CPU.load(tmp_path / made.entry) as other:
         expected, found = one.run(frame), other.run(frame)
@@ -426,8 +426,8 @@ def test_a_real_detector_in_int8_with_shared_scales_computes_the_same(
 ) -> None:
     """OpenVINO has computed this network wrongly, without a word, when it compiled it straight from its ONNX reader."""
     require(to)
-    from edgekd.builds.recipe import Quantize
     from edgekd.compress.quantization.quantize import quantize
+    from edgekd.compress.steps import Quantize
 
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     int8 = tmp_path / "int8.onnx"

@@ -22,7 +22,7 @@ from edgekd.core.formats.activations import float_activations
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.formats.plain_graph import plain_graph
 from edgekd.deploy.converters.deepstream import CACHE, CONFIG, GRAPH, LABELS, PLAIN, config
-from edgekd.deploy.converters.types import Asked, Source
+from edgekd.deploy.converters.types import ConversionRequest, Source
 from edgekd.detectors.export import probe
 from edgekd.detectors.onnx import describe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -115,7 +115,7 @@ def test_a_bundle_brings_the_scales_of_all_that_may_be_int8(tiny_build: Built, t
 def test_preprocessing_is_said_as_nvinfer_computes_it() -> None:
     how = replace(SIZE, scale=1.0, mean=(104.0, 117.0, 123.0), std=(2.0, 2.0, 2.0), color="bgr", center=False)
     read = configparser.ConfigParser()
-    read.read_string(config(DetectorSpec(CLASSES, how, Head("end2end", nms=False)), 2, False, None))
+    read.read_string(config(DetectorSpec(CLASSES, how, Head("end2end", nms=False)), 2, None, cached=False))
     told = read["property"]
     frame = RNG.uniform(0, 255, 3)
     theirs = float(told["net-scale-factor"]) * (frame - [float(mean) for mean in told["offsets"].split(";")])
@@ -130,7 +130,7 @@ def test_what_nvinfer_cannot_compute_is_refused(tiny_model: Path, tmp_path: Path
     spec = describe(load_graph(tiny_model), tiny_model)
     three = replace(spec, preprocess=replace(spec.preprocess, std=(0.2, 0.3, 0.4)))
     with pytest.raises(SpecError, match=r"one number; found std 0\.2, 0\.3, 0\.4"):
-        DEEPSTREAM.convert(Source(tiny_model, three), tmp_path, "tiny", Asked())
+        DEEPSTREAM.convert(Source(tiny_model, three), tmp_path, "tiny", ConversionRequest())
     assert not list(tmp_path.iterdir())
 
 
@@ -157,9 +157,9 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _built(spec: DetectorSpec, folder: Path) -> Path:
-    from edgekd.deploy.converters.deepstream import _How, _texts
+    from edgekd.deploy.converters.deepstream import _EngineBuild, _text_files
 
-    for name, text in _texts(spec, _How(2), "test", ()).items():
+    for name, text in _text_files(spec, _EngineBuild(2), "test", ()).items():
         (folder / name).write_text(text, "utf-8")
     flags = ["-std=c++11", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{STUB}", f"-I{folder}"]
     sources = [folder / "edgekd_parser.cpp", STUB / "main.cpp"]

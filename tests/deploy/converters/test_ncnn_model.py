@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekd.deploy.converters.ncnn_model import in_int8, parse, written
+from edgekd.deploy.converters.ncnn_model import parse, serialize, with_int8
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=3 * 2 * 9).astype(np.float32)
@@ -25,7 +25,7 @@ BIN = b"".join((RAW, WEIGHTS.tobytes(), BIAS.tobytes(), RAW, DEPTHWISE.tobytes()
 
 def test_what_is_read_and_written_is_the_same() -> None:
     layers = parse(PARAM, BIN)
-    assert written(layers, narrow=False) == (PARAM, BIN)
+    assert serialize(layers, narrow=False) == (PARAM, BIN)
     assert [layer.kind for layer in layers] == ["Input", "Convolution", "ConvolutionDepthWise", "MemoryData"]
     np.testing.assert_array_equal(layers[1].weights[0], WEIGHTS)
     np.testing.assert_array_equal(layers[3].weights[0], MEMORY)
@@ -33,22 +33,22 @@ def test_what_is_read_and_written_is_the_same() -> None:
 
 def test_filters_are_stored_in_float16_where_that_is_asked_for_or_loses_nothing() -> None:
     layers = parse(PARAM, BIN)
-    narrow = parse(*written(layers, narrow=True))
+    narrow = parse(*serialize(layers, narrow=True))
     np.testing.assert_array_equal(narrow[1].weights[0], WEIGHTS.astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(narrow[1].weights[1], BIAS)
     np.testing.assert_array_equal(narrow[3].weights[0], MEMORY)
-    _, smaller = written(narrow, narrow=False)
-    assert len(smaller) == len(written(layers, narrow=True)[1]) < 0.7 * len(BIN)
+    _, smaller = serialize(narrow, narrow=False)
+    assert len(smaller) == len(serialize(layers, narrow=True)[1]) < 0.7 * len(BIN)
 
 
 def test_a_convolution_takes_codes_and_the_reciprocals_of_scales() -> None:
     conv = parse(PARAM, BIN)[1]
     codes = RNG.integers(-127, 128, (3, 2, 3, 3)).astype(np.int8)
-    layer = in_int8(conv, codes, np.array([0.5, 0.25, 0], np.float32), 0.125)
+    layer = with_int8(conv, codes, np.array([0.5, 0.25, 0], np.float32), 0.125)
     assert layer is not None
     assert layer.parameters[8] == "2"
     assert [each.tolist() for each in layer.weights[2:]] == [[2.0, 4.0, 0.0], [8.0]]
-    param, content = written((layer,), narrow=False)
+    param, content = serialize((layer,), narrow=False)
     assert param.splitlines()[2].endswith("6=54 8=2")
     assert content == b"".join(
         (
@@ -63,12 +63,12 @@ def test_a_convolution_takes_codes_and_the_reciprocals_of_scales() -> None:
 def test_a_depthwise_convolution_has_a_scale_for_each_channel_and_a_grouped_one_none() -> None:
     deep = parse(PARAM, BIN)[2]
     codes = RNG.integers(-127, 128, (3, 1, 3, 3)).astype(np.int8)
-    layer = in_int8(deep, codes, np.array([0.5], np.float32), 1.0)
+    layer = with_int8(deep, codes, np.array([0.5], np.float32), 1.0)
     assert layer is not None
     assert (layer.parameters[8], layer.weights[1].tolist()) == ("1", [2.0, 2.0, 2.0])
     grouped = parse(PARAM.replace("7=3", "7=1"), BIN)[2]
-    assert in_int8(grouped, codes, np.ones(3, np.float32), 1.0) is None
-    assert in_int8(parse(PARAM, BIN)[3], codes, np.ones(3, np.float32), 1.0) is None
+    assert with_int8(grouped, codes, np.ones(3, np.float32), 1.0) is None
+    assert with_int8(parse(PARAM, BIN)[3], codes, np.ones(3, np.float32), 1.0) is None
 
 
 @pytest.mark.parametrize(

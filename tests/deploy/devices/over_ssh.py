@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from loopback import Loopback
 
 from edgekd.core.canonical import file_sha256
 from edgekd.core.progress import SILENT, Progress
-from edgekd.deploy.devices.session import Placed
+from edgekd.deploy.devices.connection import Upload
 from edgekd.deploy.devices.ssh import SshDevice, parse
 from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
@@ -33,10 +33,10 @@ class Camera:
         told = {"runtime": "null", "state": str(self.state), "iterations": 3, "seconds": 0.0}
         return EngineJob(self.bundle, device or self.device(), **{**told, **changed})
 
-    def put(self, device: SshDevice | None = None, state: Path | None = None, progress: Progress = SILENT) -> Placed:
+    def put(self, device: SshDevice | None = None, state: Path | None = None, progress: Progress = SILENT) -> Upload:
         """Send the bundle alone, and see that nothing is left running."""
         folder = str((state or self.state) / UPLOAD)
-        with (device or self.device()).site(None) as site:
+        with (device or self.device()).connect(None) as site:
             site.claim(folder)
             found = site.put(self.bundle, folder, [file_sha256(self.bundle)], progress)
         assert self.loopback.quiet(5) == []
@@ -45,6 +45,6 @@ class Camera:
 
     def install(self, device: SshDevice | None = None, **changed: Any) -> dict[str, Any]:
         """Do it, and see that nothing is left running."""
-        found = run(self.job(device, **changed))
+        found = asdict(run(self.job(device, **changed)))
         assert self.loopback.quiet(5) == []
         return found

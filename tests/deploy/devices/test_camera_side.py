@@ -12,7 +12,7 @@ import pytest
 from pythons import interpreter
 
 from edgekd.deploy.devices import camera_side
-from edgekd.deploy.devices.session import Settings
+from edgekd.deploy.devices.connection import Settings
 
 SOURCE = Path(camera_side.__file__).read_text("utf-8")
 
@@ -64,5 +64,5 @@ def test_what_comes_damaged_is_thrown_away(tmp_path: Path) -> None:
     said = SOURCE + "\n".join(map(json.dumps, requests)) + "\nabc"
     done = subprocess.run(Settings(sys.executable).command(), input=said.encode(), capture_output=True, timeout=30)
     problem = json.loads(done.stdout.splitlines()[-1])["problem"]
-    assert problem["what"].endswith("changed on its way")
+    assert problem["what"].endswith("changed during transfer")
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ def test_this_machine_is_described_in_plain_json() -> None:
     assert facts.memory_bytes > 2**28
     assert facts.libraries["onnxruntime"] == ONNXRUNTIME_CPU.version()
     assert json.loads(json.dumps(to_plain(facts)))["python"] == facts.python
+
+
+def test_what_runs_the_network_is_among_the_libraries_though_nobody_lists_it() -> None:
+    """Times of one version of a runtime are not those of another."""
+    other = SimpleNamespace(name="other", distributions=("pytest", "nowhere"))
+    libraries = LocalDevice(other).facts().libraries
+    assert libraries == {**LocalDevice().facts().libraries, "pytest": pytest.__version__}
 
 
 def test_facts_come_from_the_system_files(tmp_path: Path, monkeypatch) -> None:
@@ -59,8 +67,8 @@ def test_what_cannot_be_read_is_none_and_not_an_error(tmp_path: Path) -> None:
 def test_gpus_are_read_from_nvidia_smi() -> None:
     text = "NVIDIA L4, 550.54.15, 8.9, 23034\nNVIDIA GB10, 580.1, 12.1, [N/A]\n\n"
     assert parse_nvidia_smi(text) == (
-        Gpu("NVIDIA L4", "550.54.15", "8.9", 23034 * 2**20),
-        Gpu("NVIDIA GB10", "580.1", "12.1", None),
+        Gpu(name="NVIDIA L4", driver="550.54.15", compute_capability="8.9", memory_bytes=23034 * 2**20),
+        Gpu(name="NVIDIA GB10", driver="580.1", compute_capability="12.1", memory_bytes=None),
     )
 
 

@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pythons
 from conftest import SLOW
+from install_reports import install_report
 from loopback import Loopback, loopback
 from over_ssh import Camera
 from running import Built, EdgeKD
@@ -24,10 +26,11 @@ from wire import wire_to
 
 from edgekd.core.progress import Progress
 from edgekd.deploy import fleet as fleets
+from edgekd.deploy.devices.connection import ProgramResult, Upload
 from edgekd.deploy.devices.named import device_named
-from edgekd.deploy.devices.session import Ended, Placed
 from edgekd.deploy.engine import EngineJob
-from edgekd.deploy.fleet import Board, Fleet, FleetJob
+from edgekd.deploy.engine_report import InstallReport
+from edgekd.deploy.fleet import Board, BoardReport, Fleet, FleetJob
 
 QUICK = ("--iterations", 3, "--seconds", 0)
 # ONNX Runtime as it would be with an error in it.
@@ -66,6 +69,10 @@ def write_fleet(path: Path, *boards: dict[str, Any], **more: int) -> Path:
 
 def by_name(found: dict[str, Any]) -> dict[str, Any]:
     return {board["name"]: board for board in found["boards"]}
+
+
+def measured(job: FleetJob) -> dict[str, BoardReport]:
+    return {report.name: report for report in fleets.run(job).boards}
 
 
 def test_failures_and_stragglers_are_no_matter_to_the_others(
@@ -159,17 +166,17 @@ def rehearsal(tiny_build: Built, tmp_path: Path) -> Callable[..., FleetJob]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every board says at once that it is a Jetson."""
-    monkeypatch.setattr(fleets, "install", lambda *given: {"device": {"l4t": "35.4.1"}})
+    monkeypatch.setattr(fleets, "install", lambda *given: install_report())
 
 
 def test_what_was_measured_is_kept_for_the_same_settings_alone(rehearsal: Any, quick: None) -> None:
-    first = by_name(fleets.run(rehearsal("a")))["a"]
-    again = by_name(fleets.run(rehearsal("a", "b")))
-    assert again["a"] == {**first, "kept": True}
-    assert (first["jetpack"], first["kept"]) == ("5.1", False)
-    assert again["b"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a", fresh=True)))["a"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a", iterations=4)))["a"]["kept"] is False
+    first = measured(rehearsal("a"))["a"]
+    again = measured(rehearsal("a", "b"))
+    assert again["a"] == replace(first, kept=True)
+    assert (first.jetpack, first.kept) == ("5.1", False)
+    assert again["b"].kept is False
+    assert measured(rehearsal("a", fresh=True))["a"].kept is False
+    assert measured(rehearsal("a", iterations=4))["a"].kept is False
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"result": null}', b'{"result": {"bench"', b"\xff"])
@@ -177,8 +184,8 @@ def test_what_cannot_be_read_is_measured_again(rehearsal: Any, quick: None, tmp_
     fleets.run(rehearsal("a"))
     (kept,) = (tmp_path / "out" / "boards").iterdir()
     kept.write_bytes(content)
-    assert by_name(fleets.run(rehearsal("a")))["a"]["kept"] is False
-    assert by_name(fleets.run(rehearsal("a")))["a"]["kept"] is True
+    assert measured(rehearsal("a"))["a"].kept is False
+    assert measured(rehearsal("a"))["a"].kept is True
 
 
 class Crowded:
@@ -191,41 +198,41 @@ class Crowded:
         self.pair = threading.Barrier(2, timeout=30)
 
     @contextmanager
-    def site(self, python: str | None, stop: object) -> Iterator[Crowded]:
+    def connect(self, python: str | None, stop: object) -> Iterator[Crowded]:
         yield self
 
     def claim(self, folder: str) -> None: ...
 
-    def alive(self) -> None: ...
+    def heartbeat(self) -> None: ...
 
-    def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress) -> Placed:
+    def put(self, file: Path, folder: str, keep: Sequence[str], progress: Progress) -> Upload:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         self.pair.wait()
         with self.lock:
             self.now -= 1
-        return Placed(f"{folder}/{file.name}", 1, 1)
+        return Upload(f"{folder}/{file.name}", 1, 1)
 
-    def run(self, doing: str, command: Sequence[str], limit_s: float) -> Ended:
-        return Ended(1, "", "not well")
+    def run(self, doing: str, command: Sequence[str], limit_s: float) -> ProgramResult:
+        return ProgramResult(1, "", "not well")
 
 
 def test_so_many_uploads_at_a_time(rehearsal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Crowded()
     monkeypatch.setattr(fleets, "device_named", lambda name: device)
-    found = fleets.run(rehearsal(*"abcdefgh", uploads=2))
+    found = measured(rehearsal(*"abcdefgh", uploads=2))
     assert device.most == 2
-    assert all(board["error"]["found"] == "not well" for board in found["boards"])
+    assert all(report.error and report.error.found == "not well" for report in found.values())
 
 
 def test_a_fault_of_edgekd_is_raised_when_the_others_are_done(
     rehearsal: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def install(job: EngineJob, parts: Any, progress: Any, company: Any) -> dict[str, Any]:
+    def install(job: EngineJob, parts: Any, progress: Any, shared: Any) -> InstallReport:
         if progress.name == "a":
             raise ZeroDivisionError
-        return {"device": {"l4t": None}}
+        return install_report(l4t=None)
 
     monkeypatch.setattr(fleets, "install", install)
     with pytest.raises(ZeroDivisionError):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from wire import Wire, wire_to
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
 from edgekd.core.progress import SilentProgress
-from edgekd.deploy.devices import session
+from edgekd.deploy.devices import connection
 from edgekd.deploy.devices.named import device_named
-from edgekd.deploy.devices.ssh import Address, SshDevice, parse
+from edgekd.deploy.devices.ssh import SshAddress, SshDevice, parse
 from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
 SSH = Path(".ssh")
-GONE = r"the connection is lost|gone during|cannot be reached"
+GONE = r"the connection is lost|connection closed during|cannot be reached"
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_camera_gives_what_this_machine_gives(camera: Camera, tmp_path: Path) -> None:
     there = camera.install(activate=True)
-    here = run(EngineJob(camera.bundle, device_named("null"), state=str(tmp_path / "here"), iterations=3, seconds=0))
+    here = asdict(
+        run(EngineJob(camera.bundle, device_named("null"), state=str(tmp_path / "here"), iterations=3, seconds=0))
+    )
     assert told(there) == told(here)
     assert there["device"]["name"] == camera.loopback.address()
     assert (there["basis"], there["activated"]) == ("rehearsed", True)
@@ -67,7 +70,7 @@ def test_onnx_runtime_there_computes_what_it_computes_here(
     with loopback(tmp_path / "camera", *pythons.here()) as other:
         monkeypatch.setenv("HOME", str(other.home))
         there = Camera(other, camera.bundle, tmp_path / "there").install(**given)
-    here = run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given))
+    here = asdict(run(EngineJob(camera.bundle, device_named("local"), state=str(tmp_path / "here"), **given)))
     assert there["basis"] == here["basis"] == "measured"
     for part in ("identity", "fits", "runtime", "self_test"):
         assert there[part] == here[part]
@@ -152,7 +155,7 @@ def test_a_changed_host_key_is_refused(camera: Camera, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
     known = camera.loopback.home / SSH / "known_hosts"
     known.write_text(f"[127.0.0.1]:{camera.loopback.port} {(tmp_path / 'other.pub').read_text()}")
-    with pytest.raises(DeviceError, match="host key has changed, or somebody is in between") as caught:
+    with pytest.raises(DeviceError, match="host key has changed, or the connection is intercepted") as caught:
         run(job)
     assert f"ssh-keygen -R '[127.0.0.1]:{camera.loopback.port}'" in str(caught.value.fix)
     assert caught.value.expected
@@ -192,10 +195,10 @@ def test_what_is_no_address(name: str) -> None:
 
 
 def test_addresses() -> None:
-    assert parse("ssh://Root@Cam1:2222") == Address("Cam1", "Root", 2222)
-    assert parse("ssh://cam1") == Address("cam1", None, None)
-    assert parse("ssh://me@[fe80::1]:22") == Address("fe80::1", "me", 22)
-    assert parse("ssh://[::1]") == Address("::1", None, None)
+    assert parse("ssh://Root@Cam1:2222") == SshAddress("Cam1", "Root", 2222)
+    assert parse("ssh://cam1") == SshAddress("cam1", None, None)
+    assert parse("ssh://me@[fe80::1]:22") == SshAddress("fe80::1", "me", 22)
+    assert parse("ssh://[::1]") == SshAddress("::1", None, None)
 
 
 # --------------------------------------------------------------------------------------------- what is not as it should
@@ -292,8 +295,8 @@ def test_a_disk_that_cannot_be_written(camera: Camera, tmp_path: Path) -> None:
 
 
 def test_two_at_a_time_do_not_mix(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_WAIT_FOR_OTHERS_S", 0.3)
-    with camera.device().site(None) as other:
+    monkeypatch.setattr(connection, "_WAIT_FOR_OTHERS_S", 0.3)
+    with camera.device().connect(None) as other:
         other.claim(str(camera.state / UPLOAD))
         with pytest.raises(DeviceError, match="in use by another edgekd"):
             camera.put()
@@ -374,14 +377,14 @@ def test_stopping_edgekd_stops_the_camera(
 
 def test_a_step_that_takes_too_long_is_ended(camera: Camera) -> None:
     late = pytest.raises(DeviceError, match=r"no answer to a nap; expected one within 0\.5 s")
-    with late, camera.device().site(None) as site:
+    with late, camera.device().connect(None) as site:
         site.run("a nap", ["sleep", "1000"], 0.5)
     assert camera.loopback.quiet(5) == []
 
 
 def test_of_a_long_speech_the_end_is_kept(camera: Camera) -> None:
     script = "import sys; print('a' * 3000000 + 'b'); print('c' * 3000000 + 'd', file=sys.stderr); sys.exit(7)"
-    with camera.device().site(None) as site:
+    with camera.device().connect(None) as site:
         ended = site.run("a speech", [site.python, "-c", script], 30.0)
     assert (ended.code, ended.out[-2:], ended.err[-2:]) == (7, "b\n", "d\n")
     assert len(ended.out) > 200_000
@@ -391,5 +394,5 @@ def test_a_shell_that_greets_is_no_matter(camera: Camera) -> None:
     greeting = camera.loopback.folder / "bin" / "greeting"
     greeting.write_text('#!/bin/sh\necho Welcome to gate 7\necho\nexec python3 "$@"\n')
     greeting.chmod(0o755)
-    with camera.device().site("greeting") as site:
+    with camera.device().connect("greeting") as site:
         assert site.run("a word", ["echo", "yes"], 30.0).out == "yes\n"

@@ -38,7 +38,7 @@ TOKEN = "pkcs11:token=release;object=firmware"
     ("flags", "words"),
     [
         (["--format", "rauk"], "did you mean 'rauc'?"),
-        (["--rauc-plain"], "has no use for options of firmware systems"),
+        (["--rauc-plain"], "has no options of firmware systems"),
         (["--format", "swupdate", "--rauc-plain"], "for RAUC only"),
         (["--format", "swupdate", "--mender-module", "edgekd"], "for Mender only"),
         (["--format", "swupdate", "--state", "relative"], "an absolute path on the camera"),
@@ -48,8 +48,8 @@ TOKEN = "pkcs11:token=release;object=firmware"
         (["--format", "swupdate", "--firmware-cert", "{pem}"], "a certificate without its key"),
         (["--format", "swupdate", "--firmware-key", "pkcs11:token=a;object=b?pin-value=1234"], "a PIN in an address"),
         (["--format", "oci", "--firmware-key", "{pem}"], "not signed here"),
-        (["--format", "oci", "--compatible", "x"], "knows no kinds of devices"),
-        (["--format", "oci", "--state", "/x"], "puts nothing on a camera"),
+        (["--format", "oci", "--compatible", "x"], "has no kinds of devices"),
+        (["--format", "oci", "--state", "/x"], "installs nothing on a camera"),
     ],
 )
 def test_mistakes(edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path, flags: list[str], words: str) -> None:
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full(edgekd: EdgeKD, bundle: Path, tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("edgekd.deploy.firmware.swupdate.SWUpdate.make", full)
+    monkeypatch.setattr("edgekd.deploy.firmware.swupdate.cpio", full)
     ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "free some space" in ran.err

@@ -48,14 +48,14 @@ def test_openssl_reads_the_keys_and_makes_the_same_signature(tmp_path: Path) -> 
 def test_a_key_is_never_written_over(tmp_path: Path) -> None:
     made = make_key(tmp_path, "release", None)
     content = made.private.read_bytes()
-    with pytest.raises(SpecError, match=r"release\.key: there already"):
+    with pytest.raises(SpecError, match=r"release\.key: exists already"):
         make_key(tmp_path, "release", None)
     made.private.unlink()
-    with pytest.raises(SpecError, match=r"release\.pub: there already"):
+    with pytest.raises(SpecError, match=r"release\.pub: exists already"):
         make_key(tmp_path, "release", None)
     made.private.write_bytes(content)
     for name in ("", "a/b", "..", ".hidden"):
-        with pytest.raises(SpecError, match="no name for a key"):
+        with pytest.raises(SpecError, match="invalid name of a key"):
             make_key(tmp_path, name, None)
 
 
@@ -81,7 +81,7 @@ def test_a_passphrase_comes_from_a_file_the_environment_or_a_person(
     public = read_public(made.public)
     assert FileSigner(made.private, Secrets(secret)).public == public
     assert FileSigner(made.private, Secrets(ask=lambda what: "correct horse")).public == public
-    with pytest.raises(SpecError, match=r"release\.key: nobody to ask.*--secret-file"):
+    with pytest.raises(SpecError, match=r"release\.key: no terminal to enter it.*--secret-file"):
         FileSigner(made.private, Secrets())
     with pytest.raises(SpecError, match="expected the right passphrase"):
         FileSigner(made.private, Secrets(wrong))
@@ -96,7 +96,7 @@ def test_a_new_passphrase_is_asked_for_twice() -> None:
     answers = iter(["one", "one", "one", "two", ""])
     secrets = Secrets(ask=lambda what: next(answers))
     assert secrets.choose("Passphrase") == "one"
-    with pytest.raises(SpecError, match="not the same twice"):
+    with pytest.raises(SpecError, match="the two entries differ"):
         secrets.choose("Passphrase")
     with pytest.raises(SpecError, match="empty"):
         secrets.choose("Passphrase")
@@ -146,7 +146,7 @@ def test_an_address_of_a_token_is_read_and_a_wrong_one_explained() -> None:
     assert (found.token, found.object, found.id) == ("My HSM", "release", b"\x01\xff")
     assert (found.module, found.pin_source) == ("/usr/lib/hsm.so", Path("/run/pin"))
     for wrong in ("pkcs11:", "pkcs11:token=a;object=b", "pkcs11:token=a?module-path=b", f"{text}&pin-value=1234"):
-        with pytest.raises(SpecError, match="no address of a key"):
+        with pytest.raises(SpecError, match="invalid address of a key"):
             parse_address(wrong)
 
 

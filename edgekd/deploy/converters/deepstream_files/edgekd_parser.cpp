@@ -1,6 +1,6 @@
-// What the network's output means to DeepStream: boxes with class and confidence, in pixels of the network's input.
-// nvinfer calls NvDsInferParseEdgekd for each frame, groups what it gives where the configuration says so, and moves the
-// boxes to the frame. Which head the network has is said in edgekd_head.h. It needs C++11 and nvdsinfer_custom_impl.h.
+// Parses the network's output for DeepStream: boxes with class and confidence, in pixels of the network's input.
+// nvinfer calls NvDsInferParseEdgekd for each frame, clusters the boxes as configured, and maps them to the frame. The
+// kind of output is in edgekd_head.h. It needs C++11 and nvdsinfer_custom_impl.h.
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
-# What every firmware system runs on a camera: the bundle is handed to the agent there, which checks it against the
-# camera's trust file, unpacks, builds, tests and activates it, and, if asked, keeps it on trial until it is committed.
-# Whatever fails, what was in service stays in service.
-# Above this line are the settings of the one file that is being installed; below, those of the camera.
+# Run by every firmware system on a camera: passes the bundle to the agent, which verifies it by the camera's trust file,
+# unpacks, builds, tests and activates it, and optionally keeps it on trial until it is committed. After any failure the
+# previous bundle stays in service.
+# Above this line are the settings of the file that is being installed; below, those of the camera.
 
 set -u
 agent=/usr/lib/edgekd/agent.pyz
@@ -16,7 +16,7 @@ if [ -r "$conf" ]; then
     . "$conf"
 fi
 
-told=
+answer=
 before=
 litter=
 trap '[ -z "$litter" ] || rm -f "$litter"' EXIT
@@ -24,18 +24,18 @@ trap '[ -z "$litter" ] || rm -f "$litter"' EXIT
 say() { echo "edgekd: $*"; }
 complain() { echo "edgekd: $*" >&2; }
 
-# COMMAND ARGUMENTS: a command of the agent; what it prints is kept, and shown where it fails.
+# call COMMAND ARGUMENTS: run a command of the agent; keep its output, and show it after a failure.
 call() {
     say "$1"
-    told=$("$python" "$agent" "$@" --state "$state" --root "$root") || {
-        complain "$1 failed: $told"
+    answer=$("$python" "$agent" "$@" --state "$state" --root "$root") || {
+        complain "$1 failed: $answer"
         return 1
     }
 }
 
-# NAMES: the figure at a path of names in what the agent printed last; nothing where it is null.
+# figure NAMES: print the value at a path of keys in the last output of the agent; nothing for null.
 figure() {
-    printf '%s\n' "$told" | "$python" -c '
+    printf '%s\n' "$answer" | "$python" -c '
 import json, sys
 found = json.load(sys.stdin)["result"]
 for name in sys.argv[1:]:
@@ -45,25 +45,25 @@ print("" if found is None else found)' "$@"
 
 note_before() { call status && before=$(figure active identity); }
 
-# What runs the model is told that there is another one.
-tell_service() {
+# Restart the service that runs the model.
+restart_service() {
     [ -n "$restart" ] || return 0
     say "restart"
     sh -c "$restart" >&2
 }
 
-# BUNDLE: into service. It can be repeated: what is done already stays as it is.
+# install BUNDLE: put a bundle into service; can be repeated.
 install() {
     call install "$1" --tries "$tries" ${window:+--window "$window"} ${runtime:+--runtime "$runtime"} || return 1
     changed=$(figure changed) || return 1
     [ "$changed" = True ] || return 0
-    tell_service && return 0
+    restart_service && return 0
     complain "the service did not come up with the new bundle"
     go_back
     return 1
 }
 
-# Where another bundle is in service than before, the one before comes back.
+# Roll back if another bundle is in service than before.
 go_back() {
     call status || return 1
     now=$(figure active identity) || return 1
@@ -73,10 +73,10 @@ go_back() {
         return 1
     fi
     call rollback || return 1
-    tell_service
+    restart_service
 }
 
-# BUNDLE: a camera without an agent of its own takes the one in the bundle; what carries this script has been trusted.
+# find_agent BUNDLE: a camera without an agent uses that of the bundle; the file with this script has been verified.
 find_agent() {
     [ ! -f "$agent" ] || return 0
     litter=$(mktemp) && tar -xOf "$1" agent.pyz >"$litter" || return 1

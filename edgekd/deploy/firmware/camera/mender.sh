@@ -1,6 +1,6 @@
 # An update module of Mender, protocol v3: called with a state and the folder of the artifact. It lies on the camera as
-# /usr/share/mender/modules/v3/edgekd, executable. Unknown states say nothing and succeed, as the protocol asks. What is
-# on trial is committed with the artifact.
+# /usr/share/mender/modules/v3/edgekd, executable. Unknown states print nothing and succeed, as the protocol requires. A
+# bundle on trial is committed with the artifact.
 
 folder=${2:-}
 kept=$folder/tmp/before
@@ -14,7 +14,7 @@ SupportsRollback) echo Yes ;;
 NeedsArtifactReboot) echo No ;;
 ArtifactInstall)
     read_settings || exit 1
-    # What was in service is on the disk before anything changes: Mender may ask for it after a power cut.
+    # Store the identity in service before any change: Mender may roll back after a power cut.
     if [ ! -f "$kept" ]; then
         note_before && printf '%s' "$before" >"$kept.new" && mv "$kept.new" "$kept" && sync || exit 1
     fi

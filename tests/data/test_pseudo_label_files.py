@@ -9,9 +9,8 @@ import pytest
 
 from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset, unlabelled
-from edgekd.data.labelling import label, teacher_bands
 from edgekd.data.labels import Truth
-from edgekd.data.pseudo_labels import LABELLING
+from edgekd.data.pseudo_labels import LABELLING, label, teacher_thresholds
 from edgekd.data.types import Split
 from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import finder
@@ -45,9 +44,9 @@ def test_frames_are_labelled_as_they_would_have_been(tiny_model: Path, tiny_data
     frames = unlabelled(tiny_data / "images" / "val")
     assert all(len(sample.truth) == 0 for sample in frames.samples)
     with finder(tiny_model, spec, LABELLING) as find:
-        bands = teacher_bands(find, dataset.split("train"), dataset.classes)
-        labelled = label(find, frames, bands)
-    assert max(bands.keep) < 1
+        thresholds = teacher_thresholds(find, dataset.split("train"), dataset.classes)
+        labelled = label(find, frames, thresholds)
+    assert max(thresholds.keep) < 1
     assert [sample.image for sample in labelled.samples] == [sample.image for sample in dataset.split("val").samples]
     kept, right, true = counts(labelled, dataset.split("val"))
     assert kept == right > 0.9 * true
@@ -69,10 +68,10 @@ def test_a_trained_teacher_labels_real_frames(shared: Path, tmp_path: Path) -> N
     dataset = load_dataset(shared / "data" / "ppe")
     known, new = (Split("part", dataset.split(name).samples[:12]) for name in ("train", "val"))
     with finder(graph, spec, LABELLING) as find:
-        bands = teacher_bands(find, known, dataset.classes)
-        labelled = label(find, new, bands)
+        thresholds = teacher_thresholds(find, known, dataset.classes)
+        labelled = label(find, new, thresholds)
     person = dataset.classes.index("person")
-    assert LABELLING.confidence <= bands.ignore[person] < bands.keep[person] < 0.9
+    assert LABELLING.confidence <= thresholds.ignore[person] < thresholds.keep[person] < 0.9
     kept, right, true = counts(labelled, new)
     assert kept > 0.6 * true
     assert right > 0.8 * kept

@@ -1,0 +1,33 @@
+"""The rule for a detector's description: part of the manifest's. No I/O.
+
+`core/detection/checked_spec.py` applies it on the host to every description that comes in.
+
+Shared with the device: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+from edgekd.core.bundle.rules import flag, integer, list_of, number, object_of, one_of, text
+
+MAX_SIDE = 65536
+"""Largest height, width or stride in pixels."""
+
+_SIDE = integer(1, MAX_SIDE)
+_FIGURE = number(-1e9, 1e9)
+DETECTOR = object_of(
+    dict,
+    classes=list_of(text, 1),
+    preprocess=object_of(
+        dict,
+        height=_SIDE,
+        width=_SIDE,
+        color=one_of("rgb", "bgr"),
+        scale=number(1e-9, 1e9),
+        mean=list_of(_FIGURE, 3, 3),
+        std=list_of(number(1e-9, 1e9), 3, 3),
+        pad_value=integer(0, 255),
+        center=flag,
+        upscale=flag,
+    ),
+    head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
+)

@@ -1,0 +1,195 @@
+"""Scan of a PyTorch checkpoint before PyTorch reads it: zip directory and pickle, without calling what it names.
+
+A file of half a megabyte can hold gigabytes of compressed zeros, tensors of terabytes that repeat one number, and
+storages that are longer than their records. What is refused here needs no memory yet.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgekd.core.errors import SpecError
+from edgekd.core.input_files import regular_file, shown_path
+
+MAX_BYTES = 1 << 33
+"""Bytes of a checkpoint; YOLO11x has 0.1 GB, or 0.7 GB with the state of its training."""
+MAX_RECORDS = 100_000
+"""Records of the zip file: one for each tensor."""
+MAX_PICKLE_BYTES = 1 << 24
+"""Bytes of the pickle. That of YOLO11x has 0.25 MB, for 1,000 tensors."""
+MAX_COPIED = 1 << 24
+"""Items that all calls in the pickle copy: of lists, of text, of attributes. YOLO11x has 40,000."""
+_PLAIN_NAMES = frozenset(
+    {
+        "builtins.complex",
+        "builtins.set",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor_v2",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "_codecs.encode",
+    }
+)
+"""Functions and types for data that a checkpoint may name, beside storages, number formats and layers."""
+_NUMBER_FORMAT = re.compile(r"torch\.(bool|(float|int|uint|bfloat|complex)[0-9]+)")
+_STORAGE_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1}
+_STORAGE_BYTES |= {"Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
+"""Bytes of an element of a storage, by the name of its type without `Storage`."""
+
+
+def scan_checkpoint(path: Path) -> frozenset[str]:
+    """Return the names in a checkpoint that are no data: of layers and of whatever else it asks for.
+
+    Raises SpecError for a file that torch.save did not write, or that takes much more memory than disk.
+    """
+    size = regular_file(path, MAX_BYTES, SpecError)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = _records(archive.infolist(), size)
+            pickles = [name for name in records if name.endswith("/data.pkl")]
+            if len(pickles) != 1 or records[pickles[0]] > MAX_PICKLE_BYTES:
+                raise ValueError(f"{len(pickles)} records data.pkl, where one of at most {MAX_PICKLE_BYTES} bytes is")
+            content = archive.read(pickles[0])
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise _refusal(path, str(error)) from error
+    reader = _Reader(content, pickles[0].removesuffix("data.pkl"), records)
+    try:
+        reader.load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise _refusal(path, str(error) or type(error).__name__) from error
+    return frozenset(name for name in reader.names if not _is_data(name))
+
+
+def _records(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
+    """Return the bytes of each record. Raises ValueError where they are compressed, overlap or repeat."""
+    if len(entries) > MAX_RECORDS:
+        raise ValueError(f"more than {MAX_RECORDS} records")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise ValueError(f"a compressed record {entry.filename[:80]!r}, which torch.save does not write")
+    records = {entry.filename: entry.file_size for entry in entries}
+    if len(records) < len(entries) or sum(records.values()) > size:
+        raise ValueError("records that overlap or repeat")
+    return records
+
+
+def _is_data(name: str) -> bool:
+    return name in _PLAIN_NAMES or _storage_bytes(name) > 0 or _NUMBER_FORMAT.fullmatch(name) is not None
+
+
+def _storage_bytes(name: str) -> int:
+    """Return the bytes of an element of a storage type; 0 for any other name."""
+    module, _, kind = name.rpartition(".")
+    return _STORAGE_BYTES.get(kind.removesuffix("Storage"), 0) if module in ("torch", "torch.storage") else 0
+
+
+class _Name:
+    """A function or type that the pickle names. A call checks its arguments, and gives an object without effects."""
+
+    def __init__(self, name: str, reader: _Reader) -> None:
+        self.name = name
+        self._reader = reader
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._reader.spend(arguments)
+        if self.name == "torch._utils._rebuild_tensor_v2":
+            _require_inside(*arguments[:4])
+        return _Object(self._reader)
+
+
+class _Object:
+    """The result of a call: takes items and attributes, and keeps none."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def __setstate__(self, state: Any) -> None:
+        self._reader.spend(state if isinstance(state, tuple) else (state,))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Iterable[Any]) -> None:
+        pass
+
+
+class _Storage:
+    """A storage of so many elements."""
+
+    def __init__(self, elements: int) -> None:
+        self.elements = elements
+
+
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Python's own unpickler with nothing to call. It is the one written in Python: that in C reserves memory by index.
+
+    folder: of the records; records: bytes of each.
+    """
+
+    def __init__(self, content: bytes, folder: str, records: Mapping[str, int]) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.names: set[str] = set()
+        self._folder, self._records, self._left = folder, records, MAX_COPIED
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's name, in protocol 2
+        self.names.add(full)
+        return _Name(full, self)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return a storage. Raises ValueError where its record is shorter than it."""
+        _, kind, key, _, elements = pid
+        if type(elements) is not int or elements < 0 or not isinstance(kind, _Name) or not isinstance(key, str):
+            raise ValueError("a storage that torch.save does not write")
+        length, needed = self._records.get(f"{self._folder}data/{key}", -1), elements * _storage_bytes(kind.name)
+        if not 0 <= needed <= length or not _storage_bytes(kind.name):
+            raise ValueError(f"storage {key[:20]!r} of {needed} bytes, whose record has {length}")
+        return _Storage(elements)
+
+    def spend(self, arguments: Iterable[Any]) -> None:
+        """Count the items that a call copies. Raises ValueError where all calls copy too many."""
+        self._left -= sum(len(each) for each in arguments if hasattr(each, "__len__"))
+        if self._left < 0:
+            raise ValueError(f"calls that copy more than {MAX_COPIED} items")
+
+    def load_newobj(self) -> None:
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        arguments, kind = stack.pop(), stack.pop()
+        if not isinstance(kind, _Name):
+            raise ValueError("an object of something that is no class")
+        stack.append(kind(*arguments))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.NEWOBJ[0]: load_newobj}  # type: ignore[attr-defined]
+
+
+def _require_inside(storage: Any, offset: Any, shape: Any, strides: Any) -> None:
+    """Raise ValueError for a tensor that reaches beyond its storage, or has more elements than that."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or any(type(each) is not int or each < 0 for each in numbers):
+        raise ValueError("a tensor that torch.save does not write")
+    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+    if prod(shape) and (last >= storage.elements or prod(shape) > storage.elements):
+        raise ValueError(f"a tensor of shape {str(list(shape))[:80]} in a storage of {storage.elements} elements")
+
+
+def _refusal(path: Path, found: str) -> SpecError:
+    return SpecError(
+        f"{shown_path(path)}: cannot be read as a checkpoint",
+        expected="a file written by torch.save of PyTorch 1.6 or newer",
+        found=" ".join(found.split())[:200],
+        fix="check that the file is complete; if you trust whoever made it with your machine, add --trust-checkpoint",
+    )

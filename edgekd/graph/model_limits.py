@@ -1,0 +1,244 @@
+"""Limits of an ONNX file, checked in its bytes before a library reads it. No I/O.
+
+A file of a few kilobytes can name functions that expand to billions of nodes, tensors of terabytes, and files
+anywhere on the disk as the place of its weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from edgekd.core.formats.protobuf import BYTES, VARINT, fields, varint
+
+MAX_DEPTH = 16
+"""Graphs inside attributes inside graphs; exporters nest two or three."""
+MAX_FIELDS = 4_000_000
+"""Fields of all messages that are looked at. A detector of 1,000 nodes has 20,000."""
+MAX_EXPANDED_NODES = 200_000
+"""Nodes once every function is expanded. A detector has some 1,000."""
+MAX_RANK = 64
+"""Dimensions of a tensor; NumPy has at most 64."""
+MAX_TENSOR_BYTES = 1 << 31
+"""Bytes of one tensor: the largest message of Protocol Buffers."""
+MAX_DENSE_ELEMENTS = 1 << 28
+"""Elements of a sparse tensor once it is dense: 1 GiB as float32."""
+_ELEMENTS_PER_BYTE = 4  # the smallest types have 2 bits
+
+# Numbers of fields in onnx.proto.
+_MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
+_GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_SPARSE = 1, 5, 15
+_NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_FUNCTION_NAME, _FUNCTION_NODE, _FUNCTION_DOMAIN, _FUNCTION_ATTRIBUTE = 1, 7, 10, 11
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
+_TENSOR_DATA = (4, 5, 6, 7, 9, 10, 11)
+_SPARSE_VALUES, _SPARSE_INDICES, _SPARSE_DIMS = 1, 2, 3
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_EXTERNAL = 1  # TensorProto.DataLocation
+_BITS = {1: 32, 4: 16, 5: 16, 6: 32, 7: 64, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
+_BITS |= dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8) | dict.fromkeys((21, 22, 23), 4)
+"""Bits of an element by TensorProto.DataType; newer types have at least 2."""
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """The place of a tensor's values outside the file, as the file states it. length: bytes that the tensor needs."""
+
+    tensor: str
+    entries: Mapping[str, str]
+    length: int
+
+
+Operator = tuple[str, str]
+"""Domain and name of an operator or function."""
+
+
+@dataclass
+class _Scan:
+    """What was counted in a file. calls: operators in the graph and in each function, and how often."""
+
+    content: Any
+    budget: int = MAX_FIELDS
+    external: list[ExternalData] = field(default_factory=list)
+    main: Counter[Operator] = field(default_factory=Counter)
+    functions: dict[Operator, Counter[Operator]] = field(default_factory=dict)
+
+    def parts(self, begin: int, end: int) -> list[tuple[int, int, int, int]]:
+        """Return the fields of a message. Raises ValueError where the file has too many."""
+        found = []
+        for part in fields(self.content, begin, end):
+            found.append(part)
+            self.budget -= 1
+            if self.budget < 0:
+                raise ValueError(f"more than {MAX_FIELDS} fields")
+        return found
+
+    def text(self, begin: int, end: int) -> str:
+        return bytes(self.content[begin:end]).decode("utf-8", "replace")
+
+
+def external_data(content: Any) -> list[ExternalData]:
+    """Return the tensors of an ONNX file, `bytes` or a map of it, whose values are in other files.
+
+    Raises ValueError for a file that is damaged or breaks a limit.
+    """
+    scan = _Scan(content)
+    for number, wire, begin, end in scan.parts(0, len(content)):
+        if wire != BYTES:
+            continue
+        if number == _MODEL_GRAPH:
+            _graph(scan, begin, end, scan.main, 0)
+        elif number == _MODEL_FUNCTIONS:
+            _function(scan, begin, end)
+        elif number == _MODEL_TRAINING:
+            raise ValueError("a graph with training information, which a detector does not need")
+    _require_few_nodes(scan)
+    return scan.external
+
+
+def _graph(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"graphs nested more than {MAX_DEPTH} deep")
+    for number, wire, first, last in scan.parts(begin, end):
+        if wire != BYTES:
+            continue
+        if number == _GRAPH_NODE:
+            _node(scan, first, last, calls, depth)
+        elif number == _GRAPH_TENSOR:
+            _tensor(scan, first, last)
+        elif number == _GRAPH_SPARSE:
+            _sparse(scan, first, last)
+
+
+def _node(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
+    operator, domain = "", ""
+    for number, wire, first, last in scan.parts(begin, end):
+        if wire != BYTES:
+            continue
+        if number == _NODE_OPERATOR:
+            operator = scan.text(first, last)
+        elif number == _NODE_DOMAIN:
+            domain = scan.text(first, last)
+        elif number == _NODE_ATTRIBUTE:
+            _attribute(scan, first, last, calls, depth)
+    calls[_operator(domain, operator)] += 1
+
+
+def _attribute(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
+    for number, wire, first, last in scan.parts(begin, end):
+        if wire != BYTES:
+            continue
+        if number in _ATTRIBUTE_TENSORS:
+            _tensor(scan, first, last)
+        elif number in _ATTRIBUTE_GRAPHS:
+            _graph(scan, first, last, calls, depth + 1)
+        elif number in _ATTRIBUTE_SPARSE:
+            _sparse(scan, first, last)
+
+
+def _function(scan: _Scan, begin: int, end: int) -> None:
+    name, domain, calls = "", "", Counter[Operator]()
+    for number, wire, first, last in scan.parts(begin, end):
+        if wire != BYTES:
+            continue
+        if number == _FUNCTION_NAME:
+            name = scan.text(first, last)
+        elif number == _FUNCTION_DOMAIN:
+            domain = scan.text(first, last)
+        elif number == _FUNCTION_NODE:
+            _node(scan, first, last, calls, 0)
+        elif number == _FUNCTION_ATTRIBUTE:
+            _attribute(scan, first, last, calls, 0)
+    # Overloads of a function share its name: together they are an upper bound.
+    scan.functions.setdefault(_operator(domain, name), Counter()).update(calls)
+
+
+def _operator(domain: str, name: str) -> Operator:
+    return "" if domain == "ai.onnx" else domain, name
+
+
+def _tensor(scan: _Scan, begin: int, end: int) -> int:
+    """Check a tensor's shape by its data; return its elements."""
+    dims: list[int] = []
+    name, kind, stored, outside = "", 0, 0, False
+    entries: dict[str, str] = {}
+    for number, wire, first, last in scan.parts(begin, end):
+        if number == _TENSOR_DIMS:
+            dims += _integers(scan, wire, first, last)
+        elif number in _TENSOR_DATA:
+            stored += last - first + 1  # an empty text is an element, too
+        elif number == _TENSOR_NAME:
+            name = scan.text(first, last)
+        elif number == _TENSOR_EXTERNAL:
+            entries |= _entry(scan, first, last)
+        elif (number, wire) == (_TENSOR_TYPE, VARINT):
+            kind = varint(scan.content, first, last)[0]
+        elif (number, wire) == (_TENSOR_LOCATION, VARINT):
+            outside = varint(scan.content, first, last)[0] == _EXTERNAL
+    elements = _elements(dims)
+    if elements > _ELEMENTS_PER_BYTE * MAX_TENSOR_BYTES:
+        raise ValueError(f"tensor {name[:80]!r} of shape {str(dims)[:80]}: more than {MAX_TENSOR_BYTES} bytes")
+    if outside or entries:
+        scan.external.append(ExternalData(name, entries, (elements * _BITS.get(kind, 2) + 7) // 8))
+    elif elements > _ELEMENTS_PER_BYTE * stored:
+        raise ValueError(f"tensor {name[:80]!r} of shape {str(dims)[:80]}: its data has {stored} bytes")
+    return elements
+
+
+def _sparse(scan: _Scan, begin: int, end: int) -> None:
+    dims: list[int] = []
+    for number, wire, first, last in scan.parts(begin, end):
+        if number == _SPARSE_DIMS:
+            dims += _integers(scan, wire, first, last)
+        elif number in (_SPARSE_VALUES, _SPARSE_INDICES) and wire == BYTES:
+            _tensor(scan, first, last)
+    if _elements(dims) > MAX_DENSE_ELEMENTS:
+        raise ValueError(f"a sparse tensor of shape {str(dims)[:80]}: more than {MAX_DENSE_ELEMENTS} elements")
+
+
+def _integers(scan: _Scan, wire: int, first: int, last: int) -> list[int]:
+    """Return the integers of a field, one or packed."""
+    found = []
+    while wire in (VARINT, BYTES) and first < last:
+        value, first = varint(scan.content, first, last)
+        found.append(value)
+        if len(found) > MAX_RANK:
+            break
+    return found
+
+
+def _elements(dims: list[int]) -> int:
+    """Return the elements of a tensor. Raises ValueError for one of too many dimensions."""
+    if len(dims) > MAX_RANK:
+        raise ValueError(f"a tensor of more than {MAX_RANK} dimensions")
+    return prod(dims)
+
+
+def _entry(scan: _Scan, begin: int, end: int) -> dict[str, str]:
+    values = {number: scan.text(first, last) for number, _, first, last in scan.parts(begin, end)}
+    return {values.get(_ENTRY_KEY, ""): values.get(_ENTRY_VALUE, "")}
+
+
+def _require_few_nodes(scan: _Scan) -> None:
+    """Raise ValueError where the functions call themselves, or expand to too many nodes."""
+    sizes: dict[Operator, int] = {}
+    pending = set(scan.functions)
+    while pending:
+        ready = [name for name in pending if not pending.intersection(scan.functions[name])]
+        if not ready:
+            raise ValueError("functions that call themselves")
+        for name in ready:
+            sizes[name] = _expanded(scan.functions[name], sizes)
+        pending.difference_update(ready)
+    _expanded(scan.main, sizes)
+
+
+def _expanded(calls: Counter[Operator], sizes: Mapping[Operator, int]) -> int:
+    size = sum(count * (1 + sizes.get(operator, 0)) for operator, count in calls.items())
+    if size > MAX_EXPANDED_NODES:
+        raise ValueError(f"more than {MAX_EXPANDED_NODES} nodes once its functions are expanded")
+    return size

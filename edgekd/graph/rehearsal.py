@@ -1,0 +1,101 @@
+"""Rehearsal of an ONNX file: what libraries do with it later, done once in a child process with limits.
+
+Shapes are inferred, the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros. A graph whose loops
+depend on the frame may still take long on another one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgekd.core.errors import SpecError
+from edgekd.core.input_files import regular_file
+from edgekd.core.limited_process import ProcessLimits, run_limited
+from edgekd.graph.model_file import MAX_BYTES, read_model
+from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import Graph, inputs_of, load_graph
+
+MEMORY_BYTES = 2 << 30
+"""Memory of a rehearsal beyond the libraries', for any graph."""
+MEMORY_PER_BYTE = 10
+"""More of it for each byte of the file: copies of the weights in parsing, simplifying and running."""
+MEMORY_PER_VALUE = 1 << 11
+"""More of it, in bytes, for each value of the input: activations, of which YOLO11x has 0.4 KiB at once."""
+CPU_SECONDS = 60
+"""Processor time of a rehearsal for any graph. YOLO11x takes 20 s."""
+CPU_PER_MEGABYTE = 1
+"""More of it, in seconds, for each megabyte of the file."""
+CPU_PER_MEGAVALUE = 40
+"""More of it, in seconds, for each million values of the input."""
+MAX_VALUES = 3 << 26
+"""Values of the input: three channels of 8192 x 8192 pixels."""
+_IMPORTS = "onnx,onnxruntime,onnxslim"
+_FLOAT32 = 1  # TensorProto.FLOAT
+
+
+def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool = True) -> None:
+    """Raise SpecError for an ONNX file that needs too much memory or time, or crashes a library.
+
+    size: height and width of a frame, where the file's input is dynamic; without it such a graph is not run.
+    weights: whether the graph is going to be run; without them only shapes are inferred.
+    """
+    length = regular_file(path, MAX_BYTES, SpecError)
+    status = path.stat()
+    _rehearsed(str(path.absolute()), size, weights, (status.st_dev, status.st_ino, status.st_mtime_ns, length))
+
+
+@cache
+def _rehearsed(path: str, size: tuple[int, int] | None, weights: bool, identity: tuple[int, ...]) -> None:
+    """Rehearse a file once; identity: device, inode, time in nanoseconds and length."""
+    shape = _frame_shape(read_model(Path(path), external=False), size)
+    values, length = prod(shape or ()), identity[-1]
+    if values > MAX_VALUES:
+        raise SpecError(f"{path}: input too large", expected=f"at most {MAX_VALUES} values", found=str(shape))
+    memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
+    cpu = CPU_SECONDS + CPU_PER_MEGABYTE * length // 10**6 + CPU_PER_MEGAVALUE * values // 10**6
+    limits = ProcessLimits(memory, cpu)
+    run_limited("edgekd.graph.rehearsal:use", [path, shape, weights], limits, path, imports=_IMPORTS)
+
+
+def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:
+    """Return the shape of a frame for the only input, a float32; None where there is none, or sides are unknown."""
+    inputs = inputs_of(model)
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
+        return None
+    shape = [axis.dim_value for axis in inputs[0].type.tensor_type.shape.dim]
+    if shape and not shape[0]:
+        shape[0] = 1
+    if size and len(shape) == 4:
+        shape[2:] = size
+    return shape if shape and min(shape) > 0 else None
+
+
+def use(path: str, shape: list[int] | None, weights: bool) -> None:
+    """Infer shapes, simplify, load and run: what is done in the child."""
+    import numpy as np
+    import onnxslim
+
+    model = load_graph(Path(path)) if weights else read_model(Path(path), external=False)
+    _ = Graph(model, nested=True).shapes
+    if not weights:
+        return
+    try:
+        session = cpu_session(runnable(Path(path)), spinning=False)
+        if shape:
+            session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
+    except MemoryError:
+        raise
+    except Exception as error:  # a graph that this runtime cannot run is refused by whoever runs it, if anybody does
+        if _out_of_memory(error):
+            raise MemoryError(str(error)) from error
+    onnxslim.slim(read_model(Path(path)))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether an error of ONNX Runtime, whose exceptions have no kinds for it, is a failed allocation."""
+    words = str(error).lower()
+    return any(word in words for word in ("bad_alloc", "failed to allocate", "bad allocation", "out of memory"))

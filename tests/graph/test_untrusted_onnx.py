@@ -1,0 +1,352 @@
+"""ONNX files that name other files, expand without end or have giant tensors: refused before a library reads them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgekd
+from edgekd.core.errors import DeviceError, SpecError
+from edgekd.graph import rehearsal
+from edgekd.graph.model_file import read_model, require_safe
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import load_graph, load_view
+
+VALUES = np.arange(12, dtype=np.float32)
+DOMAIN = "some.domain"
+REHEARSED = rehearsal._rehearsed
+"""As it is before tests/conftest.py takes its place."""
+
+
+def model_of(
+    nodes: list[Any],
+    constants: list[Any] | tuple[Any, ...] = (),
+    functions: list[Any] | tuple[Any, ...] = (),
+) -> Any:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [12]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], list(constants))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=8)
+
+
+def saved(model: Any, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def outside(location: str, dims: tuple[int, ...] = (12,), **more: object) -> Any:
+    """Return a model that adds a constant, whose values are said to be in another file."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor])
+
+
+def in_branch(model: Any) -> Any:
+    """Return the model with its constants in the branches of an If."""
+    branch = helper.make_graph(
+        model.graph.node,
+        "b",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [12])],
+        model.graph.initializer,
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    return model_of([node], [numpy_helper.from_array(np.array(True), "c")])
+
+
+def in_function(model: Any) -> Any:
+    """Return the model with its constant in a function."""
+    constant = helper.make_node("Constant", [], ["w"], value=model.graph.initializer[0])
+    imports = [helper.make_opsetid("", 17)]
+    function = helper.make_function(DOMAIN, "f", ["x"], ["y"], [constant, *model.graph.node], imports)
+    return model_of([helper.make_node("f", ["x"], ["y"], domain=DOMAIN)], functions=[function])
+
+
+def refused(path: Path, match: str, monkeypatch: pytest.MonkeyPatch, *, for_shapes: bool = False) -> None:
+    """Require that every way to read the file refuses it, and none asks a library.
+
+    for_shapes: also the one that needs no values of constants.
+    """
+
+    def unsafe(*_: Any, **__: Any) -> None:
+        raise AssertionError("a library got the file")
+
+    monkeypatch.setattr(onnx, "load", unsafe)
+    monkeypatch.setattr("onnxruntime.InferenceSession", unsafe)
+    for read in (require_safe, load_graph, read_model, *((load_view,) if for_shapes else ())):
+        with pytest.raises(SpecError, match=match):
+            read(path)
+    with pytest.raises(DeviceError, match=match):
+        ONNXRUNTIME_CPU.load(path)
+
+
+def symlink(secret: Path, folder: Path) -> None:
+    (folder / "w.bin").symlink_to(secret)
+
+
+def link_of_a_folder(secret: Path, folder: Path) -> None:
+    (folder / "sub").symlink_to(secret.parent)
+
+
+def hardlink(secret: Path, folder: Path) -> None:
+    os.link(secret, folder / "w.bin")
+
+
+def pipe(_: Path, folder: Path) -> None:
+    os.mkfifo(folder / "w.bin")
+
+
+def subfolder(_: Path, folder: Path) -> None:
+    (folder / "w.bin").mkdir()
+
+
+def copy(secret: Path, folder: Path) -> None:
+    (folder / "w.bin").write_bytes(secret.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [
+        ("../secret/w.bin", copy),
+        ("sub/../w.bin", copy),
+        ("/etc/hostname", copy),
+        ("", copy),
+        (".", copy),
+        ("w.bin/", copy),
+        ("./w.bin", copy),
+        ("..\\w.bin", copy),
+        ("w.bin\n", copy),
+        ("none.bin", copy),
+        ("w.bin", symlink),
+        ("sub/w.bin", link_of_a_folder),
+        ("w.bin", hardlink),
+        ("w.bin", pipe),
+        ("w.bin", subfolder),
+    ],
+)
+def test_external_data_elsewhere_is_refused_before_a_library_reads_the_file(
+    location: str,
+    place: Callable[[Path, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret, folder = tmp_path / "secret" / "w.bin", tmp_path / "model"
+    secret.parent.mkdir()
+    folder.mkdir()
+    secret.write_bytes(VALUES.tobytes())
+    place(secret, folder)
+    refused(saved(outside(location), folder), "cannot be read as an ONNX model", monkeypatch)
+
+
+@pytest.mark.parametrize("nest", [in_branch, in_function])
+def test_external_data_of_inner_graphs_is_looked_at(
+    nest: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(saved(nest(outside("/etc/hostname")), tmp_path), "external data", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"offset": 4},
+        {"offset": 40, "length": 48},
+        {"length": 44},
+        {"length": -1},
+        {"offset": "1e3"},
+        {"offset": "9" * 5000},
+        {"dims": (1 << 20,)},
+    ],
+)
+def test_external_data_that_is_not_there_is_refused(
+    told: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w.bin").write_bytes(VALUES.tobytes())
+    refused(saved(outside("w.bin", **told), tmp_path), "external data", monkeypatch)
+
+
+@pytest.mark.parametrize("location", ["w.bin", "sub/w.bin"])
+def test_external_data_beside_the_model_is_read(location: str, tmp_path: Path) -> None:
+    (tmp_path / location).parent.mkdir(exist_ok=True)
+    (tmp_path / location).write_bytes(VALUES.tobytes())
+    path = saved(outside(location), tmp_path)
+    assert np.array_equal(numpy_helper.to_array(load_graph(path).graph.initializer[0]), VALUES)
+    with ONNXRUNTIME_CPU.load(path) as session:
+        assert np.array_equal(session.run(VALUES), 2 * VALUES)
+
+
+def functions(count: int, calls: int, first: str = "Relu") -> list[Any]:
+    """Return functions, each of which calls the one before several times."""
+    made = []
+    for index in range(count):
+        operator, domain = (f"f{index - 1}", DOMAIN) if index else (first, DOMAIN if first != "Relu" else "")
+        steps = [f"t{index}_{step}" for step in range(calls - 1)]
+        nodes = [
+            helper.make_node(operator, [source], [result], domain=domain)
+            for source, result in zip(["a", *steps], [*steps, "b"], strict=True)
+        ]
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+        made.append(helper.make_function(DOMAIN, f"f{index}", ["a"], ["b"], nodes, imports))
+    return made
+
+
+def call(name: str) -> list[Any]:
+    return [helper.make_node(name, ["x"], ["y"], domain=DOMAIN)]
+
+
+def giant(dims: list[int], data: bytes = b"\0" * 48) -> Any:
+    return model_of(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        [TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, raw_data=data)],
+    )
+
+
+def sparse() -> Any:
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])])
+    values, indices = numpy_helper.from_array(VALUES, "w"), numpy_helper.from_array(np.arange(12), "i")
+    model.graph.sparse_initializer.add(values=values, indices=indices, dims=[1 << 20, 1 << 20])
+    return model
+
+
+def nested(depth: int) -> Any:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])])
+    for _ in range(depth):
+        model = in_branch(model)
+    return model
+
+
+def training() -> Any:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])])
+    model.training_info.add()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (model_of(call("f12"), functions=functions(13, 10)), "once its functions are expanded"),
+        (model_of(call("f3"), functions=functions(4, 2, first="f3")), "call themselves"),
+        (giant([1 << 40]), "more than"),
+        (giant([1 << 20]), "its data has"),
+        (giant([-1]), "more than"),
+        (giant([1] * 100, b"\0\0\0\0"), "dimensions"),
+        (sparse(), "sparse"),
+        (nested(20), "nested"),
+        (training(), "training"),
+    ],
+)
+def test_graphs_that_expand_without_end_are_refused(
+    model: Any, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(saved(model, tmp_path), match, monkeypatch, for_shapes=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of(call("f2"), functions=functions(3, 3)),
+        nested(3),
+        model_of([helper.make_node("Relu", ["x"], ["y"])], [numpy_helper.from_array(np.zeros((0, 4)), "none")]),
+        model_of(
+            [helper.make_node("Relu", ["x"], ["y"])], [helper.make_tensor("s", TensorProto.STRING, [2], [b"", b""])]
+        ),
+        model_of(
+            [helper.make_node("Relu", ["x"], ["y"])], [helper.make_tensor("i", TensorProto.INT64, [3], [0, 0, 0])]
+        ),
+    ],
+)
+def test_ordinary_graphs_are_read(model: Any, tmp_path: Path) -> None:
+    load_graph(saved(model, tmp_path))
+
+
+def test_pipes_folders_and_long_names_are_no_models(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (tmp_path / "pipe.onnx", tmp_path, tmp_path / ("a" * 5000), tmp_path / "nul\0.onnx"):
+        with pytest.raises(SpecError, match="cannot read") as caught:
+            read_model(path)
+        assert len(str(caught.value)) < 1000
+
+
+def test_every_graph_is_read_by_the_module_that_checks_it() -> None:
+    package = Path(edgekd.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name == "model_file.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert ast.unparse(node.func) not in ("onnx.load", "onnx.load_model"), path
+
+
+# -------------------------------------------------------------------------------------------------------- rehearsals
+
+
+@pytest.fixture
+def rehearse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Rehearse in a child, as no other test does; with less time, for graphs that never end."""
+    monkeypatch.setattr(rehearsal, "_rehearsed", REHEARSED)
+    monkeypatch.setattr(rehearsal, "CPU_SECONDS", 5)
+    return rehearsal.rehearse
+
+
+def constant_of_shape() -> Any:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    return model_of(nodes, [numpy_helper.from_array(np.array([1 << 33]), "s")])
+
+
+def endless_loop() -> Any:
+    scalar = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("c", 9), ("o", 9))]
+    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [12]) for name in ("a", "b")]
+    steps = [helper.make_node("Identity", ["c"], ["o"]), helper.make_node("Neg", ["a"], ["b"])]
+    body = helper.make_graph(steps, "body", [*scalar[:2], state[0]], [scalar[2], state[1]])
+    count = numpy_helper.from_array(np.array(1 << 60), "n")
+    return model_of([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)], [count])
+
+
+@pytest.mark.parametrize("make", [constant_of_shape, endless_loop])
+def test_a_graph_that_takes_all_memory_or_time_is_refused(
+    make: Callable[[], Any], rehearse: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match="too much memory or time"):
+        rehearse(saved(make(), tmp_path))
+
+
+def test_ordinary_graphs_pass_a_rehearsal(
+    rehearse: Callable[[Path], None], tiny_model: Path, tmp_path: Path, shared: Path
+) -> None:
+    rehearse(tiny_model)
+    rehearse(shared / "models" / "yolox_nano.onnx")
+    unknown = model_of([helper.make_node("Plugin", ["x"], ["y"], domain=DOMAIN)])
+    rehearse(saved(unknown, tmp_path))
+
+
+def test_a_rehearsal_imports_nothing_from_the_current_folder(
+    rehearse: Callable[[Path], None], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "onnx.py").write_text("raise SystemExit('imported')")
+    monkeypatch.setattr(sys, "path", [str(Path.cwd()), *filter(None, sys.path)])
+    monkeypatch.chdir(tmp_path)
+    rehearse(tiny_model)
+
+
+def test_the_module_is_the_one_that_commands_use() -> None:
+    from edgekd.deploy import artifact
+    from edgekd.detectors import generic_onnx
+    from edgekd.detectors import onnx as onnx_detector
+
+    for module in (artifact, generic_onnx, onnx_detector):
+        assert module.rehearse is rehearsal.rehearse
