@@ -38,6 +38,7 @@ STANDARD = (
     "core.documents",
     "core.cores",
     "core.atomic_files",
+    "core.private_files",
     "core.file_view",
     "core.formats.activations",
     "core.formats.calibration_cache",

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from edgekd.agent.apply_delta import any_head
-from edgekd.agent.state.slots import require_alone, require_room
+from edgekd.agent.state.slots import alone, require_room
 from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
 from edgekd.core.bundle.archive import verify
 from edgekd.core.bundle.delta import is_delta
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
+from edgekd.core.private_files import default_file_mode, read_private
 
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
@@ -38,6 +39,10 @@ FLUSH_BYTES = 4 << 20
 """Bytes between two flushes."""
 MAX_WAIT_S = 30.0
 """Seconds between two attempts, at most."""
+MAX_NOTE_BYTES = 1 << 16
+"""Maximum size of the note of a partial file; a longer one is a damaged one."""
+MAX_VALIDATOR = 256
+"""Maximum length of an ETag or a date that is sent back."""
 _CHUNK = 1 << 16  # bytes of a read; those of a read that fails are lost
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _RETRY = (408, 425, 429, 500, 502, 503, 504)
@@ -116,6 +121,7 @@ def fetch(camera: Camera, request: FetchRequest, sleep: Callable[[float], object
             _receive(download, stream, request, sleep)
             _require_valid(camera, request, download)
             with writing(request.out):
+                os.fchmod(stream.fileno(), default_file_mode())
                 publish(download.part, request.out)
     return FetchResult(
         request.out,
@@ -185,10 +191,8 @@ class _Download:
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
         """Open the partial file, cut to its flushed bytes. Raises DeviceError where another call writes to it."""
-        with writing(self._request.out):
-            stream = self.part.open("ab")
-        with stream:
-            require_alone(stream, self.part, "one download at a time")
+        what, expected = self.part, "one download at a time"
+        with alone(self.part, what, expected) as handle, os.fdopen(handle, "wb", closefd=False) as stream:
             self.note = self._read_note()
             with writing(self._request.out):
                 kept = min(self.note.kept, self.part.stat().st_size)
@@ -292,10 +296,11 @@ class _Download:
     def _read_note(self) -> _Note:
         """Read the note of an earlier call for this URL; an empty one where there is none."""
         try:
-            note = _Note(**json.loads(self._noted.read_bytes()))
-        except (OSError, TypeError, ValueError):
+            note = _Note(**json.loads(read_private(self._noted, MAX_NOTE_BYTES) or b"{}"))
+        except (TypeError, ValueError, RecursionError):
             return _Note(self._request.url)
-        valid = type(note.kept) is int and note.kept >= 0 and note.url == self._request.url
+        counts = all(type(count) is int and count >= 0 for count in (note.kept, note.total or 0))
+        valid = counts and note.url == self._request.url and _is_validator(note.validator)
         return note if valid else _Note(self._request.url)
 
 
@@ -316,7 +321,15 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 def _validator(headers: Mapping[str, str]) -> str | None:
     """Return the server's identifier for this version of the file: a strong ETag, else its date."""
     tag = headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+    value = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+    return value if _is_validator(value) else None
+
+
+def _is_validator(value: Any) -> bool:
+    """Return whether a value can be sent back in a header."""
+    return value is None or (
+        isinstance(value, str) and len(value) <= MAX_VALIDATOR and value.isascii() and value.isprintable()
+    )
 
 
 def _read(response: Any) -> bytes:

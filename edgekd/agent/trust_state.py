@@ -32,9 +32,19 @@ TRUST, COUNTER = "trust.json", "counter.json"
 
 def held_trust(state: State, root: Path) -> SignedTrust | None:
     """Return the trust file in effect. Raises SignatureError where one is damaged: then no bundle is accepted."""
-    # A broken link is a damaged trust file, not a missing one.
-    files = [read_trust(path) for path in (root / FACTORY, state.base / TRUST) if os.path.lexists(path)]
+    files = [read_trust(path) for path in (root / FACTORY, state.base / TRUST) if not _is_missing(path)]
     return max(files, key=lambda signed: signed.trust.version, default=None)
+
+
+def _is_missing(path: Path) -> bool:
+    """Return whether there is no such file: a broken link is a damaged one, and so is one in a closed folder."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_trust(path: Path) -> SignedTrust:

@@ -11,7 +11,7 @@ import json
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from edgekd.core.atomic_files import write_file, writing
+from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import DeviceError
 
@@ -42,8 +42,7 @@ def judging_time(state: State, trust: Trust, clock: datetime) -> datetime:
         before = last.strftime(TIME) if last else ""
         new = min(now.strftime(TIME), max(expiries))
         if new > before and (new[:10] > before[:10] or any(before < time <= new for time in expiries)):
-            with writing(state.base):
-                state.base.mkdir(parents=True, exist_ok=True)
+            state.create_folder()
             write_file(state.base / CLOCK, canonical_json({"last": new}))
     return now
 

@@ -8,7 +8,6 @@ ROOT/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folde
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError
+from edgekd.core.private_files import lock_file
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
 
@@ -148,18 +148,17 @@ class Store:
 
     @contextmanager
     def _lock(self, path: Path, name: str) -> Iterator[None]:
+        lock = path.with_name(f".{path.name}.lock")
         with writing(path):
-            handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            handle = lock_file(lock)
+            if handle is None:
+                self._progress.note(f"{name}: another build is doing this; waiting for it")
+                handle = lock_file(lock, wait_s=None)
         try:
-            with writing(path):
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    self._progress.note(f"{name}: another build is doing this; waiting for it")
-                    fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
 
     def _found(self, path: Path, kind: StageKind[R], name: str, key: str) -> Stage[R] | None:
         """Return the complete stage in a folder; None when there is none or it is not as it was written."""

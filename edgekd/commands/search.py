@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from edgekd.builds.search.workers import RunTrials, local_trials
 from edgekd.builds.stage_store import readable_json
 from edgekd.core.atomic_files import remove_folder, write_file, writing
 from edgekd.core.errors import SpecError
+from edgekd.core.private_files import lock_file
 from edgekd.core.progress import SILENT, Progress
 
 RECIPE = "recipe.toml"
@@ -118,14 +118,10 @@ def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder of a search. Raises SpecError where another search does."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = lock_file(folder / ".lock")
+    if lock is None:
+        raise SpecError(f"{folder}: another search is running there", fix="wait for it, or pass another --out")
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SpecError(
-                f"{folder}: another search is running there", fix="wait for it, or pass another --out"
-            ) from error
         yield
     finally:
         os.close(lock)

@@ -22,6 +22,10 @@ from typing import BinaryIO, cast
 
 from edgekd.core.errors import SpecError
 
+_READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""To open a name that another user may have replaced by a link or a pipe."""
+_CLAIMS = 16
+"""Attempts to lock a new temporary file before another process does."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -113,10 +117,12 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """
     for path in folder.glob(_temporary_name(glob.escape(name) if name else "*", "?" * 8)):
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(path, _READ_OWN)
         except OSError:
             continue
         try:
+            if os.fstat(handle).st_uid != os.geteuid():
+                continue  # in a folder such as /tmp another user can put anything there
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(path)
         except OSError:
@@ -143,20 +149,27 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def _claim(path: Path, folder: bool) -> tuple[Path, int]:
-    """Create an empty temporary file or folder beside `path`, and lock it; return its path and the lock to close."""
-    while True:
+    """Create an empty temporary file or folder beside `path`, and lock it; return its path and the lock to close.
+
+    Raises OSError where each was locked or removed by another process.
+    """
+    for _ in range(_CLAIMS):
         temporary = path.with_name(_temporary_name(path.name, secrets.token_hex(4)))
         if folder:
             temporary.mkdir()
         else:
             temporary.touch(exist_ok=False)
         with suppress(FileNotFoundError):
-            handle = os.open(temporary, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if temporary.exists():
-                return temporary, handle
+            handle = os.open(temporary, _READ_OWN)
+            # Another process may remove it as a leftover before it is locked. Never wait for the lock: whoever can
+            # open the file may hold it for ever.
+            with suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if temporary.exists():
+                    return temporary, handle
             os.close(handle)
-        # Before it was locked, another process removed it as a leftover.
+            _remove(temporary)
+    raise OSError(errno.EBUSY, "temporary files are locked by another process")
 
 
 def _remove(path: Path) -> None:

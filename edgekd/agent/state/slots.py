@@ -6,7 +6,6 @@ until then: after a power cut one of the two slots is in service, and it has pas
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from edgekd.agent.state.trial import Trial, trial_from_json
 from edgekd.core.atomic_files import (
@@ -35,6 +33,7 @@ from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, SpecError
 from edgekd.core.file_view import file_view
+from edgekd.core.private_files import lock_file, lock_holder, private_folder
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
@@ -43,6 +42,10 @@ MAX_GRAPH_GROWTH = 32
 """Maximum bytes of an expanded network, relative to the packed one; 2 to 4 are usual."""
 EXTRA_GRAPH_BYTES = 1 << 24
 """Maximum bytes in addition: tiny networks of equal weights shrink more."""
+LOCK_WAIT_S = 2.0
+"""Seconds to wait for another operation: a start or a commit takes less; an installation takes minutes."""
+_KNOWN = ("active", "clock.json", "lock", "models", "slots", "timings", "trust.json", "upload")
+"""Names of which a state folder has one."""
 _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
 
 
@@ -141,17 +144,21 @@ class State:
         if self._held:
             yield
             return
+        self.create_folder()
         with writing(self.root):
             (self.root / "slots").mkdir(parents=True, exist_ok=True)
-            stream = (self.root / "lock").open("ab")
-        with stream:
-            require_alone(stream, self.root, "one operation at a time")
+        with alone(self.root / "lock", self.root, "one operation at a time", wait_s=LOCK_WAIT_S):
             self._remove_leftovers()
             self._held = True
             try:
                 yield
             finally:
                 self._held = False
+
+    def create_folder(self) -> None:
+        """Create the folder of all models, closed to other users. Raises SpecError where it is another user's."""
+        with writing(self.base):
+            private_folder(self.base, _KNOWN)
 
     def _remove_leftovers(self) -> None:
         slots = [self.root / "slots" / name for name in NAMES]
@@ -264,12 +271,22 @@ class State:
         return switched
 
 
-def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
-    """Lock a file until it is closed. Raises DeviceError where another process has locked it."""
+@contextmanager
+def alone(path: Path, what: Path, expected: str, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the lock on a file, created where it is missing, and yield its descriptor.
+
+    Raises DeviceError where another process still has it after `wait_s`, SpecError where it is not this user's.
+    """
+    with writing(path):
+        handle = lock_file(path, wait_s)
+    if handle is None:
+        raise DeviceError(
+            f"{what}: in use", expected=expected, found=lock_holder(path), fix="wait for the other to end"
+        )
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise DeviceError(f"{what}: in use", expected=expected, fix="wait for the other to end") from error
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _expand_graph(bundle: BundleReader, packed: Path, out: Path) -> None:

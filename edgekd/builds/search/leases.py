@@ -5,16 +5,16 @@ A lease is a lock on a file, so it ends with its process, however that ends.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edgekd.core.atomic_files import writing
 from edgekd.core.canonical import json_sha256
+from edgekd.core.private_files import lock_file, private_folder
 
 _LOOK_S = 0.05
 """Between two looks whether something is free."""
@@ -58,12 +58,10 @@ def on_cores(count: int, folder: Path | None = None) -> Iterator[None]:
 def _first_free(kind: str, names: Sequence[str], folder: Path, held: ExitStack) -> str | None:
     """The first of the names that nobody has; `held` lets go of it."""
     with writing(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         for name in names:
-            lock = os.open(folder / f"{kind}-{json_sha256(name)[:16]}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = lock_file(folder / f"{kind}-{json_sha256(name)[:16]}.lock")
+            if lock is not None:
                 held.callback(os.close, lock)
                 return name
-            os.close(lock)
     return None
