@@ -6,22 +6,19 @@ The file appears under its name after all of it has been verified.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import socket
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
-from urllib.parse import urlsplit
 
 from edgekd.agent.apply_delta import any_head
+from edgekd.agent.http_transport import DEFAULT_LIMITS, BrokenError, Limits, Pace, Transport, is_url, read_some
 from edgekd.agent.state.slots import alone, require_room
 from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
@@ -34,17 +31,23 @@ from edgekd.core.private_files import default_file_mode, read_private
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
 
-SCHEMES = ("https", "http", "file")
 FLUSH_BYTES = 4 << 20
-"""Bytes between two flushes."""
+"""Bytes between two flushes, at most."""
+FLUSH_S = 1.0
+"""Seconds between two flushes while bytes arrive: what a killed process loses."""
+MIN_PROGRESS_BYTES = 512
+"""Bytes of a connection below which it counts as a failed attempt: else a byte a connection would go on for ever."""
+MAX_CONNECTIONS = 1000
+"""Connections of one call."""
 MAX_WAIT_S = 30.0
 """Seconds between two attempts, at most."""
 MAX_NOTE_BYTES = 1 << 16
 """Maximum size of the note of a partial file; a longer one is a damaged one."""
 MAX_VALIDATOR = 256
 """Maximum length of an ETag or a date that is sent back."""
-_CHUNK = 1 << 16  # bytes of a read; those of a read that fails are lost
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_CHUNK = 1 << 16  # bytes of a read, at most
+_NUMBER = re.compile(r"[0-9]{1,15}")
+_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 _RETRY = (408, 425, 429, 500, 502, 503, 504)
 """HTTP codes after which the same request may succeed."""
 
@@ -54,7 +57,8 @@ class FetchRequest:
     """A file to fetch.
 
     sha256: of the file, None where its signatures are enough; max_bytes: maximum size; tries: attempts in a row without
-    progress; timeout_s: seconds without a byte after which a connection counts as broken.
+    progress; timeout_s: seconds without a byte after which a connection counts as broken, and for which one that is
+    refused is tried again.
     """
 
     url: str
@@ -63,6 +67,7 @@ class FetchRequest:
     max_bytes: int = 1 << 31
     tries: int = 8
     timeout_s: float = 30.0
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -100,17 +105,13 @@ class _Note:
     kept: int = 0
 
 
-class _BrokenError(Exception):
-    """The connection broke, or the server is busy: another attempt may succeed."""
-
-
 def fetch(camera: Camera, request: FetchRequest, sleep: Callable[[float], object] = time.sleep) -> FetchResult:
     """Fetch a file, and resume where an earlier call ended.
 
     Raises SpecError, DeviceError, BundleError, HashError, SignatureError. The data so far then stays for the next call,
     unless it is wrong.
     """
-    if urlsplit(request.url).scheme not in SCHEMES:
+    if not is_url(request.url):
         raise SpecError(f"{request.url}: cannot be fetched", expected="https://, http:// or file://")
     download = _Download(request)
     changed = not (request.sha256 and request.out.is_file() and file_sha256(request.out) == request.sha256)
@@ -137,17 +138,21 @@ def fetch(camera: Camera, request: FetchRequest, sleep: Callable[[float], object
 
 def _receive(download: _Download, stream: BinaryIO, request: FetchRequest, sleep: Callable[[float], object]) -> None:
     """Connect until the file is complete. Raises DeviceError after too many attempts without progress."""
-    failed = 0
+    failed, refused_s = 0, 0.0
     while not download.complete:
         before = download.note.kept
         try:
             download.connect(stream)
-        except _BrokenError as error:
-            failed = 0 if download.note.kept > before else failed + 1
-            if failed >= request.tries or request.url.startswith("file:"):
+        except BrokenError as error:
+            progress = download.note.kept - before >= MIN_PROGRESS_BYTES and not error.slow
+            failed = 0 if progress else failed + 1
+            wait_s = min(2.0**failed, MAX_WAIT_S)
+            refused_s = refused_s + wait_s if error.refused else 0.0
+            hopeless = failed >= request.tries or download.connections >= MAX_CONNECTIONS
+            if hopeless or refused_s > request.timeout_s or request.url.startswith("file:"):
                 what = f"{request.url}: cannot be fetched"
                 raise DeviceError(what, found=str(error), fix="call it again: it goes on from there") from error
-            sleep(min(2.0**failed, MAX_WAIT_S))
+            sleep(wait_s)
 
 
 def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -> None:
@@ -180,13 +185,9 @@ class _Download:
         self.note = _Note()
         self.received = self.connections = 0
         self.complete = self.useless = False
-        self._opener = urllib.request.OpenerDirector()
-        handlers = ["ProxyHandler", "HTTPHandler", "HTTPSHandler", "FileHandler", "HTTPDefaultErrorHandler"]
-        for name in (*handlers, "HTTPErrorProcessor", "UnknownHandler"):
-            handler = getattr(urllib.request, name, None)  # there is none for HTTPS where Python has no ssl
-            if handler:
-                self._opener.add_handler(handler())
-        self._opener.add_handler(_NoDowngrade())
+        self._pace = Pace(request.limits)
+        self._transport = Transport(self._pace, request.timeout_s)
+        self._flushed_s: float | None = None
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -205,10 +206,10 @@ class _Download:
                     self._remove()
 
     def connect(self, stream: BinaryIO) -> None:
-        """Send one request, and receive its response. Raises _BrokenError, DeviceError, SpecError."""
+        """Send one request, and receive its response. Raises BrokenError, DeviceError, SpecError."""
         self.connections += 1
         try:
-            with self._opener.open(self._http_request(), timeout=self._request.timeout_s) as response:
+            with self._transport.open(self._request.url, self._headers()) as response:
                 self._accept(stream, response)
                 self._receive(stream, response)
         except urllib.error.HTTPError as error:
@@ -217,25 +218,22 @@ class _Download:
                 self._begin(stream, _Note(self._request.url))
             elif error.code not in _RETRY:
                 what = f"{self._request.url}: cannot be fetched"
-                raise DeviceError(what, found=f"HTTP {error.code} {error.reason}", fix="check the address") from error
-            raise _BrokenError(f"HTTP {error.code} {error.reason}") from error
-        except urllib.error.URLError as error:
-            raise _BrokenError(str(error.reason)) from error
-        except (http.client.HTTPException, ConnectionError, socket.timeout) as error:  # noqa: UP041 since Python 3.10
-            raise _BrokenError(str(error) or type(error).__name__) from error
+                found = f"HTTP {error.code} {error.reason}"[:200]
+                raise DeviceError(what, found=found, fix="check the address") from error
+            raise BrokenError(f"HTTP {error.code} {error.reason}"[:200]) from error
 
     def _remove(self) -> None:
         for path in (self.part, self._noted):
             if path.exists():
                 path.unlink()
 
-    def _http_request(self) -> urllib.request.Request:
+    def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "edgekd"}
         if self.note.kept:
             headers["Range"] = f"bytes={self.note.kept}-"
             if self.note.validator:
                 headers["If-Range"] = self.note.validator
-        return urllib.request.Request(self._request.url, headers=headers)
+        return headers
 
     def _accept(self, stream: BinaryIO, response: Any) -> None:
         """Check the headers of a response; start over where it is another file, or all of it."""
@@ -243,12 +241,13 @@ class _Download:
         length = response.headers.get("Content-Length") or ""
         if getattr(response, "status", None) == 206:
             total = int(part[2]) if part else None
-            if not part or int(part[1]) != self.note.kept or self.note.total not in (None, total):
+            expected = total is not None and total >= self.note.kept and self.note.total in (None, total)
+            if not part or int(part[1]) != self.note.kept or not expected:
                 self._begin(stream, _Note(self._request.url))
-                raise _BrokenError("the server sent another range than requested")
+                raise BrokenError("the server sent another range than requested")
             self.note = replace(self.note, total=total)
         else:
-            total = int(length) if length.isdigit() else None
+            total = int(length) if _NUMBER.fullmatch(length) else None
             self._begin(stream, _Note(self._request.url, _validator(response.headers), total))
         if total is not None:
             self._require_small(total)
@@ -256,19 +255,20 @@ class _Download:
 
     def _receive(self, stream: BinaryIO, response: Any) -> None:
         """Write a response up to its end, and note the flushed bytes however it ends."""
+        total = self.note.total
         try:
-            for chunk in iter(lambda: _read(response), b""):
+            for chunk in iter(lambda: read_some(response, _missing(total, stream.tell())), b""):
                 with writing(self.part):
                     stream.write(chunk)
                 self.received += len(chunk)
+                self._pace.add(len(chunk))
                 self._require_small(stream.tell())
-                if stream.tell() - self.note.kept >= FLUSH_BYTES:
+                if stream.tell() - self.note.kept >= FLUSH_BYTES or self._flush_is_due():
                     self._flush(stream)
         finally:
             self._flush(stream)
-        total = self.note.total
         if total is not None and self.note.kept < total:
-            raise _BrokenError(f"the connection ended after {self.note.kept} of {total} bytes")
+            raise BrokenError(f"the connection ended after {self.note.kept} of {total} bytes")
         self.complete = True
 
     def _require_small(self, count: int) -> None:
@@ -278,9 +278,13 @@ class _Download:
             what = f"{self._request.url}: too large"
             raise DeviceError(what, expected=f"at most {limit} bytes", found=f"{count} or more", fix="--max-bytes")
 
+    def _flush_is_due(self) -> bool:
+        return self._flushed_s is None or time.monotonic() - self._flushed_s >= FLUSH_S
+
     def _begin(self, stream: BinaryIO, note: _Note) -> None:
-        stream.truncate(note.kept)
-        stream.seek(note.kept)
+        with writing(self.part):
+            stream.truncate(note.kept)
+            stream.seek(note.kept)
         self._write_note(note)
 
     def _flush(self, stream: BinaryIO) -> None:
@@ -288,6 +292,7 @@ class _Download:
             stream.flush()
             os.fsync(stream.fileno())
         self._write_note(replace(self.note, kept=stream.tell()))
+        self._flushed_s = time.monotonic()
 
     def _write_note(self, note: _Note) -> None:
         self.note = note
@@ -304,20 +309,6 @@ class _Download:
         return note if valid else _Note(self._request.url)
 
 
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http."""
-
-    def redirect_request(self, request: Any, response: Any, *arguments: Any) -> Any:
-        """Return the redirected request. Raises HTTPError where it is not encrypted any more."""
-        new = super().redirect_request(request, response, *arguments)
-        if new is not None and request.type == "https" and new.type != "https":
-            headers = arguments[2]
-            raise urllib.error.HTTPError(
-                request.full_url, 403, "redirects to a URL without encryption", headers, response
-            )
-        return new
-
-
 def _validator(headers: Mapping[str, str]) -> str | None:
     """Return the server's identifier for this version of the file: a strong ETag, else its date."""
     tag = headers.get("ETag")
@@ -332,10 +323,6 @@ def _is_validator(value: Any) -> bool:
     )
 
 
-def _read(response: Any) -> bytes:
-    """Read the next bytes. Raises _BrokenError."""
-    try:
-        chunk: bytes = response.read(_CHUNK)
-    except (http.client.HTTPException, OSError) as error:
-        raise _BrokenError(str(error) or type(error).__name__) from error
-    return chunk
+def _missing(total: int | None, count: int) -> int:
+    """Return the maximum number of bytes for the next read, after `count` bytes of a file."""
+    return _CHUNK if total is None else min(_CHUNK, total - count)
