@@ -6,13 +6,14 @@ depend on the frame may still take long on another one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import SpecError
-from edgekd.core.input_files import regular_file
+from edgekd.core.input_files import regular_file, shown_path
 from edgekd.core.limited_process import ProcessLimits, run_limited
 from edgekd.graph.model_file import MAX_BYTES, read_model
 from edgekd.graph.nvfp4 import runnable
@@ -49,16 +50,24 @@ def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool =
 
 
 @cache
-def _rehearsed(path: str, size: tuple[int, int] | None, weights: bool, identity: tuple[int, ...]) -> None:
-    """Rehearse a file once; identity: device, inode, time in nanoseconds and length."""
+def _rehearsed(path: str, size: tuple[int, int] | None, weights: bool, _identity: tuple[int, ...]) -> None:
+    """Rehearse a file once; _identity: device, inode, time in nanoseconds and length."""
     shape = _frame_shape(read_model(Path(path), external=False), size)
-    values, length = prod(shape or ()), identity[-1]
+    values = prod(shape or ())
     if values > MAX_VALUES:
         raise SpecError(f"{path}: input too large", expected=f"at most {MAX_VALUES} values", found=str(shape))
+    rehearse_call("edgekd.graph.rehearsal:use", [path, shape, weights], Path(path), values, _IMPORTS)
+
+
+def rehearse_call(function: str, arguments: Sequence[Any], path: Path, values: int, imports: str) -> None:
+    """Call a function, MODULE:NAME, in a child with the limits for a file and an input of so many values.
+
+    imports: the libraries that it needs, separated by commas. Raises SpecError.
+    """
+    length = path.stat().st_size
     memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
-    cpu = CPU_SECONDS + CPU_PER_MEGABYTE * length // 10**6 + CPU_PER_MEGAVALUE * values // 10**6
-    limits = ProcessLimits(memory, cpu)
-    run_limited("edgekd.graph.rehearsal:use", [path, shape, weights], limits, path, imports=_IMPORTS)
+    cpu = CPU_SECONDS + (CPU_PER_MEGABYTE * length + CPU_PER_MEGAVALUE * values) // 10**6
+    run_limited(function, arguments, ProcessLimits(memory, cpu), shown_path(path), imports=imports)
 
 
 def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:

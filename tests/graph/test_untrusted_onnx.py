@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgekd
 from edgekd.core.errors import DeviceError, SpecError
+from edgekd.core.limited_process import run_limited
 from edgekd.graph import rehearsal
 from edgekd.graph.model_file import read_model, require_safe
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -23,8 +24,6 @@ from edgekd.graph.view import load_graph, load_view
 
 VALUES = np.arange(12, dtype=np.float32)
 DOMAIN = "some.domain"
-REHEARSED = rehearsal._rehearsed
-"""As it is before tests/conftest.py takes its place."""
 
 
 def model_of(
@@ -293,7 +292,7 @@ def test_every_graph_is_read_by_the_module_that_checks_it() -> None:
 @pytest.fixture
 def rehearse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Rehearse in a child, as no other test does; with less time, for graphs that never end."""
-    monkeypatch.setattr(rehearsal, "_rehearsed", REHEARSED)
+    monkeypatch.setattr(rehearsal, "run_limited", run_limited)
     monkeypatch.setattr(rehearsal, "CPU_SECONDS", 5)
     return rehearsal.rehearse
 

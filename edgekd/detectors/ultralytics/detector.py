@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.bundle.detector_rule import MAX_SIDE
-from edgekd.core.detection.checked_spec import checked_classes
+from edgekd.core.detection.checked_spec import checked_classes, checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.literals import read_literal
 from edgekd.detectors.torch_support import requiring, write_onnx
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
+from edgekd.graph.rehearsal import rehearse_call
 
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 DEFAULT_SIDE = 640
 """Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
+MAX_STRIDE = 1024
+"""Largest stride of a head in pixels; detectors have 64 at most."""
 
 
 class UltralyticsDetector:
@@ -42,13 +45,13 @@ class UltralyticsDetector:
         """
         model, train_args = self.network()
         head = model.model[-1]
-        nms = keep_one_branch(head)
-        height, width = input_size(train_args, int(max(head.stride)))
-        spec = DetectorSpec(
-            classes=class_names(model),
-            preprocess=Preprocess(height=height, width=width),
-            head=Head("yolo", nms=nms, strides=tuple(int(stride) for stride in head.stride)),
-        )
+        strides, nms = strides_of(head), keep_one_branch(head)
+        height, width = input_size(train_args, max(strides))
+        spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), Head("yolo", nms, strides))
+        checked_spec(spec, f"{self.path}: detector")
+        if not self._trust:
+            function, values = f"{__name__}:run_once", 3 * height * width
+            rehearse_call(function, [str(self.path), height, width], self.path, values, "torch,ultralytics")
         model.fuse(verbose=False)
         head.export, head.format, head.dynamic = True, "onnx", False
         write_onnx(model, height, width, graph, opset)
@@ -70,6 +73,27 @@ class UltralyticsDetector:
         checkpoint = load_checkpoint(self.path, self._trust)
         require_box_detector(checkpoint.model, self.path)
         return checkpoint.model, checkpoint.train_args
+
+
+def run_once(path: str, height: int, width: int) -> None:
+    """Run the network in a checkpoint on one frame of zeros: what is rehearsed in a child, whatever its layers do."""
+    import torch
+
+    model, _ = UltralyticsDetector(Path(path)).network()
+    keep_one_branch(model.model[-1])
+    with torch.no_grad():
+        model(torch.zeros(1, 3, height, width))
+
+
+def strides_of(head: Any) -> tuple[int, ...]:
+    """Return the strides of a head or network in pixels. Raises SpecError for some that no detector has."""
+    try:
+        strides = tuple(int(stride) for stride in head.stride)
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise SpecError("checkpoint: strides of its head", expected="numbers", found=first_line(error)) from error
+    if not strides or not all(1 <= stride <= MAX_STRIDE for stride in strides):
+        raise SpecError("checkpoint: strides of its head", expected=f"1 to {MAX_STRIDE}", found=str(strides)[:100])
+    return strides
 
 
 def model_classes(path: Path) -> Any:
@@ -139,7 +163,7 @@ def resize_detector(checkpoint: Path, image_size: int, out: Path, trust: bool = 
     Returns height and width before and after. Raises SpecError for a checkpoint that is no detector.
     """
     network, train_args = UltralyticsDetector(checkpoint, trust).network()
-    stride = int(max(network.stride))
+    stride = max(strides_of(network))
     new_args = {"task": "detect", **train_args, "imgsz": image_size}
     write_checkpoint(network, new_args, out)
     return input_size(train_args, stride), input_size(new_args, stride)

@@ -29,7 +29,7 @@ from edgekd.detectors.results import FactorizationRecord, LowRankProduct
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
-from edgekd.detectors.ultralytics.detector import input_size, unfused_network
+from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfused_network
 from edgekd.detectors.ultralytics.loop import quiet
 from edgekd.detectors.ultralytics.upstream import AAttn, Attention, Conv, RepConv
 
@@ -53,7 +53,7 @@ def factorize_detector(
     """
     began = time.monotonic()
     network, train_args = unfused_network(checkpoint, trust)
-    size = input_size(train_args, int(max(network.stride)))
+    size = input_size(train_args, max(strides_of(network)))
     parameters = parameters_in(network)
     with quiet(), torch.no_grad():
         before = convolutions_of(network, size)
@@ -117,7 +117,7 @@ def observe_inputs(
 ) -> dict[str, InputMoments]:
     """Return the moments of the inputs of the layers named, on training images drawn by the step's seed."""
     images = draw_images(load_dataset(data).split("train").samples, step.images, step.seed, progress)
-    preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, int(max(network.stride))))
+    preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, max(strides_of(network))))
     layers = {name: network.get_submodule(name).conv for name in names}
     statistics = {
         name: InputStatistics(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()

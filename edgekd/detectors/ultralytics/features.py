@@ -20,7 +20,7 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.detectors.teacher import DirectDetector
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics.detector import class_names, input_size, require_box_detector
+from edgekd.detectors.ultralytics.detector import class_names, input_size, require_box_detector, strides_of
 from edgekd.detectors.ultralytics.upstream import RTDETRDetectionModel
 
 PROBE_SIDE = 256
@@ -127,7 +127,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
                 network.fuse(verbose=False)  # which would drop one branch of a head with two
             head.training = True  # the head alone, for that is when it does not decode
         self.network = network
-        self.image_size = input_size(loaded.train_args, int(max(network.stride)))
+        self.image_size = input_size(loaded.train_args, max(strides_of(network)))
         self.classes = class_names(network)
         self._recorder = FeatureRecorder(network)
         self.widths, self.strides = self._recorder.taps.widths, self._recorder.taps.strides
@@ -148,7 +148,7 @@ def rtdetr(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -> Dir
     network = loaded.model
     if type(network) is not RTDETRDetectionModel:
         return None
-    height, width = input_size(loaded.train_args, int(max(network.stride)))
+    height, width = input_size(loaded.train_args, max(strides_of(network)))
     spec = DetectorSpec(class_names(network), Preprocess(height, width), Head("end2end", nms=False))
 
     def find(frame: np.ndarray) -> Detections:

@@ -26,7 +26,7 @@ from edgekd.core.errors import SpecError
 from edgekd.data.images import Image
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics.detector import class_names, input_size, model_classes
+from edgekd.detectors.ultralytics.detector import class_names, input_size, model_classes, strides_of
 
 
 def open_vocabulary(
@@ -50,7 +50,7 @@ def open_vocabulary(
         _set_words(checkpoint, network, classes, embeddings)
     if head.end2end:
         head.end2end = False  # its other branch, with NMS, is the one that all of them have
-    height, width = input_size(train_args, int(max(head.stride)))
+    height, width = input_size(train_args, max(strides_of(head)))
     spec = DetectorSpec(tuple(classes), Preprocess(height, width), Head("yolo"))
 
     def find(frame: Image) -> Detections:

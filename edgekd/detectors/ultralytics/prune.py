@@ -44,7 +44,7 @@ from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, write_checkpoint
-from edgekd.detectors.ultralytics.detector import input_size, unfused_network
+from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfused_network
 from edgekd.detectors.ultralytics.features import tap_points
 from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
@@ -126,12 +126,12 @@ def _load(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int
     network, train_args = unfused_network(checkpoint, trust)
     if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
         raise SpecError(f"{checkpoint}: has factorized layers", fix="prune first, and factorize what is left")
-    return network, train_args, input_size(train_args, int(max(network.stride)))
+    return network, train_args, input_size(train_args, max(strides_of(network)))
 
 
 def _gradient_size(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of the images for gradients: whole strides."""
-    return input_size({"imgsz": step.image_size or size}, int(max(network.stride)))
+    return input_size({"imgsz": step.image_size or size}, max(strides_of(network)))
 
 
 def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: bool) -> Any:
