@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from edgekd.builds.recipe import load_recipe
-from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.quantization.quantize import QuantizationResult, quantize
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.detection.preprocess import letterbox
@@ -116,7 +116,7 @@ class Detector:
         frames: Iterable[np.ndarray],
         step: Quantize | None = None,
         plan: Mapping[str, WeightFormat] | None = None,
-    ) -> Quantized:
+    ) -> QuantizationResult:
         """Write the quantized graph; by default as step `quantize` does without settings."""
         return quantize(self.graph, out, frames, step or Quantize(), plan)
 

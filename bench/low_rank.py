@@ -33,7 +33,7 @@ from edgekd.hardware.target import load_target
 
 if TYPE_CHECKING:
     from edgekd.compress.low_rank import InputMoments
-    from edgekd.detectors.results import FactorizeResult
+    from edgekd.detectors.results import FactorizationRecord
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
@@ -97,7 +97,7 @@ def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
     yield row_of(one, energy, COUNTED, done, given, timed=True)
 
 
-def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: Given, *, timed: bool) -> Document:
+def row_of(one: Subject, energy: float, way: str, done: FactorizationRecord, given: Given, *, timed: bool) -> Document:
     """Score, compare and time the factorized detector; pairs are before and after.
 
     `layers`: replaced ones; `promised`, `seen`: the mean share of what varies in their outputs that they keep, on the
@@ -119,7 +119,7 @@ def row_of(one: Subject, energy: float, way: str, done: FactorizeResult, given: 
 
 
 def remade(
-    one: Subject, out: Path, done: FactorizeResult, step: LowRank, known: Callable[[InputMoments], InputMoments]
+    one: Subject, out: Path, done: FactorizationRecord, step: LowRank, known: Callable[[InputMoments], InputMoments]
 ) -> None:
     """Write the detector with the same ranks, found as if only this were known of what layers read."""
     import torch

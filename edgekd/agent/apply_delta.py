@@ -5,14 +5,13 @@ The bundle of a delta is rebuilt in a temporary file without a name, outside the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.agent.state.slots import State, model_names, require_room
-from edgekd.core.atomic_files import writing
+from edgekd.core.atomic_files import unnamed_file, writing
 from edgekd.core.bundle.archive import BundleReader, Head, opened
 from edgekd.core.bundle.delta import DeltaReader, OldBundle, begins_delta
 from edgekd.core.errors import BundleError
@@ -50,9 +49,7 @@ def whole_bundle(state: State, update: Update, judge: Judge | None) -> Iterator[
         networks = update.head.manifest.graph.length + old.manifest.graph.length
         needs = {"the bundle, put together": update.new_bytes, "networks without their compression": 2 * networks}
         require_room(state.base, needs)
-        with writing(state.base):
-            stream = tempfile.TemporaryFile(dir=state.base)  # noqa: SIM115 closed below
-        with stream:
+        with unnamed_file(state.base) as stream:
             with writing(state.base):
                 update.rebuild(old, stream)
                 stream.seek(0)

@@ -1,9 +1,8 @@
 """Search for the layers of a network that are faster in float, by the profiles of its engines. Pure.
 
-Each layer with Q/DQ takes a time in INT8 and another in float, the copies around it included, and a tensor between
-layers of different types costs a conversion. The cheapest assignment is a minimum cut of the network between the two.
-The cost of conversions is unknown before an engine with them is built: candidates are built and profiled, and the next
-one keeps the regions that gained.
+A layer with Q/DQ takes a time in INT8 and another in float, and a tensor between layers of different types costs a
+conversion: the cheapest assignment is a minimum cut. The cost of conversions is known once an engine with them is
+built, so that candidates are built and profiled, and the next one keeps the regions that gained.
 """
 
 from __future__ import annotations

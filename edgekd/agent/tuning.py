@@ -1,8 +1,7 @@
 """INT8 only where it is faster: the form of a slot's network that is fastest on this device and passes the self-test.
 
-The engine as shipped and the one in float are built and profiled layer by layer, then a few with some layers in float.
-All are measured interleaved, and the shipped one stays unless another is significantly faster. Engines on the disk are
-used by the next run, so that it continues after a power cut; the choice takes effect by one rename, of its file.
+The shipped engine and the one in float are profiled by layer, then a few with some layers in float; all are measured
+interleaved. The choice takes effect by one rename, of its file.
 """
 
 from __future__ import annotations

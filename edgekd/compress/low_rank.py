@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgekd.compress.pruning import Convolution, LayerCost, multiply_adds
+from edgekd.compress.pruning import Convolution, CostFunction, multiply_adds
 
 RIDGE = 1e-4
 """Share of the mean power that is added in every direction: inactive directions here may be active elsewhere."""
@@ -65,7 +65,7 @@ def parts(layer: Convolution, ranks: Ranks) -> tuple[Convolution, ...]:
     return tuple(layers)
 
 
-def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: LayerCost) -> Ranks | None:
+def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: CostFunction) -> Ranks | None:
     """Return the cheapest ranks that keep at least the share `energy` of the output's variance.
 
     kept: the share by ranks, as in `WeightedLayer`. None where no product costs, and multiplies, enough less.

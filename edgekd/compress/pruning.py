@@ -50,7 +50,7 @@ class Convolution:
         return self.positions * self.weights
 
 
-LayerCost = Callable[[Convolution], float]
+CostFunction = Callable[[Convolution], float]
 """Cost of running a layer once, in any unit: multiply-adds, or microseconds on a device."""
 
 
@@ -117,7 +117,11 @@ ROUNDING = 1e-9
 
 
 def choose(
-    units: Sequence[Unit], convolutions: Sequence[Convolution], goal: Goal, step: Prune, cost: LayerCost | None = None
+    units: Sequence[Unit],
+    convolutions: Sequence[Convolution],
+    goal: Goal,
+    step: Prune,
+    cost: CostFunction | None = None,
 ) -> dict[str, int]:
     """Return how many channels each unit loses, by name: greedily, by the least importance for its saving.
 
@@ -127,7 +131,7 @@ def choose(
     Raises CompressError where all that may be removed is not enough.
     """
     multiple = step.multiple or DEFAULT_MULTIPLE
-    limited: LayerCost = attrgetter("weights" if goal.multiply_adds == inf else "multiply_adds")
+    limited: CostFunction = attrgetter("weights" if goal.multiply_adds == inf else "multiply_adds")
     network = _Network(convolutions, cost or limited)
     left = {unit.name: unit.channels for unit in units}
     losses = {unit.name: unit.losses() for unit in units}
@@ -168,7 +172,7 @@ def _least(unit: Unit, step: Prune) -> int:
 def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -> CompressError:
     all_adds, all_weights = multiply_adds(before), sum(each.weights for each in before)
     return CompressError(
-        "pruning: so much cannot go",
+        "pruning: so many channels cannot be removed",
         expected=f"no less than {network.multiply_adds / all_adds:.0%} of the multiply-adds to be left, "
         f"and {network.weights / all_weights:.0%} of the weights",
         found=", ".join(
@@ -179,7 +183,7 @@ def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -
             )
             if limit < inf
         ),
-        fix="ask for less, or raise most",
+        fix="lower the goal, or raise `most`",
     )
 
 
@@ -191,7 +195,7 @@ def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
 class _Network:
     """The widths of convolutions while units are cut, and their totals."""
 
-    def __init__(self, convolutions: Sequence[Convolution], cost: LayerCost) -> None:
+    def __init__(self, convolutions: Sequence[Convolution], cost: CostFunction) -> None:
         self._layers = list(convolutions)
         self._cost = cost
         self.multiply_adds = multiply_adds(convolutions)

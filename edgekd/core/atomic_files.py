@@ -14,10 +14,11 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from edgekd.core.errors import SpecError
 
@@ -58,6 +59,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         with writing(path):
             publish(temporary, path)
+
+
+def unnamed_file(folder: Path) -> BinaryIO:
+    """Return an empty file without a name, whose space in `folder` is freed when it is closed. Raises SpecError."""
+    with writing(folder):
+        # Where the file system needs a name for a moment, it is one that `remove_leftovers` knows.
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder, prefix=".unnamed.", suffix=".edgekd-tmp"))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """Latency of a detector on a device: warm-up, then a minimum of frames and of seconds, with every sample kept.
 
-Each frame is timed in up to four parts: decode (compressed frame to pixels), preprocess (frame to batch), inference
-(the engine) and postprocess (output to detections). Reading files is not part of any.
+Each frame is timed in up to four parts: decode, preprocess, inference and postprocess. Reading files is not part of
+any.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

@@ -1,9 +1,8 @@
 """Detection of data drift on a camera, by cheap statistics of frames and their record on the calibration data.
 
-The record has the distribution of every statistic. It maps a frame's statistics to normal scores, and Hotelling's T
-squared is the distance of the mean of a window of frames (Hotelling, The generalization of Student's ratio, 1931). Its
-limit is drawn from the record's own frames, so that a stream of STREAM such frames has a false alarm with probability
-ALARM. Consecutive frames are correlated: use one every few seconds.
+The distance is Hotelling's T squared of the mean of a window of frames, in normal scores by the record. Its limit is
+drawn from the record's own frames. Consecutive frames are correlated: use one every few seconds. docs/drift.md has
+more.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

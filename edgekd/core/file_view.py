@@ -1,4 +1,4 @@
-"""A part of an open file as a sequence of bytes, of which nothing is in memory before it is asked for.
+"""A part of an open file as a sequence of bytes, read into memory on access only.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from edgekd.compress.pruning import (
     Convolution,
+    CostFunction,
     Goal,
-    LayerCost,
     Unit,
     choose,
     isomorphic,
@@ -32,7 +32,7 @@ from edgekd.core.errors import CompressError, SpecError, did_you_mean
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, draw_images
 from edgekd.data.types import Sample
-from edgekd.detectors.results import SCANNED_SHARES, PruneResult, Sensitivity
+from edgekd.detectors.results import SCANNED_SHARES, PruningRecord, Sensitivity
 from edgekd.detectors.torch_support import requiring
 
 with requiring("pruning needs PyTorch and torch-pruning"):
@@ -83,7 +83,7 @@ class Channels:
         self._groups = {joined[0].name: joined for joined in _joined(groups, pairs)}
         self.units = [_unit(joined, index) for joined in self._groups.values()]
 
-    def prune(self, step: Prune, cost: LayerCost | None, weights: float = inf) -> dict[str, int]:
+    def prune(self, step: Prune, cost: CostFunction | None, weights: float = inf) -> dict[str, int]:
         """Remove the channels that `compress.pruning.choose` selects; return how many are removed, by unit.
 
         weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
@@ -123,9 +123,9 @@ class Channels:
 
     def pruned(
         self, removed: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
-    ) -> PruneResult:
+    ) -> PruningRecord:
         """Return the result after a removal. removed: channels by unit; after: the convolutions that are left."""
-        return PruneResult(
+        return PruningRecord(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
             widths={unit.name: (unit.channels, unit.channels - removed[unit.name]) for unit in self.units},

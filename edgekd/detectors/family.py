@@ -20,7 +20,13 @@ from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
     from edgekd.core.detection.decode import Thresholds
-    from edgekd.detectors.results import DistillResult, FactorizeResult, PruneResult, Sensitivity, TrainResult
+    from edgekd.detectors.results import (
+        DistillationRecord,
+        FactorizationRecord,
+        PruningRecord,
+        Sensitivity,
+        TrainingRun,
+    )
     from edgekd.detectors.teacher import DirectDetector, Teacher
 
 GROUP = "edgekd.families"
@@ -80,14 +86,14 @@ class Family:
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
     direct: Callable[..., DirectDetector | None] | None = None
-    distill: Callable[..., DistillResult] | None = None
+    distill: Callable[..., DistillationRecord] | None = None
     initialize_student: Callable[..., None] | None = None
-    prune: Callable[..., PruneResult] | None = None
-    prune_quantized: Callable[..., PruneResult] | None = None
+    prune: Callable[..., PruningRecord] | None = None
+    prune_quantized: Callable[..., PruningRecord] | None = None
     scan: Callable[..., Sensitivity] | None = None
-    factorize: Callable[..., FactorizeResult] | None = None
+    factorize: Callable[..., FactorizationRecord] | None = None
     resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
-    quant_aware_distill: Callable[..., TrainResult] | None = None
+    quant_aware_distill: Callable[..., TrainingRun] | None = None
 
     @property
     def trains(self) -> bool:

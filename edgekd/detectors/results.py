@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainingRun:
     """A finished training: its epochs, the mean of each loss in each epoch by name, and its duration in seconds."""
 
     epochs: int
@@ -20,7 +20,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class DistillResult(TrainResult):
+class DistillationRecord(TrainingRun):
     """A finished distillation.
 
     weights: in each epoch the mean weight of each loss; `teacher`, by which an adaptive stage scales them; and the
@@ -33,7 +33,7 @@ class DistillResult(TrainResult):
 
 
 @dataclass(frozen=True)
-class PruneResult:
+class PruningRecord:
     """A pruned detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
 
     widths: channels of each unit before and after, by the name of a layer that writes them; importance: the share of
@@ -71,7 +71,7 @@ class LowRankProduct:
 
 
 @dataclass(frozen=True)
-class FactorizeResult:
+class FactorizationRecord:
     """A factorized detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
 
     layers: the product in the place of each replaced convolution, by its name.

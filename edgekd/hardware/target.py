@@ -121,7 +121,7 @@ class Peaks:
 
 
 @dataclass(frozen=True)
-class Mode:
+class TargetPowerMode:
     """A power mode.
 
     Args:
@@ -151,7 +151,7 @@ class Power:
     total: Figure[str] | None = None
     max_watts: Figure[float] | None = None
     default_mode: str | None = None
-    modes: tuple[Mode, ...] = ()
+    modes: tuple[TargetPowerMode, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def _ordered(versions: Range) -> bool:
 def _facts(group: str, name: str, value: Any) -> Iterator[Fact]:
     if isinstance(value, Figure):
         yield Fact(group, name, _text(value.value), value.source, value.verified)
-    elif isinstance(value, Mode):
+    elif isinstance(value, TargetPowerMode):
         yield from _facts(group, f"{value.name} watts", value.watts)
         yield from _facts(group, f"{value.name} nvpmodel", value.nvpmodel)
     elif isinstance(value, tuple):

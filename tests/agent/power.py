@@ -57,8 +57,8 @@ class _Disk:
         opened, disk = io.open, self
 
         def open_torn(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-            """What a `Path` opens its files with."""
-            if "b" in mode and set(mode) & set("wxa"):
+            """What a `Path` opens its files with; temporary files have an opener, and end with the process."""
+            if "opener" not in named and "b" in mode and set(mode) & set("wxa"):
                 return io.BufferedWriter(_TornFile(disk, file, mode.replace("b", "")))
             return opened(file, mode, *more, **named)
 
@@ -75,7 +75,8 @@ class _Disk:
             path, _, flags = arguments
             if isinstance(path, (str, Path)) and flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull:
                 self._step()
-                self._unflushed.append(Path(path).absolute())
+                if flags & os.O_TMPFILE != os.O_TMPFILE:
+                    self._unflushed.append(Path(path).absolute())
         elif event in _CHANGES:
             self._step()
             if event == "os.rename":

@@ -16,7 +16,7 @@ from edgekd.agent import commands
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import State
-from edgekd.core.bundle.archive import END, member, read_head, replace_signatures
+from edgekd.core.bundle.archive import END, BundleReader, member, read_head, replace_signatures
 from edgekd.core.bundle.ed25519 import verify
 from edgekd.core.bundle.signatures import SignatureEnvelope, to_json
 from edgekd.core.bundle.trust import Key
@@ -414,6 +414,21 @@ def test_bytes_that_change_in_the_file_are_found(
     identity = identity_of(good)
     answer = agent("unpack", good)
     assert answer.code == 1 or answer.result["identity"] == identity
+
+
+@pytest.mark.usefixtures("trusting")
+def test_the_network_is_expanded_from_what_was_verified(
+    agent: Agent, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the bundle, which may have changed since then."""
+    extract, identity = BundleReader.extract, identity_of(good)
+
+    def extract_and_empty(reader: BundleReader, folder: Path) -> None:
+        extract(reader, folder)
+        good.write_bytes(b"")
+
+    monkeypatch.setattr(BundleReader, "extract", extract_and_empty)
+    assert agent("unpack", good).result["identity"] == identity
 
 
 @pytest.mark.usefixtures("trusting")

@@ -210,5 +210,5 @@ def test_layers_may_be_capped_by_name() -> None:
     capped = choose(units, CHAIN, less(0.2), Prune(multiple=8, caps=caps))
     assert capped["layer.0"] == 0
     assert capped["layer.1"] == 16, "a quarter and no more"
-    with pytest.raises(CompressError, match="raise most"):
+    with pytest.raises(CompressError, match="raise `most`"):
         choose(units, CHAIN, less(0.4), Prune(multiple=8, caps=caps))

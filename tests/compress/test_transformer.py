@@ -17,7 +17,7 @@ from transformer import LAYERS, pictures, write_transformer
 from edgekd.compress.quantization.mixed_precision import choices, ladder, measure_costs, plan_for
 from edgekd.compress.quantization.plan import require_fits
 from edgekd.compress.quantization.qdq import read_layers
-from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.quantization.quantize import QuantizationResult, quantize
 from edgekd.compress.quantization.rewrite import weights_pair
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
@@ -39,7 +39,7 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def int8(network: Path) -> tuple[Path, Quantized]:
+def int8(network: Path) -> tuple[Path, QuantizationResult]:
     out = network.with_name("int8.onnx")
     return out, quantize(network, out, SEEN, Quantize())
 
@@ -49,11 +49,13 @@ def error(before: Path, after: Path) -> float:
     return output_errors(before, after, iter(FRESH))["scores"].relative_error
 
 
-def in_fp4x(done: Quantized) -> dict[str, WeightFormat]:
+def in_fp4x(done: QuantizationResult) -> dict[str, WeightFormat]:
     return {name: "fp4x" if form == "int8" else form for name, form in done.forms.items()}
 
 
-def test_every_layer_but_the_head_is_int8_and_little_is_lost(network: Path, int8: tuple[Path, Quantized]) -> None:
+def test_every_layer_but_the_head_is_int8_and_little_is_lost(
+    network: Path, int8: tuple[Path, QuantizationResult]
+) -> None:
     out, done = int8
     assert len(done.forms) == done.layers == LAYERS
     assert [name for name, form in done.forms.items() if form == "float16"] == ["/head/Gemm"]
@@ -61,7 +63,7 @@ def test_every_layer_but_the_head_is_int8_and_little_is_lost(network: Path, int8
     assert len(pack(out.read_bytes())) < network.stat().st_size / 3
 
 
-def test_the_graph_has_what_tensorrt_asks_for(int8: tuple[Path, Quantized]) -> None:
+def test_the_graph_has_what_tensorrt_asks_for(int8: tuple[Path, QuantizationResult]) -> None:
     graph = Graph(onnx.load(int8[0]))
     quantized = 0
     for node in graph.nodes:
@@ -81,7 +83,7 @@ def test_the_graph_has_what_tensorrt_asks_for(int8: tuple[Path, Quantized]) -> N
     assert all(graph.producers.get(name).op_type != "DequantizeLinear" for node in attention for name in node.input)
 
 
-def test_the_runtime_computes_what_the_graph_says(int8: tuple[Path, Quantized]) -> None:
+def test_the_runtime_computes_what_the_graph_says(int8: tuple[Path, QuantizationResult]) -> None:
     """Fused kernels that saturate would not be what TensorRT computes."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -94,7 +96,7 @@ def test_the_runtime_computes_what_the_graph_says(int8: tuple[Path, Quantized]) 
 
 
 def test_four_bits_lose_more_but_much_less_than_rounding_to_the_nearest(
-    network: Path, int8: tuple[Path, Quantized], tmp_path: Path
+    network: Path, int8: tuple[Path, QuantizationResult], tmp_path: Path
 ) -> None:
     out, done = int8
     quantize(network, tmp_path / "fp4x.onnx", SEEN, Quantize(), in_fp4x(done))
@@ -112,7 +114,7 @@ def in_nearest_fp4x(weights: np.ndarray) -> np.ndarray:
 
 def nearest(
     network: Path,
-    done: Quantized,
+    done: QuantizationResult,
     out: Path,
     rounded: Callable[[np.ndarray], np.ndarray] = in_nearest_fp4x,
     form: str = "int8",
@@ -146,13 +148,13 @@ def test_plans_are_made_for_products_and_give_what_they_promise(network: Path, t
         assert error(network, out) < 0.03
 
 
-def in_nvfp4(done: Quantized) -> dict[str, WeightFormat]:
+def in_nvfp4(done: QuantizationResult) -> dict[str, WeightFormat]:
     """The products in NVFP4, and the embedding, a convolution, in INT8."""
     return {name: "nvfp4" if form == "int8" and "embed" not in name else form for name, form in done.forms.items()}
 
 
 def test_products_may_be_nvfp4_with_float_activations(
-    network: Path, int8: tuple[Path, Quantized], tmp_path: Path
+    network: Path, int8: tuple[Path, QuantizationResult], tmp_path: Path
 ) -> None:
     plan = in_nvfp4(int8[1])
     done = quantize(network, tmp_path / "nvfp4.onnx", SEEN, Quantize(), plan)
@@ -200,12 +202,12 @@ def test_nvfp4_is_planned_where_it_is_asked_for_and_for_products_alone(network: 
     assert "nvfp4" in choices(network)["/blocks/layers.0/linear1/MatMul"], "a plan may say so by hand"
 
 
-def test_training_refuses_what_it_would_take_for_float(int8: tuple[Path, Quantized]) -> None:
+def test_training_refuses_what_it_would_take_for_float(int8: tuple[Path, QuantizationResult]) -> None:
     with pytest.raises(CompressError, match="8 matrix products, too; fix: use recipe ptq or mixed"):
         read_layers(int8[0])
 
 
-def test_tensorrt_for_rtx_builds_it(int8: tuple[Path, Quantized], tmp_path: Path) -> None:
+def test_tensorrt_for_rtx_builds_it(int8: tuple[Path, QuantizationResult], tmp_path: Path) -> None:
     if not TENSORRT_RTX.available():
         pytest.skip("tensorrt-rtx is not installed")
     assert compile_ahead(int8[0], ["SM120"], tmp_path / "engine").bytes > 0

@@ -22,7 +22,7 @@ pytest.importorskip("torchvision")
 
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
 from edgekd.detectors.family import load_teacher  # noqa: E402
-from edgekd.detectors.results import DistillResult  # noqa: E402
+from edgekd.detectors.results import DistillationRecord  # noqa: E402
 from edgekd.detectors.teacher import paired_aids  # noqa: E402
 from edgekd.detectors.torch_support import read_state  # noqa: E402
 from edgekd.detectors.torchvision import distill as module  # noqa: E402
@@ -74,7 +74,7 @@ def yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(yolo: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillResult]:
+def trained(yolo: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillationRecord]:
     folder = tmp_path_factory.mktemp("trained")
     return folder / "one.tv.pt", distill_student(yolo, folder / "one.tv.pt", tiny_data, STEP, folder / "state")
 
@@ -84,7 +84,7 @@ def same(one: Path, other: Path) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
 
 
-def test_the_student_is_a_file_like_any_of_its_family(trained: tuple[Path, DistillResult], tmp_path: Path) -> None:
+def test_the_student_is_a_file_like_any_of_its_family(trained: tuple[Path, DistillationRecord], tmp_path: Path) -> None:
     done = export(load(trained[0]), tmp_path / "student.onnx", 17)
     assert done.error < TOLERANCE
     assert done.spec.classes == ("red", "green")
@@ -92,7 +92,7 @@ def test_the_student_is_a_file_like_any_of_its_family(trained: tuple[Path, Disti
     assert trained[1].parameters == sum(each.numel() for each in load_network(trained[0]).parameters())
 
 
-def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillResult]) -> None:
+def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillationRecord]) -> None:
     done = trained[1]
     assert done.epochs == len(done.losses) == len(done.weights) == 2
     levels = {entry.name for entry in fields(Weights)}
@@ -103,7 +103,7 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
 
 @pytest.mark.slow
 def test_the_same_arguments_give_the_same_student(
-    yolo: Path, trained: tuple[Path, DistillResult], tiny_data: Path, tmp_path: Path
+    yolo: Path, trained: tuple[Path, DistillationRecord], tiny_data: Path, tmp_path: Path
 ) -> None:
     again = distill_student(yolo, tmp_path / "one.tv.pt", tiny_data, STEP, tmp_path / "state")
     assert again.losses == trained[1].losses
@@ -118,7 +118,11 @@ class StoppedError(Exception):
 
 @pytest.mark.slow
 def test_a_training_that_was_stopped_ends_as_if_it_had_not(
-    yolo: Path, trained: tuple[Path, DistillResult], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    yolo: Path,
+    trained: tuple[Path, DistillationRecord],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = (yolo, tmp_path / "one.tv.pt", tiny_data, STEP, tmp_path / "state")
     original = module._Training._train_epoch

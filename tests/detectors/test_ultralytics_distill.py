@@ -40,7 +40,7 @@ from edgekd.compress.distillation import text  # noqa: E402
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
 from edgekd.compress.distillation.text import class_texts  # noqa: E402
 from edgekd.detectors.family import direct_detector, load_teacher  # noqa: E402
-from edgekd.detectors.results import DistillResult  # noqa: E402
+from edgekd.detectors.results import DistillationRecord  # noqa: E402
 from edgekd.detectors.teacher import Teacher, paired_aids  # noqa: E402
 from edgekd.detectors.torch_support import fast_in_bfloat16, require_device  # noqa: E402
 from edgekd.detectors.ultralytics import distill as module  # noqa: E402
@@ -88,7 +88,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(teacher: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillResult]:
+def trained(
+    teacher: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, DistillationRecord]:
     folder = tmp_path_factory.mktemp("trained")
     before = sorted(tiny_data.rglob("*"))
     done = distill_student(teacher, folder / "student.pt", tiny_data, STEP, folder / "state")
@@ -106,7 +108,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports(
-    trained: tuple[Path, DistillResult], tmp_path: Path
+    trained: tuple[Path, DistillationRecord], tmp_path: Path
 ) -> None:
     spec = export(UltralyticsDetector(trained[0]), tmp_path / "student.onnx", 17).spec
     assert spec.classes == ("red", "green")
@@ -114,7 +116,7 @@ def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports
     assert not any("aids" in name for name in state_of(trained[0]))
 
 
-def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillResult]) -> None:
+def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillationRecord]) -> None:
     done = trained[1]
     assert done.epochs == len(done.losses) == len(done.weights) == 2
     levels = {entry.name for entry in fields(Weights)}
@@ -129,7 +131,7 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
 
 def test_the_same_arguments_give_the_same_student(
     teacher: Path,
-    trained: tuple[Path, DistillResult],
+    trained: tuple[Path, DistillationRecord],
     tiny_data: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -171,7 +173,7 @@ def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_dat
 
 @pytest.mark.skipif(not fast_in_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16")
 def test_amp_is_felt_where_the_cpu_has_it(
-    teacher: Path, trained: tuple[Path, DistillResult], tiny_data: Path, tmp_path: Path
+    teacher: Path, trained: tuple[Path, DistillationRecord], tiny_data: Path, tmp_path: Path
 ) -> None:
     step = replace(STEP, amp=False)
     precise = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state", device="cpu")

@@ -19,7 +19,7 @@ from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from edgekd.detectors.results import FactorizeResult  # noqa: E402
+from edgekd.detectors.results import FactorizationRecord  # noqa: E402
 from edgekd.detectors.ultralytics.channels import convolutions_of  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
 from edgekd.detectors.ultralytics.factorize import factorize_detector  # noqa: E402
@@ -58,7 +58,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def factorized(
     detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, FactorizeResult]:
+) -> tuple[Path, FactorizationRecord]:
     path = tmp_path_factory.mktemp("factorized") / "factorized.pt"
     return path, factorize_detector(detector, path, tiny_data, STEP, cost=counted)
 
@@ -96,7 +96,7 @@ def test_the_more_is_kept_the_nearer_is_what_the_network_says(model: str, tiny_d
     assert left[0] < left[1] < 1
 
 
-def test_what_is_told_is_what_is_there(factorized: tuple[Path, FactorizeResult], detector: Path) -> None:
+def test_what_is_told_is_what_is_there(factorized: tuple[Path, FactorizationRecord], detector: Path) -> None:
     path, done = factorized
     before, after = (load_checkpoint(each).model for each in (detector, path))
     assert done.parameters == tuple(sum(each.numel() for each in one.parameters()) for one in (before, after))
@@ -113,7 +113,7 @@ def test_what_is_told_is_what_is_there(factorized: tuple[Path, FactorizeResult],
         assert last.bn.num_features == whole.bn.num_features
 
 
-def test_what_must_not_change_is_left_alone(factorized: tuple[Path, FactorizeResult], detector: Path) -> None:
+def test_what_must_not_change_is_left_alone(factorized: tuple[Path, FactorizationRecord], detector: Path) -> None:
     """Attention, what reads by groups, what writes the maps that the head reads, and the last layers of the head."""
     network = load_checkpoint(detector).model
     assert any(name.startswith("model.10.m.0.ffn") for name in factorized[1].layers), "beside attention"
@@ -130,7 +130,7 @@ def test_what_must_not_change_is_left_alone(factorized: tuple[Path, FactorizeRes
 
 
 def test_a_factorized_detector_is_a_checkpoint_like_any(
-    factorized: tuple[Path, FactorizeResult], detector: Path, tmp_path: Path
+    factorized: tuple[Path, FactorizationRecord], detector: Path, tmp_path: Path
 ) -> None:
     path, done = factorized
     assert any(name.count(".") == 1 for name in done.layers), "a layer that Ultralytics finds by its number"
@@ -151,7 +151,7 @@ def test_a_factorized_detector_is_a_checkpoint_like_any(
 
 
 def test_a_factorized_detector_is_trained_on_beside_what_it_was(
-    factorized: tuple[Path, FactorizeResult], detector: Path, tiny_data: Path, tmp_path: Path
+    factorized: tuple[Path, FactorizationRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     step = Distill(student=str(factorized[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
     done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
@@ -163,7 +163,7 @@ def test_a_factorized_detector_is_trained_on_beside_what_it_was(
 
 
 def test_the_same_arguments_give_the_same_detector(
-    factorized: tuple[Path, FactorizeResult], detector: Path, tiny_data: Path, tmp_path: Path
+    factorized: tuple[Path, FactorizationRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     again = factorize_detector(detector, tmp_path / "again.pt", tiny_data, STEP, cost=counted)
     assert replace(again, seconds=0) == replace(factorized[1], seconds=0)
@@ -172,7 +172,7 @@ def test_the_same_arguments_give_the_same_detector(
 
 
 def test_what_a_layer_costs_decides_which_are_replaced(
-    factorized: tuple[Path, FactorizeResult], detector: Path, tiny_data: Path, tmp_path: Path
+    factorized: tuple[Path, FactorizationRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     network = load_checkpoint(detector).model
 
@@ -217,13 +217,6 @@ def test_weights_that_are_no_numbers_are_refused(detector: Path, tiny_data: Path
     torch.save({"model": network, "train_args": {"imgsz": SIDE}}, tmp_path / "broken.pt")
     with pytest.raises(CompressError, match=r"layer model\.1 cannot be factorized"):
         factorize_detector(tmp_path / "broken.pt", tmp_path / "one.pt", tiny_data, STEP, cost=counted)
-
-
-def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path: Path) -> None:
-    network = load_checkpoint(detector).model
-    torch.save({"model": network.fuse(verbose=False), "train_args": {}}, tmp_path / "fused.pt")
-    with pytest.raises(SpecError, match="folded in"):
-        factorize_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
 
 
 @pytest.mark.parametrize(

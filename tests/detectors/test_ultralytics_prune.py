@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.compress.steps import Distill, Prune
+from edgekd.compress.steps import Distill, LowRank, Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import draw_images
@@ -22,9 +23,10 @@ pytest.importorskip("ultralytics")
 
 from edgekd.compress.pruning import least_important  # noqa: E402
 from edgekd.detectors.channel_groups import _Group, in_batches  # noqa: E402
-from edgekd.detectors.results import PruneResult  # noqa: E402
+from edgekd.detectors.results import PruningRecord  # noqa: E402
 from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
+from edgekd.detectors.ultralytics.factorize import factorize_detector  # noqa: E402
 from edgekd.detectors.ultralytics.prune import _batch, prune_detector, scan_detector  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -54,7 +56,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pruned(detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PruneResult]:
+def pruned(detector: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PruningRecord]:
     path = tmp_path_factory.mktemp("pruned") / "pruned.pt"
     return path, prune_detector(detector, path, tiny_data, STEP)
 
@@ -112,7 +114,7 @@ def _silence(group: Any, count: int, layers: dict[str, Any]) -> None:
     group.importance[:count] = 0
 
 
-def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruneResult], detector: Path) -> None:
+def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruningRecord], detector: Path) -> None:
     path, done = pruned
     before, after = (load_checkpoint(each).model for each in (detector, path))
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
@@ -127,7 +129,7 @@ def test_as_much_goes_as_was_asked_for(pruned: tuple[Path, PruneResult], detecto
 
 
 def test_a_pruned_detector_is_a_checkpoint_like_any(
-    pruned: tuple[Path, PruneResult], detector: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tmp_path: Path
 ) -> None:
     path, _ = pruned
     old, new = (load_checkpoint(each).model for each in (detector, path))
@@ -144,7 +146,7 @@ def test_a_pruned_detector_is_a_checkpoint_like_any(
 
 
 def test_a_pruned_detector_is_trained_on_beside_what_it_was(
-    pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
     done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
@@ -155,7 +157,7 @@ def test_a_pruned_detector_is_trained_on_beside_what_it_was(
 
 
 def test_the_same_arguments_give_the_same_detector(
-    pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     again = prune_detector(detector, tmp_path / "again.pt", tiny_data, STEP)
     assert replace(again, seconds=0) == replace(pruned[1], seconds=0)
@@ -167,14 +169,14 @@ def test_the_same_arguments_give_the_same_detector(
     ("change"), [{"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}], ids=str
 )
 def test_each_way_to_choose_chooses_otherwise(
-    change: dict[str, Any], pruned: tuple[Path, PruneResult], detector: Path, tiny_data: Path, tmp_path: Path
+    change: dict[str, Any], pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     done = prune_detector(detector, tmp_path / "one.pt", tiny_data, replace(STEP, **change))
     assert done.widths != pruned[1].widths
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
 
 
-def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruneResult], tiny_data: Path) -> None:
+def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruningRecord], tiny_data: Path) -> None:
     """Of the images that channels were chosen by: the mean of what the first one reads is what it holds."""
     network = load_checkpoint(pruned[0]).model.float()
     samples = draw_images(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
@@ -277,7 +279,7 @@ def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, ti
 
 
 def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
-    detector: Path, pruned: tuple[Path, PruneResult], tiny_data: Path
+    detector: Path, pruned: tuple[Path, PruningRecord], tiny_data: Path
 ) -> None:
     from edgekd.detectors.results import SCANNED_SHARES
 
@@ -339,7 +341,7 @@ def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"ratio": 0.99}, CompressError, "so much cannot go.* 1% of the multiply-adds"),
+        ({"ratio": 0.99}, CompressError, "so many channels cannot be removed.* 1% of the multiply-adds"),
         ({"ratio": 0.5, "most": 0.01}, CompressError, "no less than 100% of the multiply-adds"),
         ({"ratio": None, "max_size": "1kB"}, CompressError, "found 0% of the weights"),
         ({"caps": {"modle.2.*": 0.5}}, SpecError, r"caps: modle\.2\.\* matches no unit.*model\."),
@@ -354,11 +356,14 @@ def test_what_cannot_be_pruned_is_refused(
     assert not (tmp_path / "one.pt").exists()
 
 
-def test_a_detector_with_its_norms_folded_in_is_refused(detector: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "step"), [(prune_detector, STEP), (factorize_detector, LowRank())])
+def test_a_detector_with_its_norms_folded_in_is_refused(
+    change: Callable[..., Any], step: Any, detector: Path, tmp_path: Path
+) -> None:
     network = load_checkpoint(detector).model
     torch.save({"model": network.fuse(verbose=False), "train_args": {}}, tmp_path / "fused.pt")
     with pytest.raises(SpecError, match="folded in"):
-        prune_detector(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, STEP, trust=True)
+        change(tmp_path / "fused.pt", tmp_path / "one.pt", tmp_path, step, trust=True)
 
 
 def test_a_factorized_detector_is_refused(detector: Path, tmp_path: Path) -> None:

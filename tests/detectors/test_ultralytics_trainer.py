@@ -29,7 +29,7 @@ from edgekd.graph.view import Graph
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
-from edgekd.detectors.results import TrainResult  # noqa: E402
+from edgekd.detectors.results import TrainingRun  # noqa: E402
 from edgekd.detectors.ultralytics.loop import ultralytics_label  # noqa: E402
 from edgekd.detectors.ultralytics.quant_aware import (  # noqa: E402
     distill_quantized,
@@ -90,7 +90,7 @@ def made(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def trained(
     made: Made, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, TrainResult]]:
+) -> Iterator[tuple[Path, TrainingRun]]:
     out = tmp_path_factory.mktemp("trained") / "out.onnx"
     before = sorted(tiny_data.rglob("*"))
     yield out, distill_quantized(made.checkpoint, made.graph, out, tiny_data, STEP, trust=True)
@@ -166,7 +166,7 @@ def test_a_student_that_has_learned_nothing_gives_the_graph_back(made: Made, tmp
         assert before.scales is None or np.array_equal(before.weights, after.weights)
 
 
-def test_training_brings_the_student_nearer(trained: tuple[Path, TrainResult]) -> None:
+def test_training_brings_the_student_nearer(trained: tuple[Path, TrainingRun]) -> None:
     _, done = trained
     totals = [sum(losses.values()) for losses in done.losses]
     assert done.epochs == len(totals) == 3
@@ -174,7 +174,7 @@ def test_training_brings_the_student_nearer(trained: tuple[Path, TrainResult]) -
     assert totals[2] < 0.8 * totals[0]
 
 
-def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Path, TrainResult]) -> None:
+def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Path, TrainingRun]) -> None:
     before, after = onnx.load(made.graph), onnx.load(trained[0])
     assert list(after.graph.node) == list(before.graph.node)
     assert [value.name for value in after.graph.initializer] == [value.name for value in before.graph.initializer]
@@ -191,7 +191,7 @@ def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Pa
 
 
 def test_the_same_arguments_give_the_same_graph(
-    made: Made, trained: tuple[Path, TrainResult], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    made: Made, trained: tuple[Path, TrainingRun], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, STEP, trust=True)
     assert (tmp_path / "out.onnx").read_bytes() == trained[0].read_bytes()

@@ -34,7 +34,7 @@ from edgekd.core.bundle.manifest import Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, SpecError
-from edgekd.core.file_view import FileView
+from edgekd.core.file_view import file_view
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
@@ -228,7 +228,7 @@ class State:
             bundle.extract(temporary / "bundle")
             slot = read_slot(temporary)
             with writing(slot.graph):
-                _expand_graph(bundle, slot.graph)
+                _expand_graph(bundle, temporary / "bundle" / bundle.manifest.graph.path, slot.graph)
                 slot.engines.mkdir()
         return read_slot(path)
 
@@ -272,12 +272,15 @@ def require_alone(stream: BinaryIO, what: Path, expected: str) -> None:
         raise DeviceError(f"{what}: in use", expected=expected, fix="wait for the other to end") from error
 
 
-def _expand_graph(bundle: BundleReader, out: Path) -> None:
-    """Write the expanded network of a bundle, in bounded memory. Raises BundleError, OSError."""
+def _expand_graph(bundle: BundleReader, packed: Path, out: Path) -> None:
+    """Write the expanded network of a bundle, in bounded memory. Raises BundleError, OSError.
+
+    packed: its file as it was unpacked: the bundle itself may have changed since it was verified.
+    """
     from edgekd.core.formats.packed_graph import expand
 
-    with out.open("xb") as stream, _graph_of(bundle) as packed:
-        for piece in expand(packed):
+    with packed.open("rb") as source, out.open("xb") as stream, _damaged_graph(bundle):
+        for piece in expand(file_view(source), _max_graph_bytes(bundle)):
             stream.write(piece)
 
 
@@ -288,21 +291,22 @@ def _needs(bundle: BundleReader) -> dict[str, int]:
     """
     from edgekd.core.formats.packed_graph import expanded_bytes
 
-    with _graph_of(bundle) as packed:
-        graph, limit = expanded_bytes(packed), len(packed) * MAX_GRAPH_GROWTH + EXTRA_GRAPH_BYTES
-        if graph > limit:
-            raise ValueError(f"{graph} bytes, more than {limit}")
+    with _damaged_graph(bundle):
+        graph = expanded_bytes(bundle.view(bundle.manifest.graph), _max_graph_bytes(bundle))
     return {"the bundle": bundle.size, "its graph": graph, "about as much for an engine": graph}
 
 
+def _max_graph_bytes(bundle: BundleReader) -> int:
+    return bundle.manifest.graph.length * MAX_GRAPH_GROWTH + EXTRA_GRAPH_BYTES
+
+
 @contextmanager
-def _graph_of(bundle: BundleReader) -> Iterator[FileView]:
-    """Yield the packed network of a bundle; a ValueError in the block becomes a BundleError."""
-    entry = bundle.manifest.graph
+def _damaged_graph(bundle: BundleReader) -> Iterator[None]:
+    """Turn a ValueError in the block into a BundleError."""
     try:
-        yield bundle.view(entry)
+        yield
     except ValueError as error:
-        what = f"{bundle.path}: {entry.path} cannot be expanded"
+        what = f"{bundle.path}: {bundle.manifest.graph.path} cannot be expanded"
         raise BundleError(what, found=str(error), fix="get the bundle again") from error
 
 

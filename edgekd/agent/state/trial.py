@@ -1,8 +1,7 @@
 """The trial of a bundle after its installation, and the rules by which it ends. Its only I/O reads the uptime.
 
-As a boot loader counts boots, a trial begins with a number of tries. Each start of the application uses one; a bundle
-that is not committed by then, or not in time, is rolled back at the next start. Time is the uptime of the kernel: a
-camera's clock may jump by years at its first synchronization.
+Each start of the application uses a try; a bundle that is not committed by then, or not in time, is rolled back at the
+next start. Time is the uptime of the kernel, because a camera's clock may jump.
 """
 
 from __future__ import annotations

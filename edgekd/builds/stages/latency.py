@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from edgekd.builds.stages import benchmark
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.benchmark import TimingResult
-from edgekd.compress.pruning import Convolution, LayerCost
+from edgekd.compress.pruning import Convolution, CostFunction
 from edgekd.core.benchmark import Basis as TimingBasis
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
@@ -39,7 +39,7 @@ class Latency(Protocol):
     def identity(self) -> Any: ...
 
     @property
-    def cost(self) -> LayerCost | None: ...
+    def cost(self) -> CostFunction | None: ...
 
     def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
         """Return the milliseconds of a frame for two graphs."""
@@ -55,7 +55,7 @@ class Measured:
     data: str
     device: LocalDevice
     basis: TimingBasis = "measured"
-    cost: LayerCost | None = None
+    cost: CostFunction | None = None
     identity: Any = None
 
     @property

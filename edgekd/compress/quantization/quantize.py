@@ -52,7 +52,7 @@ HALF_MAX = 65504
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizationResult:
     """A Q/DQ graph on disk.
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
@@ -77,7 +77,7 @@ def quantize(
     frames: Iterable[np.ndarray],
     step: Quantize,
     plan: Mapping[str, WeightFormat] | None = None,
-) -> Quantized:
+) -> QuantizationResult:
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
     frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
@@ -117,7 +117,7 @@ def quantize(
     onnx.save(quantized.model, out)
     total = sum(is_layer(graph, node) for node in graph.nodes)
     used = {name: scales[name] for group in placement.groups for name in group}
-    return Quantized(used, snr_db, forms, total)
+    return QuantizationResult(used, snr_db, forms, total)
 
 
 def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgekd.core.atomic_files import new_file, writing
+from edgekd.core.atomic_files import new_file, unnamed_file, writing
 from edgekd.core.bundle.archive import (
     BLOCK,
     END,
@@ -155,8 +155,7 @@ class OldBundle:
         from edgekd.core.formats import packed_graph
 
         with writing(self.scratch):
-            spool = tempfile.TemporaryFile(dir=self.scratch)  # noqa: SIM115 it stays open until this bundle is closed
-            self._opened.enter_context(spool)
+            spool = self._opened.enter_context(unnamed_file(self.scratch))
             for part, (_, chunks) in enumerate(packed_graph.expanded_parts(content), 1):
                 begin = spool.tell()
                 for chunk in chunks:
@@ -379,7 +378,7 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
     from edgekd.core.formats.packed_graph import SKELETON, PartsPacker
 
     limit = entry.length * MAX_GROWTH + EXTRA_GROWTH
-    with writing(old.scratch), tempfile.TemporaryFile(dir=old.scratch) as spool:
+    with writing(old.scratch), unnamed_file(old.scratch) as spool:
         packer = PartsPacker(_header_part(first, records), spool)
         if first.length + sum(packer.lengths.values()) > limit:
             raise ValueError(f"expected parts of at most {limit} bytes")

@@ -1,8 +1,7 @@
 """The activations of an ONNX graph (tensors that depend on the frame): their types, and which lack an INT8 scale.
 
-TensorRT's implicit quantization runs a layer in INT8 only where all tensors around it have a scale. Types come from the
-file where it states them, else from the operators. The rules are conservative: a tensor of unknown type is taken for
-floating point, so a missing scale is never overlooked.
+TensorRT's implicit quantization runs a layer in INT8 only where all tensors around it have a scale. A tensor of unknown
+type is taken for floating point, so that a missing scale is never overlooked.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -1,7 +1,7 @@
 """A golden set: frames for the self-test of a network, and its output at selected candidates.
 
-It is a file of the bundle, by which a camera can test whether its engine computes what was scored. Frames are stored
-coarsely, because only their equality on both sides matters. docs/formats/golden-set.md has the layout.
+Frames are stored coarsely, because only their equality on both sides matters. docs/formats/golden-set.md has the
+layout.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

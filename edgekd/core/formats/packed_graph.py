@@ -232,9 +232,9 @@ def expand(data: bytes | FileView, limit: int = MAX_BYTES) -> Iterator[bytes]:
     _require_same(header, digest.hexdigest())
 
 
-def expanded_bytes(data: bytes | FileView) -> int:
-    """Return the length of the ONNX file by the header. Raises ValueError where that is damaged."""
-    return _opened(data, MAX_BYTES)[0].length
+def expanded_bytes(data: bytes | FileView, limit: int = MAX_BYTES) -> int:
+    """Return the length of the ONNX file by the header. Raises ValueError where that is damaged, or above `limit`."""
+    return _opened(data, limit)[0].length
 
 
 def sections(data: bytes) -> list[Section]:

@@ -1,8 +1,6 @@
 """A Q/DQ graph without its Q/DQ: the network in float, the scales of its activations, and its float layers.
 
-For builders without Q/DQ: NVIDIA's DLA, which up to TensorRT 10 gets INT8 by a calibration cache, and an engine in FP16
-where the INT8 one cannot be had. A pair of QuantizeLinear and DequantizeLinear becomes the tensor it reads; a
-DequantizeLinear of constants becomes the values that they stand for.
+For builders without Q/DQ: NVIDIA's DLA, which up to TensorRT 10 gets INT8 by a calibration cache, and engines in float.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

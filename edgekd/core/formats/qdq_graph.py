@@ -1,13 +1,9 @@
 """A Q/DQ graph, and its forms for builders: without Q/DQ, with some layers in float, with FP32 weights.
 
-- TensorRT 10 and later take weights as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused such constants
-  (NVIDIA/TensorRT issue 2163), though not in every report (issue 3385). There a weight is an FP32 constant behind a
-  QuantizeLinear and a DequantizeLinear, as its guide asks for.
-- A layer leaves INT8 when its operands are read without Q/DQ: the tensor in front of the pair, and for weights the
-  values that the codes stand for.
-
-A form is a `StreamedFile`: only one weight at a time is in memory while it is written. Source of the rules for TensorRT
-8: `QuantDequantLinearHelper` in onnx-tensorrt, builtin_op_importers.cpp at 8.2-GA, 8.4-GA, 8.5-GA and 8.6-GA.
+TensorRT 10 and later take weights as INT8 constants behind a DequantizeLinear. TensorRT 8 has refused them
+(NVIDIA/TensorRT issue 2163; taken in issue 3385): there a weight is an FP32 constant behind Q/DQ. A form is generated
+while it is written, one weight at a time. Source for TensorRT 8: `QuantDequantLinearHelper` in onnx-tensorrt,
+builtin_op_importers.cpp at 8.2-GA to 8.6-GA.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

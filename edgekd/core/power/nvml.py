@@ -1,7 +1,6 @@
-"""Power, clock and temperature of an NVIDIA GPU by NVML, the library of the driver: no package is needed.
+"""Power, clock and temperature of an NVIDIA GPU by NVML, the library of the driver, as in `nvml.h`.
 
-Signatures and constants are those of `nvml.h`. Energy is counted since the driver was loaded, on Volta and later, and
-is brought up to date every 20 to 100 ms; power is a mean over up to a second on later generations.
+Energy is counted on Volta and later, and updated every 20 to 100 ms; power is a mean over up to a second.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -41,13 +41,8 @@ class Verified(Result):
 
     Args:
         file: Path of the file.
-<<<<<<< HEAD
-        kind: `bundle` or `trust`.
-        identity: SHA-256 that signatures are of: that of the bundle's manifest, or of the content of the trust file.
-=======
         kind: Kind of the file.
-        identity: SHA-256 of the bundle's manifest, or of the content of the trust file: what signatures are of.
->>>>>>> schemas
+        identity: SHA-256 of the bundle's manifest, or of the content of the trust file: signatures are of this.
         version: Counter of the bundle, or version of the trust file.
         expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
         bytes: Size of the file.

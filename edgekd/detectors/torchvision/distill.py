@@ -33,7 +33,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import Image, read_image, readable_samples
 from edgekd.data.types import Sample
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import DistillResult
+from edgekd.detectors.results import DistillationRecord
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import (
     fast_in_bfloat16,
@@ -77,7 +77,7 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
-) -> DistillResult:
+) -> DistillationRecord:
     """Train the student that `step` names beside a teacher, and write it to `out`, a `.tv.pt` file.
 
     Arguments: `Family.distill`. The step's settings in UNSUPPORTED must be off, so there are no `frames`, and no images
@@ -99,7 +99,7 @@ def distill_student(
     network.load_state_dict(training.average.module["network"].state_dict())
     save_network(network.cpu(), out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
-    return DistillResult(
+    return DistillationRecord(
         len(training.losses), tuple(training.losses), training.seconds, tuple(training.weights), *sizes
     )
 

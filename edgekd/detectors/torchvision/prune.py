@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import LayerCost
+from edgekd.compress.pruning import CostFunction
 from edgekd.compress.steps import Prune
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
@@ -36,7 +36,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import PruneResult, Sensitivity
+from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
@@ -53,10 +53,10 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: LayerCost | None = None,
+    cost: CostFunction | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
-) -> PruneResult:
+) -> PruningRecord:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
     Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose

@@ -182,7 +182,7 @@ def _refusal(path: Path, names: str) -> SpecError:
         f"{path}: refused to load",
         expected="a pickle that names only Ultralytics and PyTorch layers",
         found=names,
-        fix="if you trust whoever made this file with your machine, add --trust-checkpoint",
+        fix="if you trust the source of this file to run programs on this machine, add --trust-checkpoint",
     )
 
 

@@ -29,7 +29,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable_samples
 from edgekd.data.types import Sample
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import DistillResult
+from edgekd.detectors.results import DistillationRecord
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import (
     fast_in_bfloat16,
@@ -63,7 +63,7 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
-) -> DistillResult:
+) -> DistillationRecord:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
     Arguments: `Family.distill`. The student is the moving average of its weights at the end: no epoch is chosen, so no
@@ -99,7 +99,7 @@ def distill_student(
     args = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
     write_checkpoint(network, args, out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
-    return DistillResult(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+    return DistillationRecord(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
 
 
 def initialize_student(step: Distill, classes: tuple[str, ...], out: Path, trust: bool = False) -> None:

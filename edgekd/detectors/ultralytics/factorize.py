@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.low_rank import InputMoments, InputStatistics, WeightedLayer, choose, default_cost
-from edgekd.compress.pruning import Convolution, LayerCost, multiply_adds
+from edgekd.compress.pruning import Convolution, CostFunction, multiply_adds
 from edgekd.compress.steps import LowRank
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
@@ -25,7 +25,7 @@ from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import draw_images
-from edgekd.detectors.results import FactorizeResult, LowRankProduct
+from edgekd.detectors.results import FactorizationRecord, LowRankProduct
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
@@ -44,8 +44,8 @@ def factorize_detector(
     step: LowRank,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: LayerCost | None = None,
-) -> FactorizeResult:
+    cost: CostFunction | None = None,
+) -> FactorizationRecord:
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
     Arguments: `Family.factorize`. `step.images` training images are read, to observe layers' inputs; labels are not.
@@ -67,7 +67,7 @@ def factorize_detector(
         after = convolutions_of(network, size)
     _require_some(products, len(layers), step)
     write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
-    return FactorizeResult(
+    return FactorizationRecord(
         parameters=(parameters, parameters_in(network)),
         multiply_adds=(multiply_adds(tuple(before.values())), multiply_adds(tuple(after.values()))),
         layers=products,
@@ -135,7 +135,7 @@ def observe_inputs(
 
 
 def _factorize(
-    network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: LayerCost
+    network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: CostFunction
 ) -> LowRankProduct | None:
     """Put a product in the layer's place where one pays. Raises CompressError."""
     module = network.get_submodule(name)

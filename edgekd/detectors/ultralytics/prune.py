@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.distillation.loss_terms import shared_classes
-from edgekd.compress.pruning import LayerCost
+from edgekd.compress.pruning import CostFunction
 from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Prune
@@ -39,7 +39,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.results import PruneResult, Sensitivity
+from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
@@ -59,11 +59,11 @@ def prune_detector(
     step: Prune,
     trust: bool = False,
     progress: Progress = SILENT,
-    cost: LayerCost | None = None,
+    cost: CostFunction | None = None,
     teacher: Path | None = None,
     rounds: int = 1,
     quantized: Path | None = None,
-) -> PruneResult:
+) -> PruningRecord:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
     Arguments: `Family.prune`. `step.images` training images are read, for gradients. The step's `share` and `max_size`

@@ -24,7 +24,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.images import readable_samples
 from edgekd.detectors.onnx import describe
-from edgekd.detectors.results import TrainResult
+from edgekd.detectors.results import TrainingRun
 from edgekd.detectors.torch_support import fitting_batches
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
 from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
@@ -46,7 +46,7 @@ def distill_quantized(
     trust: bool = False,
     progress: Progress = SILENT,
     teacher: Path | None = None,
-) -> TrainResult:
+) -> TrainingRun:
     """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
 
     Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
@@ -68,7 +68,7 @@ def distill_quantized(
         trainer.make_loss = lambda model: DistillationLoss(model, teacher_network, step.labels, one_to_one)
         trainer.train()
     write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
-    return TrainResult(step.epochs, tuple(trainer.losses), time.monotonic() - began)
+    return TrainingRun(step.epochs, tuple(trainer.losses), time.monotonic() - began)
 
 
 def _require_sensible(step: QuantAwareDistill) -> None:

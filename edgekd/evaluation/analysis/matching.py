@@ -26,7 +26,7 @@ AREAS = (32.0**2, 96.0**2)
 UNMATCHED = -1
 IN_CROWD = -2
 
-Outcome = Literal["kept", "lost", "gained", "missed"]
+ObjectOutcome = Literal["kept", "lost", "gained", "missed"]
 Reason = Literal["found", "unsure", "confused", "misplaced", "unseen"]
 
 
@@ -70,7 +70,7 @@ class Object:
     after: ObjectMatch
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ObjectOutcome:
         """Return whether both networks, one or none detect it."""
         if self.before.found:
             return "kept" if self.after.found else "lost"

@@ -221,7 +221,7 @@ class Predictor:
             yield f"{precision} was not measured on compute capability {self.device.sm:g}"
         used = figures(self.target, precision).items()
         if unverified := [name for name, each in used if each and each.source.startswith("unverified")]:
-            yield "figures of the target that nobody has verified: " + ", ".join(unverified)
+            yield "unverified figures of the target: " + ", ".join(unverified)
 
     def _margin(self, doubtful: bool) -> float:
         limits = self.model.calibration

@@ -22,7 +22,7 @@ from small_graph import SIDE, frames, small_model, write
 from edgekd.compress.quantization.calibrate import observe
 from edgekd.compress.quantization.placement import float_head
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
-from edgekd.compress.quantization.quantize import Quantized, quantize
+from edgekd.compress.quantization.quantize import QuantizationResult, quantize
 from edgekd.compress.quantization.ranges import METHODS
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
@@ -45,7 +45,7 @@ DETECTORS = ["yolo11n.pt", "yolox_nano.onnx"]
 
 def quantized(
     model: Any, folder: Path, step: Quantize = STEP, plan: Mapping[str, WeightFormat] | None = None, count: int = 4
-) -> tuple[Any, Quantized]:
+) -> tuple[Any, QuantizationResult]:
     """A small model's Q/DQ version by so many frames, and what was said of it."""
     source = write(model, folder)
     done = quantize(source, folder / "int8.onnx", frames(count), step, plan)
@@ -122,7 +122,7 @@ def run(graph: Path, batch: np.ndarray) -> np.ndarray:
         return session.run(batch)
 
 
-Made = tuple[Any, Quantized, dict[str, QdqConvolution]]
+Made = tuple[Any, QuantizationResult, dict[str, QdqConvolution]]
 
 
 @pytest.fixture(scope="module")
