@@ -168,6 +168,24 @@ def test_names_of_classes_with_control_characters_are_refused_in_every_source(va
         contract.read_contract(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "9" * 5_000,
+        "[]",
+        "null",
+        json.dumps({"format": "x", "entry": "m", "engine": ["x"], "detector": PLAIN}),
+        json.dumps({"format": "x", "entry": 5, "engine": None, "detector": PLAIN}),
+        json.dumps({"format": "x", "entry": "m", "engine": None, "detector": {**PLAIN, "head": []}}),
+    ],
+)
+def test_a_damaged_contract_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / contract.NAME).write_text(text)
+    with pytest.raises(SpecError, match=r"edgekd\.json"):
+        contract.read_contract(tmp_path)
+
+
 @given(SPECS)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_header_compiles_and_defines_three_macros(tmp_path: Path, spec: DetectorSpec) -> None:
