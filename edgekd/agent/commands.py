@@ -172,8 +172,8 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
     """Verify a bundle, or rebuild it from a delta, and unpack it with its expanded graph into the free slot.
 
     Raises BundleError, HashError; SignatureError where the camera's trust file does not allow it, RollbackError where
-    it is older than a bundle that was in service; DeviceError where it is for another device, there is no room, or the
-    bundle in service is on trial.
+    it is older than a bundle that was in service; DeviceError where it is for another device, or the bundle in service
+    is on trial; DiskFullError.
     """
     judge = camera_judge(camera.state, camera.root, camera.clock())
     with opened_update(bundle, judge) as update, prepared(camera, update, judge) as new:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from edgekd.core.errors import SpecError
+from edgekd.core.errors import DiskFullError, SpecError
 
 _READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 """To open a name that another user may have replaced by a link or a pipe."""
@@ -36,12 +36,17 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Wrap an OSError in the block as SpecError: the place to write to is an argument of the user."""
+    """Wrap an OSError in the block as SpecError: the place to write to is an argument of the user.
+
+    A full disk is a DiskFullError, which is a SpecError too.
+    """
     try:
         yield
     except OSError as error:
-        fix = "free some space there, or write elsewhere" if no_room(error) else "choose a place that you may write to"
-        raise SpecError(f"{path}: cannot write", found=error.strerror or str(error), fix=fix) from error
+        what, found = f"{path}: cannot write", error.strerror or str(error)
+        if no_room(error):
+            raise DiskFullError(what, found=found, fix="free some space there, or write elsewhere") from error
+        raise SpecError(what, found=found, fix="choose a place that you may write to") from error
 
 
 @contextmanager
@@ -90,14 +95,14 @@ def switch_link(path: Path, goal: str) -> None:
         link = temporary / path.name
         link.symlink_to(goal)
         link.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder in one step, then free its space. Raises SpecError."""
     with _temporary(path, folder=True) as temporary, writing(path):
         path.rename(temporary)
-        _flush(path.parent)  # else a power cut could bring it back, with some of its files gone already
+        flush(path.parent)  # else a power cut could bring it back, with some of its files gone already
 
 
 def contents(folder: Path) -> list[Path]:
@@ -183,12 +188,13 @@ def _remove(path: Path) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Flush a file, or a folder with its content, then rename it: all of it survives a power cut."""
     for item in (temporary, *(contents(temporary) if temporary.is_dir() else ())):
-        _flush(item)
+        flush(item)
     temporary.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

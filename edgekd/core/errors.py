@@ -2,6 +2,7 @@
 
 EdgeKDError
 ├ SpecError          bad TOML or arguments; nothing ran
+│ └ DiskFullError    no space left where something is to be written
 ├ DataError          unreadable image, bad label, overlapping splits: names the file and line
 ├ CompressError      names step and layer
 │ └ ParityError      the ONNX graph drifted from its source: says where, how much
@@ -66,6 +67,10 @@ def first_line(error: BaseException) -> str:
 
 class SpecError(EdgeKDError):
     """Bad TOML or arguments; nothing ran."""
+
+
+class DiskFullError(SpecError):
+    """No space is left where something is to be written."""
 
 
 class DataError(EdgeKDError):

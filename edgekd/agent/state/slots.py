@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgekd.agent.state.reserve import keep_reserve, replace_by_reserve, switch_link_in_place
 from edgekd.agent.state.trial import Trial, trial_from_json
 from edgekd.core.atomic_files import (
     contents,
@@ -31,7 +32,7 @@ from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleReader, Head
 from edgekd.core.bundle.manifest import Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
-from edgekd.core.errors import BundleError, DeviceError, SpecError
+from edgekd.core.errors import BundleError, DeviceError, DiskFullError, SpecError
 from edgekd.core.file_view import file_view
 from edgekd.core.private_files import lock_file, lock_holder, private_folder
 
@@ -46,6 +47,8 @@ LOCK_WAIT_S = 2.0
 """Seconds to wait for another operation: a start or a commit takes less; an installation takes minutes."""
 _KNOWN = ("active", "clock.json", "lock", "models", "slots", "timings", "trust.json", "upload")
 """Names of which a state folder has one."""
+_RESERVE = "reserve"
+"""Name of the file with whose block `boot` and `rollback` write on a full disk."""
 _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
 
 
@@ -149,6 +152,8 @@ class State:
             (self.root / "slots").mkdir(parents=True, exist_ok=True)
         with alone(self.root / "lock", self.root, "one operation at a time", wait_s=LOCK_WAIT_S):
             self._remove_leftovers()
+            if self.active_name:
+                keep_reserve(self.root / _RESERVE)
             self._held = True
             try:
                 yield
@@ -222,8 +227,8 @@ class State:
     def fill(self, bundle: BundleReader) -> Slot:
         """Unpack a bundle into the slot that is not in service, in place of its content.
 
-        Raises BundleError or HashError for a bad bundle, DeviceError where there is no room, SpecError where the folder
-        cannot be written. The slot is then unchanged, or empty.
+        Raises BundleError or HashError for a bad bundle, DiskFullError where there is no room, SpecError where the
+        folder cannot be written. The slot is then unchanged, or empty.
         """
         bundle.verify()  # else a bad bundle would replace the target of a rollback
         name = next(name for name in NAMES if name != self.active_name)
@@ -254,21 +259,39 @@ class State:
 
     def note(self, record: Activation) -> None:
         """Replace the activation of the slot in service."""
-        write_file(self.root / _ACTIVE / _RECORD, canonical_json(asdict(record)))
+        self._write_record(self.root / _ACTIVE / _RECORD, record)
+
+    def _write_record(self, path: Path, record: Activation) -> None:
+        """Write the record of an activation, also on a full disk."""
+        content = canonical_json(asdict(record))
+        try:
+            write_file(path, content)
+        except DiskFullError:
+            replace_by_reserve(self.root / _RESERVE, path, content)
 
     def put_into_service(self, slot: Slot, engine: Path, record: Activation) -> bool:
         """Link the engine, then the slot, as the one in service; return whether anything has changed."""
         switched = slot.engine != engine.resolve()
         if switched:
-            switch_link(slot.path / _ENGINE, f"{slot.engines.name}/{engine.name}")
+            _switch_link(slot.path / _ENGINE, f"{slot.engines.name}/{engine.name}")
         if slot.name != self.active_name:
-            write_file(slot.path / _RECORD, canonical_json(asdict(record)))
-            switch_link(self.root / _ACTIVE, f"slots/{slot.name}")
+            keep_reserve(self.root / _RESERVE)
+            self._write_record(slot.path / _RECORD, record)
+            _switch_link(self.root / _ACTIVE, f"slots/{slot.name}")
             switched = True
         for folder in slot.engines.iterdir():
             if folder.resolve() != engine.resolve():
-                remove_folder(folder)
+                with suppress(DiskFullError):  # the next activation removes it
+                    remove_folder(folder)
         return switched
+
+
+def _switch_link(path: Path, goal: str) -> None:
+    """Make `path` a symbolic link to `goal`, also on a full disk. Raises SpecError."""
+    try:
+        switch_link(path, goal)
+    except DiskFullError:
+        switch_link_in_place(path, goal)
 
 
 @contextmanager
@@ -333,11 +356,11 @@ def _disk_usage(folder: Path) -> int:
 
 
 def require_room(folder: Path, needs: Mapping[str, int], freed: int = 0) -> None:
-    """Raise DeviceError where the disk of `folder` has fewer free bytes than `needs`, `freed` included."""
+    """Raise DiskFullError where the disk of `folder` has fewer free bytes than `needs`, `freed` included."""
     free = shutil.disk_usage(folder).free + freed
     if free < sum(needs.values()):
         listed = ", ".join(f"{count} {what}" for what, count in needs.items())
-        raise DeviceError(
+        raise DiskFullError(
             f"{folder}: no room",
             expected=f"{sum(needs.values())} bytes: {listed}",
             found=f"{free} bytes free" + (f", {freed} of them in the slot that is to be replaced" if freed else ""),

@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic_files, "_flush", full)
+    monkeypatch.setattr(atomic_files, "flush", full)
     with pytest.raises(SpecError, match="cannot write; found No space left on device; fix: free some space"):
         convert(tiny_model, to)
     assert not [path for path in tmp_path.rglob("*") if path.name != "out"]
