@@ -22,10 +22,10 @@ from edgekd.core.errors import EdgeKDError, SpecError
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import edgekd.core.limited_process as p; p.child()"
 _WAIT_FACTOR = 4
 """Seconds of waiting for each second of processor time: the child may share the machine with others."""
-_STATM = Path("/proc/self/statm")
-"""Sizes of this process in pages; the first is its address space."""
 _SPARE_WAIT_S = 120
 """Seconds of waiting beyond that, to start and to read large files from slow disks."""
+_STATM = Path("/proc/self/statm")
+"""Sizes of this process in pages; the first is its address space."""
 
 
 @dataclass(frozen=True)
