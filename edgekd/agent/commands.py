@@ -6,7 +6,7 @@ docs/agent.md and docs/schemas/agent.json describe the results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from edgekd.agent.status import (
 from edgekd.agent.trust_state import (
     TrustStatus,
     camera_judge,
+    effective_trust,
     head_judge,
     held_trust,
     raise_counter,
@@ -217,7 +218,7 @@ def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
     """Unpack an update, as `unpack` does."""
     state, head = camera.state, new.head
     with state.locked():
-        require_not_older(state, head.manifest.counter, new.path)
+        require_not_older(state, effective_trust(state, camera.root), head.manifest.counter, new.path)
         existing = state.find(head.identity)
         require_no_trial(state, existing)
         state.allow(head.identity)
@@ -342,9 +343,10 @@ def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
         replaced = active if active and active.name != slot.name else None
         record = Activation(replaced.identity, trial=trial) if replaced else Activation()
         if active is None or replaced:
-            require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
+            held = held_trust(state, camera.root)
+            require_admissible(state, slot, held, camera.clock())
             if record.trial is None:
-                raise_counter(state, slot.manifest.counter)
+                raise_counter(state, held, slot.manifest.counter)
         changed = state.put_into_service(slot, engine.folder, record)
         return ServiceChange(service_status(state), changed)
 
@@ -370,6 +372,8 @@ def rollback(camera: Camera) -> ServiceChange:
         require_passed(previous, engine)
         if engine and not engine.whole:
             raise HashError(f"{engine.file}: damaged", fix="install another bundle; what is in service stays")
+        with suppress(DeviceError):  # a damaged counter lets nothing in, and does not keep from going back
+            raise_counter(state, effective_trust(state, camera.root))
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
         return ServiceChange(service_status(state), changed=True)
 

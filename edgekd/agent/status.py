@@ -15,7 +15,7 @@ from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDeta
 from edgekd.agent.state.device import Device, read_device
 from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
-from edgekd.agent.trust_state import TrustStatus, counter, trust_status
+from edgekd.agent.trust_state import TrustStatus, effective_trust, minimum_counter, trust_status
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.documents import INLINE
 from edgekd.core.version import __version__
@@ -232,7 +232,7 @@ class StatusResult:
         previous: Slot that a rollback leads to.
         rejected: Identity of the bundle that a rollback has replaced.
         trial: Trial of the bundle in service; null where it is committed.
-        counter: Minimum counter of a bundle.
+        counter: Minimum counter of a bundle: the highest committed, unless a reset in the trust file has lowered it.
         trust: Trust file in effect; null where there is none, and every bundle is accepted.
         runtime: Runtime of networks on this device.
     """
@@ -268,7 +268,7 @@ def status(camera: Camera) -> StatusResult:
         previous=_slot_status(camera, state.previous),
         rejected=record.rejected,
         trial=record.trial.status(read_uptime(camera.root)) if record.trial else None,
-        counter=counter(state),
+        counter=minimum_counter(state, effective_trust(state, camera.root)),
         trust=trust_status(state, camera.root, camera.clock()),
         runtime=RuntimeVersion(runtime.name, runtime.version()) if runtime else None,
         device=read_device(camera.root),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,30 +101,71 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], clock: datetime)
     return held, held != before
 
 
-def counter(state: State) -> int:
-    """Return the minimum counter of a bundle: the highest that was in service. Raises DeviceError."""
+@dataclass(frozen=True)
+class MinimumCounter:
+    """Minimum counter of a bundle. reset: version of the last counter reset that was applied, 0 for none."""
+
+    counter: int = 0
+    reset: int = 0
+
+
+def effective_trust(state: State, root: Path) -> SignedTrust | None:
+    """Return the trust file in effect; None where there is none, or one is damaged."""
+    try:
+        return held_trust(state, root)
+    except SignatureError:
+        return None
+
+
+def minimum_counter(state: State, held: SignedTrust | None) -> int:
+    """Return the minimum counter of a bundle: the highest committed, unless a reset has lowered it.
+
+    Raises DeviceError where the stored one is damaged.
+    """
+    return _minimum(state, _stored_minimum(state), held).counter
+
+
+def raise_counter(state: State, held: SignedTrust | None, value: int = 0) -> None:
+    """Store a minimum counter of at least `value`: on the disk before the bundle that has it is committed.
+
+    Without a value it stores the minimum as it is. Raises DeviceError, SpecError.
+    """
+    stored = _stored_minimum(state)
+    minimum = _minimum(state, stored, held)
+    minimum = replace(minimum, counter=max(minimum.counter, value))
+    if minimum != stored:
+        reset = {"reset": minimum.reset} if minimum.reset else {}
+        write_file(state.root / COUNTER, canonical_json({"counter": minimum.counter, **reset}))
+
+
+def _minimum(state: State, stored: MinimumCounter, held: SignedTrust | None) -> MinimumCounter:
+    """Return the stored minimum after a reset by the trust file that was not applied yet."""
+    counter = stored.counter
+    if not stored.reset and state.active and state.activation.trial is None:
+        counter = max(counter, state.active.manifest.counter)  # agents up to 0.1.0 stored none at a commit
+    reset = held.trust.counter_reset if held else None
+    if reset is None or reset.version <= stored.reset:
+        return replace(stored, counter=counter)
+    return MinimumCounter(min(counter, reset.counter), reset.version)
+
+
+def _stored_minimum(state: State) -> MinimumCounter:
     path = state.root / COUNTER
     try:
-        stored = json.loads(path.read_bytes())["counter"]
-        if type(stored) is not int:
-            raise ValueError(f"{stored!r} is no number")
+        document = json.loads(path.read_bytes())
+        stored = MinimumCounter(document["counter"], document.get("reset", 0))
+        if type(stored.counter) is not int or type(stored.reset) is not int:
+            raise ValueError(f"{document} is no counter")
     except FileNotFoundError:
-        stored = 0
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return MinimumCounter()
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{path}: damaged", found=str(error), fix="restore the state folder") from error
-    active = state.active
-    return max(stored, active.manifest.counter) if active else stored
+    return stored
 
 
-def raise_counter(state: State, value: int) -> None:
-    """Raise the minimum counter, on the disk before the bundle is in service."""
-    if value > counter(state):
-        write_file(state.root / COUNTER, canonical_json({"counter": value}))
-
-
-def require_not_older(state: State, value: int, what: object) -> None:
+def require_not_older(state: State, held: SignedTrust | None, value: int, what: object) -> None:
     """Raise RollbackError for a bundle whose counter is below the minimum."""
-    minimum = counter(state)
+    minimum = minimum_counter(state, held)
     if value < minimum:
         raise RollbackError(
             f"{what}: older than a bundle that was in service here",
@@ -136,7 +177,7 @@ def require_not_older(state: State, value: int, what: object) -> None:
 
 def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock: datetime) -> None:
     """Raise SignatureError or RollbackError where the bundle in a slot must not be put into service."""
-    require_not_older(state, slot.manifest.counter, f"slot {slot.name}")
+    require_not_older(state, held, slot.manifest.counter, f"slot {slot.name}")
     if held:
         from edgekd.core.bundle.trust import require_signed
 
