@@ -354,8 +354,9 @@ def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
 def rollback(camera: Camera) -> ServiceChange:
     """Put the bundle that was in service before back into service, with its engine unchanged.
 
-    Raises RollbackError where there is none, DeviceError where its engine did not pass its self-test, HashError where
-    that is damaged.
+    A damaged trust file revokes nothing, so that a rollback stays possible. Raises RollbackError where there is no such
+    bundle, SignatureError where it was revoked, DeviceError where its engine did not pass its self-test, HashError
+    where that is damaged; then what is in service stays, revoked or not.
     """
     state = camera.state
     with state.locked():
@@ -367,13 +368,14 @@ def rollback(camera: Camera) -> ServiceChange:
                 found=f"slot {state.active_name} in service" if state.active_name else "no slot in service",
                 fix="unpack and activate a bundle",
             )
-        require_not_revoked(state, previous, camera.root)
+        held = effective_trust(state, camera.root)
+        require_not_revoked(previous, active, held)
         engine = read_engine(previous.engine)
         require_passed(previous, engine)
         if engine and not engine.whole:
             raise HashError(f"{engine.file}: damaged", fix="install another bundle; what is in service stays")
         with suppress(DeviceError):  # a damaged counter lets nothing in, and does not keep from going back
-            raise_counter(state, effective_trust(state, camera.root))
+            raise_counter(state, held)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
         return ServiceChange(service_status(state), changed=True)
 

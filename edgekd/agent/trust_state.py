@@ -186,17 +186,28 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock
             require_signed(held.trust, slot.identity, slot.signatures, now)
 
 
-def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
-    """Raise SignatureError where the trust file revokes the bundle in a slot.
+def revocation_of(slot: Slot, held: SignedTrust | None) -> str | None:
+    """Return what the trust file revokes of the bundle in a slot; None where it may return to service.
 
-    A damaged trust file revokes nothing, so that a rollback stays possible.
+    Signatures that cannot be read count as revoked where the trust file revokes keys.
     """
+    if held is None:
+        return None
+    from edgekd.core.bundle.trust import revocation
+
     try:
-        held = held_trust(state, root)
-    except SignatureError:
-        return
-    if held and slot.identity in held.trust.revoked_bundles:
-        raise SignatureError(f"slot {slot.name}: bundle {slot.identity}: revoked", fix="install a newer bundle")
+        return revocation(held.trust, slot.identity, slot.signatures if held.trust.revoked_keys else ())
+    except (OSError, SignatureError):
+        return "its signatures, which are damaged"
+
+
+def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> None:
+    """Raise SignatureError where the trust file revokes the bundle in a slot that would replace the one in service."""
+    revoked = revocation_of(slot, held)
+    if revoked:
+        also = ", revoked, too" if revocation_of(active, held) else ""
+        fix = f"install a newer bundle; slot {active.name} stays in service{also}"
+        raise SignatureError(f"slot {slot.name}: revoked", found=revoked, fix=fix)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def served(agent: Agent, bundle: Path) -> None:
     assert [agent(step).code for step in STEPS] == [0, 0, 0]
 
 
+def committed(agent: Agent, bundle: Path, *options: object) -> None:
+    assert agent("install", bundle, *options).code == 0
+    assert agent("commit", *options).code == 0
+
+
 def test_the_tests_sign_as_the_rfc_says() -> None:
     assert verify(public(1), b"message", sign(1, b"message"))
     assert not verify(public(2), b"message", sign(1, b"message"))
@@ -119,6 +124,100 @@ def test_a_rollback_does_not_lead_to_a_revoked_bundle(agent: Agent, good: Path, 
     assert agent("trust", trust_file(tmp_path / "1.json", revoked_bundles=(identity_of(good),))).code == 0
     assert "revoked" in agent("rollback").error["what"]
     assert agent("status").result["active"]["name"] == "count 1"
+
+
+@pytest.fixture
+def pair(bundle: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle that key 1 has signed, and a newer one that key 2 has signed as well."""
+    return counting(bundle, tmp_path / "old", 1, 1), counting(bundle, tmp_path / "new", 2, 1, 2)
+
+
+def revoking(path: Path, *, keys: tuple[int, ...] = (), bundles: tuple[Path, ...] = (), version: int = 2) -> Path:
+    """A trust file by which key 2 signs bundles, and these keys and bundles are revoked."""
+    return trust_file(
+        path,
+        version,
+        bundle=(2,),
+        revoked_keys=tuple(sorted(key_id(public(number)) for number in keys)),
+        revoked_bundles=tuple(sorted(map(identity_of, bundles))),
+    )
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_rollback_does_not_lead_to_the_bundle_of_a_revoked_key(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"], told["candidate"]) == (False, True, None)
+    error = agent("rollback").error
+    assert (error["kind"], error["what"]) == ("SignatureError", "slot a: revoked")
+    assert error["found"] == f"key {key_id(public(1))} of its signatures"
+    assert error["fix"] == "install a newer bundle; slot b stays in service"
+    assert agent("status").result["active"]["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_boot_does_not_lead_to_the_bundle_of_a_revoked_key(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    committed(agent, pair[0])
+    assert agent("install", pair[1], "--tries", 1).code == 0
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    assert agent("boot").result["stays"] is None
+    over = agent("boot").result
+    assert "slot a: revoked" in over["stays"]
+    assert "slot b stays in service" in over["stays"]
+    assert (over["identity"], over["changed"], over["trial"]) == (identity_of(pair[1]), False, None)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_where_all_is_revoked_what_is_in_service_stays(agent: Agent, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json", bundles=pair)).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"]) == (True, True)
+    assert agent("rollback").error["fix"] == "install a newer bundle; slot b stays in service, revoked, too"
+    assert agent("boot").result["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_key_that_was_replaced_and_not_revoked_does_not_keep_from_going_back(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json")).code == 0
+    assert agent("status").result["previous"]["revoked"] is False
+    assert agent("rollback").result["identity"] == identity_of(pair[0])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_the_signature_of_a_revoked_key_beside_enough_others_does_not_matter(
+    agent: Agent, bundle: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    served(agent, pair[1])
+    served(agent, counting(bundle, tmp_path / "3", 3, 1))
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"]) == (True, False)
+    assert agent("rollback").result["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_signatures_that_cannot_be_read_count_as_revoked_once_a_key_is(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    agent("trust", revoking(tmp_path / "2.json", keys=(1,)))
+    stored = tmp_path / "state" / "slots" / "a" / "bundle" / "signatures.json"
+    for damage in (lambda: stored.write_bytes(b"{}"), stored.unlink):
+        damage()
+        assert agent("rollback").error["found"] == "its signatures, which are damaged"
 
 
 def test_the_same_bundle_with_more_signatures_replaces_them(
@@ -395,11 +494,6 @@ def test_a_rollback_works_with_a_damaged_counter(agent: Agent, bundle: Path, tmp
 
 HIGHEST = 2**53
 """The highest counter that a manifest may have."""
-
-
-def committed(agent: Agent, bundle: Path, *options: object) -> None:
-    assert agent("install", bundle, *options).code == 0
-    assert agent("commit", *options).code == 0
 
 
 def reset_by(path: Path, version: int, counter: int, since: int) -> Path:

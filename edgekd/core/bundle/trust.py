@@ -194,6 +194,21 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
     return found
 
 
+def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> str | None:
+    """Return what a trust file revokes of a bundle that was accepted before; None where it may return to service.
+
+    That is the bundle itself, or a key without which its signatures are too few. Expiry does not matter here, nor do
+    keys that were replaced without being revoked. Raises SignatureError where a signature of a known key is wrong.
+    """
+    if sha256 in trust.revoked_bundles:
+        return f"bundle {sha256}"
+    revoked = {signature.key for signature in signatures} & {*trust.revoked_keys}
+    if not revoked:
+        return None
+    others = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, None)
+    return f"key {min(revoked)} of its signatures" if len(others) < trust.bundle.threshold else None
+
+
 def _signers(
     trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None
 ) -> tuple[Key, ...]:
