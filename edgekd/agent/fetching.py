@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
-from edgekd.agent.apply_delta import any_head
+from edgekd.agent.apply_delta import any_head, opened_update
 from edgekd.agent.state.slots import require_alone, require_room
 from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
-from edgekd.core.bundle.archive import verify
+from edgekd.core.bundle.archive import BundleReader
 from edgekd.core.bundle.delta import is_delta
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
@@ -153,10 +153,9 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
         what = f"{request.url}: not the requested file"
         raise HashError(what, expected=f"SHA-256 {request.sha256}", found=f"SHA-256 {found}", fix="check the address")
     judge = camera_judge(camera.state, camera.root, camera.clock())
-    if is_delta(part):
-        any_head(part, judge)
-    else:
-        verify(part, judge)
+    with opened_update(part, judge) as update:
+        if isinstance(update, BundleReader):
+            update.verify()
     download.useless = False
 
 

@@ -27,7 +27,6 @@ from edgekd.data.source_files import (
     read_yaml,
     require_inside,
     require_names,
-    require_regular,
     require_relative,
     shown,
 )
@@ -209,11 +208,7 @@ def _images_at(place: Path) -> list[Path]:
             expected="a folder, or a .txt with one image path a line",
             fix="correct the split, or path:, in the data set's YAML (a relative path starts from the YAML's folder)",
         )
-    found = (file for file in files_below(place) if file.suffix.lower() in IMAGE_SUFFIXES)
-    images = sorted((file for file in found if not file.name.startswith(".")), key=str)
-    for image in images:
-        require_regular(image)
-    return images
+    return sorted((file for file in files_below(place, IMAGE_SUFFIXES) if not file.name.startswith(".")), key=str)
 
 
 def _images_listed(file: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import DataError
-from edgekd.core.input_files import read_input
+from edgekd.core.input_files import is_folder, read_input
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import MAX_IMAGE_BYTES, decode_image
 
@@ -65,7 +65,7 @@ class FrameSource:
 
 def load_frames(path: Path) -> FrameSource:
     """Load the frames of an image folder or a video file. Raises DataError if there are none."""
-    return _images(path) if path.is_dir() else _video(path)
+    return _images(path) if is_folder(path) else _video(path)
 
 
 def raw_frames(frames: Sequence[np.ndarray], description: str) -> FrameSource:

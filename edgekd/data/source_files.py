@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -99,10 +99,11 @@ def require_names(names: Sequence[str], file: Path) -> tuple[str, ...]:
         raise DataError(error.what, expected=error.expected, found=error.found, fix=fix) from error
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and below, following links, each folder once. Raises DataError.
+def files_below(folder: Path, suffixes: Container[str]) -> Iterator[Path]:
+    """Yield the files with some suffixes, in lower case, in a folder and below, following links, each folder once.
 
     Without the last, a link to its own folder would give each image forty times, and two of them billions of times.
+    Raises DataError, also for a pipe or device.
     """
     waiting, seen = [folder], set()
     while waiting:
@@ -118,7 +119,12 @@ def files_below(folder: Path) -> Iterator[Path]:
             raise DataError(f"cannot read {shown_path(place)}: {error.strerror}") from error
         # The last is read next, and what is no link goes first.
         waiting += [Path(entry) for entry in reversed(found) if _is_folder(entry)]
-        yield from (Path(entry) for entry in found if not _is_folder(entry))
+        for entry in found:
+            path = Path(entry)
+            if path.suffix.lower() in suffixes and not _is_folder(entry):
+                if not entry.is_file(follow_symlinks=False):  # which the folder knows: no further look at most files
+                    _require_regular(path)
+                yield path
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -128,7 +134,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def require_regular(path: Path) -> None:
+def _require_regular(path: Path) -> None:
     """Raise DataError for a pipe, socket or device, which would block whoever reads it."""
     try:
         mode = path.stat().st_mode

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgekd.agent.state.slots import EXTRA_GRAPH_BYTES, MAX_GRAPH_GROWTH
 from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
@@ -27,10 +28,6 @@ from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 BUNDLE_SUFFIX = ".edgekd"
 PACKED_SUFFIX = ".packed"
 _GRAPH = "graph.onnx"
-MAX_EXPANSION = 64
-"""Bytes of an ONNX file for each byte of its packed graph; INT8 weights have 2 to 4."""
-SMALL_GRAPH = 1 << 24
-"""Bytes that any packed graph may expand to: constants of zeros take next to none."""
 
 
 @contextmanager
@@ -82,7 +79,7 @@ def expanded(packed: Path, graph: Path) -> Path:
     """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
     content = read_input(packed, MAX_BYTES, SpecError)
     try:
-        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_EXPANSION * len(content) + SMALL_GRAPH)))
+        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_GRAPH_GROWTH * len(content) + EXTRA_GRAPH_BYTES)))
     except OSError as error:
         raise SpecError(f"{graph}: cannot write", found=error.strerror, fix="free some space there") from error
     except ValueError as error:

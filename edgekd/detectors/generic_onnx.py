@@ -20,7 +20,7 @@ from edgekd.core.detection.parity import RelativeError
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, DataError, SpecError
-from edgekd.core.input_files import regular_file
+from edgekd.core.input_files import is_folder, regular_file
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
 from edgekd.detectors.onnx import MIN_OPSET
@@ -92,7 +92,7 @@ def prepare(source: Path, out: Path) -> Input:
 
 def frame_files(folder: Path) -> list[Path]:
     """Return the images and arrays directly in a folder, sorted; empty where it is no folder."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | ARRAY_SUFFIXES)
 

@@ -27,11 +27,13 @@ from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.calibration_cache import from_text
 from edgekd.core.formats.packed_graph import unpack
 from edgekd.core.formats.plain_graph import plain_graph
+from edgekd.core.typed_values import from_plain
 from edgekd.data.dataset import load_dataset
 from edgekd.data.demo import DETECTOR, SCENES
 from edgekd.data.images import read_image
 from edgekd.data.types import Split
 from edgekd.deploy.artifact import opened
+from edgekd.deploy.variant import Variant
 from edgekd.detectors.onnx import describe
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.view import load_graph
@@ -200,7 +202,7 @@ def test_without_labels_and_with_few_frames(
     manifest, base = read_manifest(tmp_path / "v.edgekd"), read_manifest(tiny_build.bundle)
     assert manifest.evidence.after.map50_95 == base.evidence.after.map50_95
     assert not any(entry.role == "drift" for entry in manifest.files)
-    print_adapted(found)
+    print_adapted(from_plain(Variant, found, "adapt"))
     assert "error of scores under these conditions" in capfd.readouterr().out
 
 

@@ -168,6 +168,13 @@ def test_a_path_that_no_file_system_takes_is_an_error(path: str) -> None:
     assert "no data set" in refusal(Path(path))
 
 
+@pytest.mark.parametrize("path", ["a" * 5_000, "nul\0"])
+def test_frames_of_such_a_path_are_an_error(path: str) -> None:
+    for load in (load_frames, unlabelled):
+        with pytest.raises(DataError):
+            load(Path(path))
+
+
 def test_a_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:
     file = yolo(tmp_path / "set")
     for where in ("labels/0.txt", "data.yaml"):

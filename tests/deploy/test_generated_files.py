@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def graph_with(metadata: dict[str, str]) -> Any:
 
 
 def texts(spec: DetectorSpec) -> dict[str, str]:
-    return dict(deepstream._texts(spec, deepstream._How(deepstream._FP16), "name", ()))
+    return dict(deepstream._text_files(spec, deepstream._EngineBuild(deepstream._FP16), "name", ()))
 
 
 def compiled(header: str, folder: Path) -> None:
@@ -168,6 +169,24 @@ def test_names_of_classes_with_control_characters_are_refused_in_every_source(va
         contract.read_contract(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "9" * 5_000,
+        "[]",
+        "null",
+        json.dumps({"format": "x", "entry": "m", "engine": ["x"], "detector": PLAIN}),
+        json.dumps({"format": "x", "entry": 5, "engine": None, "detector": PLAIN}),
+        json.dumps({"format": "x", "entry": "m", "engine": None, "detector": {**PLAIN, "head": []}}),
+    ],
+)
+def test_a_damaged_contract_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / contract.NAME).write_text(text)
+    with pytest.raises(SpecError, match=r"edgekd\.json"):
+        contract.read_contract(tmp_path)
+
+
 @given(SPECS)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_header_compiles_and_defines_three_macros(tmp_path: Path, spec: DetectorSpec) -> None:
@@ -210,6 +229,7 @@ def test_metadata_of_a_graph_is_read_back(spec: DetectorSpec) -> None:
 def test_settings_of_a_camera_script_stay_one_word(state: str) -> None:
     script = camera_script("rauc", state=state)
     subprocess.run(["sh", "-n"], input=script, check=True)
-    setting = script.split(b"\n", 1)[1].split(b"\n# What every", 1)[0]
+    common = (resources.files("edgekd.deploy.firmware") / "camera" / "common.sh").read_bytes()
+    setting = script[: script.index(common)].removeprefix(b"#!/bin/sh\n")
     shown = subprocess.run(["sh", "-c", setting.decode() + '\nprintf "%s" "$state"'], capture_output=True, check=True)
     assert shown.stdout.decode() == state

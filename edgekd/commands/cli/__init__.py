@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from edgekd.commands.cli import derive
 from edgekd.commands.cli.printing import printer
 from edgekd.core.errors import EdgeKDError
+from edgekd.core.input_files import shown_path
 from edgekd.core.version import __version__
 
 INTERRUPTED = 130
@@ -159,6 +160,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ImportError as error:
         print(f"edgekd: {error}; fix: `edgekd doctor` says what is missing and how to add it", file=sys.stderr)
+        sys.exit(EdgeKDError.exit_code)
+    except OSError as error:  # whatever a file system refuses, such as a name that is too long
+        place = f"{shown_path(str(error.filename))}: " if error.filename else ""
+        print(f"edgekd: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(EdgeKDError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:

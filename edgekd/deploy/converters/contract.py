@@ -54,7 +54,10 @@ def read_contract(folder: Path) -> Contract:
     try:
         document = json.loads(read_input(path, MAX_BYTES, SpecError), parse_int=short_int)
         spec = checked_spec(spec_from_json(document["detector"]), f"{path}: detector")
-        return Contract(str(document["format"]), Path(document["entry"]).name, document["engine"], spec)
+        engine = document["engine"]
+        if not isinstance(engine, (str, type(None))):
+            raise TypeError(f"an engine of type {type(engine).__name__}")
+        return Contract(str(document["format"]), Path(document["entry"]).name, engine, spec)
     except SpecError as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -372,9 +372,9 @@ def test_an_ncnn_session_refuses_other_batches_and_to_run_when_closed(
 
 @pytest.mark.skipif(not OPENVINO_CPU.available().usable, reason="openvino is not installed")
 def test_openvino_says_what_it_cannot_read(tmp_path: Path) -> None:
-    for name in ("a.xml", "a.onnx"):
+    for name, problem in (("a.xml", "OpenVINO cannot load .*a.xml"), ("a.onnx", "a.onnx: cannot be read as an ONNX")):
         (tmp_path / name).write_text("nothing")
-        with pytest.raises(DeviceError, match=f"OpenVINO cannot load .*{name}"):
+        with pytest.raises(DeviceError, match=problem):
             OPENVINO_CPU.load(tmp_path / name)
 
 
