@@ -1,6 +1,7 @@
 """Install a bundle on a device: upload, verify, unpack, build, test, time, and activate its engine.
 
-The agent in the bundle does and reports all of it: nothing is measured here.
+An agent on the device does and reports all of it: nothing is measured here. The agent is a program, so that of a bundle
+runs only where a key vouches for the bundle, and never on this machine (`EngineJob.uses_bundle_agent`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekd.agent.cli import COMMANDS, STATE
 from edgekd.agent.engines.records import Form, RuntimeVersion
-from edgekd.core.bundle.archive import extract
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import (
@@ -35,7 +36,7 @@ from edgekd.core.errors import (
 )
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
-from edgekd.deploy import tuned_accuracy
+from edgekd.deploy import agent_zipapp, tuned_accuracy
 from edgekd.deploy.devices import AgentDevice
 from edgekd.deploy.devices.connection import Connection, Stop, Upload
 from edgekd.deploy.engine_report import (
@@ -48,6 +49,7 @@ from edgekd.deploy.engine_report import (
     TuningReport,
     UploadReport,
 )
+from edgekd.deploy.signing.signed import RequiredSignatures
 from edgekd.deploy.tuned_accuracy import TunedAccuracy
 
 T = TypeVar("T")
@@ -73,7 +75,8 @@ class EngineJob:
     """A bundle, a device, and settings of build and timing.
 
     runtime: None for the choice of the agent; state: folder of the slots on the device, None for the default; python:
-    its interpreter, None for the default; agent: path of an agent on the device, None for that of the bundle;
+    its interpreter, None for the default; agent: path of an agent on the device, None to send one; required: signatures
+    that the bundle must have; allow_unsigned: send the bundle's agent to a camera without any;
     iterations, seconds: minimum number of timed runs and of their duration; timeout_s: limit of one step; tune: keep
     layers in float that are faster so; builds: engines to try for that; data: data set to score the tuned engine.
     """
@@ -91,21 +94,36 @@ class EngineJob:
     tune: bool = False
     builds: int = 4
     data: Path | None = None
+    required: RequiredSignatures = field(default_factory=RequiredSignatures)
+    allow_unsigned: bool = False
+
+    @property
+    def uses_bundle_agent(self) -> bool:
+        """Return whether the agent of the bundle may run: on a camera, if the bundle is verified, or by request."""
+        return self.agent is None and self.device.remote and (self.required.given or self.allow_unsigned)
 
 
 def run(job: EngineJob, progress: Progress = SILENT) -> InstallReport:
-    """Run the job. Raises BundleError, DeviceError, and errors of the agent."""
-    with contents(job.bundle) as parts:
+    """Run the job. Raises BundleError, SignatureError, DeviceError, and errors of the agent."""
+    with contents(job.bundle, job.required) as parts:
         return install(job, parts, progress)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A verified, unpacked bundle: manifest, graph, and agent if it has one."""
+    """A verified, unpacked bundle, and the agent of this edgekd beside it.
+
+    Args:
+        identity: SHA-256 of its manifest, 64 hexadecimal digits.
+        agent: The agent in the bundle; None where it has none.
+        own_agent: The agent of this edgekd.
+    """
 
     manifest: Manifest
+    identity: str
     graph: Path
     agent: Path | None
+    own_agent: Path
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ def install(
     job: EngineJob, parts: Contents, progress: Progress = SILENT, shared: SharedLimits | None = None
 ) -> InstallReport:
     """Run a job with an open bundle. Raises as `run` does, and KeyboardInterrupt after `shared.stop`."""
-    agent, stop = _agent(job, parts), shared.stop if shared else None
+    agent, stop = _agent(job, parts, progress), shared.stop if shared else None
     with _state(job) as state, job.device.connect(job.python, stop) as connection:
         steps = _Steps(job, connection, state, progress)
         with steps.turn(shared.uploads) if shared else contextlib.nullcontext():
@@ -290,21 +308,28 @@ def _no_answer(device: str, command: str, code: int, stderr: str) -> DeviceError
 
 
 @contextmanager
-def contents(bundle: Path) -> Iterator[Contents]:
-    """Verify and unpack a bundle for the duration of the block. Raises BundleError, HashError."""
+def contents(bundle: Path, required: RequiredSignatures | None = None) -> Iterator[Contents]:
+    """Verify and unpack a bundle for the duration of the block. Raises BundleError, HashError, SignatureError."""
+    judge = required.judge() if required else None
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch, "bundle")
-        manifest = extract(bundle, folder)
-        agents = (folder / entry.path for entry in manifest.files if entry.role == "agent")
-        yield Contents(manifest, folder / manifest.graph.path, next(agents, None))
+        folder, own_agent = Path(scratch, "bundle"), Path(scratch, agent_zipapp.NAME)
+        with opened_bundle(bundle, judge) as reader:
+            reader.extract(folder)
+            head = reader.head
+        own_agent.write_bytes(agent_zipapp.agent_archive())
+        agents = (folder / entry.path for entry in head.manifest.files if entry.role == "agent")
+        yield Contents(head.manifest, head.identity, folder / head.manifest.graph.path, next(agents, None), own_agent)
 
 
-def _agent(job: EngineJob, parts: Contents) -> Path | None:
-    """Return the agent to send; None for that of the device. Raises BundleError if the bundle has none."""
-    if job.agent is None and parts.agent is None:
-        what, fix = f"{job.bundle}: no agent in it", "build it again, or pass one on the device with --agent"
-        raise BundleError(what, expected="a file with role agent", fix=fix)
-    return None if job.agent else parts.agent
+def _agent(job: EngineJob, parts: Contents, progress: Progress) -> Path | None:
+    """Return the agent to send; None for the one on the device that the job names."""
+    if job.agent is not None:
+        return None
+    if job.uses_bundle_agent and parts.agent:
+        return parts.agent
+    if job.device.remote:
+        progress.note("the agent is that of this edgekd; the bundle's own needs --trust, --key or --allow-unsigned")
+    return parts.own_agent
 
 
 @contextmanager

@@ -99,6 +99,8 @@ class FleetJob:
         }
         if job.tune:
             settings |= {"tune": job.builds, "data": str(job.data) if job.data else None}
+        if job.uses_bundle_agent:
+            settings["agent"] = "that of the bundle"
         key = json_sha256({**settings, "device": board.device, "bundle": self.bundle_sha256, "edgekd": __version__})
         return self.out / BOARDS / f"{board.name}-{key[:16]}.json"
 
@@ -216,7 +218,7 @@ def device_of(board: Board) -> AgentDevice:
 
 def run(job: FleetJob, progress: Progress = SILENT) -> FleetReport:
     """Measure all boards, and write OUT/fleet.json. Raises BundleError, SpecError."""
-    with contents(job.usual.bundle) as parts:
+    with contents(job.usual.bundle, job.usual.required) as parts:
         with writing(job.out):
             (job.out / BOARDS).mkdir(parents=True, exist_ok=True)
         reports = {} if job.fresh else {board.name: kept for board in job.fleet.boards if (kept := _read(job, board))}

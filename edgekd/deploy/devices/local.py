@@ -36,6 +36,7 @@ class LocalDevice:
     threads: int | None = None
     name: str = "local"
     runtime: str | None = None
+    remote: bool = False
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
         """Connect to this machine. Raises DeviceError."""

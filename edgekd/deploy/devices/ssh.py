@@ -53,6 +53,7 @@ class SshDevice:
     keepalive_s: float = 10.0
     connect_s: float = 30.0
     runtime: str | None = None
+    remote: bool = True
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
         """Connect to the camera. Raises DeviceError."""

@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_measured_again(rehearsal: Any, quick: None, tmp_
 class Crowded:
     """A device that takes uploads in pairs, remembers how many came at once, and then says that it is not well."""
 
-    name, runtime, python = "cam", None, "python3"
+    name, runtime, remote, python = "cam", None, True, "python3"
 
     def __init__(self) -> None:
         self.now, self.most, self.lock = 0, 0, threading.Lock()
