@@ -6,7 +6,7 @@ docs/agent.md and docs/schemas/agent.json describe the results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +27,19 @@ from edgekd.agent.status import (
     service_status,
 )
 from edgekd.agent.trust_state import (
+    STRICT,
     TrustStatus,
     camera_judge,
+    effective_trust,
     head_judge,
     held_trust,
+    is_strict,
     raise_counter,
     read_trust,
     require_admissible,
     require_not_older,
     require_not_revoked,
+    required_trust,
     take_trust,
     trust_status_of,
 )
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from edgekd.agent.engines.latency import BenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
     from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -197,15 +202,8 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
 
     Raises BundleError, HashError, SignatureError, DeviceError, SpecError.
     """
-    head, device, path = update.head, read_device(camera.root), update.path
-    fits = device.fits(head.manifest.target.compatible)
-    if fits is False:
-        raise BundleError(
-            f"{path}: for another device",
-            expected=device.expected_bundle,
-            found=head.manifest.target.compatible,
-            fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
-        )
+    head, path = update.head, update.path
+    fits = require_for_camera(camera, head.manifest, path)
     if camera.state.find(head.identity):
         yield Prepared(path, head, fits, judge is not None, None)
         return
@@ -213,11 +211,31 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
         yield Prepared(path, head, fits, judge is not None, whole)
 
 
+def require_for_camera(camera: Camera, manifest: Manifest, what: object) -> bool | None:
+    """Return whether a bundle is for this device, None where that is unknown. Raises BundleError where it is not.
+
+    A strict camera also refuses a bundle where that is unknown, and one whose name is not that of the model.
+    """
+    device, compatible, strict = read_device(camera.root), manifest.target.compatible, is_strict(camera.root)
+    fits, name_it = device.fits(compatible), "write the name of the device to /etc/edgekd/compatible"
+    if fits is False:
+        fix = f"build it for the target of this device, or {name_it}"
+        raise BundleError(f"{what}: for another device", expected=device.expected_bundle, found=compatible, fix=fix)
+    if strict and fits is None:
+        expected = f"a known device, as /{STRICT} requires"
+        raise BundleError(f"{what}: not known to fit", expected=expected, found=compatible, fix=name_it)
+    model = camera.state.model
+    if strict and model is not None and manifest.name != model:
+        fix = "install it as its own model, or give it that name by `edgekd pack --name`"
+        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
+    return fits
+
+
 def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
     """Unpack an update, as `unpack` does."""
     state, head = camera.state, new.head
     with state.locked():
-        require_not_older(state, head.manifest.counter, new.path)
+        require_not_older(state, effective_trust(state, camera.root), head.manifest.counter, new.path)
         existing = state.find(head.identity)
         require_no_trial(state, existing)
         state.allow(head.identity)
@@ -331,7 +349,8 @@ class ServiceChange:
 def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
     """Put a slot with a tested engine into service: on trial where one is given, and a rollback is possible.
 
-    Raises DeviceError where its engine did not pass, SignatureError or RollbackError where it is not allowed any more.
+    Raises DeviceError where its engine did not pass, SignatureError, RollbackError or BundleError where it is not
+    allowed any more.
     """
     state = camera.state
     with state.locked():
@@ -342,9 +361,11 @@ def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
         replaced = active if active and active.name != slot.name else None
         record = Activation(replaced.identity, trial=trial) if replaced else Activation()
         if active is None or replaced:
-            require_admissible(state, slot, held_trust(state, camera.root), camera.clock())
+            held = required_trust(state, camera.root)
+            require_for_camera(camera, slot.manifest, f"slot {slot.name}")
+            require_admissible(state, slot, held, camera.clock())
             if record.trial is None:
-                raise_counter(state, slot.manifest.counter)
+                raise_counter(state, held, slot.manifest.counter)
         changed = state.put_into_service(slot, engine.folder, record)
         return ServiceChange(service_status(state), changed)
 
@@ -352,8 +373,9 @@ def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
 def rollback(camera: Camera) -> ServiceChange:
     """Put the bundle that was in service before back into service, with its engine unchanged.
 
-    Raises RollbackError where there is none, DeviceError where its engine did not pass its self-test, HashError where
-    that is damaged.
+    A damaged trust file revokes nothing, so that a rollback stays possible. Raises RollbackError where there is no such
+    bundle, SignatureError where it was revoked, DeviceError where its engine did not pass its self-test, HashError
+    where that is damaged; then what is in service stays, revoked or not.
     """
     state = camera.state
     with state.locked():
@@ -365,11 +387,14 @@ def rollback(camera: Camera) -> ServiceChange:
                 found=f"slot {state.active_name} in service" if state.active_name else "no slot in service",
                 fix="unpack and activate a bundle",
             )
-        require_not_revoked(state, previous, camera.root)
+        held = effective_trust(state, camera.root)
+        require_not_revoked(previous, active, held)
         engine = read_engine(previous.engine)
         require_passed(previous, engine)
         if engine and not engine.whole:
             raise HashError(f"{engine.file}: damaged", fix="install another bundle; what is in service stays")
+        with suppress(DeviceError):  # a damaged counter lets nothing in, and does not keep from going back
+            raise_counter(state, held)
         state.put_into_service(previous, previous.engine, Activation(rejected=active.identity))
         return ServiceChange(service_status(state), changed=True)
 

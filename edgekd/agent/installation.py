@@ -20,7 +20,7 @@ from edgekd.agent.memory import DEFAULT_SHARE, ModelMemory, model_memory, other_
 from edgekd.agent.state.device import read_device
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.status import ActiveSlot, ServiceStatus, TestedEngine, service_status, tested_engine_status
-from edgekd.agent.trust_state import camera_judge, raise_counter
+from edgekd.agent.trust_state import camera_judge, effective_trust, raise_counter
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError
 
@@ -163,7 +163,7 @@ def commit(camera: Camera) -> CommitResult:
                 fix="boot, which rolls back; then install it again with a longer --window",
             )
         if record.trial:
-            raise_counter(state, active.manifest.counter)
+            raise_counter(state, effective_trust(state, camera.root), active.manifest.counter)
             state.note(replace(record, trial=None))
         return CommitResult(_service(camera), record.trial is not None)
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import Engine, engine_of, fitting_engine
@@ -15,10 +16,20 @@ from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDeta
 from edgekd.agent.state.device import Device, read_device
 from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
-from edgekd.agent.trust_state import TrustStatus, counter, trust_status
+from edgekd.agent.trust_state import (
+    TrustStatus,
+    effective_trust,
+    is_strict,
+    minimum_counter,
+    revocation_of,
+    trust_status,
+)
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.documents import INLINE
 from edgekd.core.version import __version__
+
+if TYPE_CHECKING:
+    from edgekd.core.bundle.trust import SignedTrust
 
 
 @dataclass(frozen=True)
@@ -197,11 +208,14 @@ class SlotStatus:
 
     Args:
         slot: Name of the slot, `a` or `b`.
+        revoked: True where the trust file revokes the bundle, or a key without which its signatures are too few. It
+            stays in service until another bundle is installed, and does not return to service.
         engine: Null where there is none.
     """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
+    revoked: bool
     engine: SlotEngine | None
 
 
@@ -232,8 +246,9 @@ class StatusResult:
         previous: Slot that a rollback leads to.
         rejected: Identity of the bundle that a rollback has replaced.
         trial: Trial of the bundle in service; null where it is committed.
-        counter: Minimum counter of a bundle.
+        counter: Minimum counter of a bundle: the highest committed, unless a reset in the trust file has lowered it.
         trust: Trust file in effect; null where there is none, and every bundle is accepted.
+        strict: True where unsigned bundles, those for unknown devices, and those of other models are refused.
         runtime: Runtime of networks on this device.
     """
 
@@ -248,6 +263,7 @@ class StatusResult:
     trial: TrialStatus | None
     counter: int
     trust: TrustStatus | None
+    strict: bool
     runtime: RuntimeVersion | None
     device: Device
     disk: DiskStatus
@@ -258,25 +274,27 @@ def status(camera: Camera) -> StatusResult:
     state, runtime = camera.state, camera.runtime
     existing = next(path for path in (state.root, *state.root.absolute().parents) if path.is_dir())
     disk, record = shutil.disk_usage(existing), state.activation
+    held = effective_trust(state, camera.root)
     return StatusResult(
         agent=__version__,
         state=state.root,
         model=state.model,
         models=[name for name in model_names(state.base) if name],
-        active=_slot_status(camera, state.active),
-        candidate=_slot_status(camera, state.candidate),
-        previous=_slot_status(camera, state.previous),
+        active=_slot_status(camera, state.active, held),
+        candidate=_slot_status(camera, state.candidate, held),
+        previous=_slot_status(camera, state.previous, held),
         rejected=record.rejected,
         trial=record.trial.status(read_uptime(camera.root)) if record.trial else None,
-        counter=counter(state),
+        counter=minimum_counter(state, held),
         trust=trust_status(state, camera.root, camera.clock()),
+        strict=is_strict(camera.root),
         runtime=RuntimeVersion(runtime.name, runtime.version()) if runtime else None,
         device=read_device(camera.root),
         disk=DiskStatus(disk.total, disk.free),
     )
 
 
-def _slot_status(camera: Camera, slot: Slot | None) -> SlotStatus | None:
+def _slot_status(camera: Camera, slot: Slot | None, held: SignedTrust | None) -> SlotStatus | None:
     """Describe a slot with the engine for the device in its current state, else the one in service, which is stale."""
     if slot is None:
         return None
@@ -286,4 +304,5 @@ def _slot_status(camera: Camera, slot: Slot | None) -> SlotStatus | None:
         engine = fitting_engine(slot, key) or engine
         stale = key.changes_since(engine.record.key) if engine else None
     described = SlotEngine(tested_engine_status(engine), stale) if engine else None
-    return SlotStatus(bundle_status(slot.manifest, slot.identity), slot.name, described)
+    revoked = revocation_of(slot, held) is not None
+    return SlotStatus(bundle_status(slot.manifest, slot.identity), slot.name, revoked, described)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from edgekd.core.bundle.trust import SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
+STRICT = Path("etc/edgekd/strict")
 TRUST, COUNTER = "trust.json", "counter.json"
+
+
+def is_strict(root: Path) -> bool:
+    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and those of other models."""
+    return os.path.lexists(root / STRICT)
+
+
+def required_trust(state: State, root: Path) -> SignedTrust | None:
+    """Return the trust file in effect. Raises SignatureError where one is damaged, or missing on a strict camera."""
+    held = held_trust(state, root)
+    if held is None and is_strict(root):
+        raise SignatureError("no trust file", expected=f"one, as /{STRICT} requires", fix=f"put one at /{FACTORY}")
+    return held
 
 
 def held_trust(state: State, root: Path) -> SignedTrust | None:
@@ -56,9 +70,10 @@ def read_trust(path: Path) -> SignedTrust:
 def camera_judge(state: State, root: Path, clock: datetime) -> Judge | None:
     """Return the judge by the trust file in effect, at the time that is judged by, which is stored.
 
-    Raises SignatureError where the trust file is damaged, DeviceError where the stored time is.
+    Raises SignatureError where the trust file is damaged, or missing on a strict camera, DeviceError where the stored
+    time is damaged.
     """
-    held = held_trust(state, root)
+    held = required_trust(state, root)
     return head_judge(held, judging_time(state, held.trust, clock)) if held else None
 
 
@@ -101,30 +116,71 @@ def take_trust(state: State, root: Path, paths: Iterable[Path], clock: datetime)
     return held, held != before
 
 
-def counter(state: State) -> int:
-    """Return the minimum counter of a bundle: the highest that was in service. Raises DeviceError."""
+@dataclass(frozen=True)
+class MinimumCounter:
+    """Minimum counter of a bundle. reset: version of the last counter reset that was applied, 0 for none."""
+
+    counter: int = 0
+    reset: int = 0
+
+
+def effective_trust(state: State, root: Path) -> SignedTrust | None:
+    """Return the trust file in effect; None where there is none, or one is damaged."""
+    try:
+        return held_trust(state, root)
+    except SignatureError:
+        return None
+
+
+def minimum_counter(state: State, held: SignedTrust | None) -> int:
+    """Return the minimum counter of a bundle: the highest committed, unless a reset has lowered it.
+
+    Raises DeviceError where the stored one is damaged.
+    """
+    return _minimum(state, _stored_minimum(state), held).counter
+
+
+def raise_counter(state: State, held: SignedTrust | None, value: int = 0) -> None:
+    """Store a minimum counter of at least `value`: on the disk before the bundle that has it is committed.
+
+    Without a value it stores the minimum as it is. Raises DeviceError, SpecError.
+    """
+    stored = _stored_minimum(state)
+    minimum = _minimum(state, stored, held)
+    minimum = replace(minimum, counter=max(minimum.counter, value))
+    if minimum != stored:
+        reset = {"reset": minimum.reset} if minimum.reset else {}
+        write_file(state.root / COUNTER, canonical_json({"counter": minimum.counter, **reset}))
+
+
+def _minimum(state: State, stored: MinimumCounter, held: SignedTrust | None) -> MinimumCounter:
+    """Return the stored minimum after a reset by the trust file that was not applied yet."""
+    counter = stored.counter
+    if not stored.reset and state.active and state.activation.trial is None:
+        counter = max(counter, state.active.manifest.counter)  # agents up to 0.1.0 stored none at a commit
+    reset = held.trust.counter_reset if held else None
+    if reset is None or reset.version <= stored.reset:
+        return replace(stored, counter=counter)
+    return MinimumCounter(min(counter, reset.counter), reset.version)
+
+
+def _stored_minimum(state: State) -> MinimumCounter:
     path = state.root / COUNTER
     try:
-        stored = json.loads(path.read_bytes())["counter"]
-        if type(stored) is not int:
-            raise ValueError(f"{stored!r} is no number")
+        document = json.loads(path.read_bytes())
+        stored = MinimumCounter(document["counter"], document.get("reset", 0))
+        if type(stored.counter) is not int or type(stored.reset) is not int:
+            raise ValueError(f"{document} is no counter")
     except FileNotFoundError:
-        stored = 0
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return MinimumCounter()
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{path}: damaged", found=str(error), fix="restore the state folder") from error
-    active = state.active
-    return max(stored, active.manifest.counter) if active else stored
+    return stored
 
 
-def raise_counter(state: State, value: int) -> None:
-    """Raise the minimum counter, on the disk before the bundle is in service."""
-    if value > counter(state):
-        write_file(state.root / COUNTER, canonical_json({"counter": value}))
-
-
-def require_not_older(state: State, value: int, what: object) -> None:
+def require_not_older(state: State, held: SignedTrust | None, value: int, what: object) -> None:
     """Raise RollbackError for a bundle whose counter is below the minimum."""
-    minimum = counter(state)
+    minimum = minimum_counter(state, held)
     if value < minimum:
         raise RollbackError(
             f"{what}: older than a bundle that was in service here",
@@ -136,7 +192,7 @@ def require_not_older(state: State, value: int, what: object) -> None:
 
 def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock: datetime) -> None:
     """Raise SignatureError or RollbackError where the bundle in a slot must not be put into service."""
-    require_not_older(state, slot.manifest.counter, f"slot {slot.name}")
+    require_not_older(state, held, slot.manifest.counter, f"slot {slot.name}")
     if held:
         from edgekd.core.bundle.trust import require_signed
 
@@ -145,17 +201,28 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock
             require_signed(held.trust, slot.identity, slot.signatures, now)
 
 
-def require_not_revoked(state: State, slot: Slot, root: Path) -> None:
-    """Raise SignatureError where the trust file revokes the bundle in a slot.
+def revocation_of(slot: Slot, held: SignedTrust | None) -> str | None:
+    """Return what the trust file revokes of the bundle in a slot; None where it may return to service.
 
-    A damaged trust file revokes nothing, so that a rollback stays possible.
+    Signatures that cannot be read count as revoked where the trust file revokes keys.
     """
+    if held is None:
+        return None
+    from edgekd.core.bundle.trust import revocation
+
     try:
-        held = held_trust(state, root)
-    except SignatureError:
-        return
-    if held and slot.identity in held.trust.revoked_bundles:
-        raise SignatureError(f"slot {slot.name}: bundle {slot.identity}: revoked", fix="install a newer bundle")
+        return revocation(held.trust, slot.identity, slot.signatures if held.trust.revoked_keys else ())
+    except (OSError, SignatureError):
+        return "its signatures, which are damaged"
+
+
+def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> None:
+    """Raise SignatureError where the trust file revokes the bundle in a slot that would replace the one in service."""
+    revoked = revocation_of(slot, held)
+    if revoked:
+        also = ", revoked, too" if revocation_of(active, held) else ""
+        fix = f"install a newer bundle; slot {active.name} stays in service{also}"
+        raise SignatureError(f"slot {slot.name}: revoked", found=revoked, fix=fix)
 
 
 @dataclass(frozen=True)

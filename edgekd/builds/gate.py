@@ -11,7 +11,7 @@ from edgekd.builds.stages.plan import costs_of, plan_within
 from edgekd.builds.stages.quantize import PLAN, CostsResult, QuantizedResult, QuantizeResult
 from edgekd.compress.quantization.plan import load_plan
 from edgekd.core.errors import BudgetError
-from edgekd.hardware.budget import Line, size_text
+from edgekd.hardware.budget import LimitResult, size_text
 
 SIZES = 16
 """Sizes, evenly from the plan's to the largest useful one, among which a sufficient one is looked for."""
@@ -25,7 +25,7 @@ def costliest(errors: Mapping[str, float], count: int = 3) -> list[tuple[str, fl
 
 
 def require_met(
-    lines: Sequence[Line], recipe: Recipe, stages: Sequence[AnyStage], report: Any, fallback: str | None = None
+    lines: Sequence[LimitResult], recipe: Recipe, stages: Sequence[AnyStage], report: Any, fallback: str | None = None
 ) -> None:
     """Raise BudgetError where a limit is missed: each number with its limit, the layers, and the next lever.
 
@@ -41,7 +41,7 @@ def require_met(
     raise BudgetError(f"budget missed: {what}", report=report, fix="; ".join(fixes))
 
 
-def lever(line: Line, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
+def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
     """Return what to try next where a limit is missed."""
     step = recipe.quantize
     if line.name in ("min_fps", "max_energy_mj"):
@@ -67,7 +67,7 @@ def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:
     return last[-1].errors if last and isinstance(last[-1], QuantizeResult) else {}
 
 
-def _more_bytes(line: Line, stages: Sequence[AnyStage]) -> int | None:
+def _more_bytes(line: LimitResult, stages: Sequence[AnyStage]) -> int | None:
     """Return how much larger a plan must be for an error as much smaller as the loss has to be; None: impossible."""
     planned = [stage for stage in stages if isinstance(stage.result, CostsResult)]
     quantized = [stage for stage in stages if PLAN in stage.files and isinstance(stage.result, QuantizedResult)]

@@ -18,7 +18,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.host_facts import HostFacts
 from edgekd.core.typed_values import from_plain
 from edgekd.evaluation.search_result import SearchCounts
-from edgekd.hardware.budget import Line
+from edgekd.hardware.budget import LimitResult
 
 LEDGER = "ledger.json"
 
@@ -131,7 +131,7 @@ class Ledger:
     data: str | None = None
     target: str
     bundle: str
-    budget: tuple[Line, ...]
+    budget: tuple[LimitResult, ...]
     losses: Epochs = ()
     calibration_cache: CacheResult | None = None
     distillation: TrainingRecord | None = None

@@ -56,7 +56,7 @@ from edgekd.deploy.golden_set import TRIED, golden_set
 from edgekd.deploy.signing.signed import sign_bundle
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import for_bundle
-from edgekd.hardware.budget import Line, judge, verdict
+from edgekd.hardware.budget import LimitResult, judge, verdict
 from edgekd.hardware.predict.result import PredictResult, predict_graph
 from edgekd.hardware.target import to_dict
 
@@ -182,7 +182,7 @@ def bytes_beside_graph(record: BuildRecord) -> int:
 
 
 def _ledger(
-    record: BuildRecord, machine: MachineRecord, budget: Sequence[Line], bundle: Path, stages: Sequence[AnyStage]
+    record: BuildRecord, machine: MachineRecord, budget: Sequence[LimitResult], bundle: Path, stages: Sequence[AnyStage]
 ) -> Ledger:
     """Return the ledger of a build."""
     trained, timing, request = record.after.result, machine.timing.result, record.request

@@ -39,7 +39,7 @@ from edgekd.evaluation.report.types import (
 from edgekd.evaluation.search_result import SearchResult
 from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
-from edgekd.hardware.budget import Line
+from edgekd.hardware.budget import LimitResult
 
 PICTURES = 4
 
@@ -61,7 +61,7 @@ class ReportFacts:
     recipe: str
     provenance: Mapping[str, str]
     rare: Sequence[str] = ()
-    budget: Sequence[Line] = ()
+    budget: Sequence[LimitResult] = ()
     bundle_bytes: int | None = None
     search: SearchResult | None = None
 
@@ -246,7 +246,7 @@ def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
     return notes
 
 
-def _budget_row(line: Line) -> BudgetRow:
+def _budget_row(line: LimitResult) -> BudgetRow:
     basis: Any = line.basis
     value = None if line.value is None else line.text(line.value)
     name, timed = line.label.capitalize(), line.name == "min_fps"

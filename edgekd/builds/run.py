@@ -23,7 +23,7 @@ from edgekd.core.documents import INTERNAL, Result
 from edgekd.data.types import Split
 from edgekd.detectors import Detector
 from edgekd.evaluation.search_result import SearchResult
-from edgekd.hardware.budget import Budget, Line
+from edgekd.hardware.budget import Budget, LimitResult
 from edgekd.hardware.target import Target
 
 SEARCH = "search.json"
@@ -157,7 +157,7 @@ class BuildResult(Result):
     target: str
     stages: tuple[StageSummary, ...]
     met: bool | None
-    budget: tuple[Line, ...]
+    budget: tuple[LimitResult, ...]
     calibration_cache: CacheResult | None
     search: Path | None
     record: BuildRecord = field(metadata=INTERNAL)

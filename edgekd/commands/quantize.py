@@ -50,7 +50,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
 from edgekd.detectors.onnx import describe
 from edgekd.graph.view import load_graph
-from edgekd.hardware.budget import Budget, LimitName, Line, judge, verdict
+from edgekd.hardware.budget import Budget, LimitName, LimitResult, judge, verdict
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128
@@ -154,7 +154,7 @@ class Quantized(Result):
     costliest: tuple[LayerCost, ...]
     stages: tuple[StageSummary, ...]
     met: bool | None
-    budget: tuple[Line, ...]
+    budget: tuple[LimitResult, ...]
     steps: Recipe = field(metadata=INTERNAL)
     done: tuple[AnyStage, ...] = field(metadata=INTERNAL)
 

@@ -33,7 +33,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Line:
+class LimitResult:
     """One limit of a budget.
 
     Args:
@@ -102,7 +102,7 @@ def judge(
     energy_mj: float | None = None,
     size_limit: LimitName = "max_bytes",
     kept_limit: LimitName = "min_retention",
-) -> list[Line]:
+) -> list[LimitResult]:
     """Return a line for each limit.
 
     Frames per second of a stand-in say nothing about the target: such a line stays undecided. So does energy, which is
@@ -116,19 +116,19 @@ def judge(
     """
     lines = []
     if budget.max_bytes is not None:
-        lines.append(Line(size_limit, budget.max_bytes, size, size <= budget.max_bytes, "measured"))
+        lines.append(LimitResult(size_limit, budget.max_bytes, size, size <= budget.max_bytes, "measured"))
     if budget.min_retention is not None:
         reached = None if kept is None else kept >= budget.min_retention
-        lines.append(Line(kept_limit, budget.min_retention, kept, reached, "measured"))
+        lines.append(LimitResult(kept_limit, budget.min_retention, kept, reached, "measured"))
     if budget.min_fps is not None:
         reached = fps >= budget.min_fps if fps is not None and basis == "measured" else None
-        lines.append(Line("min_fps", budget.min_fps, fps, reached, basis))
+        lines.append(LimitResult("min_fps", budget.min_fps, fps, reached, basis))
     if budget.max_energy_mj is not None:
-        lines.append(Line("max_energy_mj", budget.max_energy_mj, energy_mj, None, "predicted"))
+        lines.append(LimitResult("max_energy_mj", budget.max_energy_mj, energy_mj, None, "predicted"))
     return lines
 
 
-def verdict(lines: Sequence[Line]) -> bool | None:
+def verdict(lines: Sequence[LimitResult]) -> bool | None:
     """Return False if a limit is missed, else None if one is undecided, else True."""
     reached = [line.met for line in lines]
     if False in reached:

@@ -18,7 +18,7 @@ from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import read_engine
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import Slot, State
-from edgekd.agent.trust_state import held_trust
+from edgekd.agent.trust_state import held_trust, minimum_counter
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
 BOTH = [pytest.param(False, marks=pytest.mark.slow), True]
@@ -152,6 +152,24 @@ def test_a_bundle_that_counts_is_never_in_service_without_its_counter(
         assert json.loads(stored.read_bytes()) == {"counter": 5}
         count += 1
     assert count > 12
+
+
+@pytest.mark.parametrize("forgetful", BOTH)
+def test_a_trial_never_ends_without_its_counter(installed: Path, bundle: Path, tmp_path: Path, forgetful: bool) -> None:
+    counted = repacked(bundle, tmp_path / "counted", counter=5)
+    ready = fresh(installed, tmp_path / "ready" / "state")
+    assert run(ready, "install", counted) == 0
+    count, folder = 0, tmp_path / "state"
+    while cut_at(count, partial(run, fresh(ready, folder), "commit"), forgetful=forgetful):
+        state = State(folder)
+        if state.activation.trial is None:
+            assert minimum_counter(state, None) == 5
+            assert json.loads((folder / "counter.json").read_bytes()) == {"counter": 5}
+        assert run(folder, "commit") == 0
+        assert run(folder, "rollback") == 0
+        assert minimum_counter(State(folder), None) == 5
+        count += 1
+    assert count > 5
 
 
 @pytest.mark.parametrize("forgetful", [False, True])

@@ -18,8 +18,8 @@ from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import END, BundleReader, member, read_head, replace_signatures
 from edgekd.core.bundle.ed25519 import verify
-from edgekd.core.bundle.signatures import SignatureEnvelope, to_json
-from edgekd.core.bundle.trust import Key
+from edgekd.core.bundle.signatures import SignatureEnvelope, key_id, to_json
+from edgekd.core.bundle.trust import CounterReset, Key
 from edgekd.core.errors import SignatureError
 
 STEPS = ("build", "selftest", "activate")
@@ -45,6 +45,11 @@ def counting(bundle: Path, folder: Path, counter: int, *keys: int) -> Path:
 def served(agent: Agent, bundle: Path) -> None:
     assert agent("unpack", bundle).code == 0
     assert [agent(step).code for step in STEPS] == [0, 0, 0]
+
+
+def committed(agent: Agent, bundle: Path, *options: object) -> None:
+    assert agent("install", bundle, *options).code == 0
+    assert agent("commit", *options).code == 0
 
 
 def test_the_tests_sign_as_the_rfc_says() -> None:
@@ -119,6 +124,100 @@ def test_a_rollback_does_not_lead_to_a_revoked_bundle(agent: Agent, good: Path, 
     assert agent("trust", trust_file(tmp_path / "1.json", revoked_bundles=(identity_of(good),))).code == 0
     assert "revoked" in agent("rollback").error["what"]
     assert agent("status").result["active"]["name"] == "count 1"
+
+
+@pytest.fixture
+def pair(bundle: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle that key 1 has signed, and a newer one that key 2 has signed as well."""
+    return counting(bundle, tmp_path / "old", 1, 1), counting(bundle, tmp_path / "new", 2, 1, 2)
+
+
+def revoking(path: Path, *, keys: tuple[int, ...] = (), bundles: tuple[Path, ...] = (), version: int = 2) -> Path:
+    """A trust file by which key 2 signs bundles, and these keys and bundles are revoked."""
+    return trust_file(
+        path,
+        version,
+        bundle=(2,),
+        revoked_keys=tuple(sorted(key_id(public(number)) for number in keys)),
+        revoked_bundles=tuple(sorted(map(identity_of, bundles))),
+    )
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_rollback_does_not_lead_to_the_bundle_of_a_revoked_key(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"], told["candidate"]) == (False, True, None)
+    error = agent("rollback").error
+    assert (error["kind"], error["what"]) == ("SignatureError", "slot a: revoked")
+    assert error["found"] == f"key {key_id(public(1))} of its signatures"
+    assert error["fix"] == "install a newer bundle; slot b stays in service"
+    assert agent("status").result["active"]["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_boot_does_not_lead_to_the_bundle_of_a_revoked_key(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    committed(agent, pair[0])
+    assert agent("install", pair[1], "--tries", 1).code == 0
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    assert agent("boot").result["stays"] is None
+    over = agent("boot").result
+    assert "slot a: revoked" in over["stays"]
+    assert "slot b stays in service" in over["stays"]
+    assert (over["identity"], over["changed"], over["trial"]) == (identity_of(pair[1]), False, None)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_where_all_is_revoked_what_is_in_service_stays(agent: Agent, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json", bundles=pair)).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"]) == (True, True)
+    assert agent("rollback").error["fix"] == "install a newer bundle; slot b stays in service, revoked, too"
+    assert agent("boot").result["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_key_that_was_replaced_and_not_revoked_does_not_keep_from_going_back(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    assert agent("trust", revoking(tmp_path / "2.json")).code == 0
+    assert agent("status").result["previous"]["revoked"] is False
+    assert agent("rollback").result["identity"] == identity_of(pair[0])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_the_signature_of_a_revoked_key_beside_enough_others_does_not_matter(
+    agent: Agent, bundle: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    served(agent, pair[1])
+    served(agent, counting(bundle, tmp_path / "3", 3, 1))
+    assert agent("trust", revoking(tmp_path / "2.json", keys=(1,))).code == 0
+    told = agent("status").result
+    assert (told["active"]["revoked"], told["previous"]["revoked"]) == (True, False)
+    assert agent("rollback").result["identity"] == identity_of(pair[1])
+
+
+@pytest.mark.usefixtures("trusting")
+def test_signatures_that_cannot_be_read_count_as_revoked_once_a_key_is(
+    agent: Agent, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for each in pair:
+        served(agent, each)
+    agent("trust", revoking(tmp_path / "2.json", keys=(1,)))
+    stored = tmp_path / "state" / "slots" / "a" / "bundle" / "signatures.json"
+    for damage in (lambda: stored.write_bytes(b"{}"), stored.unlink):
+        damage()
+        assert agent("rollback").error["found"] == "its signatures, which are damaged"
 
 
 def test_the_same_bundle_with_more_signatures_replaces_them(
@@ -352,11 +451,110 @@ def test_a_rollback_is_possible_and_does_not_lower_the_counter(agent: Agent, bun
         step(camera)  # an update of the system: what is in service gets a new engine, however low its counter is
 
 
+def test_rolling_back_a_committed_bundle_does_not_let_older_ones_in(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    """Its counter was committed: going back by hand is one step, and opens no way to anything in between."""
+    first, between, last = (counting(bundle, tmp_path / str(count), count, 1) for count in (1, 2, 5))
+    for each in (first, last):
+        assert agent("install", each).code == 0
+        assert agent("commit").code == 0
+    assert json.loads((tmp_path / "state" / "counter.json").read_bytes()) == {"counter": 5}
+    assert agent("rollback").result["identity"] == identity_of(first)
+    assert agent("status").result["counter"] == 5
+    for command in ("install", "unpack"):
+        assert agent(command, between).error["kind"] == "RollbackError"
+
+
+def test_a_bundle_on_trial_raises_nothing(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    for count in (1, 5):
+        assert agent("install", counting(bundle, tmp_path / str(count), count, 1)).code == 0
+    assert agent("status").result["counter"] == 1
+    assert agent("rollback").code == 0
+    assert agent("install", counting(bundle, tmp_path / "2", 2, 1)).code == 0
+
+
+def test_what_an_older_agent_committed_counts(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    """Agents up to 0.1 did not store the counter of a commit: the bundle in service has it."""
+    for count in (1, 5):
+        assert agent("install", counting(bundle, tmp_path / str(count), count, 1)).code == 0
+        assert agent("commit").code == 0
+    (tmp_path / "state" / "counter.json").write_text('{"counter":1}')
+    between = counting(bundle, tmp_path / "2", 2, 1)
+    assert agent("install", between).error["kind"] == "RollbackError"
+    assert agent("rollback").code == 0
+    assert agent("install", between).error["kind"] == "RollbackError"
+
+
+def test_a_rollback_works_with_a_damaged_counter(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    first = counting(bundle, tmp_path / "1", 1, 1)
+    served(agent, first)
+    served(agent, counting(bundle, tmp_path / "2", 2, 1))
+    (tmp_path / "state" / "counter.json").write_bytes(b"")
+    assert agent("rollback").result["identity"] == identity_of(first)
+
+
+HIGHEST = 2**53
+"""The highest counter that a manifest may have."""
+
+
+def reset_by(path: Path, version: int, counter: int, since: int) -> Path:
+    """A trust file that revokes key 1 in favour of key 2, and resets the counters."""
+    revoked = (key_id(public(1)),)
+    return trust_file(path, version, bundle=(2,), revoked_keys=revoked, counter_reset=CounterReset(counter, since))
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("by_firmware", [False, True])
+def test_a_reset_undoes_the_counter_of_a_thief_once(
+    agent: Agent, bundle: Path, trusting: Path, tmp_path: Path, by_firmware: bool
+) -> None:
+    sixth, seventh, ninth, highest = (
+        counting(bundle, tmp_path / str(count), count, 1, 2) for count in (6, 7, 9, HIGHEST)
+    )
+    committed(agent, counting(bundle, tmp_path / "5", 5, 1))
+    committed(agent, highest)
+    second = reset_by(trusting if by_firmware else tmp_path / "2.json", 2, 7, 2)
+    if not by_firmware:
+        assert agent("install", ninth).error["kind"] == "RollbackError"
+        assert agent("trust", second).result["changed"]
+    assert agent("status").result["counter"] == 7
+    assert agent("install", sixth).error["expected"] == "counter 7 or higher"
+    committed(agent, seventh)
+    committed(agent, ninth)
+    assert json.loads((tmp_path / "state" / "counter.json").read_bytes()) == {"counter": 9, "reset": 2}
+    assert agent("trust", second).code == 0
+    assert agent("trust", reset_by(tmp_path / "3.json", 3, 7, 2)).result["changed"]
+    assert agent("status").result["counter"] == 9, "each reset is applied once"
+    assert agent("trust", reset_by(tmp_path / "4.json", 4, 8, 4)).result["changed"]
+    assert agent("status").result["counter"] == 8
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_reset_reaches_all_models_and_raises_none(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    third, highest = (counting(bundle, tmp_path / str(count), count, 1) for count in (3, HIGHEST))
+    committed(agent, third, "--model", "people")
+    committed(agent, highest, "--model", "vehicles")
+    skipped = reset_by(tmp_path / "2.json", 2, 7, 2)
+    assert agent("trust", reset_by(tmp_path / "5.json", 5, 7, 2)).code == 0, "a camera that was off skips versions"
+    assert agent("trust", skipped).error["kind"] == "SignatureError"
+    assert agent("status", "--model", "people").result["counter"] == 3
+    assert agent("status", "--model", "vehicles").result["counter"] == 7
+
+
+@pytest.mark.usefixtures("trusting")
+def test_only_a_signed_newer_trust_file_resets(agent: Agent, bundle: Path, tmp_path: Path) -> None:
+    committed(agent, counting(bundle, tmp_path / "5", 5, 1))
+    by_bundle_key = trust_file(tmp_path / "2.json", 2, by=(1,), counter_reset=CounterReset(0, 2))
+    same_version = trust_file(tmp_path / "1.json", 1, counter_reset=CounterReset(0, 1))
+    for path in (by_bundle_key, same_version):
+        assert agent("trust", path).error["kind"] == "SignatureError"
+    assert agent("status").result["counter"] == 5
+
+
 def test_a_damaged_counter_lets_nothing_in(agent: Agent, bundle: Path, tmp_path: Path) -> None:
     served(agent, counting(bundle, tmp_path / "first", 1, 1))
     path = tmp_path / "state" / "counter.json"
     assert json.loads(path.read_bytes()) == {"counter": 1}
-    for content in (b"", b"{}", b'{"counter":"1"}', b"[]"):
+    for content in (b"", b"{}", b'{"counter":"1"}', b"[]", b'{"counter":1,"reset":null}'):
         path.write_bytes(content)
         assert agent("unpack", bundle).error["kind"] == "DeviceError"
 

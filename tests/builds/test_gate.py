@@ -11,7 +11,7 @@ from edgekd.builds.recipe import load_recipe
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.quantize import QuantizeResult
 from edgekd.core.errors import BudgetError
-from edgekd.hardware.budget import Budget, Line, judge, verdict
+from edgekd.hardware.budget import Budget, LimitResult, judge, verdict
 
 
 def quantized(errors: dict[str, float]) -> Stage[QuantizeResult]:
@@ -27,14 +27,14 @@ def test_the_costliest_layers_come_first_with_their_share() -> None:
 
 
 def test_a_met_or_undecided_limit_raises_nothing() -> None:
-    lines = [Line("max_bytes", 10, 10, True, "measured"), Line("min_fps", 60, 10, None, "stand-in")]
+    lines = [LimitResult("max_bytes", 10, 10, True, "measured"), LimitResult("min_fps", 60, 10, None, "stand-in")]
     require_met(lines, load_recipe("ptq"), [], None)
 
 
 def test_lost_accuracy_names_the_layers_and_lost_size_does_not() -> None:
     accuracy, size = (
-        Line("min_retention", 0.98, 0.91, False, "measured"),
-        Line("max_bytes", 1e6, 2e6, False, "measured"),
+        LimitResult("min_retention", 0.98, 0.91, False, "measured"),
+        LimitResult("max_bytes", 1e6, 2e6, False, "measured"),
     )
     stages = [quantized({"stem": 3.0, "neck": 1.0})]
     with pytest.raises(BudgetError) as caught:
@@ -61,11 +61,11 @@ def test_lost_accuracy_names_the_layers_and_lost_size_does_not() -> None:
 )
 def test_the_next_lever_depends_on_what_was_done(name: str, recipe: str, words: str) -> None:
     value = 2e6 if "bytes" in name else 0.9
-    assert words in lever(Line(name, 1.0, value, False, "measured"), load_recipe(recipe), [])
+    assert words in lever(LimitResult(name, 1.0, value, False, "measured"), load_recipe(recipe), [])
 
 
 def test_training_is_no_lever_twice() -> None:
-    assert "qad" not in lever(Line("min_retention", 0.99, 0.9, False, "measured"), load_recipe("qad"), [])
+    assert "qad" not in lever(LimitResult("min_retention", 0.99, 0.9, False, "measured"), load_recipe("qad"), [])
 
 
 def test_predicted_energy_is_told_and_never_decides() -> None:

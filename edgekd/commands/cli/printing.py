@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgekd.evaluation.coco import ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
     from edgekd.evaluation.search_result import SearchResult
-    from edgekd.hardware.budget import Line
+    from edgekd.hardware.budget import LimitResult
     from edgekd.hardware.predict.result import PredictResult
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
@@ -296,7 +296,7 @@ def print_scores(scored: Scored) -> None:
     print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
 
 
-def print_budget(lines: Sequence[Line]) -> None:
+def print_budget(lines: Sequence[LimitResult]) -> None:
     """Print each limit, and the number to compare with it."""
     marks = {True: "met", False: "MISSED", None: "undecided here"}
     for line in lines:

@@ -54,12 +54,24 @@ class Role:
 
 
 @dataclass(frozen=True)
+class CounterReset:
+    """A reset of the cameras' minimum counters, which each camera applies once.
+
+    counter: maximum of the minimum afterwards; version: of the trust file in which the reset came first.
+    """
+
+    counter: int
+    version: int
+
+
+@dataclass(frozen=True)
 class Trust:
     """Content of a trust file. Times are UTC as `2027-01-31T00:00:00Z`.
 
     version: counts up. issued, expires: period of validity; None for ever.
     bundle: keys for bundles; trust: keys for the next trust file.
     revoked_keys: ids of keys; revoked_bundles: identities of bundles that must not be installed.
+    counter_reset: the last one; it stays listed, for cameras that skip versions.
     """
 
     version: int
@@ -70,6 +82,7 @@ class Trust:
     trust: Role
     revoked_keys: tuple[str, ...] = ()
     revoked_bundles: tuple[str, ...] = ()
+    counter_reset: CounterReset | None = None
 
     @property
     def sha256(self) -> str:
@@ -79,6 +92,11 @@ class Trust:
     def forgets(self, old: Trust) -> set[str]:
         """Return the revocations of an older trust file that this one lacks."""
         return {*old.revoked_keys, *old.revoked_bundles} - {*self.revoked_keys, *self.revoked_bundles}
+
+    def continues_reset(self, old: Trust) -> bool:
+        """Return whether the counter reset is that of an older trust file, or a later one."""
+        new = self.counter_reset
+        return new == old.counter_reset or (new is not None and new.version > old.version)
 
     def now(self, clock: datetime) -> str:
         """Return the time of a clock, but not before this file was issued: then the clock is wrong."""
@@ -144,6 +162,12 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
         raise SignatureError(
             f"{what}: lacks earlier revocations", expected="all earlier revocations", found=min(forgotten)
         )
+    if not trust.continues_reset(old):
+        raise SignatureError(
+            f"{what}: changes an earlier counter reset",
+            expected=f"that of version {old.version}, or one of a version above it",
+            found=repr(trust.counter_reset),
+        )
     if trust.issued < old.issued:
         raise SignatureError(f"{what}: issued before version {old.version}", expected=old.issued, found=trust.issued)
     _require_current(trust, trust.now(clock))
@@ -168,6 +192,21 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
     found = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, now)
     _require(found, trust.bundle, "signatures", f"keys of trust file {trust.version}")
     return found
+
+
+def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> str | None:
+    """Return what a trust file revokes of a bundle that was accepted before; None where it may return to service.
+
+    That is the bundle itself, or a key without which its signatures are too few. Expiry does not matter here, nor do
+    keys that were replaced without being revoked. Raises SignatureError where a signature of a known key is wrong.
+    """
+    if sha256 in trust.revoked_bundles:
+        return f"bundle {sha256}"
+    revoked = {signature.key for signature in signatures} & {*trust.revoked_keys}
+    if not revoked:
+        return None
+    others = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, None)
+    return f"key {min(revoked)} of its signatures" if len(others) < trust.bundle.threshold else None
 
 
 def _signers(
@@ -214,6 +253,8 @@ def _require_current(trust: Trust, now: str) -> None:
 def _document(trust: Trust) -> dict[str, Any]:
     document = asdict(trust)
     revoked = {"keys": document.pop("revoked_keys"), "bundles": document.pop("revoked_bundles")}
+    if trust.counter_reset is None:
+        del document["counter_reset"]  # files without one stay as older agents read them
     return {**document, "format": FORMAT, "revoked": revoked}
 
 
@@ -222,7 +263,7 @@ def _trust(document: Any) -> Trust:
         raise ValueError(f"expected format {FORMAT}: update edgekd")
     bundle, trust = (Role(tuple(document[name]["keys"]), document[name]["threshold"]) for name in ("bundle", "trust"))
     keys = tuple(Key(row["public"], row["name"], row["expires"]) for row in document["keys"])
-    revoked = document["revoked"]
+    revoked, reset = document["revoked"], document.get("counter_reset")
     return Trust(
         version=document["version"],
         issued=document["issued"],
@@ -232,6 +273,7 @@ def _trust(document: Any) -> Trust:
         trust=trust,
         revoked_keys=tuple(revoked["keys"]),
         revoked_bundles=tuple(revoked["bundles"]),
+        counter_reset=CounterReset(reset["counter"], reset["version"]) if reset is not None else None,
     )
 
 
@@ -259,6 +301,12 @@ def _check(trust: Trust) -> None:
     for revoked in (trust.revoked_keys, trust.revoked_bundles):
         _expect(_is_list(revoked, MAX_REVOKED), "revoked", f"at most {MAX_REVOKED} hashes in ascending order", revoked)
     _expect(not {*trust.revoked_keys} & {*ids}, "revoked", "no key that is listed, too", trust.revoked_keys)
+    reset = trust.counter_reset
+    if reset is not None:
+        within = type(reset.counter) is int and 0 <= reset.counter <= 2**53
+        _expect(within, "counter_reset", "a counter from 0 to 2^53", reset.counter)
+        known = _is_count(reset.version, trust.version)
+        _expect(known, "counter_reset", f"a version from 1 to {trust.version}", reset.version)
 
 
 def _expect(holds: bool, where: str, expected: str, found: Any) -> None:

@@ -204,6 +204,12 @@ def _require_follows(previous: SignedTrust, new: SignedTrust) -> None:
     missing = trust.forgets(old)
     if missing:
         raise SpecError("revoked: an earlier revocation is missing", expected=min(missing), fix="list it again")
+    if not trust.continues_reset(old):
+        raise SpecError(
+            "counter_reset: an earlier one is changed",
+            expected=f"that of version {old.version}, or one of version {trust.version}",
+            found=repr(trust.counter_reset),
+        )
 
 
 def _names(signed: SignedTrust | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.bundle.signatures import key_id
-from edgekd.core.bundle.trust import TIME, Key, Role, SignedTrust, Trust, from_json, to_json
+from edgekd.core.bundle.trust import TIME, CounterReset, Key, Role, SignedTrust, Trust, from_json, to_json
 from edgekd.core.errors import SpecError, naming
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.deploy.signing.key_files import read_public
@@ -50,6 +50,7 @@ class TrustSpec:
     trust: RoleSpec
     expires: str | None = None
     revoked: RevokedSpec = RevokedSpec()
+    counter_reset: CounterReset | None = None
 
 
 def trust_from_toml(path: Path) -> SignedTrust:
@@ -72,6 +73,7 @@ def trust_from_toml(path: Path) -> SignedTrust:
             trust=_role(spec.trust, ids, f"{path}: trust"),
             revoked_keys=tuple(sorted(spec.revoked.keys)),
             revoked_bundles=tuple(sorted(spec.revoked.bundles)),
+            counter_reset=spec.counter_reset,
         )
     )
     to_json(signed)  # checks all rules of the format before it is signed

@@ -17,6 +17,7 @@ from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.bundle.trust import (
     MAX_BYTES,
+    CounterReset,
     Key,
     Role,
     SignedTrust,
@@ -188,6 +189,18 @@ def test_what_was_revoked_stays_revoked() -> None:
     require_next(held, sealed(more, 8, 9), NOW)
 
 
+RESET = CounterReset(7, 1)
+
+
+def test_a_counter_reset_stays_or_is_followed_by_a_newer_one() -> None:
+    """One that changed, or was dropped, would not reach cameras that skip versions, or reach some twice."""
+    held = sealed(replace(trust_of(1), counter_reset=RESET), 8, 9)
+    for reset in (None, CounterReset(6, 1)):
+        refused_next("changes an earlier counter reset", sealed(replace(trust_of(3), counter_reset=reset), 8, 9), held)
+    for reset in (RESET, CounterReset(5, 2), CounterReset(0, 3)):
+        require_next(held, sealed(replace(trust_of(3), counter_reset=reset), 8, 9), NOW)
+
+
 def test_time_does_not_run_backwards() -> None:
     early = replace(trust_of(2), issued="2025-01-01T00:00:00Z")
     refused_next("issued before version 1", sealed(early, 8, 9))
@@ -217,6 +230,13 @@ def test_a_trust_file_reads_back_as_it_was_written(
     told = trust_of(version, sorted(bundle), sorted(trust), (len(bundle), 1))
     signed = sealed(replace(told, expires=expires, revoked_bundles=revoked), *trust)
     assert from_json(to_json(signed)) == signed
+
+
+def test_a_counter_reset_is_read_and_files_without_one_have_no_field() -> None:
+    signed = sealed(replace(trust_of(), counter_reset=RESET), 8, 9)
+    assert b'"counter_reset":{"counter":7,"version":1}' in to_json(signed)
+    assert from_json(to_json(signed)) == signed
+    assert b"counter_reset" not in to_json(HELD)
 
 
 @given(st.binary(max_size=200))
@@ -268,6 +288,16 @@ def change(*route: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         change("revoked", "keys", to=list(ids(1))),
         change("revoked", "bundles", to=["B" * 64]),
         change("revoked", to=[]),
+        change("counter_reset", to=None),
+        change("counter_reset", to={}),
+        change("counter_reset", to=[7, 1]),
+        change("counter_reset", to={"counter": 7}),
+        change("counter_reset", to={"counter": 7, "version": 2}),
+        change("counter_reset", to={"counter": 7, "version": 0}),
+        change("counter_reset", to={"counter": 7, "version": True}),
+        change("counter_reset", to={"counter": -1, "version": 1}),
+        change("counter_reset", to={"counter": 1.0, "version": 1}),
+        change("counter_reset", to={"counter": 7, "version": 1, "more": 1}),
         change("surprise", to=1),
     ],
 )
@@ -286,10 +316,14 @@ MANY = tuple(f"{number:064x}" for number in range(1024))
     ("last", "beyond"),
     [
         (replace(trust_of(), version=2**53), replace(trust_of(), version=2**53 + 1)),
+        (
+            replace(trust_of(), counter_reset=CounterReset(2**53, 1)),
+            replace(trust_of(), counter_reset=CounterReset(2**53 + 1, 1)),
+        ),
         (replace(trust_of(), revoked_bundles=MANY), replace(trust_of(), revoked_bundles=(*MANY, "f" * 64))),
         (trust_of(bundle=range(1, 63), trust=(63, 64)), trust_of(bundle=range(1, 64), trust=(64, 65))),
     ],
-    ids=["version", "revoked", "keys"],
+    ids=["version", "counter reset", "revoked", "keys"],
 )
 def test_the_last_value_in_a_range_is_taken_and_none_beyond_it(last: Trust, beyond: Trust) -> None:
     taken = SignedTrust(last, ())

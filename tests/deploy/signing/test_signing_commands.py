@@ -14,6 +14,8 @@ from test_json_contract import assert_documented
 
 from edgekd.core.bundle.archive import extract, read_head, read_manifest, verify
 from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.bundle.trust import CounterReset
+from edgekd.deploy.signing.trust_files import read_trust_file
 
 TABLE = """
 version = {version}
@@ -150,6 +152,20 @@ def test_a_trust_file_follows_another(edgekd: EdgeKD, keys: Path, trust: Path, t
     assert "an earlier revocation is missing" in ran.err
     assert "not newer" in edgekd("trust", table, "--out", tmp_path / "2b.json", "--previous", second, *both).err
     assert not (tmp_path / "3.json").exists()
+
+
+def test_a_table_resets_counters_and_keeps_the_reset(edgekd: EdgeKD, keys: Path, trust: Path, tmp_path: Path) -> None:
+    both = ("--key", keys / "root-a.key", "--key", keys / "root-b.key")
+    paths = {}
+    for version, reset in ((2, "counter = 7\nversion = 2"), (3, "counter = 7\nversion = 2"), (4, None)):
+        table = keys / f"reset-{version}.toml"
+        table.write_text(TABLE.format(version=version) + (f"\n[counter_reset]\n{reset}\n" if reset else ""), "utf-8")
+        paths[version] = tmp_path / f"{version}.json"
+        previous = paths.get(version - 1, trust)
+        ran = edgekd("trust", table, "--out", paths[version], "--previous", previous, *both)
+        assert (ran.code == 0) is (reset is not None)
+    assert "counter_reset: an earlier one is changed" in ran.err
+    assert read_trust_file(paths[3]).trust.counter_reset == CounterReset(7, 2)
 
 
 @pytest.mark.parametrize(
