@@ -13,7 +13,7 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.core.bundle.archive import extract, pack
+from edgekd.core.bundle.archive import extract, pack, read_head
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import DeviceError, EdgeKDError, EngineRefusedError, HashError, RollbackError
 from edgekd.core.progress import Progress
@@ -172,10 +172,13 @@ def test_what_the_agent_refuses_is_raised(tiny_build: Built, kind: str, raised: 
 
 
 def test_a_network_that_the_device_cannot_build_is_told_from_a_device_in_trouble(tiny_build: Built) -> None:
+    identity = read_head(tiny_build.bundle).identity
+
     class Refuses(Answers):
         def run(self, doing: str, command: Sequence[str], limit_s: float) -> ProgramResult:
             error = {"kind": "DeviceError", "what": "no engine", "expected": None, "found": None, "fix": None}
-            result = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
+            status = {"device": {}, "runtime": {"name": "null", "version": "1"}}
+            result = {**status, "identity": identity, "slot": "a", "fits": None}
             told = {"error": error, "result": None} if command[2] == "build" else {"error": None, "result": result}
             return ProgramResult(int(command[2] == "build"), json.dumps({"command": command[2], **told}), "")
 
