@@ -7,19 +7,18 @@ runs only where a key vouches for the bundle, and never on this machine (`Engine
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.agent.engines.records import Form, RuntimeVersion
+from edgekd.agent.cli import COMMANDS, STATE, ErrorReport
+from edgekd.agent.engines.records import Form
 from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
@@ -37,16 +36,23 @@ from edgekd.core.errors import (
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
 from edgekd.deploy import agent_zipapp, tuned_accuracy
+from edgekd.deploy.agent_answers import (
+    AgentAnswer,
+    BuildAnswer,
+    BundleAnswer,
+    StatusAnswer,
+    TuneAnswer,
+    UnpackAnswer,
+)
 from edgekd.deploy.devices import AgentDevice
+from edgekd.deploy.devices.answers import error_text, harmless, parsed
 from edgekd.deploy.devices.connection import Connection, Stop, Upload
 from edgekd.deploy.engine_report import (
     DeviceReport,
     EngineLatency,
-    EngineReport,
     InstallReport,
     SelfTestErrors,
     StepTime,
-    TuningReport,
     UploadReport,
 )
 from edgekd.deploy.signing.signed import RequiredSignatures
@@ -57,7 +63,6 @@ UPLOAD = "upload"
 """Folder for uploads below the state folder."""
 REHEARSED = "rehearsed"
 """Basis of results of the null runtime, which computes nothing."""
-_STEPS = ("build", "selftest", "bench")
 _NULL = "null"
 _HEARTBEAT_S = 0.5
 """Interval of heartbeats while a job waits on the host."""
@@ -143,58 +148,41 @@ def install(
         steps = _Steps(job, connection, state, progress)
         with steps.turn(shared.uploads) if shared else contextlib.nullcontext():
             bundle = steps.upload(agent)
-        _require_runtime(job, steps.run("status"))
-        steps.run("verify", bundle)
-        steps.flags["--slot"] = steps.run("unpack", bundle)["slot"]
-        steps.run("build")
-        accuracy = _tune(job, parts, steps) if job.tune else None
-        for command in (*_STEPS[1:], "activate") if job.activate else _STEPS[1:]:
-            steps.run(command)
-    try:
-        return _report(job, parts.manifest, steps, accuracy)
-    except (KeyError, SpecError) as error:
-        what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
-        raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
+        with _answers_of(job):
+            return _install(job, parts, steps, bundle)
 
 
-def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> TunedAccuracy | None:
-    """Tune, and score the result on the job's data. Raises EngineRefusedError below the bundle's limit."""
-    split = tuned_accuracy.scored_split(job.data, parts.manifest, steps.progress) if job.data else None
-    choice = steps.run("tune")
-    if split is None:
-        return None
-    form = Form(choice["source"], tuple(choice["float_layers"]))
-    accuracy = steps.on_host(
-        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, form, split, SILENT), "score the tuned network"
-    )
-    try:
-        tuned_accuracy.require_accuracy(accuracy, job.device.name)
-    except EngineRefusedError:
-        steps.run("tune", "--reset")
-        raise
-    return accuracy
-
-
-def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAccuracy | None) -> InstallReport:
-    """Raises KeyError or SpecError for answers that lack a field."""
-    status, unpacked, built, tested, timed = (steps.results[name] for name in ("status", "unpack", *_STEPS))
-    tuned = steps.results.get("tune")
-    if tuned:
-        built = {**built, **tuned["engine"]}
+def _install(job: EngineJob, parts: Contents, steps: _Steps, bundle: str) -> InstallReport:
+    """Run the commands of the agent on an uploaded bundle. Raises _AnswerError."""
+    status = steps.run("status", StatusAnswer)
+    _require_runtime(job, status)
+    device = steps.parse("status", DeviceReport, {**status.device, "name": job.device.name})
+    _require_identity(job, parts, "verify", steps.run("verify", BundleAnswer, bundle))
+    unpacked = steps.run("unpack", UnpackAnswer, bundle)
+    _require_identity(job, parts, "unpack", unpacked)
+    steps.flags["--slot"] = unpacked.slot
+    built, tuned = steps.run("build", BuildAnswer), None
+    if job.tune:
+        tuned, accuracy = _tune(job, parts, steps)
+        built = steps.parse("tune", BuildAnswer, {**steps.results["build"], **tuned.engine})
+    tested = steps.run("selftest", SelfTestErrors)
+    timed = steps.run("bench", EngineLatency)
+    if job.activate:
+        _require_identity(job, parts, "activate", steps.run("activate", BundleAnswer))
     return InstallReport(
         bundle=str(job.bundle),
-        identity=unpacked["identity"],
-        name=manifest.name,
-        target=manifest.target.name,
-        fits=unpacked["fits"],
-        device=_parsed(DeviceReport, {**status["device"], "name": job.device.name}),
-        basis="rehearsed" if built["runtime"]["name"] == _NULL else "measured",
-        runtime=_parsed(RuntimeVersion, built["runtime"]),
-        engine=_parsed(EngineReport, built),
-        tuning=replace(_parsed(TuningReport, tuned), accuracy=accuracy) if tuned else None,
-        self_test=_parsed(SelfTestErrors, tested),
-        bench=_parsed(EngineLatency, timed),
-        activated="activate" in steps.results,
+        identity=parts.identity,
+        name=parts.manifest.name,
+        target=parts.manifest.target.name,
+        fits=unpacked.fits,
+        device=device,
+        basis="rehearsed" if built.runtime.name == _NULL else "measured",
+        runtime=built.runtime,
+        engine=built.engine,
+        tuning=replace(tuned.tuning, accuracy=accuracy) if tuned else None,
+        self_test=tested,
+        bench=timed,
+        activated=job.activate,
         upload=UploadReport(
             bytes=sum(upload.bytes for upload in steps.uploads),
             sent_bytes=sum(upload.sent_bytes for upload in steps.uploads),
@@ -203,9 +191,45 @@ def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAc
     )
 
 
-def _parsed(kind: type[T], answer: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` from an answer of the agent, which may have further keys. Raises SpecError."""
-    return from_plain(kind, answer, kind.__name__, extra=True)
+@contextmanager
+def _answers_of(job: EngineJob) -> Iterator[None]:
+    """Convert errors of answers that are not as expected to DeviceError."""
+    try:
+        yield
+    except _AnswerError as error:
+        what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
+        fix = "leave --agent out" if job.agent else "build the bundle again" if job.uses_bundle_agent else None
+        raise DeviceError(what, expected=error_text(str(error)), fix=fix) from error
+
+
+def _require_identity(job: EngineJob, parts: Contents, command: str, answer: BundleAnswer) -> None:
+    """Require that the device answers for the bundle that was verified here. Raises DeviceError."""
+    if answer.identity != parts.identity:
+        what = f"{job.device.name}: {command}: an answer for another bundle"
+        found = error_text(answer.identity)
+        raise DeviceError(what, expected=parts.identity, found=found, fix="check the device: its agent is not honest")
+
+
+def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> tuple[TuneAnswer, TunedAccuracy | None]:
+    """Tune, and score the result on the job's data. Raises EngineRefusedError below the bundle's limit."""
+    split = tuned_accuracy.scored_split(job.data, parts.manifest, steps.progress) if job.data else None
+    choice = steps.run("tune", TuneAnswer)
+    if split is None:
+        return choice, None
+    form = Form(choice.tuning.source, choice.tuning.float_layers)
+    accuracy = steps.on_host(
+        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, form, split, SILENT), "score the tuned network"
+    )
+    try:
+        tuned_accuracy.require_accuracy(accuracy, job.device.name)
+    except EngineRefusedError:
+        steps.run("tune", TuneAnswer, "--reset")
+        raise
+    return choice, accuracy
+
+
+class _AnswerError(SpecError):
+    """A result of the agent is not as expected."""
 
 
 class _Steps:
@@ -263,8 +287,8 @@ class _Steps:
         self._took("score", began)
         return future.result()
 
-    def run(self, command: str, *arguments: str) -> dict[str, Any]:
-        """Run a command of the agent and return its result. Raises the error that it reports."""
+    def run(self, command: str, kind: type[T], *arguments: str) -> T:
+        """Run a command of the agent and return its result. Raises the error that it reports, and _AnswerError."""
         name, began = self._job.device.name, time.perf_counter()
         self.progress.note(f"{command} on {name}")
         flags = [(flag, self.flags.get(flag)) for flag in COMMANDS[command][1]]
@@ -272,25 +296,40 @@ class _Steps:
         program = [self._connection.python, self._agent, command, *words]
         ended = self._connection.run(command, program, self._job.timeout_s)
         try:
-            answer = json.loads(ended.out)
-            error = answer["error"]
-        except (KeyError, TypeError, ValueError) as no_answer:
+            answer = parsed(AgentAnswer, ended.out.encode("utf-8"), command, extra=True)
+        except (SpecError, ValueError) as no_answer:
             raise _no_answer(name, command, ended.code, ended.err) from no_answer
-        if error is not None:
-            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _NETWORK_STEPS else DeviceError)
-            parts = {part: error[part] for part in ("expected", "found", "fix")}
-            raise kind(f"{name}: {command}: {error['what']}", **parts)
+        if answer.error is not None:
+            raise _reported(name, command, answer.error)
         self._took(command, began)
-        self.results[command] = answer["result"]
-        return self.results[command]
+        self.results[command] = answer.result
+        return self.parse(command, kind, answer.result)
+
+    def parse(self, command: str, kind: type[T], result: Any) -> T:
+        """Return the dataclass `kind` from a result, which may have further keys. Raises _AnswerError."""
+        try:
+            return from_plain(kind, harmless(result, command), command, extra=True)
+        except SpecError as error:
+            raise _AnswerError(error.what, expected=error.expected, found=error.found) from error
 
     def _took(self, step: str, began: float) -> None:
         self.times.append(StepTime(step, round(time.perf_counter() - began, 3)))
 
 
-def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:
+def _reported(device: str, command: str, error: ErrorReport) -> EdgeKDError:
+    """Return the error that an agent reports, as an exception."""
+    kind = _KINDS.get(error.kind, EngineRefusedError if command in _NETWORK_STEPS else DeviceError)
+    return kind(
+        f"{device}: {command}: {error_text(error.what)}",
+        expected=error_text(error.expected),
+        found=error_text(error.found),
+        fix=error_text(error.fix),
+    )
+
+
+def _require_runtime(job: EngineJob, status: StatusAnswer) -> None:
     """Require a runtime on the device, before a slot is changed. Raises DeviceError."""
-    if status["runtime"] is None:
+    if status.runtime is None:
         raise DeviceError(
             f"{job.device.name}: no runtime for networks",
             expected="TensorRT or ONNX Runtime for its Python",

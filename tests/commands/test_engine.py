@@ -13,7 +13,7 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.core.bundle.archive import extract, pack
+from edgekd.core.bundle.archive import extract, pack, read_head
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import DeviceError, EdgeKDError, EngineRefusedError, HashError, RollbackError
 from edgekd.core.progress import Progress
@@ -105,6 +105,7 @@ def test_a_bundle_without_an_agent_needs_none(engine: Any, tiny_build: Built, tm
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_a_damaged_engine_is_built_again(engine: Any, tmp_path: Path) -> None:
     state = tmp_path / "state"
     assert engine("--device", "null", "--state", state).code == 0
@@ -171,10 +172,13 @@ def test_what_the_agent_refuses_is_raised(tiny_build: Built, kind: str, raised: 
 
 
 def test_a_network_that_the_device_cannot_build_is_told_from_a_device_in_trouble(tiny_build: Built) -> None:
+    identity = read_head(tiny_build.bundle).identity
+
     class Refuses(Answers):
         def run(self, doing: str, command: Sequence[str], limit_s: float) -> ProgramResult:
             error = {"kind": "DeviceError", "what": "no engine", "expected": None, "found": None, "fix": None}
-            result = {"runtime": {"name": "null", "version": "1"}, "slot": "a"}
+            status = {"device": {}, "runtime": {"name": "null", "version": "1"}}
+            result = {**status, "identity": identity, "slot": "a", "fits": None}
             told = {"error": error, "result": None} if command[2] == "build" else {"error": None, "result": result}
             return ProgramResult(int(command[2] == "build"), json.dumps({"command": command[2], **told}), "")
 
@@ -211,6 +215,7 @@ def test_a_rehearsal_tunes_too_and_says_what_stays(engine: Any) -> None:
     assert engine("--device", "null", "--json").json["tuning"] is None
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_scored_before_it_goes_into_service(engine: Any, tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime", "--tune")
     found = engine(*flags, "--data", tiny_data, "--activate", "--json").json
