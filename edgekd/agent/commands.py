@@ -27,16 +27,19 @@ from edgekd.agent.status import (
     service_status,
 )
 from edgekd.agent.trust_state import (
+    STRICT,
     TrustStatus,
     camera_judge,
     effective_trust,
     head_judge,
     held_trust,
+    is_strict,
     raise_counter,
     read_trust,
     require_admissible,
     require_not_older,
     require_not_revoked,
+    required_trust,
     take_trust,
     trust_status_of,
 )
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from edgekd.agent.engines.latency import BenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
     from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -198,20 +202,33 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
 
     Raises BundleError, HashError, SignatureError, DeviceError, SpecError.
     """
-    head, device, path = update.head, read_device(camera.root), update.path
-    fits = device.fits(head.manifest.target.compatible)
-    if fits is False:
-        raise BundleError(
-            f"{path}: for another device",
-            expected=device.expected_bundle,
-            found=head.manifest.target.compatible,
-            fix="build it for the target of this device, or write the name of the device to /etc/edgekd/compatible",
-        )
+    head, path = update.head, update.path
+    fits = require_for_camera(camera, head.manifest, path)
     if camera.state.find(head.identity):
         yield Prepared(path, head, fits, judge is not None, None)
         return
     with whole_bundle(camera.state, update, judge) as whole:
         yield Prepared(path, head, fits, judge is not None, whole)
+
+
+def require_for_camera(camera: Camera, manifest: Manifest, what: object) -> bool | None:
+    """Return whether a bundle is for this device, None where that is unknown. Raises BundleError where it is not.
+
+    A strict camera also refuses a bundle where that is unknown, and one whose name is not that of the model.
+    """
+    device, compatible, strict = read_device(camera.root), manifest.target.compatible, is_strict(camera.root)
+    fits, name_it = device.fits(compatible), "write the name of the device to /etc/edgekd/compatible"
+    if fits is False:
+        fix = f"build it for the target of this device, or {name_it}"
+        raise BundleError(f"{what}: for another device", expected=device.expected_bundle, found=compatible, fix=fix)
+    if strict and fits is None:
+        expected = f"a known device, as /{STRICT} requires"
+        raise BundleError(f"{what}: not known to fit", expected=expected, found=compatible, fix=name_it)
+    model = camera.state.model
+    if strict and model is not None and manifest.name != model:
+        fix = "install it as its own model, or give it that name by `edgekd pack --name`"
+        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
+    return fits
 
 
 def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
@@ -332,7 +349,8 @@ class ServiceChange:
 def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
     """Put a slot with a tested engine into service: on trial where one is given, and a rollback is possible.
 
-    Raises DeviceError where its engine did not pass, SignatureError or RollbackError where it is not allowed any more.
+    Raises DeviceError where its engine did not pass, SignatureError, RollbackError or BundleError where it is not
+    allowed any more.
     """
     state = camera.state
     with state.locked():
@@ -343,7 +361,8 @@ def activate(camera: Camera, trial: Trial | None = None) -> ServiceChange:
         replaced = active if active and active.name != slot.name else None
         record = Activation(replaced.identity, trial=trial) if replaced else Activation()
         if active is None or replaced:
-            held = held_trust(state, camera.root)
+            held = required_trust(state, camera.root)
+            require_for_camera(camera, slot.manifest, f"slot {slot.name}")
             require_admissible(state, slot, held, camera.clock())
             if record.trial is None:
                 raise_counter(state, held, slot.manifest.counter)

@@ -16,7 +16,14 @@ from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDeta
 from edgekd.agent.state.device import Device, read_device
 from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
-from edgekd.agent.trust_state import TrustStatus, effective_trust, minimum_counter, revocation_of, trust_status
+from edgekd.agent.trust_state import (
+    TrustStatus,
+    effective_trust,
+    is_strict,
+    minimum_counter,
+    revocation_of,
+    trust_status,
+)
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.documents import INLINE
 from edgekd.core.version import __version__
@@ -241,6 +248,7 @@ class StatusResult:
         trial: Trial of the bundle in service; null where it is committed.
         counter: Minimum counter of a bundle: the highest committed, unless a reset in the trust file has lowered it.
         trust: Trust file in effect; null where there is none, and every bundle is accepted.
+        strict: True where unsigned bundles, those for unknown devices, and those of other models are refused.
         runtime: Runtime of networks on this device.
     """
 
@@ -255,6 +263,7 @@ class StatusResult:
     trial: TrialStatus | None
     counter: int
     trust: TrustStatus | None
+    strict: bool
     runtime: RuntimeVersion | None
     device: Device
     disk: DiskStatus
@@ -278,6 +287,7 @@ def status(camera: Camera) -> StatusResult:
         trial=record.trial.status(read_uptime(camera.root)) if record.trial else None,
         counter=minimum_counter(state, held),
         trust=trust_status(state, camera.root, camera.clock()),
+        strict=is_strict(camera.root),
         runtime=RuntimeVersion(runtime.name, runtime.version()) if runtime else None,
         device=read_device(camera.root),
         disk=DiskStatus(disk.total, disk.free),

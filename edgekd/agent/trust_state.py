@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from edgekd.core.bundle.trust import SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
+STRICT = Path("etc/edgekd/strict")
 TRUST, COUNTER = "trust.json", "counter.json"
+
+
+def is_strict(root: Path) -> bool:
+    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and those of other models."""
+    return os.path.lexists(root / STRICT)
+
+
+def required_trust(state: State, root: Path) -> SignedTrust | None:
+    """Return the trust file in effect. Raises SignatureError where one is damaged, or missing on a strict camera."""
+    held = held_trust(state, root)
+    if held is None and is_strict(root):
+        raise SignatureError("no trust file", expected=f"one, as /{STRICT} requires", fix=f"put one at /{FACTORY}")
+    return held
 
 
 def held_trust(state: State, root: Path) -> SignedTrust | None:
@@ -56,9 +70,10 @@ def read_trust(path: Path) -> SignedTrust:
 def camera_judge(state: State, root: Path, clock: datetime) -> Judge | None:
     """Return the judge by the trust file in effect, at the time that is judged by, which is stored.
 
-    Raises SignatureError where the trust file is damaged, DeviceError where the stored time is.
+    Raises SignatureError where the trust file is damaged, or missing on a strict camera, DeviceError where the stored
+    time is damaged.
     """
-    held = held_trust(state, root)
+    held = required_trust(state, root)
     return head_judge(held, judging_time(state, held.trust, clock)) if held else None
 
 
