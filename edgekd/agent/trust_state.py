@@ -248,13 +248,14 @@ class TrustStatus:
     error: str | None = None
 
 
-def trust_status(state: State, root: Path, clock: datetime) -> TrustStatus | None:
-    """Describe the trust file in effect; None where there is none."""
+def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust | None, TrustStatus | None]:
+    """Return the trust file in effect, None where there is none or it is damaged, and its description."""
+    held = None
     try:
         held = held_trust(state, root)
-        return None if held is None else trust_status_of(held, current_time(state, clock))
+        return held, trust_status_of(held, current_time(state, clock)) if held else None
     except (BundleError, DeviceError) as error:
-        return TrustStatus(error=str(error))
+        return held, TrustStatus(error=str(error))
 
 
 def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:

@@ -168,19 +168,30 @@ class Store:
         stage = read_stage(path, kind)
         if stage is not None and (stage.name, stage.version, stage.key) == (name, kind.version, key):
             return stage
-        self._progress.note(f"{name}: {path} is damaged; doing this stage again")
+        self._progress.note(f"{name}: {path} is damaged, or of another user; doing this stage again")
         return None
 
 
 def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
-    """Return the complete stage in a folder; None where there is none, or it is not as it was written."""
+    """Return the complete stage in a folder; None where there is none, or it is not as it was written.
+
+    A stage of another user than this one and root is none: whoever may write a stage may write its record, too.
+    """
     try:
+        if not _trusted(path):
+            return None
         record = json.loads((path / _RECORD).read_bytes())
         identity = (record["name"], record["version"], record["key"])
         stage = _stage(kind, identity, path, record["results"], _files(path), float(record["seconds"]), cached=True)
         return stage if stage.sha256 == record["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError, SpecError):
         return None  # as damaged as a wrong hash
+
+
+def _trusted(path: Path) -> bool:
+    """Return whether this user or root owns a path, and all that is in it where it is a folder. Raises OSError."""
+    paths = (path, *contents(path)) if path.is_dir() else (path,)
+    return {each.lstat().st_uid for each in paths} <= {os.geteuid(), 0}
 
 
 def inputs_of(stage: AnyStage) -> Mapping[str, Any]:
@@ -320,7 +331,7 @@ class FileHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         try:
-            known = json.loads(path.read_bytes())
+            known = json.loads(path.read_bytes()) if _trusted(path) else None
         except (OSError, ValueError, RecursionError):
             return
         if isinstance(known, dict):

@@ -9,6 +9,8 @@ from typing import Any
 from edgekd.builds.recipe import Recipe, load_recipe
 from edgekd.core.units import parse_energy, parse_share, parse_size
 from edgekd.deploy.signing import Signer, load_signers
+from edgekd.deploy.signing.key_files import read_public
+from edgekd.deploy.signing.signed import RequiredSignatures
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target, load_target
 
@@ -46,6 +48,11 @@ def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
 def signers_of(keys: str | Path | Sequence[str | Path], secret_file: str | Path | None) -> tuple[Signer, ...]:
     """Return the signers of private keys. Raises SpecError, SignatureError."""
     return load_signers(names_of(keys), path_or_none(secret_file))
+
+
+def required_signatures(trust: str | Path | None, keys: str | Path | Sequence[str | Path]) -> RequiredSignatures:
+    """Return the signatures that a trust file and files of public keys require. Raises SpecError."""
+    return RequiredSignatures(path_or_none(trust), {path.name: read_public(path) for path in paths_of(keys)})
 
 
 def limits(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.commands.arguments import path_or_none
+from edgekd.commands.arguments import path_or_none, required_signatures
 from edgekd.commands.options import (
     AgentPath,
+    AllowUnsigned,
     Bundle,
     Interpreter,
     Iterations,
+    PublicKeys,
     Runtime,
     Seconds,
     State,
     StepTimeout,
+    TrustFile,
 )
 from edgekd.commands.parameter import Option
 from edgekd.core.errors import SpecError
@@ -35,6 +38,9 @@ def engine(
     state: State = None,
     python: Interpreter = None,
     agent: AgentPath = None,
+    trust: TrustFile = None,
+    keys: PublicKeys = (),
+    allow_unsigned: AllowUnsigned = False,
     iterations: Iterations = 200,
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
@@ -47,7 +53,11 @@ def engine(
 ) -> InstallReport | fleets.FleetReport:
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
-    Raises SpecError, BundleError, HashError, DeviceError, and the errors of the agent. The command: `edgekd engine`.
+    The bundle is verified first, and by `trust` and `keys` where they are given. On a camera its own agent runs only
+    then, or with `allow_unsigned`; otherwise, and always on this machine, the agent of this edgekd does.
+
+    Raises SpecError, BundleError, HashError, SignatureError, DeviceError, and the errors of the agent. The command:
+    `edgekd engine`.
     """
     _require_one(device, fleet, activate, out)
     if data and not tune:
@@ -60,6 +70,8 @@ def engine(
         state=state,
         python=python,
         agent=agent,
+        required=required_signatures(trust, keys),
+        allow_unsigned=allow_unsigned,
         iterations=iterations,
         seconds=seconds,
         timeout_s=timeout,

@@ -40,6 +40,11 @@ Iterations = Annotated[int, Option("Time at least this many runs ...", minimum=1
 Seconds = Annotated[float, Option("... and at least this long.", minimum=0)]
 StepTimeout = Annotated[float, Option("Seconds that one step may take.", minimum=1)]
 Keys = Annotated[Paths, Option("Sign with this key: a file, or a pkcs11: address.", parse=str)]
+TrustFile = Annotated[str | Path | None, Option("Trust file that decides.")]
+PublicKeys = Annotated[Paths, Option("A .pub that must have signed it.", flag="--key")]
+AllowUnsigned = Annotated[
+    bool, Option("Run the bundle's own agent on a camera, though neither --trust nor --key vouches for it.")
+]
 Licence = Annotated[str | None, Option("SPDX licence expression of the model.")]
 SecretFile = Annotated[str | Path | None, Option("File with the passphrase or PIN.")]
 Counter = Annotated[int | None, Option("No device goes back to a lower one.", minimum=0)]

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.agent.engines.records import RuntimeVersion
-from edgekd.commands.options import AgentPath, Interpreter, Iterations, Runtime, Seconds, State, StepTimeout
+from edgekd.commands.arguments import required_signatures
+from edgekd.commands.options import (
+    AgentPath,
+    AllowUnsigned,
+    Interpreter,
+    Iterations,
+    PublicKeys,
+    Runtime,
+    Seconds,
+    State,
+    StepTimeout,
+    TrustFile,
+)
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.documents import INLINE, Result
@@ -48,7 +60,7 @@ class ProfiledNetwork:
 
 @dataclass(frozen=True)
 class ProfileResult(Result):
-    """Networks, timed on a device by the agents of their bundles.
+    """Networks of bundles, timed on a device.
 
     Args:
         table: Path of the table.
@@ -77,6 +89,9 @@ def profile(
     state: State = None,
     python: Interpreter = None,
     agent: AgentPath = None,
+    trust: TrustFile = None,
+    keys: PublicKeys = (),
+    allow_unsigned: AllowUnsigned = False,
     iterations: Iterations = 200,
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
@@ -94,12 +109,14 @@ def profile(
         state=state,
         python=python,
         agent=agent,
+        required=required_signatures(trust, keys),
+        allow_unsigned=allow_unsigned,
         iterations=iterations,
         seconds=seconds,
         timeout_s=timeout,
     )
     with ExitStack() as stack:
-        parts = [stack.enter_context(contents(path)) for path in paths]
+        parts = [stack.enter_context(contents(path, usual.required)) for path in paths]
         chosen = _common_target(target, parts)
         with writing(table_path):
             table_path.parent.mkdir(parents=True, exist_ok=True)

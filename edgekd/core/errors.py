@@ -50,7 +50,12 @@ class EdgeKDError(Exception):
             parts.append(f"found {found}")
         if fix:
             parts.append(f"fix: {fix}")
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+        super().__init__(printable("; ".join(" ".join(part.split()) for part in parts)))
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for control and format characters, which could change what a terminal shows."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:

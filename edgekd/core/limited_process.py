@@ -24,6 +24,8 @@ _WAIT_FACTOR = 4
 """Seconds of waiting for each second of processor time: the child may share the machine with others."""
 _SPARE_WAIT_S = 120
 """Seconds of waiting beyond that, to start and to read large files from slow disks."""
+_STATM = Path("/proc/self/statm")
+"""Sizes of this process in pages; the first is its address space."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def child() -> None:
         import_module(each)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit(resource.RLIMIT_CPU, order["cpu"])
-    _limit(resource.RLIMIT_AS, _address_space() + order["memory"])
+    if _STATM.exists():  # Linux; elsewhere time alone is limited
+        _limit(resource.RLIMIT_AS, _address_space() + order["memory"])
     try:
         answer = {"result": getattr(import_module(module), name)(*order["arguments"])}
     except EdgeKDError as error:
@@ -114,4 +117,4 @@ def _limit(kind: int, value: int) -> None:
 
 def _address_space() -> int:
     """Return the bytes of address space that this process has reserved."""
-    return int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    return int(_STATM.read_text("ascii").split()[0]) * resource.getpagesize()

@@ -1,25 +1,25 @@
 """Install a bundle on a device: upload, verify, unpack, build, test, time, and activate its engine.
 
-The agent in the bundle does and reports all of it: nothing is measured here.
+An agent on the device does and reports all of it: nothing is measured here. The agent is a program, so that of a bundle
+runs only where a key vouches for the bundle, and never on this machine (`EngineJob.uses_bundle_agent`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from edgekd.agent.cli import COMMANDS, STATE
-from edgekd.agent.engines.records import Form, RuntimeVersion
-from edgekd.core.bundle.archive import extract
+from edgekd.agent.cli import COMMANDS, STATE, ErrorReport
+from edgekd.agent.engines.records import Form
+from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import (
@@ -35,19 +35,27 @@ from edgekd.core.errors import (
 )
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
-from edgekd.deploy import tuned_accuracy
+from edgekd.deploy import agent_zipapp, tuned_accuracy
+from edgekd.deploy.agent_answers import (
+    AgentAnswer,
+    BuildAnswer,
+    BundleAnswer,
+    StatusAnswer,
+    TuneAnswer,
+    UnpackAnswer,
+)
 from edgekd.deploy.devices import AgentDevice
+from edgekd.deploy.devices.answers import error_text, harmless, parsed
 from edgekd.deploy.devices.connection import Connection, Stop, Upload
 from edgekd.deploy.engine_report import (
     DeviceReport,
     EngineLatency,
-    EngineReport,
     InstallReport,
     SelfTestErrors,
     StepTime,
-    TuningReport,
     UploadReport,
 )
+from edgekd.deploy.signing.signed import RequiredSignatures
 from edgekd.deploy.tuned_accuracy import TunedAccuracy
 
 T = TypeVar("T")
@@ -55,7 +63,6 @@ UPLOAD = "upload"
 """Folder for uploads below the state folder."""
 REHEARSED = "rehearsed"
 """Basis of results of the null runtime, which computes nothing."""
-_STEPS = ("build", "selftest", "bench")
 _NULL = "null"
 _HEARTBEAT_S = 0.5
 """Interval of heartbeats while a job waits on the host."""
@@ -73,7 +80,8 @@ class EngineJob:
     """A bundle, a device, and settings of build and timing.
 
     runtime: None for the choice of the agent; state: folder of the slots on the device, None for the default; python:
-    its interpreter, None for the default; agent: path of an agent on the device, None for that of the bundle;
+    its interpreter, None for the default; agent: path of an agent on the device, None to send one; required: signatures
+    that the bundle must have; allow_unsigned: send the bundle's agent to a camera without any;
     iterations, seconds: minimum number of timed runs and of their duration; timeout_s: limit of one step; tune: keep
     layers in float that are faster so; builds: engines to try for that; data: data set to score the tuned engine.
     """
@@ -91,21 +99,36 @@ class EngineJob:
     tune: bool = False
     builds: int = 4
     data: Path | None = None
+    required: RequiredSignatures = field(default_factory=RequiredSignatures)
+    allow_unsigned: bool = False
+
+    @property
+    def uses_bundle_agent(self) -> bool:
+        """Return whether the agent of the bundle may run: on a camera, if the bundle is verified, or by request."""
+        return self.agent is None and self.device.remote and (self.required.given or self.allow_unsigned)
 
 
 def run(job: EngineJob, progress: Progress = SILENT) -> InstallReport:
-    """Run the job. Raises BundleError, DeviceError, and errors of the agent."""
-    with contents(job.bundle) as parts:
+    """Run the job. Raises BundleError, SignatureError, DeviceError, and errors of the agent."""
+    with contents(job.bundle, job.required) as parts:
         return install(job, parts, progress)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A verified, unpacked bundle: manifest, graph, and agent if it has one."""
+    """A verified, unpacked bundle, and the agent of this edgekd beside it.
+
+    Args:
+        identity: SHA-256 of its manifest, 64 hexadecimal digits.
+        agent: The agent in the bundle; None where it has none.
+        own_agent: The agent of this edgekd.
+    """
 
     manifest: Manifest
+    identity: str
     graph: Path
     agent: Path | None
+    own_agent: Path
 
 
 @dataclass(frozen=True)
@@ -120,63 +143,46 @@ def install(
     job: EngineJob, parts: Contents, progress: Progress = SILENT, shared: SharedLimits | None = None
 ) -> InstallReport:
     """Run a job with an open bundle. Raises as `run` does, and KeyboardInterrupt after `shared.stop`."""
-    agent, stop = _agent(job, parts), shared.stop if shared else None
+    agent, stop = _agent(job, parts, progress), shared.stop if shared else None
     with _state(job) as state, job.device.connect(job.python, stop) as connection:
         steps = _Steps(job, connection, state, progress)
         with steps.turn(shared.uploads) if shared else contextlib.nullcontext():
             bundle = steps.upload(agent)
-        _require_runtime(job, steps.run("status"))
-        steps.run("verify", bundle)
-        steps.flags["--slot"] = steps.run("unpack", bundle)["slot"]
-        steps.run("build")
-        accuracy = _tune(job, parts, steps) if job.tune else None
-        for command in (*_STEPS[1:], "activate") if job.activate else _STEPS[1:]:
-            steps.run(command)
-    try:
-        return _report(job, parts.manifest, steps, accuracy)
-    except (KeyError, SpecError) as error:
-        what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
-        raise DeviceError(what, expected=str(error), fix="build the bundle again, or leave --agent out") from error
+        with _answers_of(job):
+            return _install(job, parts, steps, bundle)
 
 
-def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> TunedAccuracy | None:
-    """Tune, and score the result on the job's data. Raises EngineRefusedError below the bundle's limit."""
-    split = tuned_accuracy.scored_split(job.data, parts.manifest, steps.progress) if job.data else None
-    choice = steps.run("tune")
-    if split is None:
-        return None
-    form = Form(choice["source"], tuple(choice["float_layers"]))
-    accuracy = steps.on_host(
-        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, form, split, SILENT), "score the tuned network"
-    )
-    try:
-        tuned_accuracy.require_accuracy(accuracy, job.device.name)
-    except EngineRefusedError:
-        steps.run("tune", "--reset")
-        raise
-    return accuracy
-
-
-def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAccuracy | None) -> InstallReport:
-    """Raises KeyError or SpecError for answers that lack a field."""
-    status, unpacked, built, tested, timed = (steps.results[name] for name in ("status", "unpack", *_STEPS))
-    tuned = steps.results.get("tune")
-    if tuned:
-        built = {**built, **tuned["engine"]}
+def _install(job: EngineJob, parts: Contents, steps: _Steps, bundle: str) -> InstallReport:
+    """Run the commands of the agent on an uploaded bundle. Raises _AnswerError."""
+    status = steps.run("status", StatusAnswer)
+    _require_runtime(job, status)
+    device = steps.parse("status", DeviceReport, {**status.device, "name": job.device.name})
+    _require_identity(job, parts, "verify", steps.run("verify", BundleAnswer, bundle))
+    unpacked = steps.run("unpack", UnpackAnswer, bundle)
+    _require_identity(job, parts, "unpack", unpacked)
+    steps.flags["--slot"] = unpacked.slot
+    built, tuned = steps.run("build", BuildAnswer), None
+    if job.tune:
+        tuned, accuracy = _tune(job, parts, steps)
+        built = steps.parse("tune", BuildAnswer, {**steps.results["build"], **tuned.engine})
+    tested = steps.run("selftest", SelfTestErrors)
+    timed = steps.run("bench", EngineLatency)
+    if job.activate:
+        _require_identity(job, parts, "activate", steps.run("activate", BundleAnswer))
     return InstallReport(
         bundle=str(job.bundle),
-        identity=unpacked["identity"],
-        name=manifest.name,
-        target=manifest.target.name,
-        fits=unpacked["fits"],
-        device=_parsed(DeviceReport, {**status["device"], "name": job.device.name}),
-        basis="rehearsed" if built["runtime"]["name"] == _NULL else "measured",
-        runtime=_parsed(RuntimeVersion, built["runtime"]),
-        engine=_parsed(EngineReport, built),
-        tuning=replace(_parsed(TuningReport, tuned), accuracy=accuracy) if tuned else None,
-        self_test=_parsed(SelfTestErrors, tested),
-        bench=_parsed(EngineLatency, timed),
-        activated="activate" in steps.results,
+        identity=parts.identity,
+        name=parts.manifest.name,
+        target=parts.manifest.target.name,
+        fits=unpacked.fits,
+        device=device,
+        basis="rehearsed" if built.runtime.name == _NULL else "measured",
+        runtime=built.runtime,
+        engine=built.engine,
+        tuning=replace(tuned.tuning, accuracy=accuracy) if tuned else None,
+        self_test=tested,
+        bench=timed,
+        activated=job.activate,
         upload=UploadReport(
             bytes=sum(upload.bytes for upload in steps.uploads),
             sent_bytes=sum(upload.sent_bytes for upload in steps.uploads),
@@ -185,9 +191,45 @@ def _report(job: EngineJob, manifest: Manifest, steps: _Steps, accuracy: TunedAc
     )
 
 
-def _parsed(kind: type[T], answer: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` from an answer of the agent, which may have further keys. Raises SpecError."""
-    return from_plain(kind, answer, kind.__name__, extra=True)
+@contextmanager
+def _answers_of(job: EngineJob) -> Iterator[None]:
+    """Convert errors of answers that are not as expected to DeviceError."""
+    try:
+        yield
+    except _AnswerError as error:
+        what = f"{job.device.name}: unexpected answers from an agent of another version of edgekd"
+        fix = "leave --agent out" if job.agent else "build the bundle again" if job.uses_bundle_agent else None
+        raise DeviceError(what, expected=error_text(str(error)), fix=fix) from error
+
+
+def _require_identity(job: EngineJob, parts: Contents, command: str, answer: BundleAnswer) -> None:
+    """Require that the device answers for the bundle that was verified here. Raises DeviceError."""
+    if answer.identity != parts.identity:
+        what = f"{job.device.name}: {command}: an answer for another bundle"
+        found = error_text(answer.identity)
+        raise DeviceError(what, expected=parts.identity, found=found, fix="check the device: its agent is not honest")
+
+
+def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> tuple[TuneAnswer, TunedAccuracy | None]:
+    """Tune, and score the result on the job's data. Raises EngineRefusedError below the bundle's limit."""
+    split = tuned_accuracy.scored_split(job.data, parts.manifest, steps.progress) if job.data else None
+    choice = steps.run("tune", TuneAnswer)
+    if split is None:
+        return choice, None
+    form = Form(choice.tuning.source, choice.tuning.float_layers)
+    accuracy = steps.on_host(
+        lambda: tuned_accuracy.accuracy(parts.graph, parts.manifest, form, split, SILENT), "score the tuned network"
+    )
+    try:
+        tuned_accuracy.require_accuracy(accuracy, job.device.name)
+    except EngineRefusedError:
+        steps.run("tune", TuneAnswer, "--reset")
+        raise
+    return choice, accuracy
+
+
+class _AnswerError(SpecError):
+    """A result of the agent is not as expected."""
 
 
 class _Steps:
@@ -245,8 +287,8 @@ class _Steps:
         self._took("score", began)
         return future.result()
 
-    def run(self, command: str, *arguments: str) -> dict[str, Any]:
-        """Run a command of the agent and return its result. Raises the error that it reports."""
+    def run(self, command: str, kind: type[T], *arguments: str) -> T:
+        """Run a command of the agent and return its result. Raises the error that it reports, and _AnswerError."""
         name, began = self._job.device.name, time.perf_counter()
         self.progress.note(f"{command} on {name}")
         flags = [(flag, self.flags.get(flag)) for flag in COMMANDS[command][1]]
@@ -254,25 +296,40 @@ class _Steps:
         program = [self._connection.python, self._agent, command, *words]
         ended = self._connection.run(command, program, self._job.timeout_s)
         try:
-            answer = json.loads(ended.out)
-            error = answer["error"]
-        except (KeyError, TypeError, ValueError) as no_answer:
+            answer = parsed(AgentAnswer, ended.out.encode("utf-8"), command, extra=True)
+        except (SpecError, ValueError) as no_answer:
             raise _no_answer(name, command, ended.code, ended.err) from no_answer
-        if error is not None:
-            kind = _KINDS.get(error["kind"], EngineRefusedError if command in _NETWORK_STEPS else DeviceError)
-            parts = {part: error[part] for part in ("expected", "found", "fix")}
-            raise kind(f"{name}: {command}: {error['what']}", **parts)
+        if answer.error is not None:
+            raise _reported(name, command, answer.error)
         self._took(command, began)
-        self.results[command] = answer["result"]
-        return self.results[command]
+        self.results[command] = answer.result
+        return self.parse(command, kind, answer.result)
+
+    def parse(self, command: str, kind: type[T], result: Any) -> T:
+        """Return the dataclass `kind` from a result, which may have further keys. Raises _AnswerError."""
+        try:
+            return from_plain(kind, harmless(result, command), command, extra=True)
+        except SpecError as error:
+            raise _AnswerError(error.what, expected=error.expected, found=error.found) from error
 
     def _took(self, step: str, began: float) -> None:
         self.times.append(StepTime(step, round(time.perf_counter() - began, 3)))
 
 
-def _require_runtime(job: EngineJob, status: dict[str, Any]) -> None:
+def _reported(device: str, command: str, error: ErrorReport) -> EdgeKDError:
+    """Return the error that an agent reports, as an exception."""
+    kind = _KINDS.get(error.kind, EngineRefusedError if command in _NETWORK_STEPS else DeviceError)
+    return kind(
+        f"{device}: {command}: {error_text(error.what)}",
+        expected=error_text(error.expected),
+        found=error_text(error.found),
+        fix=error_text(error.fix),
+    )
+
+
+def _require_runtime(job: EngineJob, status: StatusAnswer) -> None:
     """Require a runtime on the device, before a slot is changed. Raises DeviceError."""
-    if status["runtime"] is None:
+    if status.runtime is None:
         raise DeviceError(
             f"{job.device.name}: no runtime for networks",
             expected="TensorRT or ONNX Runtime for its Python",
@@ -290,21 +347,28 @@ def _no_answer(device: str, command: str, code: int, stderr: str) -> DeviceError
 
 
 @contextmanager
-def contents(bundle: Path) -> Iterator[Contents]:
-    """Verify and unpack a bundle for the duration of the block. Raises BundleError, HashError."""
+def contents(bundle: Path, required: RequiredSignatures | None = None) -> Iterator[Contents]:
+    """Verify and unpack a bundle for the duration of the block. Raises BundleError, HashError, SignatureError."""
+    judge = required.judge() if required else None
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch, "bundle")
-        manifest = extract(bundle, folder)
-        agents = (folder / entry.path for entry in manifest.files if entry.role == "agent")
-        yield Contents(manifest, folder / manifest.graph.path, next(agents, None))
+        folder, own_agent = Path(scratch, "bundle"), Path(scratch, agent_zipapp.NAME)
+        with opened_bundle(bundle, judge) as reader:
+            reader.extract(folder)
+            head = reader.head
+        own_agent.write_bytes(agent_zipapp.agent_archive())
+        agents = (folder / entry.path for entry in head.manifest.files if entry.role == "agent")
+        yield Contents(head.manifest, head.identity, folder / head.manifest.graph.path, next(agents, None), own_agent)
 
 
-def _agent(job: EngineJob, parts: Contents) -> Path | None:
-    """Return the agent to send; None for that of the device. Raises BundleError if the bundle has none."""
-    if job.agent is None and parts.agent is None:
-        what, fix = f"{job.bundle}: no agent in it", "build it again, or pass one on the device with --agent"
-        raise BundleError(what, expected="a file with role agent", fix=fix)
-    return None if job.agent else parts.agent
+def _agent(job: EngineJob, parts: Contents, progress: Progress) -> Path | None:
+    """Return the agent to send; None for the one on the device that the job names."""
+    if job.agent is not None:
+        return None
+    if job.uses_bundle_agent and parts.agent:
+        return parts.agent
+    if job.device.remote:
+        progress.note("the agent is that of this edgekd; the bundle's own needs --trust, --key or --allow-unsigned")
+    return parts.own_agent
 
 
 @contextmanager

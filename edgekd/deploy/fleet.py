@@ -22,7 +22,7 @@ from pathlib import Path
 from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.documents import Result, to_plain
-from edgekd.core.errors import EdgeKDError, SpecError
+from edgekd.core.errors import EdgeKDError, SpecError, first_line, printable
 from edgekd.core.progress import SILENT, Progress, SilentProgress
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.core.typed_values import from_plain
@@ -99,6 +99,8 @@ class FleetJob:
         }
         if job.tune:
             settings |= {"tune": job.builds, "data": str(job.data) if job.data else None}
+        if job.uses_bundle_agent:
+            settings["agent"] = "that of the bundle"
         key = json_sha256({**settings, "device": board.device, "bundle": self.bundle_sha256, "edgekd": __version__})
         return self.out / BOARDS / f"{board.name}-{key[:16]}.json"
 
@@ -216,7 +218,7 @@ def device_of(board: Board) -> AgentDevice:
 
 def run(job: FleetJob, progress: Progress = SILENT) -> FleetReport:
     """Measure all boards, and write OUT/fleet.json. Raises BundleError, SpecError."""
-    with contents(job.usual.bundle) as parts:
+    with contents(job.usual.bundle, job.usual.required) as parts:
         with writing(job.out):
             (job.out / BOARDS).mkdir(parents=True, exist_ok=True)
         reports = {} if job.fresh else {board.name: kept for board in job.fleet.boards if (kept := _read(job, board))}
@@ -238,10 +240,7 @@ def run(job: FleetJob, progress: Progress = SILENT) -> FleetReport:
 
 
 def _measure_all(job: FleetJob, boards: Sequence[Board], parts: Contents, progress: Progress) -> dict[str, BoardReport]:
-    """Return the reports of boards by name. Ctrl-C interrupts all of them before it is raised.
-
-    A fault of edgekd itself is raised when all are done.
-    """
+    """Return the reports of boards by name. Ctrl-C interrupts all of them before it is raised."""
     shared = SharedLimits(Stop(), threading.Semaphore(job.fleet.uploads))
     with ThreadPoolExecutor(job.fleet.at_once) as threads:
         try:
@@ -262,6 +261,9 @@ def _measure(job: FleetJob, board: Board, parts: Contents, shared: SharedLimits,
         result = install(job.on(board), parts, _BoardProgress(board.name, progress), shared)
     except EdgeKDError as caught:
         error = BoardError(type(caught).__name__, str(caught), caught.what, caught.expected, caught.found, caught.fix)
+    except Exception as fault:  # of edgekd itself: the results of the other boards are kept all the same
+        what, found = f"{board.device}: a fault of edgekd", first_line(fault)
+        error = BoardError(type(fault).__name__, printable(f"{what}: {found}"), what, None, found, "report it")
     seconds = round(time.perf_counter() - began, 3)
     progress.note(f"{board.name}: {'failed' if error else 'done'} after {seconds:.1f} s")
     jetpack = _jetpack(result.device.l4t) if result else None

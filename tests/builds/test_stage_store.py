@@ -162,7 +162,7 @@ def test_a_damaged_stage_is_done_again_and_says_so(tmp_path: Path, damage: Calla
     again = Store(tmp_path, progress=notes).stage(EXPORT, {}, run)
     assert run.times == 2
     assert (again.cached, again.sha256) == (False, good.sha256)
-    assert notes.texts == [f"export: {good.path} is damaged; doing this stage again"]
+    assert notes.texts == [f"export: {good.path} is damaged, or of another user; doing this stage again"]
     assert Store(tmp_path).stage(EXPORT, {}, run).cached
     assert visible(tmp_path) == [good.path.name]
 
@@ -491,3 +491,32 @@ def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, content: bytes, monkeyp
 def test_a_file_that_cannot_be_hashed_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image\.jpg: cannot read"):
         FileHashes(tmp_path / "hashes.json").sha256(tmp_path / "image.jpg")
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another user own a file: by root, or as this user sees it."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+@pytest.mark.parametrize("file", [".", "stage.json", "sub", "sub/graph.onnx"])
+def test_a_stage_of_another_user_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    work = Counted()
+    stage = Store(tmp_path).stage(EXPORT, {"model": "m"}, work)
+    give_away(stage.path / file, monkeypatch)
+    assert read_stage(stage.path, EXPORT) is None
+    again = Store(tmp_path).stage(EXPORT, {"model": "m"}, work)
+    assert (work.times, again.cached) == (2, False)
+
+
+def test_hashes_that_another_user_wrote_count_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "file", tmp_path / "hashes.json"
+    file.write_bytes(b"content")
+    now = file.stat()
+    entry = [now.st_size, now.st_mtime_ns, now.st_ctime_ns, "0" * 64]
+    cache.write_text(json.dumps({str(file): entry}), "utf-8")
+    assert FileHashes(cache).sha256(file) == "0" * 64
+    give_away(cache, monkeypatch)
+    assert FileHashes(cache).sha256(file) == file_sha256(file)

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ LOCAL = "local"
 RETRIES = 5
 """How often a trial begins again whose worker was lost."""
 PROBE = "cluster.probe"
+_OTHER_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for listening to other machines: with 0, its default on Windows and macOS, it has loopback addresses."""
 _CONNECT_S = 10.0
 Make = Callable[[Task, Path], Point]
 Time = Callable[[Task, Point, Path], Point]
@@ -77,7 +79,8 @@ def joined_cluster(
     else:
         _require_listener(address)
     try:
-        ray.init(address=address, **options)
+        with _on_loopback(ray) if address == LOCAL else nullcontext():
+            ray.init(address=address, **options)
     except Exception as error:  # Ray has no common one
         fix = f"run the search on a machine of the cluster: there `ray start --address={address}`"
         found = str(error).strip().splitlines()
@@ -87,6 +90,21 @@ def joined_cluster(
         yield _room(alive, gpus, at_once, boards)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """Let a cluster that starts in the block listen on loopback addresses alone: Ray runs whatever it is sent."""
+    constants = ray._private.ray_constants
+    before = os.environ.get(_OTHER_MACHINES), constants.ENABLE_RAY_CLUSTER
+    os.environ[_OTHER_MACHINES], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        os.environ.pop(_OTHER_MACHINES)
+        if before[0] is not None:
+            os.environ[_OTHER_MACHINES] = before[0]
+        constants.ENABLE_RAY_CLUSTER = before[1]
 
 
 def _library() -> Any:

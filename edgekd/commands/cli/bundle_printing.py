@@ -34,7 +34,7 @@ def _print_device(result: InstallReport) -> None:
     if result.fits is None:
         print(f"not confirmed to be a {result.target}: the device does not report its model")
     print(f"sent {megabytes(result.upload.sent_bytes)} of {megabytes(result.upload.bytes)}; the rest was there")
-    built = f"built in {engine.seconds:.1f} s" if engine.changed else "was there"
+    built = f"built in {engine.seconds or 0:.1f} s" if engine.changed else "was there"
     print(f"engine: {engine.file}, {megabytes(engine.bytes or 0)}, {_version(result.runtime)}, {built}")
     for line in _precision_lines(engine):
         print(line)
@@ -74,12 +74,13 @@ def _precision_lines(engine: EngineReport) -> Iterator[str]:
 def _tuned_text(tuning: TuningReport) -> str:
     """Return a line that compares the choice of `--tune` with the engine as shipped."""
     form = (tuning.source, tuning.float_layers)
-    shipped, *others = tuning.candidates
-    chosen = next(each for each in tuning.candidates if (each.source, each.float_layers) == form)
+    chosen = next((each for each in tuning.candidates if (each.source, each.float_layers) == form), None)
     what = "all layers in float" if tuning.source == "float" else f"{len(tuning.float_layers)} layers in float"
+    if chosen is None or chosen.ms is None:
+        return f"tuned: {what}"
+    shipped, *others = tuning.candidates
     if chosen is shipped:
         what = f"INT8 as shipped stays; of {len(others)} others none is faster and passes"
-    assert chosen.ms, "an engine that could not be built is not chosen"
     low, high = chosen.ms.interval
     shipped_ms = shipped.ms.p50 if shipped.ms else 0.0
     text = f"tuned: {what}; {chosen.ms.p50:.2f} ms, shipped {shipped_ms:.2f} ms, ratio {low:.3f} to {high:.3f}"

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from edgekd.core.atomic_files import writing
 from edgekd.core.errors import DeviceError, SpecError
 from edgekd.core.progress import Progress
+from edgekd.deploy.signing.secrets import without_secrets
 
 T = TypeVar("T")
 MLFLOW = "mlflow:"
@@ -77,7 +78,7 @@ class Mlflow:
             self._client = MlflowClient(tracking_uri=uri or None)
             known = self._client.get_experiment_by_name(EXPERIMENT)
             experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
-            tags = {"command": " ".join(["edgekd", *sys.argv[1:]])[:5000]}
+            tags = {"command": without_secrets(" ".join(["edgekd", *sys.argv[1:]]))[:5000]}
             self._run = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         except Exception as error:  # its stores have no common one
             found = str(error).strip().splitlines() or [type(error).__name__]

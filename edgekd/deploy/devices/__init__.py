@@ -1,4 +1,4 @@
-"""Devices that run a bundle's agent; those on this machine also run graphs in this process."""
+"""Devices that run an agent; those on this machine also run graphs in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class AgentDevice(Protocol):
-    """A machine that runs a bundle's agent: this one, or a camera over SSH."""
+    """A machine that runs an agent: this one, or a camera over SSH."""
 
     @property
     def name(self) -> str:
@@ -20,6 +20,11 @@ class AgentDevice(Protocol):
     @property
     def runtime(self) -> str | None:
         """Default runtime of the agent; None if the agent chooses."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is another machine: this one runs no agent of a bundle."""
         ...
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:

@@ -14,15 +14,16 @@ import json
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from edgekd.core.canonical import file_sha256
-from edgekd.core.errors import DataError, DeviceError
+from edgekd.core.errors import DataError, DeviceError, SpecError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.deploy.devices.answers import MAX_STDERR_BYTES, error_text, parsed
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,10 +33,11 @@ OLDEST_PYTHON = (3, 8)
 HEARTBEATS = 6
 """Heartbeats that this end sends within the silence timeout of the other end."""
 _CHUNK_BYTES = 1 << 16
-_ANSWER_S = 120.0
+_ANSWER_S = 120.0  # for an answer, and for the device to take 64 KiB of a file
 _WAIT_FOR_OTHERS_S = 45.0  # for the lock on a folder
 _MAX_GREETINGS = 50  # lines that a login shell may print before the first answer
 _MESSAGE_CHARS = 300  # of a program's error output
+_PROBLEM = b'{"problem": '  # beginning of an error, as the other end writes it
 _LOADER = "import functools,os,sys;exec(functools.reduce(lambda t,i:t+os.read(0,{0}-len(t)),range({0}),b''))"
 """Reads the program from stdin and leaves the rest: some cameras limit command lines to a few KB."""
 
@@ -52,7 +54,7 @@ class Pipes(Protocol):
         ...
 
     async def ended(self) -> tuple[int | None, str]:
-        """Wait for the end; return the exit code, None if unknown, and the output on stderr."""
+        """Wait for the end; return the exit code, None if unknown, and the end of the output on stderr."""
         ...
 
 
@@ -97,6 +99,51 @@ class ProgramResult:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class _Greeting:
+    """First answer: version of Python."""
+
+    python: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """Answer of `claim`."""
+
+
+@dataclass(frozen=True)
+class _Present:
+    """First answer of `receive`: bytes of the file that are there; their SHA-256, or the path of the complete file."""
+
+    kept: int
+    sha256: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class _Received:
+    """Last answer of `receive`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """An error."""
+
+    what: str
+    expected: str | None = None
+    found: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Answer in place of any other."""
+
+    problem: _Problem
 
 
 class Stop:
@@ -156,7 +203,7 @@ class Connection:
     async def begin(self) -> None:
         """Start the program at the other end, and check its Python version. Raises DeviceError."""
         await self._pipes.write(_program())
-        version = tuple((await self._answer(_ANSWER_S, greetings=_MAX_GREETINGS))["python"])
+        version = (await self._answer(_Greeting, _ANSWER_S, greetings=_MAX_GREETINGS)).python
         if version < OLDEST_PYTHON:
             raise DeviceError(
                 f"{self._device}: {self.python} is too old",
@@ -169,7 +216,8 @@ class Connection:
     async def claim(self, folder: str) -> None:
         """Make a folder and lock it for as long as the connection lasts. Raises DeviceError."""
         limit_s = _WAIT_FOR_OTHERS_S + _ANSWER_S
-        await self._request(f"the claim on {folder}", limit_s, do="claim", folder=folder, wait_s=_WAIT_FOR_OTHERS_S)
+        action = f"the claim on {folder}"
+        await self._request(_Claimed, action, limit_s, do="claim", folder=folder, wait_s=_WAIT_FOR_OTHERS_S)
 
     @blocking
     async def heartbeat(self) -> None:
@@ -184,11 +232,13 @@ class Connection:
         """
         size, sha256 = file.stat().st_size, file_sha256(file)
         request = {"do": "receive", "folder": folder, "sha256": sha256, "count": size, "keep": list(keep)}
-        present = await self._request(f"the upload of {file.name}", _ANSWER_S, **request)
-        if "path" in present:
-            return Upload(present["path"], size, 0)
-        begin = present["kept"]
-        if begin > size or present["sha256"] != _prefix_sha256(file, begin):
+        present = await self._request(_Present, f"the upload of {file.name}", _ANSWER_S, **request)
+        path = str(PurePosixPath(folder, sha256))
+        if present.path is not None:
+            self._require_path(path, present.path)
+            return Upload(path, size, 0)
+        begin = present.kept
+        if not 0 <= begin <= size or present.sha256 != _prefix_sha256(file, begin):
             begin = 0
         await self._write(begin=begin)
         # The other end may report a full disk while this end still sends.
@@ -198,12 +248,13 @@ class Connection:
             await asyncio.wait((sending, line), return_when=asyncio.FIRST_COMPLETED)
             if not line.done():
                 await sending  # raises if the file cannot be read
-            answer = await self._read(await asyncio.wait_for(line, _ANSWER_S))
+            answer = await self._read(_Received, await asyncio.wait_for(line, _ANSWER_S))
         except asyncio.TimeoutError as error:
             raise self._timeout(_ANSWER_S) from error
         finally:
             await _cancelled(sending, line)
-        return Upload(answer["path"], size, size - begin)
+        self._require_path(path, answer.path)
+        return Upload(path, size, size - begin)
 
     @blocking
     async def run(self, action: str, command: Sequence[str], limit_s: float) -> ProgramResult:
@@ -211,18 +262,22 @@ class Connection:
 
         action: name of the program in errors.
         """
-        answer = await self._request(action, limit_s, do="run", command=list(command))
-        return ProgramResult(answer["code"], answer["out"], answer["err"])
+        return await self._request(ProgramResult, action, limit_s, do="run", command=list(command))
 
-    async def _request(self, action: str, limit_s: float, **request: Any) -> dict[str, Any]:
+    def _require_path(self, expected: str, found: str) -> None:
+        if found != expected:
+            what = f"{self._device}: {self._action}: another file than the one that was sent"
+            raise DeviceError(what, expected=expected, found=error_text(found))
+
+    async def _request(self, kind: type[T], action: str, limit_s: float, **request: Any) -> T:
         self._action = action
         await self._write(**request)
-        return await self._answer(limit_s)
+        return await self._answer(kind, limit_s)
 
     async def _write(self, **request: Any) -> None:
         await self._pipes.write(json.dumps(request).encode("ascii") + b"\n")
 
-    async def _answer(self, limit_s: float, greetings: int = 0) -> dict[str, Any]:
+    async def _answer(self, kind: type[T], limit_s: float, greetings: int = 0) -> T:
         """Wait for the next answer, sending heartbeats. greetings: number of leading lines of other text to skip."""
         line = asyncio.ensure_future(self._pipes.line())
         loop = asyncio.get_running_loop()
@@ -232,22 +287,30 @@ class Connection:
                 if (await asyncio.wait((line,), timeout=min(self._heartbeat_s or left, left)))[0]:
                     content = line.result()
                     if not greetings or not content or content.startswith(b"{"):
-                        return await self._read(content)
+                        return await self._read(kind, content)
                     greetings, line = greetings - 1, asyncio.ensure_future(self._pipes.line())
                 await self._pipes.write(b"\n")
         finally:
             await _cancelled(line)
         raise self._timeout(limit_s)
 
-    async def _read(self, line: bytes) -> dict[str, Any]:
+    async def _read(self, kind: type[T], line: bytes) -> T:
+        """Return an answer. Raises DeviceError for another one, and for an error that the other end reports."""
+        if not (line.startswith(b"{") and line.endswith(b"\n")):
+            raise await self._closed(line)
+        where = f"{self._device}: unexpected answer to {self._action}"
         try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise await self._closed(line) from None
-        if "problem" in answer:
-            problem = answer["problem"]
-            raise DeviceError(f"{self._device}: {problem.pop('what')}", **problem)
-        return answer
+            if line.startswith(_PROBLEM):
+                problem = parsed(_Failed, line, where).problem
+                raise DeviceError(
+                    f"{self._device}: {error_text(problem.what)}",
+                    expected=error_text(problem.expected),
+                    found=error_text(problem.found),
+                    fix=error_text(problem.fix),
+                )
+            return parsed(kind, line, where)
+        except SpecError as error:
+            raise DeviceError(error.what, expected=error.expected, found=error_text(error.found)) from error
 
     async def _closed(self, line: bytes) -> DeviceError:
         """Return the error for a process that ended without an answer."""
@@ -278,7 +341,7 @@ class Connection:
         chunks = -(-(count - begin) // _CHUNK_BYTES)
         label = f"upload of {file.name}, chunks of 64 KiB"
         for chunk in progress.items(_chunks(file, begin, count), label, chunks):
-            await self._pipes.write(chunk)
+            await asyncio.wait_for(self._pipes.write(chunk), _ANSWER_S)
 
 
 @contextmanager
@@ -343,6 +406,13 @@ def _chunks(file: Path, begin: int, end: int) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise DataError(f"{file}: cannot be read", found=error.strerror or str(error), fix="check the path") from error
+
+
+async def read_tail(read: Callable[[int], Awaitable[bytes]], tail: bytearray) -> None:
+    """Read to the end of a stream, and keep the last MAX_STDERR_BYTES in `tail`, also if this is cancelled."""
+    while chunk := await read(_CHUNK_BYTES):
+        tail += chunk
+        del tail[:-MAX_STDERR_BYTES]
 
 
 async def _cancelled(*tasks: asyncio.Future[Any]) -> None:

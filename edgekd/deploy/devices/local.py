@@ -15,6 +15,7 @@ from edgekd.core.cores import usable_cores
 from edgekd.core.errors import SpecError
 from edgekd.core.host_facts import Gpu, HostFacts
 from edgekd.core.procfs import number_in, text_of, value_of
+from edgekd.deploy.signing.secrets import without_secrets
 from edgekd.graph.runtimes import engine_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
@@ -36,6 +37,7 @@ class LocalDevice:
     threads: int | None = None
     name: str = "local"
     runtime: str | None = None
+    remote: bool = False
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
         """Connect to this machine. Raises DeviceError."""
@@ -132,7 +134,11 @@ def local_device(name: str) -> LocalDevice:
     kind, _, engine = name.partition(":")
     if kind != "local":
         fix = "edgekd engine BUNDLE --device measures a bundle on a camera" if kind == "ssh" else None
-        raise SpecError(f"--device {name}", expected="local, or local:ENGINE such as local:onnxruntime-cpu", fix=fix)
+        raise SpecError(
+            f"--device {without_secrets(name)}",
+            expected="local, or local:ENGINE such as local:onnxruntime-cpu",
+            fix=fix,
+        )
     if not engine:
         return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
     require(engine_named(engine))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices import AgentDevice
+from edgekd.deploy.signing.secrets import without_secrets
 
 
 def device_named(name: str) -> AgentDevice:
@@ -21,4 +22,4 @@ def device_named(name: str) -> AgentDevice:
     if name.startswith(SCHEME):
         return SshDevice(name, parse(name))
     fix = "name the runtime with --runtime" if name.startswith("local:") else None
-    raise SpecError(f"--device {name}", expected="local, null or ssh://[USER@]HOST[:PORT]", fix=fix)
+    raise SpecError(f"--device {without_secrets(name)}", expected="local, null or ssh://[USER@]HOST[:PORT]", fix=fix)

@@ -23,6 +23,7 @@ class NullDevice:
 
     name = "null"
     runtime: str | None = "null"
+    remote = False
 
     def __init__(self, latencies_s: Sequence[float] = (0.010,), output: np.ndarray | None = None) -> None:
         if not latencies_s or min(latencies_s) <= 0:

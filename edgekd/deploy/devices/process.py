@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from edgekd.core.errors import DeviceError
-from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected
+from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected, read_tail
 
 _MAX_LINE_BYTES = 1 << 24
 _CLOSING_S = 5.0
@@ -62,5 +62,6 @@ class _LocalPipes:
 
     async def ended(self) -> tuple[int | None, str]:
         assert self._process.stderr
-        stderr = await self._process.stderr.read()
+        stderr = bytearray()
+        await read_tail(self._process.stderr.read, stderr)
         return await self._process.wait(), stderr.decode("utf-8", "replace")

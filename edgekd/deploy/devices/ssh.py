@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected
+from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected, read_tail
+from edgekd.deploy.signing.secrets import without_secrets
 
 if TYPE_CHECKING:
     import asyncssh
@@ -53,6 +54,7 @@ class SshDevice:
     keepalive_s: float = 10.0
     connect_s: float = 30.0
     runtime: str | None = None
+    remote: bool = True
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:
         """Connect to the camera. Raises DeviceError."""
@@ -66,12 +68,13 @@ def parse(name: str) -> SshAddress:
         parts = urlsplit(name)
         port = parts.port
     except ValueError as error:
-        raise SpecError(f"--device {name}", expected=_SYNTAX, found=str(error)) from error
+        # Without the message of the library, which may have a part of a password.
+        raise SpecError(f"--device {without_secrets(name)}", expected=_SYNTAX) from error
     if parts.password is not None:
         fix = "leave the password out, and install your key on the camera: ssh-copy-id"
         raise SpecError("--device: a password in an address is visible to every user", expected=_SYNTAX, fix=fix)
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-        raise SpecError(f"--device {name}", expected=_SYNTAX)
+        raise SpecError(f"--device {without_secrets(name)}", expected=_SYNTAX)
     # parts.hostname is in lower case; names in ~/.ssh/config are case-sensitive.
     host = parts.netloc.rpartition("@")[2].removesuffix(f":{port}" if port else ":")
     return SshAddress(host.strip("[]"), parts.username, port)
@@ -83,7 +86,8 @@ async def _connection(device: SshDevice, settings: Settings) -> AsyncIterator[Co
         client = await asyncio.wait_for(_login(device), device.connect_s)
     try:
         with _device_errors(device):
-            process = await client.create_process(settings.shell_command(), encoding=None, request_pty=False)
+            starting = client.create_process(settings.shell_command(), encoding=None, request_pty=False)
+            process = await asyncio.wait_for(starting, device.connect_s)
         try:
             connection = Connection(device.name, _SshPipes(device, process), settings)
             await connection.begin()
@@ -209,8 +213,8 @@ class _SshPipes:
     async def ended(self) -> tuple[int | None, str]:
         import asyncssh
 
-        stderr = b""
+        stderr = bytearray()
         with contextlib.suppress(OSError, asyncssh.Error, asyncio.TimeoutError):
-            stderr = await asyncio.wait_for(self._process.stderr.read(), _CLOSING_S)
+            await asyncio.wait_for(read_tail(self._process.stderr.read, stderr), _CLOSING_S)
             await asyncio.wait_for(self._process.wait_closed(), _CLOSING_S)
         return self._process.returncode, stderr.decode("utf-8", "replace")

@@ -33,7 +33,7 @@ def load_signers(keys: Iterable[str], secret_file: Path | None = None) -> tuple[
 
 
 def _signer(key: str, secrets: Secrets) -> Signer:
-    if key.startswith("pkcs11:"):
+    if key.lower().startswith("pkcs11:"):  # the scheme of a URI is in either case
         from edgekd.deploy.signing.tokens import TokenSigner
 
         return TokenSigner(key, secrets)

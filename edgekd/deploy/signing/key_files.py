@@ -13,13 +13,12 @@ from edgekd.core.atomic_files import write_file, writing
 from edgekd.core.bundle.ed25519 import sound_key
 from edgekd.core.bundle.signatures import key_id
 from edgekd.core.errors import SpecError
-from edgekd.deploy.signing.secrets import Secrets
+from edgekd.deploy.signing.secrets import Secrets, read_secret, readable_by_others
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRIVATE, PUBLIC = ".key", ".pub"
-_GROUP_AND_OTHERS = 0o077  # permission bits
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,10 @@ def read_private(path: Path, secrets: Secrets) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    content = _read(path)
+    content, shared = read_secret(path)
     encrypted = b"ENCRYPTED" in content.partition(b"\n")[0]
-    if not encrypted and path.stat().st_mode & _GROUP_AND_OTHERS:
-        raise SpecError(f"{path}: others can read this private key", expected="mode 0600", fix=f"chmod 600 {path}")
+    if shared and not encrypted:
+        raise readable_by_others(path, "private key")
     passphrase = secrets.get(f"Passphrase of {path}").encode("utf-8") if encrypted else None
     try:
         key = load_pem_private_key(content, passphrase)
@@ -94,7 +93,7 @@ def read_public(path: Path) -> bytes:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(_read(path))
+        key = load_pem_public_key(read_secret(path)[0])
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SpecError(f"{path}: no public key", expected="a public key in PEM, NAME.pub") from error
     if not isinstance(key, Ed25519PublicKey):
@@ -129,10 +128,3 @@ def _write_private(path: Path, content: bytes) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -62,6 +62,31 @@ class Verified(Result):
     trusted: bool | None
     trust_version: int | None
     firmware: FirmwareFile | None = None
+
+
+@dataclass(frozen=True)
+class RequiredSignatures:
+    """Signatures that a bundle must have.
+
+    Args:
+        trust: Trust file that decides; None without one.
+        keys: Public keys by name; all of them must have signed.
+    """
+
+    trust: Path | None = None
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def given(self) -> bool:
+        """Return whether any signature is required."""
+        return self.trust is not None or bool(self.keys)
+
+    def judge(self) -> Judge:
+        """Return the check of a bundle's signatures. Raises SpecError, SignatureError for a bad trust file."""
+        held = read_trust_file(self.trust) if self.trust else None
+        if held:
+            require_complete(held)
+        return _signature_check(held, self.keys, datetime.now(timezone.utc))
 
 
 def signatures_of(kind: str, sha256: str, signers: Iterable[Signer]) -> tuple[Signature, ...]:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from edgekd.core.bundle.ed25519 import KEY_BYTES, sound_key
 from edgekd.core.errors import SignatureError, SpecError
-from edgekd.deploy.signing.secrets import Secrets
+from edgekd.deploy.signing.secrets import Secrets, without_secrets
 
 _EXAMPLE = "pkcs11:token=LABEL;object=NAME?module-path=/usr/lib/softhsm/libsofthsm2.so"
 
@@ -33,11 +33,14 @@ class TokenAddress:
 
 def parse_address(text: str) -> TokenAddress:
     """Parse a `pkcs11:` URI. Raises SpecError."""
-    path, _, query = text.removeprefix("pkcs11:").partition("?")
+    path, _, query = text.partition(":")[2].partition("?")
     parts = dict(part.partition("=")[::2] for part in (*path.split(";"), *query.split("&")) if part)
     known = {"token", "object", "id", "module-path", "pin-source", "type"}
+    if "pin-value" in parts:
+        fix = "leave pin-value out: enter the PIN at the prompt, or name a file with pin-source or --secret-file"
+        raise SpecError("--key: invalid address of a key: a PIN in it is visible to every user", fix=fix)
     if not set(parts) <= known or not {"token", "module-path"} <= set(parts) or not {"object", "id"} & set(parts):
-        raise SpecError("--key: invalid address of a key", expected=_EXAMPLE, found=text)
+        raise SpecError("--key: invalid address of a key", expected=_EXAMPLE, found=without_secrets(text))
     source = unquote(parts["pin-source"]).removeprefix("file:") if "pin-source" in parts else None
     return TokenAddress(
         module=unquote(parts["module-path"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,16 @@ def test_without_ray_there_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(SpecError, match=r"--cluster needs Ray.*edgekd\[cluster\]"), joined_cluster("local"):
         pass
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_listens_on_this_machine_alone() -> None:
+    pytest.importorskip("ray")
+    script = (
+        "import ray\n"
+        "from edgekd.builds.search.cluster import joined_cluster\n"
+        "with joined_cluster('local', 0, 1, cores=1):\n"
+        "    print('at', ray.nodes()[0]['NodeManagerAddress'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert "at 127.0.0.1" in done.stdout.splitlines()

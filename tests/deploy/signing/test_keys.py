@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import stat
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.errors import SignatureError, SpecError
+from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.signing import load_signers
 from edgekd.deploy.signing.key_files import FileSigner, make_key, read_public
-from edgekd.deploy.signing.secrets import VARIABLE, Secrets
+from edgekd.deploy.signing.secrets import VARIABLE, Secrets, without_secrets
 from edgekd.deploy.signing.signed import signatures_of
 from edgekd.deploy.signing.tokens import parse_address
 
@@ -78,6 +81,8 @@ def test_a_passphrase_comes_from_a_file_the_environment_or_a_person(
     secret, wrong = tmp_path / "secret", tmp_path / "wrong"
     secret.write_text("correct horse\nand more\n", "utf-8")
     wrong.write_text("wrong\n", "utf-8")
+    for path in (secret, wrong):
+        path.chmod(0o600)
     public = read_public(made.public)
     assert FileSigner(made.private, Secrets(secret)).public == public
     assert FileSigner(made.private, Secrets(ask=lambda what: "correct horse")).public == public
@@ -145,9 +150,71 @@ def test_an_address_of_a_token_is_read_and_a_wrong_one_explained() -> None:
     found = parse_address(text)
     assert (found.token, found.object, found.id) == ("My HSM", "release", b"\x01\xff")
     assert (found.module, found.pin_source) == ("/usr/lib/hsm.so", Path("/run/pin"))
-    for wrong in ("pkcs11:", "pkcs11:token=a;object=b", "pkcs11:token=a?module-path=b", f"{text}&pin-value=1234"):
-        with pytest.raises(SpecError, match="invalid address of a key"):
-            parse_address(wrong)
+    pins = (f"{text}&pin-value=1234", "pkcs11:pin-value=1234", "PKCS11:token=a;pin-value=1234;object=b")
+    for wrong in ("pkcs11:", "pkcs11:token=a;object=b", "pkcs11:token=a?module-path=b", *pins):
+        with pytest.raises(SpecError, match="invalid address of a key") as caught:
+            load_signers([wrong])
+        assert "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o602, 0o644])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    secret = tmp_path / "the secret"
+    secret.write_text("246810\n", "utf-8")
+    secret.chmod(mode)
+    with pytest.raises(SpecError, match=f"others can read this passphrase or PIN.*chmod 600 '{secret}'") as caught:
+        Secrets(secret).get("PIN")
+    assert "246810" not in str(caught.value)
+    secret.chmod(0o400)
+    assert Secrets(secret).get("PIN") == "246810"
+
+
+def test_a_secret_that_cannot_be_read_is_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    for content in (b"2468\xff10", b"2468" * 100_000):
+        secret.write_bytes(content)
+        secret.chmod(0o600)
+        with pytest.raises(SpecError) as caught:
+            Secrets(secret).get("PIN")
+        assert "2468" not in str(caught.value)
+        assert "0xff" not in str(caught.value)
+        assert caught.value.__cause__ is None
+    with pytest.raises(SpecError, match="cannot read"):
+        Secrets(Path("\0")).get("PIN")
+
+
+def test_a_terminal_that_would_show_a_secret_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shows(prompt: str) -> str:
+        warnings.warn("Can not control echo on the terminal.", getpass.GetPassWarning, stacklevel=2)
+        return "246810"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(getpass, "getpass", shows)
+    with pytest.raises(SpecError, match="PIN of token a: this terminal would show it; fix: --secret-file"):
+        Secrets().get("PIN of token a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "edgekd sign a --key pkcs11:token=a;object=b?pin-value=246810&module-path=c",
+        "edgekd sign a --key pkcs11:token=a?PIN-VALUE=246810",
+        "edgekd engine a --device ssh://me:246810@cam --activate",
+        "ssh://me:24/68@10@cam",
+    ],
+)
+def test_a_command_line_is_kept_without_its_secrets(text: str) -> None:
+    assert "24" not in without_secrets(text)
+    assert "10" not in without_secrets(text)
+    plain = "edgekd engine a --device ssh://me@cam1:22 --key pkcs11:token=a?pin-source=/run/pin"
+    assert without_secrets(plain) == plain
+
+
+@pytest.mark.parametrize("name", ["ssh://me:246810@cam:99999", "SSH://me:246810@cam", "ssh://me:246/810@cam"])
+def test_a_password_in_an_address_is_not_shown(name: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        device_named(name)
+    assert "246" not in str(caught.value)
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def trust(edgekd: EdgeKD, keys: Path, tmp_path: Path) -> Path:
 def test_keygen_tells_where_the_halves_are(edgekd: EdgeKD, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("correct horse\n", "utf-8")
+    secret.chmod(0o600)
     ran = edgekd("keygen", "ci", "--out", tmp_path, "--json")
     assert_documented(ran.json, "keygen")
     assert ran.json["encrypted"] is False

@@ -55,6 +55,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokens").mkdir()
     (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n", "utf-8")
     (folder / "pin").write_text(f"{PIN}\n", "utf-8")
+    (folder / "pin").chmod(0o600)
     make = [tool, "--init-token", "--free", "--label", "edgekd", "--pin", PIN, "--so-pin", "13579"]
     subprocess.run(make, check=True, capture_output=True, env=environment(folder))
     subprocess.run([sys.executable, "-c", MAKE_KEYS, MODULE, PIN], check=True, env=environment(folder))
@@ -101,6 +102,7 @@ def test_what_is_wrong_is_one_line(token: Path, address: str, message: str) -> N
 
 def test_a_wrong_pin_is_refused_and_not_shown(token: Path) -> None:
     (token / "wrong").write_text("99998888\n", "utf-8")
+    (token / "wrong").chmod(0o600)
     found = told(token, f"pkcs11:token=edgekd;object=release?module-path={MODULE}", "wrong")
     assert "PinIncorrect" in found
     assert "99998888" not in found
