@@ -157,7 +157,7 @@ def _minimum(state: State, stored: MinimumCounter, held: SignedTrust | None) -> 
     """Return the stored minimum after a reset by the trust file that was not applied yet."""
     counter = stored.counter
     if not stored.reset and state.active and state.activation.trial is None:
-        counter = max(counter, state.active.manifest.counter)  # agents up to 0.1.0 stored none at a commit
+        counter = max(counter, state.active.manifest.counter)  # earlier agents stored none at a commit
     reset = held.trust.counter_reset if held else None
     if reset is None or reset.version <= stored.reset:
         return replace(stored, counter=counter)
