@@ -18,7 +18,6 @@ from edgekd.agent.state.slots import Slot, State, model_names
 from edgekd.agent.state.trial import TrialStatus, read_uptime
 from edgekd.agent.trust_state import (
     TrustStatus,
-    effective_trust,
     is_strict,
     minimum_counter,
     revocation_of,
@@ -274,7 +273,7 @@ def status(camera: Camera) -> StatusResult:
     state, runtime = camera.state, camera.runtime
     existing = next(path for path in (state.root, *state.root.absolute().parents) if path.is_dir())
     disk, record = shutil.disk_usage(existing), state.activation
-    held = effective_trust(state, camera.root)
+    held, trust = trust_status(state, camera.root, camera.clock())
     return StatusResult(
         agent=__version__,
         state=state.root,
@@ -286,7 +285,7 @@ def status(camera: Camera) -> StatusResult:
         rejected=record.rejected,
         trial=record.trial.status(read_uptime(camera.root)) if record.trial else None,
         counter=minimum_counter(state, held),
-        trust=trust_status(state, camera.root, camera.clock()),
+        trust=trust,
         strict=is_strict(camera.root),
         runtime=RuntimeVersion(runtime.name, runtime.version()) if runtime else None,
         device=read_device(camera.root),

@@ -167,7 +167,7 @@ def _minimum(state: State, stored: MinimumCounter, held: SignedTrust | None) -> 
     """Return the stored minimum after a reset by the trust file that was not applied yet."""
     counter = stored.counter
     if not stored.reset and state.active and state.activation.trial is None:
-        counter = max(counter, state.active.manifest.counter)  # agents up to 0.1.0 stored none at a commit
+        counter = max(counter, state.active.manifest.counter)  # earlier agents stored none at a commit
     reset = held.trust.counter_reset if held else None
     if reset is None or reset.version <= stored.reset:
         return replace(stored, counter=counter)
@@ -258,13 +258,14 @@ class TrustStatus:
     error: str | None = None
 
 
-def trust_status(state: State, root: Path, clock: datetime) -> TrustStatus | None:
-    """Describe the trust file in effect; None where there is none."""
+def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust | None, TrustStatus | None]:
+    """Return the trust file in effect, None where there is none or it is damaged, and its description."""
+    held = None
     try:
         held = held_trust(state, root)
-        return None if held is None else trust_status_of(held, current_time(state, clock))
+        return held, trust_status_of(held, current_time(state, clock)) if held else None
     except (BundleError, DeviceError) as error:
-        return TrustStatus(error=str(error))
+        return held, TrustStatus(error=str(error))
 
 
 def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:

@@ -473,7 +473,7 @@ def test_a_bundle_on_trial_raises_nothing(agent: Agent, bundle: Path, tmp_path: 
 
 
 def test_what_an_older_agent_committed_counts(agent: Agent, bundle: Path, tmp_path: Path) -> None:
-    """Agents up to 0.1 did not store the counter of a commit: the bundle in service has it."""
+    """Earlier agents did not store the counter of a commit: the bundle in service has it."""
     for count in (1, 5):
         assert agent("install", counting(bundle, tmp_path / str(count), count, 1)).code == 0
         assert agent("commit").code == 0
