@@ -52,6 +52,7 @@ def test_the_record_is_of_the_training_images_and_the_same_each_time(
     assert build_into(tmp_path / "again", tiny_model, tiny_data).read_bytes() == bundle.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_camera_notices_that_it_has_become_dark(bundle: Path, tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
     """A frame every few seconds is looked at; the others cost nothing."""
     assert install(tmp_path / "state", bundle) == 0

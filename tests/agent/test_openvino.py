@@ -59,6 +59,7 @@ def test_its_engine_computes_what_the_graph_does_and_says_in_what(built: Camera,
         session.run(batch)
 
 
+@pytest.mark.slow
 def test_it_gives_inner_tensors(built: Camera) -> None:
     found = layer_divergence(built.chosen_slot(), built.required_runtime())
     assert [each.tensor for each in found] == ["cells8.relu", "cells16.relu"]

@@ -257,6 +257,7 @@ def test_a_second_identical_build_does_no_work_and_leaves_the_same_bundle(
     ]
 
 
+@pytest.mark.slow
 def test_fresh_does_all_anew_and_gives_the_same_bundle_elsewhere(
     edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -361,6 +362,7 @@ def test_the_calibration_set_of_one_build_serves_another(
     assert (out / "calibration.toml").read_bytes() == again.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_number_of_calibration_images(
     edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tiny_build: Built, tmp_path: Path
 ) -> None:

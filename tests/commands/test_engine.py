@@ -105,6 +105,7 @@ def test_a_bundle_without_an_agent_needs_none(engine: Any, tiny_build: Built, tm
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_a_damaged_engine_is_built_again(engine: Any, tmp_path: Path) -> None:
     state = tmp_path / "state"
     assert engine("--device", "null", "--state", state).code == 0
@@ -214,6 +215,7 @@ def test_a_rehearsal_tunes_too_and_says_what_stays(engine: Any) -> None:
     assert engine("--device", "null", "--json").json["tuning"] is None
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_scored_before_it_goes_into_service(engine: Any, tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime", "--tune")
     found = engine(*flags, "--data", tiny_data, "--activate", "--json").json

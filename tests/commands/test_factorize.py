@@ -65,6 +65,7 @@ def test_a_detector_is_factorized_scored_and_timed(
     assert f"{len(ran.json['layers'])} layers replaced" in again.out
 
 
+@pytest.mark.slow
 def test_for_a_target_what_it_is_predicted_to_take_decides(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
         assert 1 < weights["temperature"] < 4
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_student(
     teacher: Path,
     trained: tuple[Path, DistillationRecord],
@@ -455,6 +456,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_a_time_is_kept_and_counts_what_was_trained_before(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,6 +602,7 @@ def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) 
     assert torch.equal(mixed.scores, wanted.scores)
 
 
+@pytest.mark.slow
 def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Path) -> None:
     step = replace(STEP, epochs=1)
     done = distill_student(transformer, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")

@@ -278,6 +278,7 @@ def test_a_size_is_kept_in_one_round_or_on_the_way_in_several(detector: Path, ti
     assert 0.7 * size < sizes[0] <= 0.8 * size < sizes[1] < 0.97 * size
 
 
+@pytest.mark.slow
 def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
     detector: Path, pruned: tuple[Path, PruningRecord], tiny_data: Path
 ) -> None:

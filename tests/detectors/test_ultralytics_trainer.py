@@ -121,6 +121,7 @@ def assert_same(layer: Any, given: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max() + 1e-6, layer
 
 
+@pytest.mark.slow
 def test_each_layer_computes_what_the_graph_computes(made: Made, computed: tuple[Any, dict[str, np.ndarray]]) -> None:
     """On the same inputs: from layer to layer, values on the border between two codes fall to either side."""
     student, (graph, values) = student_of(made), computed

@@ -147,6 +147,7 @@ def test_a_build_for_a_size_carries_its_plan_and_can_be_repeated_from_it(
         assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_beside_the_graph_is_foreseen(
     edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_what_is_beside_the_graph_is_foreseen(
     assert foreseen < 1.02 * beside + 4096
 
 
+@pytest.mark.slow
 def test_a_size_below_the_rest_of_the_bundle_gives_the_smallest_and_misses(
     edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

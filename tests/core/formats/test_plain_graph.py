@@ -59,6 +59,7 @@ def rounded(graph: onnx.GraphProto, scales: dict[str, float], node: onnx.NodePro
             node.input[index] = f"{stem}/rounded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", swept("yolo11n.pt", "yolox_nano.onnx"))
 def test_with_the_calibration_cache_a_real_detector_computes_the_same(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -75,6 +75,7 @@ def measured(job: FleetJob) -> dict[str, BoardReport]:
     return {report.name: report for report in fleets.run(job).boards}
 
 
+@pytest.mark.slow
 def test_failures_and_stragglers_are_no_matter_to_the_others(
     edgekd: EdgeKD, camera: Camera, able: Loopback, tmp_path: Path
 ) -> None:
