@@ -207,7 +207,7 @@ def _require_identity(job: EngineJob, parts: Contents, command: str, answer: Bun
     if answer.identity != parts.identity:
         what = f"{job.device.name}: {command}: an answer for another bundle"
         found = error_text(answer.identity)
-        raise DeviceError(what, expected=parts.identity, found=found, fix="check the device: its agent is not honest")
+        raise DeviceError(what, expected=parts.identity, found=found, fix="check the device and its agent")
 
 
 def _tune(job: EngineJob, parts: Contents, steps: _Steps) -> tuple[TuneAnswer, TunedAccuracy | None]:

@@ -1,4 +1,4 @@
-"""How long a trial's network takes on a real board: packed, and built, tested and timed there by the bundle's agent."""
+"""How long a trial's network takes on a real board: packed, and built, tested and timed there by an agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekd.builds.search.leases import leased
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.trial import BOARD, BoardResult, Refusal
-from edgekd.core.errors import DeviceError, EngineRefusedError
+from edgekd.core.errors import BundleError, DeviceError, EngineRefusedError
 from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
@@ -58,7 +58,7 @@ def time_on_board(record: BuildRecord, boards: Sequence[Board], context: StageCo
 def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> BoardResult:
     """Return the timing of the first free board that answers.
 
-    Raises EngineRefusedError where one answered and none can use it, else DeviceError.
+    Raises EngineRefusedError where one answered and none can use it, else the DeviceError or BundleError of the last.
     """
     left = {board.name: board for board in boards}
     refused: EngineRefusedError | None = None
@@ -66,7 +66,7 @@ def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Pro
         with leased("board", list(left)) as name:
             try:
                 return _result(left[name], install(_job(left[name], bundle), parts, progress))
-            except DeviceError as error:
+            except (BundleError, DeviceError) as error:
                 progress.note(f"board {name}: {error}")
                 del left[name]
                 refused = error if isinstance(error, EngineRefusedError) else refused

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edgekd.core.errors import DeviceError, SpecError
+from edgekd.deploy.devices.answers import error_text
 from edgekd.deploy.devices.connection import Connection, Settings, Stop, connected, read_tail
 from edgekd.deploy.signing.secrets import without_secrets
 
@@ -176,15 +177,15 @@ def _device_errors(device: SshDevice) -> Iterator[None]:
         raise
     except asyncssh.PermissionDenied as error:
         fix = f"ssh-copy-id {address.login}, or IdentityFile in ~/.ssh/config"
-        raise DeviceError(f"{name}: none of your keys is accepted", found=error.reason, fix=fix) from error
+        raise DeviceError(f"{name}: none of your keys is accepted", found=error_text(error.reason), fix=fix) from error
     except asyncssh.KeyExchangeFailed as error:
         fix = f"if only the type of its host key has changed: {_keyscan(address)}"
-        raise DeviceError(f"{name}: no common algorithm", found=error.reason, fix=fix) from error
+        raise DeviceError(f"{name}: no common algorithm", found=error_text(error.reason), fix=fix) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         expected, fix = f"one within {device.connect_s:g} s", "check name, network and power"
         raise DeviceError(f"{name}: no answer", expected=expected, fix=fix) from error
     except (OSError, asyncssh.Error, ValueError) as error:
-        found = str(error)
+        found = error_text(str(error))
         raise DeviceError(f"{name}: cannot be reached", found=found, fix=f"try: ssh {address.login} true") from error
 
 
@@ -201,7 +202,7 @@ class _SshPipes:
             return await self._process.stdout.readline()
         except (OSError, asyncssh.Error) as error:
             what = f"{self._device.name}: the connection is lost"
-            raise DeviceError(what, found=str(error), fix="run it again: completed work is kept") from error
+            raise DeviceError(what, found=error_text(str(error)), fix="run it again: completed work is kept") from error
 
     async def write(self, content: bytes) -> None:
         import asyncssh

@@ -35,11 +35,11 @@ GREETING = json.dumps({"python": [3, 8, 10]})
 def site(tmp_path: Path) -> Callable[..., str]:
     """Write an interpreter that prints these lines, whatever it is told, and this to stderr; return its path."""
 
-    def write(*lines: str, err: str = "", wait: bool = True) -> str:
+    def write(*lines: str, err: str = "", wait: bool = True, last: str = "") -> str:
         (tmp_path / "out").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         (tmp_path / "err").write_text(err, "utf-8")
         script = tmp_path / "python"
-        end = "exec cat > /dev/null" if wait else "exit 1"
+        end = last or ("exec cat > /dev/null" if wait else "exit 1")
         script.write_text(f"#!/bin/sh\ncat {tmp_path}/out\ncat {tmp_path}/err >&2\n{end}\n", "utf-8")
         script.chmod(0o755)
         return str(script)
@@ -98,6 +98,17 @@ def test_a_negative_count_of_bytes_that_are_there_counts_as_none(site: Callable[
     answers = ({"kept": -5, "sha256": empty}, {"path": f"/upload/{sha256}"})
     with connect_local("cam", site(GREETING, *map(json.dumps, answers))) as connection:
         assert connection.put(tmp_path / "file", "/upload", [sha256]) == Upload(f"/upload/{sha256}", 3, 3)
+
+
+def test_a_device_that_takes_no_bytes_does_not_keep_the_host_waiting(
+    site: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    python = site(GREETING, '{"kept": 0}', last="exec sleep 3")
+    with connect_local("cam", python) as connection:
+        monkeypatch.setattr("edgekd.deploy.devices.connection._ANSWER_S", 0.5)
+        with pytest.raises(DeviceError, match="no answer to the upload of file"):
+            connection.put(tmp_path / "file", "/upload", ["0" * 64])
 
 
 def test_a_long_answer_is_refused_before_it_is_parsed(site: Callable[..., str]) -> None:
