@@ -82,4 +82,4 @@ def _too_long(path: Path, length: int, limit: int, error: type[EdgeKDError]) -> 
 
 def _unreadable(path: Path, problem: Exception, error: type[EdgeKDError]) -> EdgeKDError:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
-    return error(f"cannot read {shown_path(path)}: {reason}")
+    return error(f"cannot read {shown_path(path)}: {reason}", fix="check the path")

@@ -244,7 +244,7 @@ def test_only_checkpoints_are_pruned(edgekd: EdgeKD, tiny_model: Path, tiny_data
     flags = ("--data", tiny_data, "--out", tmp_path / "out")
     assert "trains the detector" in edgekd("prune", tiny_model, *flags).err
     (tmp_path / "one.tv.pt").write_bytes(b"")
-    assert "cannot be read as a torchvision detector" in edgekd("prune", tmp_path / "one.tv.pt", *flags).err
+    assert "cannot be read as a checkpoint" in edgekd("prune", tmp_path / "one.tv.pt", *flags).err
     more = recipe(tmp_path, '[[steps]]\nkind = "quantize"\n')
     assert "edgekd build" in edgekd("prune", tmp_path / "one.pt", *flags, "--recipe", more).err
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +79,8 @@ def read(graph: Path) -> Any:
     """
     require(OPENVINO_CPU)
     require_file(graph)
-    import openvino.frontend
+    with interrupts_deferred():
+        import openvino.frontend
 
     try:
         if graph.suffix == IR:
@@ -88,6 +92,22 @@ def read(graph: Path) -> Any:
         raise DeviceError(
             f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file, or an IR with its .bin"
         ) from error
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a SIGINT after the block, not in it: OpenVINO's native module, imported, ignores it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 def write_ir(graph: Path, xml: Path, *, half: bool, labels: Sequence[str]) -> int:
