@@ -109,7 +109,8 @@ def test_an_engine_that_is_not_installed_is_missing_and_one_that_does_not_import
 
 def test_a_gpu_is_named_with_its_driver(monkeypatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(
+    gpu = Gpu(name="NVIDIA L4", driver="550.54", compute_capability="8.9", memory_bytes=24 << 30)
+    monkeypatch.setattr(doctor, "gpus", lambda: (gpu,))
         doctor,
         "gpus",
         lambda: (Gpu(name="NVIDIA L4", driver="550.54", compute_capability="8.9", memory_bytes=24 << 30),),

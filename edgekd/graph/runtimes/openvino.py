@@ -96,7 +96,7 @@ def read(graph: Path) -> Any:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a SIGINT after the block, not in it: OpenVINO's native module, imported, ignores it."""
+    """Raise KeyboardInterrupt for a SIGINT after the block, not in it: imported, OpenVINO would ignore it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
