@@ -111,10 +111,6 @@ def test_a_gpu_is_named_with_its_driver(monkeypatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     gpu = Gpu(name="NVIDIA L4", driver="550.54", compute_capability="8.9", memory_bytes=24 << 30)
     monkeypatch.setattr(doctor, "gpus", lambda: (gpu,))
-        doctor,
-        "gpus",
-        lambda: (Gpu(name="NVIDIA L4", driver="550.54", compute_capability="8.9", memory_bytes=24 << 30),),
-    )
     check = named(diagnose(), "nvidia driver")
     assert (check.state, check.detail) == ("ok", "550.54: NVIDIA L4 (compute capability 8.9)")
     monkeypatch.setattr(doctor, "gpus", tuple)
