@@ -265,7 +265,11 @@ def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "guide.md", ROOT / "docs" / "targets.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(ROOT / "docs" / "guide.md", marks=pytest.mark.slow), ROOT / "docs" / "targets.md"],
+    ids=lambda page: page.stem,
+)
 def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path) -> None:
     scripts = blocks(page, "sh run")
     assert scripts

@@ -45,8 +45,8 @@ EXTRA_GRAPH_BYTES = 1 << 24
 """Maximum bytes in addition: tiny networks of equal weights shrink more."""
 LOCK_WAIT_S = 2.0
 """Seconds to wait for another operation: a start or a commit takes less; an installation takes minutes."""
-_KNOWN = ("active", "clock.json", "lock", "models", "slots", "timings", "trust.json", "upload")
-"""Names of which a state folder has one."""
+_KNOWN = ("active", "clock.json", "incoming", "lock", "models", "slots", "timings", "trust.json", "upload")
+"""Names of which a state folder has one; SWUpdate makes `incoming` before the agent first runs."""
 _RESERVE = "reserve"
 """Name of the file with whose block `boot` and `rollback` write on a full disk."""
 _ACTIVE, _ENGINE, _RECORD, _MODELS = "active", "engine", "activation.json", "models"
