@@ -52,15 +52,11 @@ def outside(location: str, dims: tuple[int, ...] = (12,), **more: object) -> Any
 
 
 def in_branch(model: Any) -> Any:
-    """Return the model with its constants in the branches of an If."""
-    branch = helper.make_graph(
-        model.graph.node,
-        "b",
-        [],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [12])],
-        model.graph.initializer,
-    )
-    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    """Return the model with its constants in one branch of an If; in both, nesting would double it each time."""
+    output = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [12])]
+    branch = helper.make_graph(model.graph.node, "b", [], output, model.graph.initializer)
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "o", [], output)
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other)
     return model_of([node], [numpy_helper.from_array(np.array(True), "c")])
 
 
