@@ -59,7 +59,7 @@ Operator = tuple[str, str]
 
 @dataclass
 class _Scan:
-    """What was counted in a file. calls: operators in the graph and in each function, and how often."""
+    """Counts of a file. calls: operators in the graph and in each function, and how often."""
 
     content: Any
     budget: int = MAX_FIELDS

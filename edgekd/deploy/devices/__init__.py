@@ -24,7 +24,7 @@ class AgentDevice(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether it is another machine: this one runs no agent of a bundle."""
+        """True for another machine; this one runs no agent of a bundle."""
         ...
 
     def connect(self, python: str | None, stop: Stop | None = None) -> AbstractContextManager[Connection]:

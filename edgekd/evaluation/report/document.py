@@ -217,7 +217,7 @@ class ReportedTraining:
 
 @dataclass(frozen=True)
 class Analysed(Result):
-    """Where and why a build lost accuracy. Counts are null where the scored data was not at hand.
+    """Analysis of the accuracy that a build lost. Counts are null where the scored data was not at hand.
 
     Args:
         run: Result folder of the build.
