@@ -28,7 +28,7 @@ KINDS: tuple[StageKind[Any], ...] = (
     trial.TRIAL,
     trial.BOARD,
 )
-"""Those that belong to no compression step."""
+"""Stages that belong to no compression step."""
 
 
 def stage_kinds() -> Mapping[str, StageKind[Any]]:

@@ -77,7 +77,7 @@ def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
 def _require_table(value: Any, keys: Mapping[str, Any], where: str, *, extra: bool) -> None:
     """Raise SpecError unless the value is a table, without unknown keys unless `extra` allows them."""
     if not isinstance(value, dict):
-        raise SpecError(where, expected="a table with " + ", ".join(keys), found=_shown(value))
+        raise SpecError(where, expected="a table with " + ", ".join(keys), found=value_text(value))
     for key in value:
         if key not in keys and not extra:
             expected = "one of " + ", ".join(keys)
@@ -116,11 +116,11 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
 
 def _require(holds: bool, expected: str, value: Any, where: str) -> None:
     if not holds:
-        raise SpecError(where, expected=expected, found=_shown(value))
+        raise SpecError(where, expected=expected, found=value_text(value))
 
 
-def _shown(value: Any) -> str:
-    """Return a value for an error; TOML has integers, in hexadecimal, that Python does not write in decimal."""
+def value_text(value: object) -> str:
+    """Return a value for an error; its type for integers of thousands of digits, and for lists nested too deeply."""
     try:
         return repr(value)
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
         fix = did_you_mean(str(value), choices)
-        raise SpecError(where, expected="one of " + ", ".join(choices), found=_shown(value), fix=fix)
+        raise SpecError(where, expected="one of " + ", ".join(choices), found=value_text(value), fix=fix)
     return value
 
 

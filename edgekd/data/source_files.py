@@ -13,6 +13,7 @@ from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import checked_classes
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.input_files import read_input, shown_path
+from edgekd.core.typed_values import value_text
 
 MAX_YAML_BYTES = 1 << 24
 """Bytes of a YAML file; a subset of a million images has 8 MB."""
@@ -26,10 +27,7 @@ _SHOWN = 200
 
 def shown(value: object) -> str:
     """Return a value for an error, shortened."""
-    try:
-        return repr(value)[:_SHOWN]
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
-        return f"a value of type {type(value).__name__}"
+    return value_text(value)[:_SHOWN]
 
 
 def read_text(file: Path, limit: int = MAX_LIST_BYTES) -> str:

@@ -24,7 +24,7 @@ SIDE = 160  # longest side of a stored frame, in pixels
 BEST = 32  # compared candidates of highest confidence
 SPREAD = 32  # further compared candidates, evenly spread
 MIN_TOLERANCE = (0.01, 0.03)
-"""Of boxes and scores: several times the error of float16 relative to float32."""
+"""Minimum tolerances of boxes and of scores: several times the error of float16 relative to float32."""
 INT8_FACTOR = 2.0
 """Tolerance of a quantized graph relative to the error of the float graph: runtimes round INT8 differently."""
 

@@ -76,8 +76,8 @@ class SearchCounts:
 
 
 @dataclass(frozen=True)
-class CandidateEstimate:
-    """A candidate that was not tried, with estimates.
+class CandidateSettings:
+    """The settings of a candidate.
 
     Args:
         student: Detector that is trained in place of the given one; null for the given one itself.
@@ -87,11 +87,6 @@ class CandidateEstimate:
         recovery: Epochs of the training beside the given detector.
         teaching: Outputs of the given detector that are learnt then.
         quant_aware: Epochs of the training of the quantized graph.
-        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
-        bytes: Size of the bundle without its agent; null where the trial failed.
-        latency_ms: Latency of a frame; null where it is not known.
-        energy_mj: Predicted energy of a frame; null where it is not known.
-        text: The candidate for people.
     """
 
     student: str | None
@@ -101,6 +96,20 @@ class CandidateEstimate:
     recovery: int
     teaching: Teaching
     quant_aware: int
+
+
+@dataclass(frozen=True)
+class CandidateEstimate(CandidateSettings):
+    """A candidate that was not tried, with estimates.
+
+    Args:
+        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
+        bytes: Size of the bundle without its agent; null where the trial failed.
+        latency_ms: Latency of a frame; null where it is not known.
+        energy_mj: Predicted energy of a frame; null where it is not known.
+        text: The candidate for people.
+    """
+
     kept: float | None
     bytes: int | None
     latency_ms: float | None
@@ -109,17 +118,10 @@ class CandidateEstimate:
 
 
 @dataclass(frozen=True)
-class TriedCandidate:
+class TriedCandidate(CandidateSettings):
     """A candidate that was tried.
 
     Args:
-        student: Detector that is trained in place of the given one; null for the given one itself.
-        image_size: Side of the input in pixels.
-        ratio: Share of the multiply-adds that pruning removes.
-        bits: Bits of a weight as it is stored, on average; 8: INT8, 32: float.
-        recovery: Epochs of the training beside the given detector.
-        teaching: Outputs of the given detector that are learnt then.
-        quant_aware: Epochs of the training of the quantized graph.
         rung: Index in `rungs` of its most thorough trial.
         kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
         bytes: Size of the bundle without its agent; null where the trial failed.
@@ -130,13 +132,6 @@ class TriedCandidate:
         text: The candidate for people.
     """
 
-    student: str | None
-    image_size: int
-    ratio: float
-    bits: float
-    recovery: int
-    teaching: Teaching
-    quant_aware: int
     rung: int
     kept: float | None
     bytes: int | None

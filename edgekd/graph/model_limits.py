@@ -77,6 +77,10 @@ class _Scan:
                 raise ValueError(f"more than {MAX_FIELDS} fields")
         return found
 
+    def messages(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """Return the fields of a message that have a length: messages, text, bytes. Raises ValueError as `parts`."""
+        return [(number, first, last) for number, wire, first, last in self.parts(begin, end) if wire == BYTES]
+
     def text(self, begin: int, end: int) -> str:
         return bytes(self.content[begin:end]).decode("utf-8", "replace")
 
@@ -87,9 +91,7 @@ def external_data(content: Any) -> list[ExternalData]:
     Raises ValueError for a file that is damaged or breaks a limit.
     """
     scan = _Scan(content)
-    for number, wire, begin, end in scan.parts(0, len(content)):
-        if wire != BYTES:
-            continue
+    for number, begin, end in scan.messages(0, len(content)):
         if number == _MODEL_GRAPH:
             _graph(scan, begin, end, scan.main, 0)
         elif number == _MODEL_FUNCTIONS:
@@ -103,9 +105,7 @@ def external_data(content: Any) -> list[ExternalData]:
 def _graph(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"graphs nested more than {MAX_DEPTH} deep")
-    for number, wire, first, last in scan.parts(begin, end):
-        if wire != BYTES:
-            continue
+    for number, first, last in scan.messages(begin, end):
         if number == _GRAPH_NODE:
             _node(scan, first, last, calls, depth)
         elif number == _GRAPH_TENSOR:
@@ -116,9 +116,7 @@ def _graph(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: i
 
 def _node(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
     operator, domain = "", ""
-    for number, wire, first, last in scan.parts(begin, end):
-        if wire != BYTES:
-            continue
+    for number, first, last in scan.messages(begin, end):
         if number == _NODE_OPERATOR:
             operator = scan.text(first, last)
         elif number == _NODE_DOMAIN:
@@ -129,9 +127,7 @@ def _node(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: in
 
 
 def _attribute(scan: _Scan, begin: int, end: int, calls: Counter[Operator], depth: int) -> None:
-    for number, wire, first, last in scan.parts(begin, end):
-        if wire != BYTES:
-            continue
+    for number, first, last in scan.messages(begin, end):
         if number in _ATTRIBUTE_TENSORS:
             _tensor(scan, first, last)
         elif number in _ATTRIBUTE_GRAPHS:
@@ -142,9 +138,7 @@ def _attribute(scan: _Scan, begin: int, end: int, calls: Counter[Operator], dept
 
 def _function(scan: _Scan, begin: int, end: int) -> None:
     name, domain, calls = "", "", Counter[Operator]()
-    for number, wire, first, last in scan.parts(begin, end):
-        if wire != BYTES:
-            continue
+    for number, first, last in scan.messages(begin, end):
         if number == _FUNCTION_NAME:
             name = scan.text(first, last)
         elif number == _FUNCTION_DOMAIN:

@@ -11,13 +11,13 @@ from edgekd.core.typed_values import from_plain
 
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 1 << 21
-"""Of one answer: a program's output at its limit, 256 and 64 KiB, takes up to six times as much as JSON."""
+"""Maximum size of an answer: a program's output at its limit, 256 and 64 KiB, takes up to six times as much as JSON."""
 MAX_ANSWER_VALUES = 1 << 16
 """Values and names in one answer, as `bounded_json` counts: a status of all slots has some hundred."""
 MAX_STDERR_BYTES = 1 << 16
 """End of a program's stderr that is kept: its last line is shown."""
 MAX_ERROR_CHARS = 1000
-"""Of each part of an error that a device reports: the agent's own have at most a few hundred."""
+"""Maximum length of each part of an error that a device reports: the agent's own have at most a few hundred."""
 
 
 def parsed(kind: type[T], content: bytes, where: str, *, extra: bool = False) -> T:

@@ -17,7 +17,7 @@ from edgekd.core.errors import SpecError
 VARIABLE = "EDGEKD_SECRET_FILE"
 """Environment variable with the path of a file that contains the passphrase or PIN."""
 MAX_SECRET_BYTES = 1 << 16
-"""Of a file with a key, a passphrase or a PIN: a key takes some 200 bytes."""
+"""Maximum size of a file with a key, a passphrase or a PIN: a key takes some 200 bytes."""
 _GROUP_AND_OTHERS = 0o077  # permission bits
 _SECRETS = re.compile(r"(pin-value=)[^&;\s]*|(://[^\s/:@]*:)\S*(?=@)", re.IGNORECASE)
 
