@@ -10,7 +10,7 @@ import ast
 import io
 import zipfile
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 NAME = "agent.pyz"
@@ -25,7 +25,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _REGULAR = 0o100644 << 16
 
 
-@cache
+@lru_cache(maxsize=1)
 def agent_archive() -> bytes:
     """Return the zipapp, for `python3 agent.pyz COMMAND`; deterministic for the same sources and zlib."""
     members = {"__main__.py": _MAIN.encode("ascii")}
