@@ -126,7 +126,7 @@ if __name__ == "__main__":
         Option("--data", SHARED / "data" / "ppe", "with splits train, val and test"),
         Option("--ratios", [0.3, 0.5], "shares of the multiply-adds to remove"),
         Option("--image-size", 320, "of the calibration images, and of the graphs"),
-        Option("--calibration-images", 64, "for gradients and the refit"),
+        Option("--calibration-images", 128, "for gradients and the refit"),
         IMAGES,
         Option("--work", Path("runs") / "pruning-refit", "logs and finished rows"),
         SEEDS,

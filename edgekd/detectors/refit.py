@@ -22,9 +22,11 @@ from edgekd.compress.least_squares import LeastSquares, Window, patches
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.teacher import Teacher
 
-PLACES = 192
-"""Output places of each layer that are sampled in each frame."""
-OBJECT_SHARE = 0.5
+SAMPLES = 24_576
+"""Output places of each layer that are sampled, over all frames: several times the unknowns of an output."""
+MAX_PIXELS = 2**24
+"""Pixels of all frames, which pass through a network together: 163 frames of 320 x 320, 40 of 640 x 640."""
+OBJECT_SHARE = 0.8
 """Share of the places that are drawn by the certainty of an object there: most of a frame is background."""
 MIN_CERTAINTY = 1e-6
 """Certainty that every place has, so that frames without an object can be drawn from."""
@@ -74,10 +76,11 @@ def refit(
 
     Both networks run the same layers, by name. kept: by name of a layer, which of the original's output channels it
     has, where some are removed; certainty: of an object at each place of some frames, [b, 1, h, w] of any size, by
-    which places are drawn. A layer that runs several times is refitted to all of its outputs at once. All frames
-    pass through the network together; beside its maps, of which as many are in memory as it needs at a time, there are
-    PLACES outputs of every layer and frame.
+    which places are drawn. A layer that runs several times is refitted to all of its outputs at once. The first frames
+    that have MAX_PIXELS together pass through the network at once; beside its maps, of which as many are in memory as
+    it needs at a time, there are SAMPLES outputs of every layer.
     """
+    frames = frames[: max(MAX_PIXELS // frames[0, 0].numel(), 1)]
     with torch.no_grad():
         layers = _layers_run(network, frames[:1])
         _sample(original, layers, kept, frames, certainty, torch.Generator().manual_seed(seed))
@@ -149,7 +152,7 @@ def _sample(
     generator: torch.Generator,
 ) -> None:
     """Sample the outputs of the original network into the layers."""
-    objects = torch.zeros(0)
+    objects, count = torch.zeros(0), -(-SAMPLES // len(frames))
     found: dict[str, list[list[_Samples]]] = {name: [] for name in layers}
     counts: Counter[str] = Counter()
 
@@ -157,7 +160,7 @@ def _sample(
         maps = _as_maps(layer, output)
         width = maps.shape[3]
         chosen = slice(None) if name not in kept else list(kept[name])
-        places = _draw_places(objects, maps.shape[2], width, generator)
+        places = _draw_places(objects, maps.shape[2], width, count, generator)
         flat = maps.flatten(2)[:, chosen]
         wanted = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2).contiguous()
         call = counts[name]
@@ -180,13 +183,14 @@ def _sample(
             layers[name].samples.append(_Samples(*(torch.cat(each) for each in columns)))
 
 
-def _draw_places(objects: torch.Tensor, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Return places of maps of this size, int64 [b, n]: all where they are few."""
-    count = len(objects)
-    if height * width <= PLACES:
-        return torch.arange(height * width).expand(count, -1)
-    near_objects = round(PLACES * OBJECT_SHARE)
-    anywhere = torch.randint(height * width, (count, PLACES - near_objects), generator=generator)
+def _draw_places(
+    objects: torch.Tensor, height: int, width: int, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return so many places in each map of this size, int64 [b, count]; all where there are no more."""
+    if height * width <= count:
+        return torch.arange(height * width).expand(len(objects), -1)
+    near_objects = round(count * OBJECT_SHARE)
+    anywhere = torch.randint(height * width, (len(objects), count - near_objects), generator=generator)
     weights = functional.interpolate(objects, (height, width)).flatten(1) + MIN_CERTAINTY
     return torch.cat([anywhere, torch.multinomial(weights, near_objects, replacement=True, generator=generator)], 1)
 

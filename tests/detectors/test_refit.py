@@ -105,12 +105,12 @@ def test_layers_of_every_kind_make_up_for_what_was_changed_before_them(kind: str
     assert torch.allclose(output(changed, other), output(original, other), atol=1e-3)
 
 
-@pytest.mark.parametrize("places", [192, 40])
+@pytest.mark.parametrize("samples", [24_576, 500])
 def test_without_a_channel_that_others_give_the_outputs_are_the_same(
-    places: int, monkeypatch: pytest.MonkeyPatch
+    samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third channel is a linear combination of two others; the second layer loses an output that nobody reads."""
-    monkeypatch.setattr(module, "PLACES", places)
+    monkeypatch.setattr(module, "SAMPLES", samples)
     first, second, third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, bias=False), nn.Conv2d(5, 2, 1)
     for values in (first.weight.data, first.bias.data):
         values[2] = 0.5 * values[0] - 2 * values[3]
@@ -149,14 +149,23 @@ def test_statistics_other_than_means_stay_and_nothing_needs_a_gradient() -> None
     assert not changed.then[0]._forward_pre_hooks
 
 
-def test_half_of_the_places_are_where_objects_are() -> None:
+def test_most_places_are_where_objects_are() -> None:
     """The last two rows of the first frame, and the left half of the second one."""
     objects = torch.zeros(2, 1, 8, 8)
     objects[0, :, -2:], objects[1, :, :, :4] = 0.9, 0.3
-    places = module._draw_places(objects, 32, 64, torch.Generator().manual_seed(0))
+    places = module._draw_places(objects, 32, 64, 400, torch.Generator().manual_seed(0))
     rows, columns = places // 64, places % 64
-    assert places.shape == (2, module.PLACES)
-    assert 0.5 < float((rows[0] >= 24).float().mean()) < 0.75, "half, and a quarter of the others"
-    assert 0.65 < float((columns[1] < 32).float().mean()) < 0.85, "half, and half of the others"
-    few = module._draw_places(objects, 4, 4, torch.Generator())
+    assert places.shape == (2, 400)
+    assert 0.8 < float((rows[0] >= 24).float().mean()) < 0.9, "and a quarter of the others"
+    assert 0.85 < float((columns[1] < 32).float().mean()) < 0.95, "and half of the others"
+    few = module._draw_places(objects, 4, 4, 16, torch.Generator())
     assert few.tolist() == [list(range(16))] * 2
+
+
+def test_as_many_frames_are_used_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 5 * SIDE * SIDE + 1)
+    network, seen = nn.Conv2d(3, 2, 1), []
+    original = deepcopy(network)
+    original.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    refit(network, original, {}, torch.randn(FRAMES, 3, SIDE, SIDE), anywhere)
+    assert sum(seen) == 5
