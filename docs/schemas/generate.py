@@ -84,7 +84,7 @@ AgentResult = (
     | commands.BuildReport
     | TuneResult
     | SelfTestResult
-    | latency.BenchResult
+    | latency.EngineBenchResult
     | StatusResult
     | commands.ServiceChange
     | RenewResult

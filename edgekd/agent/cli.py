@@ -168,14 +168,14 @@ def _tune(options: argparse.Namespace, camera: Camera) -> Any:
         return tuning.adopt(camera, options.choice)
     if options.builds < 0:
         raise SpecError(f"--builds {options.builds}", expected="0 or more")
-    return tuning.tune(camera, tuning.Effort(options.builds, options.iterations, options.seconds))
+    return tuning.tune(camera, tuning.TuningEffort(options.builds, options.iterations, options.seconds))
 
 
 def _validate(options: argparse.Namespace) -> Any:
     from edgekd.agent.runtimes import AUTOMATIC, NAMED
-    from edgekd.agent.validation.coordinator import PLAN, QUICK, Effort, validate
+    from edgekd.agent.validation.coordinator import PLAN, QUICK, ValidationEffort, validate
 
-    effort = QUICK if options.quick else Effort()
+    effort = QUICK if options.quick else ValidationEffort()
     if options.patience:
         effort = replace(effort, patience_s=options.patience)
     names = [runtime.name for runtime in (*AUTOMATIC, *NAMED)]

@@ -24,7 +24,7 @@ from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.types import Session
+    from edgekd.agent.runtimes.types import EngineSession
     from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import Thresholds
     from edgekd.core.detection.preprocess import Placement
@@ -45,7 +45,7 @@ class Model:
     key: str
     spec: DetectorSpec
     thresholds: Thresholds
-    session: Session
+    session: EngineSession
     drift_watch: DriftWatch
 
     @property

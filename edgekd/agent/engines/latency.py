@@ -23,7 +23,7 @@ from edgekd.core.power.find import find_meter
 
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
-    from edgekd.agent.runtimes.types import Runtime, Session
+    from edgekd.agent.runtimes.types import EngineSession, Runtime
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
 
@@ -48,7 +48,7 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class EngineBenchResult:
     """Result of `bench`.
 
     Args:
@@ -136,7 +136,7 @@ def _noise(slot: Slot) -> np.ndarray:
     return to_tensor(frame, preprocess)
 
 
-def _engine_alone(session: Session) -> Candidate:
+def _engine_alone(session: EngineSession) -> Candidate:
     return Candidate(session, lambda batch: (batch, None), lambda output, context: None)
 
 
