@@ -45,7 +45,7 @@ from edgekd.agent.trust_state import (
 )
 from edgekd.agent.trusted_clock import current_time
 from edgekd.core.atomic_files import new_file
-from edgekd.core.bundle.archive import BundleReader, Head, opened_bundle
+from edgekd.core.bundle.archive import BundleHead, BundleReader, opened_bundle
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
 
@@ -190,7 +190,7 @@ class Prepared:
     """A bundle that was judged. whole: the complete bundle, None where its content is in a slot already."""
 
     path: Path
-    head: Head
+    head: BundleHead
     fits: bool | None
     judged: bool
     whole: BundleReader | None

@@ -1,4 +1,4 @@
-"""Interface to the libraries that run a network on the device: a `Runtime` builds an engine, and opens an `EngineSession`.
+"""Interface to libraries that run networks on the device: a `Runtime` builds an engine, and opens an `EngineSession`.
 
 A runtime wraps the errors of its library once, as `DeviceError`.
 """

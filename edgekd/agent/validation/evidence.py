@@ -110,7 +110,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class SelfTestErrors:
+class SelfTestEvidence:
     """Errors and tolerances of boxes and of scores, relative."""
 
     passed: bool
@@ -144,7 +144,7 @@ class Attempt:
     running: str | None
     steps: tuple[AttemptStep, ...]
     build: Build | None
-    self_test: SelfTestErrors | None
+    self_test: SelfTestEvidence | None
     bench: Bench | None
 
     def step(self, name: str) -> AttemptStep | None:
@@ -338,9 +338,9 @@ def _build(record: _EvidenceReader) -> Build:
     )
 
 
-def _self_test(figures: _EvidenceReader) -> SelfTestErrors:
+def _self_test(figures: _EvidenceReader) -> SelfTestEvidence:
     error, tolerance = figures.part("error"), figures.part("tolerance")
-    return SelfTestErrors(
+    return SelfTestEvidence(
         bool(figures.flag("passed")),
         (error.number("boxes"), error.number("scores")),
         (tolerance.number("boxes"), tolerance.number("scores")),
