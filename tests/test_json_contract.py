@@ -67,6 +67,7 @@ def test_schemas_are_those_of_the_types(schema_generator: ModuleType) -> None:
     assert {path.stem for path in SCHEMAS.glob("*.json")} == set(schema_generator.DOCUMENTS)
     for name in schema_generator.DOCUMENTS:
         assert (SCHEMAS / f"{name}.json").read_text("utf-8") == schema_generator.text_of(name), "run `make schemas`"
+    assert schema_generator.KEYS_PAGE.read_text("utf-8") == schema_generator.keys_page(), "run `make schemas`"
 
 
 def test_a_schema_refuses_what_is_missing_or_not_documented(tiny_build: Built) -> None:
