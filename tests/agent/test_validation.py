@@ -141,6 +141,7 @@ def test_a_bundle_that_is_damaged_ends_it(bundle: Path, tmp_path: Path) -> None:
     found = result(tmp_path / "result.json")
     assert (found["problem"]["kind"], found["attempts"]) == ("bundle", [])
     assert caught.value.agent_exit_code == NONE_TESTED
+    assert caught.value.found == found["problem"]["message"]
 
 
 def test_a_runtime_that_is_not_here_is_asked_once(bundle: Path, tmp_path: Path) -> None:

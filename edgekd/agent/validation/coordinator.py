@@ -173,12 +173,13 @@ def validate(
     summary, code = recorder.summary(), exit_code(recorder.evidence(), found)
     if code == ALL_CONFIRMED:
         return summary
+    outcomes, problem = summary.outcomes.items(), recorder.document.problem
     raise ValidationError(
         f"{bundle.name}: not every claim is confirmed",
         report=summary,
         code=code,
         expected="no claim that is refuted, and no process that is cut short",
-        found=", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items()),
+        found=", ".join(f"{count} {outcome}" for outcome, count in outcomes) or str(problem and problem.message),
         fix=f"send {out.name} back: it has the evidence",
     )
 
