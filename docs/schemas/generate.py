@@ -1,7 +1,8 @@
 """Write the JSON schemas beside this file from the types of the documents: `make schemas`.
 
-A frozen dataclass is an object in which every field is required. Its description is the summary of its docstring, and
-that of a field the entry in the docstring's `Args:` section, or the summary of the field's own dataclass.
+A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
+description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
+summary of the field's own dataclass.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+OPTIONAL = types.MappingProxyType({"optional": True})
+"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +67,12 @@ class ManifestDocument(Manifest):
 
     Args:
         detector: The contract of the network.
+        role: Name of the only model of a camera as which it may be installed; absent for any.
         format: Version of the format.
     """
 
     detector: DetectorSpec  # type: ignore[assignment]
+    role: str = dataclasses.field(default="", metadata=OPTIONAL)
     extensions: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=INTERNAL)
     format: typing.Literal[1] = 1
 
@@ -162,9 +167,10 @@ class Definitions:
 
     def object_of(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a dataclass or TypedDict with all of its fields. Raises SchemaError."""
-        properties = self._properties(kind)
+        properties, fields = self._properties(kind), _documented_fields(_class(kind))
         described = {"type": "object", "description": summary(_class(kind))}
-        return {**described, "properties": properties, "required": list(properties)}
+        required = [name for name in properties if not fields.get(name, {}).get("optional")]
+        return {**described, "properties": properties, "required": required}
 
     def _properties(self, kind: Any) -> dict[str, Any]:
         texts, hints, properties = field_descriptions(_class(kind)), _hints(kind), dict[str, Any]()

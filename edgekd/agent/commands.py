@@ -37,6 +37,7 @@ from edgekd.agent.trust_state import (
     raise_counter,
     read_trust,
     require_admissible,
+    require_model,
     require_not_older,
     require_not_revoked,
     required_trust,
@@ -214,20 +215,17 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
 def require_for_camera(camera: Camera, manifest: Manifest, what: object) -> bool | None:
     """Return whether a bundle is for this device, None where that is unknown. Raises BundleError where it is not.
 
-    A strict camera also refuses a bundle where that is unknown, and one whose name is not that of the model.
+    A strict camera also refuses a bundle where that is unknown; `require_model` has the rules for the model.
     """
-    device, compatible, strict = read_device(camera.root), manifest.target.compatible, is_strict(camera.root)
+    device, compatible = read_device(camera.root), manifest.target.compatible
     fits, name_it = device.fits(compatible), "write the name of the device to /etc/edgekd/compatible"
     if fits is False:
         fix = f"build it for the target of this device, or {name_it}"
         raise BundleError(f"{what}: for another device", expected=device.expected_bundle, found=compatible, fix=fix)
-    if strict and fits is None:
+    if fits is None and is_strict(camera.root):
         expected = f"a known device, as /{STRICT} requires"
         raise BundleError(f"{what}: not known to fit", expected=expected, found=compatible, fix=name_it)
-    model = camera.state.model
-    if strict and model is not None and manifest.name != model:
-        fix = "install it as its own model, or give it that name by `edgekd pack --name`"
-        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
+    require_model(camera.state, camera.root, manifest, what)
     return fits
 
 

@@ -23,6 +23,7 @@ from edgekd.core.errors import BundleError, DeviceError, RollbackError, Signatur
 if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot, State
     from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.manifest import Manifest
     from edgekd.core.bundle.signatures import SignatureEnvelope
     from edgekd.core.bundle.trust import SignedTrust
 
@@ -32,8 +33,24 @@ TRUST, COUNTER = "trust.json", "counter.json"
 
 
 def is_strict(root: Path) -> bool:
-    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and those of other models."""
+    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and other models' by name."""
     return os.path.lexists(root / STRICT)
+
+
+def require_model(state: State, root: Path, manifest: Manifest, what: object) -> None:
+    """Raise BundleError for a bundle of another model of the camera.
+
+    A bundle with a role is for the model of that name alone, so its counter counts there alone. One without is for any,
+    except on a strict camera, where its name must be that of the model.
+    """
+    model, role = state.model, manifest.role
+    if role is not None and role != model:
+        expected = f"role {model}, or none" if model else "a bundle without a role, as there is no --model"
+        fix = f"install it with --model {role}"
+        raise BundleError(f"{what}: for another model", expected=expected, found=f"role {role}", fix=fix)
+    if role is None and model is not None and manifest.name != model and is_strict(root):
+        fix = "install it as its own model, or make it for this one by `edgekd pack --role`"
+        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
 
 
 def required_trust(state: State, root: Path) -> SignedTrust | None:

@@ -135,6 +135,8 @@ def print_inspected(inspected: Inspected) -> None:
     manifest = inspected.manifest
     evidence, target, preprocess = manifest.evidence, manifest.target, manifest.detector["preprocess"]
     print(f"{inspected.bundle.name}: {manifest.name} for {target.name} ({target.compatible}), every hash right")
+    if manifest.role:
+        print(f"for cameras' --model {manifest.role} alone")
     print(f"made by {manifest.created_by}, recipe {manifest.lineage.recipe}, counter {manifest.counter}")
     print(f"{inspected.signatures or 'no'} signatures; `edgekd verify` says whose")
     size = f"{preprocess['width']}x{preprocess['height']}"

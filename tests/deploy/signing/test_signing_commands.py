@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,19 @@ def test_a_folder_is_packed_with_what_lies_there_now(edgekd: EdgeKD, tiny_build:
     assert verify(out) == found
     assert "cannot read" in edgekd("pack", tmp_path, "--out", out).err
     assert "no such folder" in edgekd("pack", tiny_build.bundle, "--out", tmp_path / "none" / "a.edgekd").err
+
+
+def test_a_bundle_is_packed_for_one_model_of_a_camera(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> None:
+    out, again = tmp_path / "night.edgekd", tmp_path / "again.edgekd"
+    assert edgekd("pack", tiny_build.bundle, "--out", out, "--role", "night").code == 0
+    assert verify(out) == replace(verify(tiny_build.bundle), role="night")
+    assert "for cameras' --model night alone" in edgekd("inspect", out).out
+    inspected = edgekd("inspect", out, "--json").json
+    assert_documented(inspected, "inspect")
+    assert inspected["role"] == "night"
+    assert edgekd("pack", out, "--out", again, "--name", "other").code == 0
+    assert verify(again).role == "night", "it stays where no other is given"
+    assert "manifest.role" in edgekd("pack", out, "--out", again, "--role", "Night").err
 
 
 def test_latencies_measured_on_the_device_are_added(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> None:
