@@ -69,7 +69,7 @@ def test_verify_says_by_which_trust_file(agent: Agent, good: Path, tmp_path: Pat
     assert (told["version"], told["keys"], told["threshold"], told["expired"]) == (4, ["key 1"], 1, False)
     other = trust_file(tmp_path / "other.json", bundle=(2,))
     error = agent("verify", good, "--trust", other).error
-    assert error["kind"] == "SignatureError"
+    assert (error["kind"], error["cause"]) == ("SignatureError", "unknown-key")
     assert str(good) in error["what"]
 
 
@@ -275,11 +275,11 @@ def test_setting_the_clock_back_revives_no_expired_key(
 ) -> None:
     expiring(tmp_path / "root/etc/edgekd/trust.json", 1, "2026-09-01T00:00:00Z")
     clock[0] = datetime(2026, 10, 1, tzinfo=timezone.utc)
-    with pytest.raises(SignatureError, match="not trusted"):
+    with pytest.raises(SignatureError, match="signed by an expired key"):
         commands.unpack(timed, good)
     clock[0] = datetime(2026, 8, 1, tzinfo=timezone.utc)
     for command in (commands.unpack, commands.verify):
-        with pytest.raises(SignatureError, match="not trusted"):
+        with pytest.raises(SignatureError, match="signed by an expired key"):
             command(timed, good)
 
 
