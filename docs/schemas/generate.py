@@ -1,4 +1,4 @@
-"""Write the JSON schemas beside this file from the types of the documents: `make schemas`.
+"""Write the JSON schemas beside this file from the types of the documents, and the page of errors: `make schemas`.
 
 A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
 description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import edgekd.agent
 from edgekd.agent import commands, installation
 from edgekd.agent.cli import Answer
 from edgekd.agent.engines import latency
@@ -43,6 +46,7 @@ from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
 from edgekd.deploy.engine_report import InstallReport
@@ -56,6 +60,7 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
+ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OPTIONAL = types.MappingProxyType({"optional": True})
 """Metadata of a field that a document may lack."""
@@ -331,10 +336,61 @@ def _formatted(value: Any, indent: int) -> str:
     return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
+ERROR_TEXT = """# Errors
+
+<!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
+
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
+and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
+errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
+come, each derived from one that is here.
+
+| kind | derived from | meaning |
+|---|---|---|
+{kinds}
+
+Where a [trust file](formats/trust-file.md) does not accept a file, the `SignatureError` has a cause,
+`error.cause` in what the agent prints; it is null for other problems. Of several causes the first in this order
+counts: `revoked-key`, `expired-key`, `too-few`, `unknown-key`, `unsigned`; `found` lists the key of each
+signature. Signatures of unknown and revoked keys cannot be verified: anybody can add one, which changes the
+cause, and not what is accepted.
+
+| cause | meaning |
+|---|---|
+{causes}
+"""
+
+
+def error_page() -> str:
+    """Return the page of the kinds of errors that an agent or a command may report."""
+    for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
+        importlib.import_module(module.name)
+    kinds = (
+        f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
+        for kind in error_kinds(EdgeKDError)
+    )
+    causes = (f"| `{cause}` | {meaning} |" for cause, meaning in CAUSES.items())
+    return ERROR_TEXT.format(kinds="\n".join(kinds), causes="\n".join(causes))
+
+
+def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
+    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
+    yield kind
+    for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
+        if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):
+            yield from error_kinds(derived)
+
+
+def _sentence(kind: type) -> str:
+    """Return the first sentence of the docstring."""
+    return re.split(r"(?<=\.) ", summary(kind))[0]
+
+
 def main() -> None:
-    """Write every schema."""
+    """Write every schema, and the page of errors."""
     for name in DOCUMENTS:
         (FOLDER / f"{name}.json").write_text(text_of(name), "utf-8")
+    ERROR_PAGE.write_text(error_page(), "utf-8")
 
 
 if __name__ == "__main__":

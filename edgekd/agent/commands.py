@@ -151,11 +151,14 @@ class UnpackedSlot:
     Args:
         slot: Name of the slot, `a` or `b`.
         fits: Whether the device is the target of the bundle; null where that is unknown.
+        file_error: Error of the given file, which is cut short or too long, where it was not needed, because the bundle
+            was in the slot already; else null.
     """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
     fits: bool | None
+    file_error: str | None
 
 
 @dataclass(frozen=True)
@@ -188,13 +191,18 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bundle that was judged. whole: the complete bundle, None where its content is in a slot already."""
+    """A bundle that was judged.
+
+    whole: the complete bundle, None where its content is in a slot already; file_error: of its file, which is then not
+    read to its end.
+    """
 
     path: Path
     head: Head
     fits: bool | None
     judged: bool
     whole: BundleReader | None
+    file_error: str | None = None
 
 
 @contextmanager
@@ -206,10 +214,20 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
     head, path = update.head, update.path
     fits = require_for_camera(camera, head.manifest, path)
     if camera.state.find(head.identity):
-        yield Prepared(path, head, fits, judge is not None, None)
+        yield Prepared(path, head, fits, judge is not None, None, _size_error(update))
         return
     with whole_bundle(camera.state, update, judge) as whole:
         yield Prepared(path, head, fits, judge is not None, whole)
+
+
+def _size_error(update: Update) -> str | None:
+    """Return the error of a bundle's file whose size is wrong; None for a delta, whose size is not known."""
+    try:
+        if isinstance(update, BundleReader):
+            update.require_size()
+    except BundleError as error:
+        return str(error)
+    return None
 
 
 def require_for_camera(camera: Camera, manifest: Manifest, what: object) -> bool | None:
@@ -246,7 +264,7 @@ def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
         else:
             raise DeviceError(f"{new.path}: its slot was replaced meanwhile", fix="try again")
         size = slot.graph.stat().st_size
-    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits)
+    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits, new.file_error)
     return UnpackResult(unpacked, existing is None, slot.graph, size)
 
 

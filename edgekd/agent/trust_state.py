@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekd.core.bundle.archive import Judge
     from edgekd.core.bundle.manifest import Manifest
     from edgekd.core.bundle.signatures import SignatureEnvelope
-    from edgekd.core.bundle.trust import SignedTrust
+    from edgekd.core.bundle.trust import Revocation, SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
 STRICT = Path("etc/edgekd/strict")
@@ -228,19 +228,19 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock
             require_signed(held.trust, slot.identity, slot.signatures, now)
 
 
-def revocation_of(slot: Slot, held: SignedTrust | None) -> str | None:
+def revocation_of(slot: Slot, held: SignedTrust | None) -> Revocation | None:
     """Return what the trust file revokes of the bundle in a slot; None where it may return to service.
 
     Signatures that cannot be read count as revoked where the trust file revokes keys.
     """
     if held is None:
         return None
-    from edgekd.core.bundle.trust import revocation
+    from edgekd.core.bundle.trust import Revocation, revocation
 
     try:
         return revocation(held.trust, slot.identity, slot.signatures if held.trust.revoked_keys else ())
     except (OSError, SignatureError):
-        return "its signatures, which are damaged"
+        return Revocation("revoked-key", "its signatures, which are damaged")
 
 
 def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> None:
@@ -249,7 +249,24 @@ def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> N
     if revoked:
         also = ", revoked, too" if revocation_of(active, held) else ""
         fix = f"install a newer bundle; slot {active.name} stays in service{also}"
-        raise SignatureError(f"slot {slot.name}: revoked", found=revoked, fix=fix)
+        raise SignatureError(f"slot {slot.name}: revoked", found=revoked.found, fix=fix, cause=revoked.cause)
+
+
+@dataclass(frozen=True)
+class KeyStatus:
+    """A key that may sign bundles.
+
+    Args:
+        id: Id of the key, as in signatures.
+        name: Its name in the trust file.
+        expires: Time from which its signatures do not count, UTC; null for never.
+        expired: True where that time is past.
+    """
+
+    id: str
+    name: str
+    expires: str | None
+    expired: bool
 
 
 @dataclass(frozen=True)
@@ -264,6 +281,7 @@ class TrustStatus:
         keys: Names of the keys that may sign bundles.
         threshold: Minimum number of their signatures.
         error: Error of a damaged file, all else being null; null where it is undamaged.
+        bundle_keys: The same keys, with their expiry.
     """
 
     version: int | None = None
@@ -273,6 +291,7 @@ class TrustStatus:
     keys: tuple[str, ...] | None = None
     threshold: int | None = None
     error: str | None = None
+    bundle_keys: tuple[KeyStatus, ...] | None = None
 
 
 def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust | None, TrustStatus | None]:
@@ -287,12 +306,13 @@ def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust
 
 def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:
     """Describe a trust file."""
-    trust = held.trust
+    trust, time = held.trust, held.trust.now(now)
     return TrustStatus(
         trust.version,
         trust.issued,
         trust.expires,
-        trust.expires is not None and trust.now(now) >= trust.expires,
-        tuple(key.name for key in trust.keys if key.id in trust.bundle.keys),
+        trust.has_expired(time),
+        tuple(key.name for key in trust.bundle_keys),
         trust.bundle.threshold,
+        bundle_keys=tuple(KeyStatus(key.id, key.name, key.expires, key.has_expired(time)) for key in trust.bundle_keys),
     )

@@ -166,7 +166,7 @@ def print_verified(result: Verified) -> None:
     """Print a bundle or trust file and its signatures."""
     counted = "counter" if result.kind == "bundle" else "version"
     until = f", expires {result.expires}" if result.expires else ""
-    print(f"{result.file}: {result.kind} {result.identity[:16]}, {counted} {result.version}{until}")
+    print(f"{result.file}: {result.kind} {result.identity}, {counted} {result.version}{until}")
     for signature in result.signatures:
         print(f"signed by {signature.name or 'key'} {signature.key}")
     if not result.signatures:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
@@ -51,6 +51,10 @@ class Key:
     def id(self) -> str:
         """Id of the key in signatures."""
         return key_id(bytes.fromhex(self.public))
+
+    def has_expired(self, now: str) -> bool:
+        """Return whether its signatures of bundles no longer count; now: as `Trust.now` returns."""
+        return self.expires is not None and now >= self.expires
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class Trust:
     def now(self, clock: datetime) -> str:
         """Return the time of a clock, but not before this file was issued: then the clock is wrong."""
         return max(clock.strftime(TIME), self.issued)
+
+    def has_expired(self, now: str) -> bool:
+        """Return whether nothing is accepted by this file any more."""
+        return self.expires is not None and now >= self.expires
+
+    @property
+    def bundle_keys(self) -> tuple[Key, ...]:
+        """Keys that may sign bundles."""
+        return tuple(key for key in self.keys if key.id in self.bundle.keys)
 
 
 @dataclass(frozen=True)
@@ -195,19 +208,28 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
     return _require(found, trust.bundle, "", f"keys of trust file {trust.version}")
 
 
-def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> str | None:
+class Revocation(NamedTuple):
+    """What a trust file revokes of a bundle: itself, or a key of its signatures, as text in `found`."""
+
+    cause: Cause
+    found: str
+
+
+def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> Revocation | None:
     """Return what a trust file revokes of a bundle that was accepted before; None where it may return to service.
 
     That is the bundle itself, or a key without which its signatures are too few. Expiry does not matter here, nor do
     keys that were replaced without being revoked. Raises SignatureError where a signature of a known key is wrong.
     """
     if sha256 in trust.revoked_bundles:
-        return f"bundle {sha256}"
+        return Revocation("revoked-bundle", f"bundle {sha256}")
     revoked = {signature.key for signature in signatures} & {*trust.revoked_keys}
     if not revoked:
         return None
     valid = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, None).valid
-    return f"key {min(revoked)} of its signatures" if len(valid) < trust.bundle.threshold else None
+    if len(valid) >= trust.bundle.threshold:
+        return None
+    return Revocation("revoked-key", f"key {min(revoked)} of its signatures")
 
 
 @dataclass(frozen=True)
@@ -239,7 +261,7 @@ def _signers(trust: Trust, role: Role, message: bytes, signatures: Sequence[Sign
         elif not holds(signature, bytes.fromhex(key.public), message):
             what, fix = f"signature of key {key.name}: wrong", "get the file again"
             raise SignatureError(what, found=signature.key, fix=fix, cause="wrong-signature")
-        elif now is not None and key.expires is not None and now >= key.expires:
+        elif now is not None and key.has_expired(now):
             others[f"{key.name} (expired {key.expires})"] = "expired-key"
         else:
             valid[key.public] = key
@@ -265,7 +287,7 @@ def _require(signers: _Signers, role: Role, what: str, whose: str) -> tuple[Key,
 
 
 def _require_current(trust: Trust, now: str) -> None:
-    if trust.expires is not None and now >= trust.expires:
+    if trust.has_expired(now):
         raise SignatureError(
             f"trust file {trust.version}: expired",
             expected=f"a time before {trust.expires}",

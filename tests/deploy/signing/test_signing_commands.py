@@ -92,6 +92,7 @@ def test_from_build_to_a_camera_that_trusts(
     signed = edgekd("sign", bundle, "--key", keys / "release.key", "--json").json
     assert_documented(signed, "signed")
     assert signed["identity"] == unsigned["identity"]
+    assert signed["identity"] in edgekd("verify", bundle).out, "whole, to be revoked by"
     good = edgekd("verify", bundle, "--trust", trust, "--json").json
     assert (good["trusted"], good["trust_version"]) == (True, 1)
     assert [row["name"] for row in good["signatures"]] == ["release"]
@@ -153,6 +154,28 @@ def test_a_trust_file_follows_another(edgekd: EdgeKD, keys: Path, trust: Path, t
     assert "an earlier revocation is missing" in ran.err
     assert "not newer" in edgekd("trust", table, "--out", tmp_path / "2b.json", "--previous", second, *both).err
     assert not (tmp_path / "3.json").exists()
+
+
+def test_a_table_revokes_a_bundle_by_its_path(edgekd: EdgeKD, keys: Path, tiny_build: Built, tmp_path: Path) -> None:
+    shutil.copy(tiny_build.bundle, keys / "bad.edgekd")
+    identity = read_head(tiny_build.bundle).identity
+    table = keys / "revoking.toml"
+    table.write_text(TABLE.format(version=2) + f'\n[revoked]\nbundles = ["bad.edgekd", "{"a" * 64}"]\n', "utf-8")
+    assert edgekd("trust", table, "--out", tmp_path / "2.json").code == 0
+    assert read_trust_file(tmp_path / "2.json").trust.revoked_bundles == tuple(sorted((identity, "a" * 64)))
+    table.write_text(table.read_text("utf-8").replace("bad.edgekd", "a07e..."), "utf-8")
+    assert "revoked.bundles; expected identities" in edgekd("trust", table, "--out", tmp_path / "3.json").err
+
+
+def test_what_has_expired_already_is_a_warning(edgekd: EdgeKD, keys: Path, tmp_path: Path) -> None:
+    text = TABLE.format(version=1).replace("2126-01-01", "2026-01-03")
+    table = keys / "expired.toml"
+    table.write_text(text.replace('"release.pub"', '"release.pub"\nexpires = 2026-01-02'), "utf-8")
+    ran = edgekd("trust", table, "--out", tmp_path / "1.json", "--json")
+    assert_documented(ran.json, "signed")
+    assert f"{tmp_path / '1.json'} expired at 2026-01-03T00:00:00Z: nothing is accepted by it" in ran.err
+    assert "key release expired at 2026-01-02T00:00:00Z" in ran.err
+    assert "expired" not in edgekd("trust", keys / "trust.toml", "--out", tmp_path / "2.json").err
 
 
 def test_a_table_resets_counters_and_keeps_the_reset(edgekd: EdgeKD, keys: Path, trust: Path, tmp_path: Path) -> None:
