@@ -42,6 +42,7 @@ class BundleStatus:
         created_by: Program and version that made the bundle.
         target: Target that it was built for.
         compatible: Name of that device in its firmware.
+        role: Name of the only model, by `--model`, as which it may be installed; null for any.
     """
 
     identity: str
@@ -50,6 +51,7 @@ class BundleStatus:
     created_by: str
     target: str
     compatible: str
+    role: str | None
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,15 @@ class ServiceStatus:
 
 def bundle_status(manifest: Manifest, identity: str) -> BundleStatus:
     """Describe a bundle."""
-    target = manifest.target
-    return BundleStatus(identity, manifest.name, manifest.counter, manifest.created_by, target.name, target.compatible)
+    return BundleStatus(
+        identity,
+        manifest.name,
+        manifest.counter,
+        manifest.created_by,
+        manifest.target.name,
+        manifest.target.compatible,
+        manifest.role,
+    )
 
 
 def engine_status(engine: Engine) -> EngineStatus:

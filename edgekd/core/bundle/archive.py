@@ -146,6 +146,15 @@ class BundleReader:
         """Bytes of the file."""
         return os.fstat(self._stream.fileno()).st_size
 
+    def require_size(self) -> None:
+        """Raise BundleError unless the file has the size that its manifest gives."""
+        expected = self._files_at + sum(map(stored_bytes, self.manifest.files)) + len(END)
+        if self.size != expected:
+            what = "cut short" if self.size < expected else "something after its end"
+            raise BundleError(
+                f"{self.path}: {what}", expected=f"{expected} bytes", found=f"{self.size} bytes", fix=_FIX
+            )
+
     def verify(self) -> None:
         """Check all files and the end, in bounded memory. Raises BundleError or HashError."""
         self._seek_files()
@@ -198,12 +207,7 @@ class BundleReader:
     def _seek_files(self) -> None:
         """Go to the first file; the size, the likeliest damage, is checked before any hashing. Raises BundleError."""
         self._stream.seek(self._files_at)
-        expected = self._files_at + sum(map(stored_bytes, self.manifest.files)) + len(END)
-        if self.size != expected:
-            what = "cut short" if self.size < expected else "something after its end"
-            raise BundleError(
-                f"{self.path}: {what}", expected=f"{expected} bytes", found=f"{self.size} bytes", fix=_FIX
-            )
+        self.require_size()
 
 
 @contextmanager

@@ -44,6 +44,10 @@ MAX_TOTAL = 1 << 31  # bytes: of all files together
 RESERVED = ("manifest.json", "signatures.json")
 Basis = Literal["measured", "stand-in", "predicted"]
 BASES: tuple[Basis, ...] = get_args(Basis)
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+"""Name of one of several models on a camera, which is the name of a folder there."""
+MODEL_NAME_TEXT = "1 to 32 of a-z 0-9 _ -, the first a letter or a digit"
+"""The same, for errors."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
@@ -241,6 +245,7 @@ class Manifest:
         evidence: Accuracy, size and latencies.
         lineage: The inputs of the build.
         licences: Licences of its parts.
+        role: Name of the only model of a camera as which it may be installed; null for any, and then not written.
         extensions: Fields whose name begins with `x-`, without a meaning here.
     """
 
@@ -256,6 +261,7 @@ class Manifest:
     evidence: Evidence
     lineage: Lineage
     licences: tuple[Licence, ...]
+    role: str | None = None
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -266,14 +272,21 @@ class Manifest:
 
 def to_json(manifest: Manifest) -> bytes:
     """Return the canonical JSON of a manifest. Raises BundleError when it breaks a rule."""
-    document = asdict(manifest)
-    extensions = document.pop("extensions")
+    document, extensions = _document(manifest), dict(manifest.extensions)
     _canonical({**document, **extensions})
-    checked = asdict(_checked(document, extensions))
-    del checked["extensions"]
+    checked = _document(_checked(document, extensions))
     content = _canonical({**checked, **extensions, "format": FORMAT}) + b"\n"
     from_json(content)
     return content
+
+
+def _document(manifest: Manifest) -> dict[str, Any]:
+    """Return the fields of a manifest, without format and extensions."""
+    document = asdict(manifest)
+    del document["extensions"]
+    if manifest.role is None:
+        del document["role"]  # bundles without one stay as older agents read them
+    return document
 
 
 def from_json(content: bytes) -> Manifest:
@@ -391,6 +404,8 @@ _LATENCY = object_of(
 _ENTRY = object_of(FileEntry, path=_path, length=integer(0, MAX_TOTAL), sha256=_HASH, role=one_of(*ROLES))
 _FIELDS = object_of(
     dict,
+    ("role",),
+    role=matching(MODEL_NAME, MODEL_NAME_TEXT),
     name=text,
     created_by=text,
     counter=_COUNT,

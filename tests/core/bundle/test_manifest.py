@@ -17,6 +17,7 @@ from edgekd.core.bundle.manifest import (
     MAX_BYTES,
     MAX_FILES,
     MAX_TOTAL,
+    MODEL_NAME,
     ROLES,
     BuildLimits,
     DetectionThresholds,
@@ -138,6 +139,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             tuple(draw(st.lists(st.builds(StageKey, texts, hashes), max_size=3))),
         ),
         licences=tuple(draw(st.lists(st.builds(Licence, texts, texts), max_size=3))),
+        role=draw(st.none() | st.from_regex(MODEL_NAME, fullmatch=True)),
         extensions=draw(st.dictionaries(texts.map("x-{}".format), json_values, max_size=3)),
     )
 
@@ -163,6 +165,11 @@ def test_the_byte_form_is_pinned() -> None:
     assert to_json(MANIFEST).startswith(
         b'{"counter":7,"created_by":"edgekd 0.1.0","detector":{"classes":["person","car"],'
     )
+
+
+def test_a_role_is_written_only_where_there_is_one() -> None:
+    assert b'"role":"night"' in to_json(replace(MANIFEST, role="night"))
+    assert b'"role":' not in to_json(MANIFEST).replace(b'"role":"graph"', b"").replace(b'"role":"report"', b"")
 
 
 @given(specs)
@@ -221,6 +228,9 @@ def remove(*route: Any) -> Callable[[dict[str, Any]], None]:
         (change("name", to="a\ud800"), "JSON cannot hold"),
         (change("x-note", to="\ud800"), "JSON cannot hold"),
         (change("x-note", to=float("inf")), "JSON cannot hold"),
+        (change("role", to=None), "manifest.role: wrong; expected 1 to 32 of a-z 0-9 _ -"),
+        (change("role", to="Night"), "manifest.role"),
+        (change("role", to="../day"), "manifest.role"),
         (change("target", to=None), "manifest.target: wrong; expected an object; found null"),
         (change("tensorrt", to=["8.6", "8.5"]), "manifest.tensorrt"),
         (change("tensorrt", to=["8.10", "8.9"]), "manifest.tensorrt"),
