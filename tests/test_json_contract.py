@@ -71,6 +71,7 @@ def test_schemas_are_those_of_the_types(schema_generator: ModuleType) -> None:
     assert {path.stem for path in SCHEMAS.glob("*.json")} == set(schema_generator.DOCUMENTS)
     for name in schema_generator.DOCUMENTS:
         assert (SCHEMAS / f"{name}.json").read_text("utf-8") == schema_generator.text_of(name), "run `make schemas`"
+    assert schema_generator.KEYS_PAGE.read_text("utf-8") == schema_generator.keys_page(), "run `make schemas`"
 
 
 def test_the_page_of_errors_is_that_of_the_classes(schema_generator: ModuleType) -> None:

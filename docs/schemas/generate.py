@@ -1,4 +1,4 @@
-"""Write the JSON schemas beside this file from the types of the documents, and the page of errors: `make schemas`.
+"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from the types: `make schemas`.
 
 A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
 description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
@@ -7,7 +7,6 @@ summary of the field's own dataclass.
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import importlib
 import inspect
@@ -16,7 +15,8 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
+KEYS_PAGE = FOLDER.parent / "json-keys.md"
 ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OPTIONAL = types.MappingProxyType({"optional": True})
@@ -94,7 +95,7 @@ AgentResult = (
     | commands.BuildReport
     | TuneResult
     | SelfTestResult
-    | latency.BenchResult
+    | latency.EngineBenchResult
     | StatusResult
     | commands.ServiceChange
     | RenewResult
@@ -133,9 +134,16 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
 }
 """Title and type of each document by the name of its file."""
 
+KEYS_INTRODUCTION = """\
+# Keys of JSON documents
+
+Every key of every [JSON document](json.md), generated from the types in the code (`make schemas`);
+[units](json.md#units) and [exit codes](json.md#exit-codes).
+"""
+
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-_ARRAYS = (list, tuple, collections.abc.Sequence)
-_MAPPINGS = (dict, collections.abc.Mapping)
+_ARRAYS = (list, tuple, Sequence)
+_MAPPINGS = (dict, Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 LINE_LENGTH = 120
 """Characters of a line in a file, at most, unless a text is longer."""
@@ -364,7 +372,8 @@ cause, and not what is accepted.
 def error_page() -> str:
     """Return the page of the kinds of errors that an agent or a command may report."""
     for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
-        importlib.import_module(module.name)
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     kinds = (
         f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
         for kind in error_kinds(EdgeKDError)
@@ -386,10 +395,91 @@ def _sentence(kind: type) -> str:
     return re.split(r"(?<=\.) ", summary(kind))[0]
 
 
+def keys_page() -> str:
+    """Return docs/json-keys.md: a table of the keys of every document. Raises SchemaError.
+
+    An object that is in one place only has its rows there; the others have tables of their own.
+    """
+    documents = {name: schema(name, *document) for name, document in DOCUMENTS.items()}
+    objects = {key: value for each in documents.values() for key, value in each.pop("$defs", {}).items()}
+    every = [*documents.values(), *objects.values()]
+    uses = Counter(_references(every))
+    values = (list(_references(value)) for each in every for value in each.get("properties", {}).values())
+    inline = {found[0] for found in values if len(found) == 1 and uses[found[0]] == 1}
+    sections = [
+        f"## {each['title']}\n\n[Schema](schemas/{name}.json). {_section(each, objects, inline)}"
+        for name, each in documents.items()
+    ]
+    shared = [f"### {name}\n\n{_section(objects[name], objects, inline)}" for name in sorted(objects.keys() - inline)]
+    return "\n".join([KEYS_INTRODUCTION, *sections, "## Objects\n", *shared])
+
+
+def _references(part: Any) -> Iterator[str]:
+    """Yield the name of the object that each `$ref` in a part of a schema leads to."""
+    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for value in values:
+        yield from _references(value)
+    if isinstance(part, dict) and "$ref" in part:
+        yield part["$ref"].rpartition("/")[2]
+
+
+def _section(described: Mapping[str, Any], objects: Mapping[str, Any], inline: Set[str]) -> str:
+    """Return the description of a schema, and a table of its keys where it is an object."""
+    if "properties" not in described:
+        kinds = _type_text(described)
+        return f"{kinds[0].upper()}{kinds[1:]}.\n"
+    rows = (f"| {' | '.join(row)} |" for row in _rows(described, "", objects, inline))
+    return "\n".join([f"{described['description']}\n", "| key | type | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _rows(
+    described: Mapping[str, Any], prefix: str, objects: Mapping[str, Any], inline: Set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield key, type and meaning of each key of an object, and of the objects in it that are in no other place."""
+    for key, value in described["properties"].items():
+        referred = list(_references(value))
+        meaning = value.get("description") or objects[referred[0]]["description"]
+        kind = _type_text(value)
+        if len(referred) != 1 or referred[0] not in inline:
+            yield f"`{prefix}{key}`", kind, meaning
+        else:
+            yield f"`{prefix}{key}`", kind.replace(_link(referred[0]), "object"), meaning
+            place = "[]" if "items" in value else ".*" if "additionalProperties" in value else ""
+            yield from _rows(objects[referred[0]], f"{prefix}{key}{place}.", objects, inline)
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _type_text(described: Mapping[str, Any]) -> str:
+    """Return the type in a schema as Markdown."""
+    if "$ref" in described:
+        return _link(described["$ref"].rpartition("/")[2])
+    if "anyOf" in described:
+        return " or ".join(map(_type_text, described["anyOf"]))
+    if "enum" in described:
+        return ", ".join("null" if each is None else f"`{each}`" for each in described["enum"])
+    if "prefixItems" in described:
+        return f"array of {', '.join(map(_type_text, described['prefixItems']))}"
+    if "items" in described:
+        count = f"{described['minItems']} " if "minItems" in described else ""
+        return f"array of {count}{_in_parentheses(_type_text(described['items']))}"
+    if "additionalProperties" in described:
+        return f"object with values {_in_parentheses(_type_text(described['additionalProperties']))}"
+    kinds = described.get("type", "any")
+    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+
+
+def _in_parentheses(kinds: str) -> str:
+    return f"({kinds})" if " or " in kinds or ", " in kinds else kinds
+
+
 def main() -> None:
-    """Write every schema, and the page of errors."""
+    """Write every schema, and the pages."""
     for name in DOCUMENTS:
         (FOLDER / f"{name}.json").write_text(text_of(name), "utf-8")
+    KEYS_PAGE.write_text(keys_page(), "utf-8")
     ERROR_PAGE.write_text(error_page(), "utf-8")
 
 

@@ -19,8 +19,8 @@ from edgekd.agent.state.device import read_device
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
 from edgekd.agent.status import (
-    BuiltEngine,
     BundleStatus,
+    EngineBuildStatus,
     ServiceStatus,
     built_engine_status,
     bundle_status,
@@ -46,13 +46,13 @@ from edgekd.agent.trust_state import (
 )
 from edgekd.agent.trusted_clock import current_time
 from edgekd.core.atomic_files import new_file
-from edgekd.core.bundle.archive import BundleReader, Head, opened_bundle
+from edgekd.core.bundle.archive import BundleHead, BundleReader, opened_bundle
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
 
 if TYPE_CHECKING:
     from edgekd.agent.apply_delta import Update
-    from edgekd.agent.engines.latency import BenchResult
+    from edgekd.agent.engines.latency import EngineBenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
     from edgekd.core.bundle.archive import Judge
     from edgekd.core.bundle.manifest import Manifest
@@ -198,7 +198,7 @@ class Prepared:
     """
 
     path: Path
-    head: Head
+    head: BundleHead
     fits: bool | None
     judged: bool
     whole: BundleReader | None
@@ -279,7 +279,7 @@ class BuildReport:
 
     slot: str
     changed: bool
-    engine: BuiltEngine = field(metadata=INLINE)
+    engine: EngineBuildStatus = field(metadata=INLINE)
 
 
 def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildReport:
@@ -338,16 +338,18 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
     return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
 
 
-def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
+def bench(camera: Camera, iterations: int, seconds: float) -> EngineBenchResult:
     """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import BenchResult, measure_on
+    from edgekd.agent.engines.latency import EngineBenchResult, measure_on
 
     device = read_device(camera.root)
     with camera.state.locked():
         slot = camera.chosen_slot()
         engine = require_engine(slot, camera.engine_key(slot))
         latency = measure_on(camera, slot, engine.file, iterations, seconds)
-    return BenchResult(slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency)
+    return EngineBenchResult(
+        slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import Engine, engine_of, fitting_engine
-from edgekd.agent.engines.records import Change, FailedBuild, RuntimeVersion, SelfTest
+from edgekd.agent.engines.records import EnvironmentChange, FailedBuild, RuntimeVersion, SelfTest
 from edgekd.agent.runtimes.precision import Shares
 from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDetails
 from edgekd.agent.state.device import Device, read_device
@@ -88,7 +88,7 @@ class TestedEngine:
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
+class EngineBuildStatus:
     """An engine with the record of its build.
 
     Args:
@@ -170,10 +170,10 @@ def tested_engine_status(engine: Engine) -> TestedEngine:
     return TestedEngine(engine_status(engine), engine.self_test)
 
 
-def built_engine_status(engine: Engine) -> BuiltEngine:
+def built_engine_status(engine: Engine) -> EngineBuildStatus:
     """Describe an engine with the record of its build."""
     record, details = engine.record, engine.record.details
-    return BuiltEngine(
+    return EngineBuildStatus(
         engine_status(engine),
         record.realized.layers if record.realized else None,
         record.realized.share if record.realized else None,
@@ -207,7 +207,7 @@ class SlotEngine:
     """
 
     tested: TestedEngine = field(metadata=INLINE)
-    stale: Sequence[Change] | None
+    stale: Sequence[EnvironmentChange] | None
 
 
 @dataclass(frozen=True)

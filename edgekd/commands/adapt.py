@@ -28,8 +28,15 @@ from edgekd.compress.quantization.adapt import adapt as fit
 from edgekd.core import drift
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
-from edgekd.core.bundle.manifest import MODEL_NAME, MODEL_NAME_TEXT, FileEntry, Manifest, StageKey, to_json
-from edgekd.core.bundle.manifest import Score as ManifestScore
+from edgekd.core.bundle.manifest import (
+    MODEL_NAME,
+    MODEL_NAME_TEXT,
+    FileEntry,
+    GraphScore,
+    Manifest,
+    StageKey,
+    to_json,
+)
 from edgekd.core.canonical import canonical_json, json_sha256
 from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError
@@ -346,7 +353,7 @@ def _write_manifest(
         classes = spec_from_json(manifest.detector).classes
         found = (clean.score.per_class.get(name) for name in classes)
         by_class = tuple(each.map50_95 if each else None for each in found)
-        after = ManifestScore(clean.score.map50_95, clean.score.map50, size, by_class)
+        after = GraphScore(clean.score.map50_95, clean.score.map50, size, by_class)
     before = evidence.before.map50_95
     lineage = manifest.lineage
     tools = dict(sorted({**lineage.tools, **tool_versions(*TOOLS)}.items()))

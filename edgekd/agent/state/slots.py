@@ -27,7 +27,7 @@ from edgekd.core.atomic_files import (
     writing,
 )
 from edgekd.core.bundle import signatures
-from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleReader, Head
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleHead, BundleReader
 from edgekd.core.bundle.manifest import MODEL_NAME, MODEL_NAME_TEXT, Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
@@ -242,7 +242,7 @@ class State:
                 slot.engines.mkdir()
         return read_slot(path)
 
-    def update_signatures(self, slot: Slot, head: Head) -> None:
+    def update_signatures(self, slot: Slot, head: BundleHead) -> None:
         """Replace the signatures of the bundle in a slot by those of a head."""
         content = signatures.to_json(head.envelope)
         path = slot.path / "bundle" / SIGNATURES

@@ -84,7 +84,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class DetectionThresholds:
     """Thresholds of detections.
 
     Args:
@@ -99,7 +99,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BuildLimits:
     """Limits of the build; null where there is none.
 
     Args:
@@ -114,7 +114,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Score:
+class GraphScore:
     """Accuracy and size of a graph.
 
     Args:
@@ -161,8 +161,8 @@ class Evidence:
     """
 
     images: int
-    before: Score
-    after: Score
+    before: GraphScore
+    after: GraphScore
     retention: float | None
     latencies: tuple[Latency, ...] = ()
 
@@ -255,9 +255,9 @@ class Manifest:
     target: TargetName
     tensorrt: tuple[str, str] | None
     detector: Mapping[str, Any]
-    thresholds: Thresholds
+    thresholds: DetectionThresholds
     files: tuple[FileEntry, ...]
-    limits: Limits
+    limits: BuildLimits
     evidence: Evidence
     lineage: Lineage
     licences: tuple[Licence, ...]
@@ -390,7 +390,7 @@ _COUNT = integer(0, 2**53)
 _SHARE = number(0, 1)
 _HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-_SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
+_SCORE = object_of(GraphScore, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
 _TIME = number(0, 1e9)
 _LATENCY = object_of(
     Latency,
@@ -412,10 +412,10 @@ _FIELDS = object_of(
     target=object_of(TargetName, name=text, compatible=text),
     tensorrt=optional(_tensorrt),
     detector=DETECTOR,
-    thresholds=object_of(Thresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
+    thresholds=object_of(DetectionThresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
     files=list_of(_ENTRY, 1, MAX_FILES),
     limits=object_of(
-        Limits, max_bytes=optional(_COUNT), min_retention=optional(_SHARE), min_fps=optional(number(0, 1e9))
+        BuildLimits, max_bytes=optional(_COUNT), min_retention=optional(_SHARE), min_fps=optional(number(0, 1e9))
     ),
     evidence=object_of(
         Evidence,
