@@ -1,4 +1,4 @@
-"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from the types: `make schemas`.
+"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from types: `make schemas`.
 
 A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
 description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
@@ -344,57 +344,6 @@ def _formatted(value: Any, indent: int) -> str:
     return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
-ERROR_TEXT = """# Errors
-
-<!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
-
-An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
-and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
-errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
-come, each derived from one that is here.
-
-| kind | derived from | meaning |
-|---|---|---|
-{kinds}
-
-Where a [trust file](formats/trust-file.md) does not accept a file, the `SignatureError` has a cause,
-`error.cause` in what the agent prints; it is null for other problems. Of several causes the first in this order
-counts: `revoked-key`, `expired-key`, `too-few`, `unknown-key`, `unsigned`; `found` lists the key of each
-signature. Signatures of unknown and revoked keys cannot be verified: anybody can add one, which changes the
-cause, and not what is accepted.
-
-| cause | meaning |
-|---|---|
-{causes}
-"""
-
-
-def error_page() -> str:
-    """Return the page of the kinds of errors that an agent or a command may report."""
-    for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    kinds = (
-        f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
-        for kind in error_kinds(EdgeKDError)
-    )
-    causes = (f"| `{cause}` | {meaning} |" for cause, meaning in CAUSES.items())
-    return ERROR_TEXT.format(kinds="\n".join(kinds), causes="\n".join(causes))
-
-
-def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
-    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
-    yield kind
-    for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
-        if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):
-            yield from error_kinds(derived)
-
-
-def _sentence(kind: type) -> str:
-    """Return the first sentence of the docstring."""
-    return re.split(r"(?<=\.) ", summary(kind))[0]
-
-
 def keys_page() -> str:
     """Return docs/json-keys.md: a table of the keys of every document. Raises SchemaError.
 
@@ -475,8 +424,59 @@ def _in_parentheses(kinds: str) -> str:
     return f"({kinds})" if " or " in kinds or ", " in kinds else kinds
 
 
+ERROR_TEXT = """# Errors
+
+<!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
+
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
+and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
+errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
+come, each derived from one that is here.
+
+| kind | derived from | meaning |
+|---|---|---|
+{kinds}
+
+Where a [trust file](formats/trust-file.md) does not accept a file, the `SignatureError` has a cause,
+`error.cause` in what the agent prints; it is null for other problems. Of several causes the first in this order
+counts: `revoked-key`, `expired-key`, `too-few`, `unknown-key`, `unsigned`; `found` lists the key of each
+signature. Signatures of unknown and revoked keys cannot be verified: anybody can add one, which changes the
+cause, and not what is accepted.
+
+| cause | meaning |
+|---|---|
+{causes}
+"""
+
+
+def error_page() -> str:
+    """Return the page of the kinds of errors that an agent or a command may report."""
+    for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+    kinds = (
+        f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
+        for kind in error_kinds(EdgeKDError)
+    )
+    causes = (f"| `{cause}` | {meaning} |" for cause, meaning in CAUSES.items())
+    return ERROR_TEXT.format(kinds="\n".join(kinds), causes="\n".join(causes))
+
+
+def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
+    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
+    yield kind
+    for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
+        if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):
+            yield from error_kinds(derived)
+
+
+def _sentence(kind: type) -> str:
+    """Return the first sentence of the docstring."""
+    return re.split(r"(?<=\.) ", summary(kind))[0]
+
+
 def main() -> None:
-    """Write every schema, and the pages."""
+    """Write every schema, and the pages of keys and errors."""
     for name in DOCUMENTS:
         (FOLDER / f"{name}.json").write_text(text_of(name), "utf-8")
     KEYS_PAGE.write_text(keys_page(), "utf-8")
