@@ -36,7 +36,7 @@ def pack(
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,
-    role: Annotated[str | None, Option("The only --model as which cameras may install it, such as night.")] = None,
+    role: Annotated[str | None, Option("The model of a camera (--model there) that alone may take it.")] = None,
     licence: Licence = None,
     measured: Annotated[
         str | Path | Sequence[str | Path], Option("Timings to add: what `agent.pyz bench` printed.")
