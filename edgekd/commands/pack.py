@@ -51,6 +51,7 @@ def pack(
     ] = None,
     firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
     firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
+    firmware_unsigned: Annotated[bool, Option("Leave the file for SWUpdate or Mender unsigned.")] = False,
     compatible: Annotated[
         Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
     ] = (),
@@ -67,6 +68,7 @@ def pack(
         key=firmware_key,
         certificate=firmware_cert,
         intermediates=paths_of(firmware_intermediate),
+        unsigned=firmware_unsigned,
         compatible=tuple(compatible),
         state=state or STATE,
         plain=rauc_plain,
