@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgekd.agent.state.slots import EXTRA_GRAPH_BYTES, MAX_GRAPH_GROWTH
 from edgekd.core.bundle.archive import extract
+from edgekd.core.bundle.network import max_network_bytes, require_network
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.core.formats.packed_graph import MAX_BYTES, unpack
+from edgekd.core.formats.packed_graph import unpack
+from edgekd.core.formats.packed_layout import MAX_BYTES
 from edgekd.core.input_files import is_folder, read_input
 from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
@@ -79,7 +80,8 @@ def expanded(packed: Path, graph: Path) -> Path:
     """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
     content = read_input(packed, MAX_BYTES, SpecError)
     try:
-        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_GRAPH_GROWTH * len(content) + EXTRA_GRAPH_BYTES)))
+        require_network(content)
+        graph.write_bytes(unpack(content, max_network_bytes(len(content))))
     except OSError as error:
         raise SpecError(f"{graph}: cannot write", found=error.strerror, fix="free some space there") from error
     except ValueError as error:
