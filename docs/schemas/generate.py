@@ -30,6 +30,7 @@ from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
+from edgekd.commands.describe import Described
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -101,6 +102,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "compare": ("`edgekd compare --json`", Compared),
     "convert": ("`edgekd convert --json`", Converted),
     "delta": ("`edgekd delta --json`", DeltaResult),
+    "describe": ("`edgekd describe --json`", Described),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),
