@@ -79,7 +79,7 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ('unlabelled = "frames"\nunlabelled_share = 0.99', "unlabelled_share"),
         ("text = -1.0", "text"),
         ("focus = 0.5", "focus; expected 0, or 1 or more"),
-        ("warmup_epochs = -1.0", "warmup_epochs"),
+        ("warmup_steps = -1", "warmup_steps"),
         ("close_mosaic = -1", "close_mosaic"),
         ("balance_every = -1", "balance_every"),
         ("seed = -1", "seed"),
