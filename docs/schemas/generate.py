@@ -46,7 +46,7 @@ from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.core.documents import INTERNAL
+from edgekd.core.documents import INTERNAL, OPTIONAL
 from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
@@ -64,8 +64,6 @@ FOLDER = Path(__file__).parent
 KEYS_PAGE = FOLDER.parent / "json-keys.md"
 ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-OPTIONAL = types.MappingProxyType({"optional": True})
-"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)

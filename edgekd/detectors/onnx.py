@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.family import Family
 from edgekd.detectors.heads.completion import Completion, complete, has_roles, is_yolov5
@@ -175,7 +176,9 @@ def _with_decoding(
         expected = f"{count} class names, one for each column of scores"
         fix = "set `classes`, or `class_columns` and `background`, in a TOML file for --head"
         raise SpecError(f"{path}: wrong classes", expected=expected, found=f"{len(classes)} names", fix=fix)
-    spec = DetectorSpec(classes, given.preprocess(Preprocess(*size)), head)
+    # Transformers without a grid of cells are trained on frames that are stretched to the input.
+    usual = Preprocess(*size, stretch=completed.description.unit == "fraction")
+    spec = DetectorSpec(classes, given.preprocess(usual), head)
     return Understood(checked_spec(spec, f"{path}: detector"), completed)
 
 
@@ -202,7 +205,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
     size = [spec.preprocess.height, spec.preprocess.width]
     entries = {
-        SPEC_KEY: json.dumps(asdict(spec), sort_keys=True),
+        SPEC_KEY: json.dumps(to_plain(spec), sort_keys=True),
         "names": str(dict(enumerate(spec.classes))),
         "stride": str(max(spec.head.strides)),
         "task": "detect",

@@ -22,7 +22,7 @@ Part = Literal["boxes", "objectness", "scores"]
 
 SHIPPED = Path(__file__).with_name("shipped")
 """Folder of the descriptions that `--head NAME` finds."""
-_PREPROCESS = ("color", "scale", "mean", "std", "pad_value", "center", "upscale")
+_PREPROCESS = ("color", "scale", "mean", "std", "pad_value", "center", "upscale", "stretch")
 MAX_BINS = 64
 """Bins of a distance's distribution; detectors have 8 to 33."""
 MAX_STRIDES = 16
@@ -55,7 +55,7 @@ class HeadDescription:
         constants: Values of inputs other than the image, by name, such as the size of the frame.
         nms: True where decoding ends with non-maximum suppression.
         classes: Names of the classes.
-        color, scale, mean, std, pad_value, center, upscale: As in `Preprocess`.
+        color, scale, mean, std, pad_value, center, upscale, stretch: As in `Preprocess`.
     """
 
     kind: Literal["yolo", "yolox", "end2end"] | None = None
@@ -84,6 +84,7 @@ class HeadDescription:
     pad_value: int | None = None
     center: bool | None = None
     upscale: bool | None = None
+    stretch: bool | None = None
 
     def preprocess(self, usual: Preprocess) -> Preprocess:
         """Return the usual preprocessing with what is described."""

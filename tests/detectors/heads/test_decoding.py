@@ -19,6 +19,7 @@ from edgekd.core.detection.types import Detections, DetectorSpec
 from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import export
+from edgekd.detectors.heads.description import read_description, shipped
 from edgekd.detectors.onnx import understand
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
@@ -320,3 +321,29 @@ def test_what_nothing_in_the_graph_confirms_is_listed(tmp_path: Path) -> None:
     completed = understand(onnx.load(path), path, None, ("a", "b", "c")).completed
     assert completed is not None
     assert completed.unsure == ("coding", "unit", "cell_offset", "activation")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_description_can_be_read(name: str) -> None:
+    assert read_description(name).kind is None
+
+
+def test_nanodet_plus_by_its_shipped_description(tmp_path: Path) -> None:
+    """One output: scores from 0 to 1, then distributions; distances from the corners of cells, on four levels."""
+    levels = (*LEVELS, (64, 1, 2))
+    count = sum(height * width for _, height, width in levels)
+    rows = np.concatenate([sigmoid(normal(1, count, 2, mean=-2)), normal(1, count, 32, spread=2)], axis=2)
+    path = write_graph(tmp_path / "nanodet.onnx", {"output": rows.astype(np.float32)})
+    found, spec = decoded(path, "nanodet-plus", ("a", "b"))
+    corners = np.concatenate([np.mgrid[:h, :w].reshape(2, -1)[::-1].T * s for s, h, w in levels])
+    strides = np.concatenate([np.full((h * w, 1), s) for s, h, w in levels])
+    distances = (softmax(rows[0, :, 2:].reshape(-1, 4, 8)) * np.arange(8)).sum(-1) * strides
+    boxes = np.concatenate([corners - distances[:, :2], corners + distances[:, 2:]], axis=1)
+    assert_same(found, expected(boxes, rows[0, :, :2]))
+    assert spec.preprocess.color == "bgr"
+    assert spec.preprocess.stretch
+
+
+def test_an_unknown_name_lists_those_that_exist() -> None:
+    with pytest.raises(SpecError, match=r"rf-detr"):
+        read_description("rfdetr")
