@@ -34,6 +34,7 @@ from edgekd.core.bundle.manifest import (
     to_json,
 )
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import BundleError
 
 HASH = "0123456789abcdef" * 4
@@ -116,7 +117,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         counter=draw(counts),
         target=TargetName(draw(texts), draw(texts)),
         tensorrt=draw(st.none() | st.just((f"{versions[0]}.2", f"{versions[1]}.10.1"))),
-        detector=asdict(spec),
+        detector=to_plain(spec),
         thresholds=DetectionThresholds(draw(sure), draw(shares), draw(counts)),
         files=(*others, graph),
         limits=draw(limits),
@@ -178,7 +179,7 @@ def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
     before, after = (replace(score, classes=(None,) * count) for score in (evidence.before, evidence.after))
     told = replace(
         MANIFEST,
-        detector=asdict(spec),
+        detector=to_plain(spec),
         thresholds=DetectionThresholds((0.25,) * count, 0.7, 300),
         evidence=replace(evidence, before=before, after=after),
     )
@@ -187,7 +188,7 @@ def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
 
 
 def test_integers_are_numbers_and_become_floats() -> None:
-    detector = asdict(replace(SPEC, preprocess=replace(SPEC.preprocess, scale=1, std=(1, 2, 3))))
+    detector = to_plain(replace(SPEC, preprocess=replace(SPEC.preprocess, scale=1, std=(1, 2, 3))))
     assert to_json(replace(MANIFEST, detector=detector)).count(b'"scale":1.0,"std":[1.0,2.0,3.0]') == 1
 
 
