@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.bundle.manifest import (
     BASES,
     MAX_BYTES,
@@ -45,7 +46,7 @@ MANIFEST = Manifest(
     counter=7,
     target=TargetName("xavier", "nvidia,p2972-0000"),
     tensorrt=("8.5", "8.6.1"),
-    detector=asdict(SPEC),
+    detector=to_plain(SPEC),
     thresholds=DetectionThresholds((0.25, 0.3), 0.7, 300),
     files=(FileEntry("graph.onnx", 12, HASH, "graph"), FileEntry("report/index.html", 0, HASH, "report")),
     limits=BuildLimits(12_000_000, 0.98, None),
@@ -117,7 +118,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         counter=draw(counts),
         target=TargetName(draw(texts), draw(texts)),
         tensorrt=draw(st.none() | st.just((f"{versions[0]}.2", f"{versions[1]}.10.1"))),
-        detector=to_plain(spec),
+        detector=DETECTOR(to_plain(spec), "detector"),
         thresholds=DetectionThresholds(draw(sure), draw(shares), draw(counts)),
         files=(*others, graph),
         limits=draw(limits),
