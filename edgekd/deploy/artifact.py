@@ -18,7 +18,7 @@ from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
-from edgekd.detectors.onnx import describe
+from edgekd.detectors.onnx import understand
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -48,9 +48,13 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            spec = describe(load_graph(artifact), artifact, head, classes)
-            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
-            yield artifact, spec
+            model = load_graph(artifact)
+            understood = understand(model, artifact, head, classes)
+            if understood.completed is not None:
+                artifact = Path(scratch) / _GRAPH
+                artifact.write_bytes(model.SerializeToString())
+            rehearse(artifact, (understood.spec.preprocess.height, understood.spec.preprocess.width))
+            yield artifact, understood.spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
