@@ -12,6 +12,7 @@ from edgekd.builds.step_kinds import in_order, kind_of, order_text, step_kinds
 from edgekd.compress.steps import Distill, QuantAwareDistill, Quantize, Step
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.typed_values import value_text
 from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.hardware.budget import Budget
 
@@ -127,8 +128,8 @@ def recipe_from(table: dict[str, Any], source: str) -> Recipe:
 def _step(table: dict[str, Any], where: str) -> Step:
     by_name = {kind.name: kind.settings for kind in reversed(step_kinds())}
     name = table.get("kind")
-    if name not in by_name:
-        raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=str(name))
+    if not isinstance(name, str) or name not in by_name:
+        raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=value_text(name))
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
 
 

@@ -143,7 +143,7 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) 
 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
-        fix = did_you_mean(str(value), choices)
+        fix = did_you_mean(value, choices) if isinstance(value, str) else None
         raise SpecError(where, expected="one of " + ", ".join(choices), found=value_text(value), fix=fix)
     return value
 

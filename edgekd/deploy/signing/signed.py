@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.archive import opened, opened_bundle
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
 from edgekd.core.documents import Result
@@ -155,7 +156,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         names = {**_names(held), **_names(signed)}
     else:
         with opened_bundle(path, _signature_check(held, keys, now)) as bundle:
-            bundle.verify()
+            verify_bundle(bundle)
             head, size = bundle.head, bundle.size
         kind, identity, signatures = "bundle", head.identity, head.envelope.signatures
         version, expires = head.manifest.counter, None
