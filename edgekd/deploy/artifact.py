@@ -18,11 +18,11 @@ from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
-from edgekd.detectors.onnx import describe
+from edgekd.detectors.onnx import understand
 from edgekd.graph.rehearsal import rehearse
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 from edgekd.graph.view import load_graph
 from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 
@@ -48,9 +48,13 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            spec = describe(load_graph(artifact), artifact, head, classes)
-            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
-            yield artifact, spec
+            model = load_graph(artifact)
+            understood = understand(model, artifact, head, classes)
+            if understood.completed is not None:
+                artifact = Path(scratch) / _GRAPH
+                artifact.write_bytes(model.SerializeToString())
+            rehearse(artifact, (understood.spec.preprocess.height, understood.spec.preprocess.width))
+            yield artifact, understood.spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
@@ -59,7 +63,7 @@ def opened(
 @contextmanager
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
-) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
+) -> Iterator[tuple[Path, DetectorSpec, HostRuntime]]:
     """Yield the same with a runtime of this machine; also opens the folder of a conversion.
 
     Raises SpecError, DeviceError.
@@ -73,7 +77,7 @@ def runnable(
         raise DeviceError(
             f"{artifact}: no runtime for {contract.format} on this machine", fix="score the model it was converted from"
         )
-    yield artifact / contract.entry, contract.spec, engine_named(contract.runtime)
+    yield artifact / contract.entry, contract.spec, runtime_named(contract.runtime)
 
 
 def expanded(packed: Path, graph: Path) -> Path:
