@@ -14,16 +14,16 @@ from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess, spec_from_json
 from edgekd.core.documents import to_plain
-from edgekd.core.errors import SpecError, first_line
+from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
 from edgekd.detectors.heads.completion import Completion, complete, has_roles, is_yolov5
 from edgekd.detectors.heads.decoding import append_decoding
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.heads.inputs import fix_input, image_inputs, set_constants
 from edgekd.detectors.literals import read_literal
+from edgekd.graph.opset import to_opset
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.session import copied
 from edgekd.graph.view import inputs_of, load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
@@ -74,7 +74,7 @@ class OnnxDetector:
         if understood.completed is None:
             rehearse(self.path, size)
             fix_input(model, size)
-            model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), self.path)
+            model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), str(self.path))
         onnx.save(model, graph)
         return spec
 
@@ -165,7 +165,7 @@ def _with_decoding(
     own = opset_of(model)
     fix_input(model, size)
     set_constants(model, given.constants or {}, size, str(path))
-    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), path))
+    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
     completed = complete(model, given, size, str(path))
     head = append_decoding(model, completed.description, size, str(path))
     known = given.classes or _class_names({entry.key: entry.value for entry in model.metadata_props}) or names
@@ -314,50 +314,3 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 def _shape(value: Any) -> list[int]:
     """Return the shape of a graph's input or output; 0 for a dynamic dimension."""
     return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
-
-def to_opset(model: Any, opset: int, path: Path) -> Any:
-    """Return the model at an opset; a parity check has to verify it. Raises SpecError."""
-    import onnx
-
-    own = opset_of(model)
-    if own == opset:
-        return model
-    try:
-        return _lowered(model, own, opset) if own > opset else onnx.version_converter.convert_version(model, opset)
-    except Exception as error:
-        raise SpecError(
-            f"{path}: opset {own} cannot be converted",
-            expected=f"opset {opset}",
-            found=first_line(error),
-            fix=f"export the model again with opset {opset}",
-        ) from error
-
-
-def _lowered(model: Any, own: int, opset: int) -> Any:
-    """Return the same nodes at an older opset; raises for an operator, input or attribute that it lacks.
-
-    onnx's converter refuses to pass Reshape 14, and most changes that only added types. The parity check of the export
-    verifies that no operator changed its meaning.
-    """
-    import onnx
-
-    lowered = copied(model)
-    for entry in lowered.opset_import:
-        entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
-    for node in lowered.graph.node:
-        if node.domain in ("", "ai.onnx"):
-            older, newer = (onnx.defs.get_schema(node.op_type, version) for version in (opset, own))
-            kept = [a for a in node.attribute if a.name in older.attributes or not _is_default(a, newer)]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    onnx.checker.check_model(lowered, full_check=True)
-    return lowered
-
-
-def _is_default(attribute: Any, schema: Any) -> bool:
-    """Return whether an attribute has its default value."""
-    import onnx
-
-    default = schema.attributes[attribute.name].default_value
-    return bool(default.name) and onnx.helper.get_attribute_value(attribute) == onnx.helper.get_attribute_value(default)

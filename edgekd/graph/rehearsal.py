@@ -74,9 +74,14 @@ def _called(
     _identity: tuple[int, ...],
 ) -> None:
     """Call the function, once for a file. _identity: device, inode, and time in nanoseconds."""
+    run_limited(function, [str(path), *arguments], limits_for(length, values), shown_path(path), imports=imports)
+
+
+def limits_for(length: int, values: int) -> ProcessLimits:
+    """Return the limits for a file of so many bytes, and an input of so many values."""
     memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
     cpu = CPU_SECONDS + (CPU_PER_MEGABYTE * length + CPU_PER_MEGAVALUE * values) // 10**6
-    run_limited(function, [str(path), *arguments], ProcessLimits(memory, cpu), shown_path(path), imports=imports)
+    return ProcessLimits(memory, cpu)
 
 
 def _frame_shape(model: Any, size: tuple[int, int] | None) -> tuple[int, ...] | None:
