@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from edgekd.agent.apply_delta import any_head, opened_update
-from edgekd.agent.http_transport import DEFAULT_LIMITS, BrokenError, Limits, Pace, Transport, is_url, read_some
+from edgekd.agent.http_transport import DEFAULT_LIMITS, BrokenError, Pace, TransferLimits, Transport, is_url, read_some
 from edgekd.agent.state.slots import alone, require_room
 from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
 from edgekd.core.bundle.archive import BundleReader
 from edgekd.core.bundle.delta import is_delta
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
 from edgekd.core.private_files import default_file_mode, read_private
@@ -67,7 +68,7 @@ class FetchRequest:
     max_bytes: int = 1 << 31
     tries: int = 8
     timeout_s: float = 30.0
-    limits: Limits = DEFAULT_LIMITS
+    limits: TransferLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
     judge = camera_judge(camera.state, camera.root, camera.clock())
     with opened_update(part, judge) as update:
         if isinstance(update, BundleReader):
-            update.verify()
+            verify_bundle(update)
     download.useless = False
 
 

@@ -33,20 +33,21 @@ from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.core.bundle.manifest import (
+    BuildLimits,
     Evidence,
     FileEntry,
+    GraphScore,
     Latency,
     Licence,
-    Limits,
     Lineage,
     Manifest,
     Origin,
     Role,
-    Score,
     StageKey,
     TargetName,
 )
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.formats.golden_set import to_bytes
 from edgekd.core.version import __version__
@@ -283,10 +284,10 @@ def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Line
         counter=request.counter,
         target=TargetName(request.target.name, request.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
-        detector=json.loads(canonical_json(asdict(record.after.result.spec))),
+        detector=json.loads(canonical_json(to_plain(record.after.result.spec))),
         thresholds=record.thresholds,
         files=entries,
-        limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
+        limits=BuildLimits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(record),
         lineage=lineage,
         licences=_licences(record),
@@ -322,9 +323,9 @@ def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
     return (Latency("predicted", record.request.target.name, found.latency_ms, found.low_ms, found.high_ms, None),)
 
 
-def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:
+def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> GraphScore:
     rows = [found.per_class.get(name) for name in classes]
-    return Score(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
+    return GraphScore(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
 
 
 def _licences(record: BuildRecord) -> tuple[Licence, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from edgekd.builds.compression import exported, input_size, latency_of, with_detector
 from edgekd.builds.publish import bytes_beside_graph
@@ -13,6 +14,7 @@ from edgekd.builds.run import BuildRecord
 from edgekd.builds.stages import calibrate, label, low_rank, plan, prune, quantize, resize, train
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.step_kinds import StepKind
+from edgekd.compress.quantization.plan import load_plan
 from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize
 from edgekd.core.errors import SpecError
 from edgekd.data.types import Dataset
@@ -145,27 +147,29 @@ def _quantize(step: Quantize, record: BuildRecord, dataset: Dataset, context: St
     request = record.request
     step = plan.offered(step, request.target)
     data = (dataset, record.scored, record.data_sha256)
-    calibrated, trial = plan.calibrated_for(
+    calibrated, scorer = plan.calibrated_for(
         context, step, record.floating, *data, calibration=request.calibration, budget=request.budget
     )
     record = replace(record, calibrated=calibrated)
     limits, tensorrt = _limits(record, step), cache_version(request.target)
-    after = plan.quantized(context, step, record.floating, calibrated.frames, limits, trial, tensorrt)
+    after = plan.quantized(context, step, record.floating, calibrated.frames, limits, scorer, tensorrt)
     return replace(record, after=after)
 
 
-def _limits(record: BuildRecord, step: Quantize) -> plan.Limits:
+def _limits(record: BuildRecord, step: Quantize) -> plan.PlanLimits:
     """Return the limits of a plan: the step's own size, or the budget less the rest of the bundle; and the accuracy."""
     recipe, budget = record.request.recipe, record.request.budget
     own = plan.size_of(step, record.floating) if step.planned else None
     if not step.planned or step.plan or own is not None or budget.max_bytes is None:
-        return plan.Limits(plan.room(recipe, own), budget.min_retention)
+        return plan.PlanLimits(plan.room(recipe, own), budget.min_retention)
     graph_bytes = plan.room(recipe, budget.max_bytes - bytes_beside_graph(record))
-    return plan.Limits(graph_bytes, budget.min_retention, beside=(quantize.CACHE, quantize.PLAN))
+    return plan.PlanLimits(graph_bytes, budget.min_retention, beside=(quantize.CACHE, quantize.PLAN))
 
 
-def _require_limit(step: Quantize, recipe: Recipe, budget: Budget) -> None:
-    """Raise SpecError where formats are to be chosen under no limit."""
+def _require_plan(step: Quantize, recipe: Recipe, budget: Budget) -> None:
+    """Raise SpecError where the plan's file cannot be read, or formats are to be chosen under no limit."""
+    if step.plan is not None:
+        load_plan(Path(step.plan))
     limits = (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention)
     if step.plan is None and len(step.formats) > 1 and limits == (None,) * 4:
         raise SpecError(
@@ -182,7 +186,7 @@ QUANTIZE = StepKind(
     effect="quantizes the detector",
     apply=_quantize,
     stages=(calibrate.CALIBRATE, quantize.PLAN_COSTS, plan.SEARCH, quantize.QUANTIZE),
-    refuse=_require_limit,
+    refuse=_require_plan,
     command="quantize",
 )
 

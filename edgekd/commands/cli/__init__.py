@@ -73,6 +73,7 @@ COMMANDS: dict[str, Command] = {
         "Say what is impossible or slow on a target, and what to change. ONNX answers in a second, without PyTorch.",
         function="check.check_model",
     ),
+    "describe": Command("Show how outputs of MODEL become detections, as a file for `--head`, and what is a guess."),
     "targets": Command("List the targets, or explain one: every number with its source."),
     "doctor": Command(
         "Say what is installed, which engines and devices work, and the one command that adds each missing thing."
@@ -124,7 +125,7 @@ def parser(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-class _Group(TyperGroup):
+class _LazyGroup(TyperGroup):
     """Commands that are imported when they are called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -134,7 +135,7 @@ class _Group(TyperGroup):
 
 app = new_app(
     name="edgekd",
-    cls=_Group,
+    cls=_LazyGroup,
     help="From a trained detector to a bundle for camera firmware.",
     no_args_is_help=True,
 )
