@@ -74,11 +74,11 @@ def refit(
 ) -> None:
     """Refit the weights of all layers of `network` that run on frames float32 [b, 3, h, w], to `original`'s outputs.
 
-    Both networks run the same layers, by name. kept: by name of a layer, which of the original's output channels it
-    has, where some are removed; certainty: of an object at each place of some frames, [b, 1, h, w] of any size, by
-    which places are drawn. A layer that runs several times is refitted to all of its outputs at once. The first frames
-    that have MAX_PIXELS together pass through the network at once; beside its maps, of which as many are in memory as
-    it needs at a time, there are SAMPLES outputs of every layer.
+    Layers that both networks have by name are refitted. kept: by name of a layer, which of the original's output
+    channels it has, where some are removed; certainty: of an object at each place of some frames, [b, 1, h, w] of any
+    size, by which places are drawn. A layer that runs several times is refitted to all of its outputs at once.
+    The first frames that have MAX_PIXELS together pass through the network at once; beside its maps, of which as many
+    are in memory as it needs at a time, there are SAMPLES outputs of every layer.
     """
     frames = frames[: max(MAX_PIXELS // frames[0, 0].numel(), 1)]
     with torch.no_grad():
@@ -145,7 +145,7 @@ def _removed(hooks: Sequence[Any]) -> Iterator[None]:
 
 def _sample(
     original: Any,
-    layers: Mapping[str, _Layer],
+    layers: dict[str, _Layer],
     kept: Mapping[str, Sequence[int]],
     frames: torch.Tensor,
     certainty: Callable[[torch.Tensor], torch.Tensor],
@@ -181,6 +181,8 @@ def _sample(
         for parts in calls:
             columns = zip(*((each.rows, each.columns, each.wanted) for each in parts), strict=True)
             layers[name].samples.append(_Samples(*(torch.cat(each) for each in columns)))
+        if not calls:  # the original has no such layer
+            del layers[name]
 
 
 def _draw_places(
