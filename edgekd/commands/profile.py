@@ -119,9 +119,7 @@ def profile(
     with ExitStack() as stack:
         parts = [stack.enter_context(contents(path, usual.required)) for path in paths]
         chosen = _common_target(target, parts)
-        with writing(table_path):
-            table_path.parent.mkdir(parents=True, exist_ok=True)
-        require_place(table_path)
+        _make_place(table_path)
         reports = []
         for path, each in zip(paths, parts, strict=True):
             reports.append(install(replace(usual, bundle=path), each, progress))
@@ -145,6 +143,13 @@ def profile(
             for report, graph in zip(reports, graphs, strict=True)
         ),
     )
+
+
+def _make_place(table: Path) -> None:
+    """Create the folder of the table. Raises SpecError where it could not be written."""
+    with writing(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
+    require_place(table)
 
 
 def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
