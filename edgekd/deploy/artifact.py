@@ -95,14 +95,14 @@ def expanded(packed: Path, graph: Path) -> Path:
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """Yield the graph that a build for `target` starts from; an ONNX file that cannot be exported is not changed."""
+    """Yield the graph that a build for `target` starts from; an ONNX file without a known head is not changed."""
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / _GRAPH
         try:
             detector.export(graph, opset_for(target))
         except SpecError:
-            if not require_family(model).is_graph:
+            if head is not None or not require_family(model).is_graph:
                 raise
             rehearse(model, weights=False)
             graph = model

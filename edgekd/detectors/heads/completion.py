@@ -176,16 +176,12 @@ def _columns(output: Output, outputs: list[Output], size: tuple[int, int]) -> in
     if len(output.shape) < 3:
         return output.shape[-1] or 0 if len(output.shape) == 2 else 0
     first, last = output.shape[1] or 0, output.shape[2] or 0
-    others = {side for other in outputs if other is not output for side in other.shape[1:]}
-    per_level = {cells(size, (stride,)) for strides in USUAL_STRIDES for stride in strides}
-    by_row = first in others or first in per_level or first == cells_fitting(size, first)
-    by_column = last in others or last in per_level or last == cells_fitting(size, last)
-    return first if by_column and not by_row else last
-
-
-def cells_fitting(size: tuple[int, int], count: int) -> int | None:
-    """Return `count` where it is the number of cells of usual strides, else None."""
-    return count if any(cells(size, strides) == count for strides in USUAL_STRIDES) else None
+    shared = {side for other in outputs if other is not output for side in other.shape[1:]}
+    if (first in shared) != (last in shared):
+        return last if first in shared else first
+    single = {cells(size, (stride,)) for strides in USUAL_STRIDES for stride in strides}
+    boxes = single | {cells(size, strides) for strides in USUAL_STRIDES}
+    return first if last in boxes and first not in boxes else last
 
 
 def _positions(output: Output) -> int:
@@ -200,7 +196,8 @@ def _with_coding(
     unsure: tuple[str, ...] = ()
     first = outputs[(described.boxes or described.predictions)[0]]
     if described.bins is None:
-        found = _columns(first, list(outputs.values()), size) if described.boxes and not described.labels else 4
+        distances = described.boxes and not described.labels and described.coding in (None, "ltrb")
+        found = _columns(first, list(outputs.values()), size) if distances else 4
         described = replace(described, bins=found // 4 if found > 4 and found % 4 == 0 else 1)
     if not described.strides:
         described = replace(described, strides=_strides(described, outputs, size))
