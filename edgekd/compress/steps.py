@@ -170,7 +170,7 @@ class Prune(_Sized):
     importance: Literal["taylor", "gradient", "magnitude"] = "taylor"
     ranking: Literal["global", "isomorphic"] = "global"
     multiple: int | None = None
-    most: float = 0.8
+    most: float = 0.6
     caps: dict[str, float] = field(default_factory=dict)
     rounds: int = 1
     refit: bool = True

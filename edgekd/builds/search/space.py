@@ -32,6 +32,8 @@ SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
 """Of the side of the input that a detector was made for."""
 RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65)
 """Of the multiply-adds, that pruning removes."""
+MOST_ABOVE_RATIO = 0.1
+"""Least share of a unit that may go, above that of the multiply-adds: many units keep all of their channels."""
 PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8", "fp4x", "float16"))
 """How below INT8 is quantized, bits aside: as by the recipe mixed."""
 QUANT_AWARE = 3
@@ -181,7 +183,7 @@ def recipe_of(candidate: Candidate, space: Space, share: float = 1.0) -> Recipe:
     if candidate.student is not None:
         steps.append(replace(_taught(candidate, share), student=candidate.student))
     if candidate.ratio:
-        steps.append(Prune(ratio=candidate.ratio))
+        steps.append(Prune(ratio=candidate.ratio, most=max(Prune.most, candidate.ratio + MOST_ABOVE_RATIO)))
     if candidate.recovery and (candidate.ratio or candidate.student is None):
         steps.append(_taught(candidate, share))
     if candidate.bits == INT8:
