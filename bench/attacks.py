@@ -399,6 +399,14 @@ def swapped(box: Box) -> Ran:
     return ran
 
 
+@attack(6, "role night")
+def another_role(box: Box) -> list[Ran]:
+    """Install the signed bundle of one model as another, or as the only one"""
+    box.trusting()
+    bundle = box.bundle(9, 1, role="night")
+    return [box.agent("install", bundle, *model) for model in ((), ("--model", "day"))]
+
+
 # ---------------------------------------------------------------------------------------------------------- downloads
 
 QUICK = (
@@ -428,7 +436,7 @@ def malformed_http(box: Box) -> list[Ran]:
     return ran
 
 
-@attack(7, "DeviceError.*(slow|bytes)")
+@attack(7, "DeviceError.*(slow|bytes|more than)")
 def slow_http(box: Box) -> list[Ran]:
     """Send a byte at a time, in a header, a chunk, or a connection each; endless bodies of redirects and trailers"""
 
@@ -638,6 +646,12 @@ def refused_connection(box: Box) -> Ran:
     return ran
 
 
+@attack(19, "deb|unsigned|key", HOST_MB)
+def unasked_formats(box: Box) -> list[Ran]:
+    """Pack a bundle as a .deb, which is none, and as a .swu that nobody signs"""
+    return [box.host("pack", box.bundle(), "--out", box.folder / f"a.{suffix}") for suffix in ("deb", "swu")]
+
+
 # --------------------------------------------------------------------------------------------- programs and metadata
 
 
@@ -665,7 +679,7 @@ def agent_of_a_bundle(box: Box) -> list[Ran]:
 def unsigned_for_a_fleet(box: Box) -> list[Ran]:
     """Have an unsigned bundle built, timed or sent to a fleet where a key is required"""
     bundle, _ = agent_of_another(box)
-    box.host("keygen", box.folder / "release", "--no-passphrase")
+    box.host("keygen", "release")
     key = ("--key", box.folder / "release.pub")
     fleet = box.file("fleet.toml", '[[boards]]\nname = "a"\ndevice = "null"\n')
     return [
@@ -690,7 +704,7 @@ def code_in_metadata(box: Box) -> list[Ran]:
         {**described, "classes": ["a\n[property]\ncustom-lib-path=/x.so", "b"]},
     ]
     metadata = [{"edgekd.detector": json.dumps(each)} for each in hostile_specs]
-    metadata += [{"names": str({0: "a\nb", 1: "b"})}, {"names": "[" * 5000}, {"names": "{0: " + "9" * 5000 + "}"}]
+    metadata.append({"names": str({0: "a\nb", 1: "b"})})
     ran = []
     for number, each in enumerate(metadata):
         model = onnx.load(box.base / "tiny.onnx")
@@ -795,7 +809,7 @@ def scored(box: Box, data: Path) -> Ran:
     return box.host("eval", box.base / "tiny.onnx", "--data", data)
 
 
-@attack(11, r"yaml|\.txt|\.png|json|data set", HOST_MB)
+@attack(11, "alias|regular file|pixels|inside the data set", HOST_MB)
 def data_sets(box: Box) -> list[Ran]:
     """YAML aliases, a pipe as labels, an image of 60,000 x 60,000 pixels, paths out of the data set"""
     aliases = datasets.yolo(box.folder / "aliases", datasets.BILLION + "train: images\nval: images\nnames: *a11\n")
@@ -805,7 +819,12 @@ def data_sets(box: Box) -> list[Ran]:
     os.mkfifo(box.folder / "pipe" / "labels" / "0.txt")
     (box.folder / "bomb" / "images" / "0.png").write_bytes(datasets.BOMBS["png"])
     box.file("secret.png", datasets.BOMBS["zero"])
-    outside = datasets.coco(box.folder / "coco", datasets.place("images", "file_name", "../secret.png"))
+
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["file_name"] = "../secret.png"
+        document["categories"] = [{"id": at, "name": name} for at, name in enumerate(tiny.CLASSES)]
+
+    outside = datasets.coco(box.folder / "coco", change)
     return [scored(box, data) for data in (aliases, pipe, bomb, outside)]
 
 
@@ -847,7 +866,7 @@ def secrets(box: Box) -> list[Ran]:
     address = "pkcs11:token=edgekd;object=key?module-path=/none.so&pin-value=493817"
     ran = [box.host("sign", bundle, "--key", address)]
     require("493817" not in ran[0].out + ran[0].err, "the PIN was shown")
-    box.host("keygen", box.folder / "loose", "--no-passphrase")
+    box.host("keygen", "loose")
     (box.folder / "loose.key").chmod(0o644)
     return [*ran, box.host("sign", bundle, "--key", box.folder / "loose.key")]
 
