@@ -44,6 +44,7 @@ from edgekd.core.canonical import file_sha256
 from edgekd.core.documents import Result
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
+from edgekd.core.formats.packed_layout import SKELETON
 
 BLOCK_BYTES = 1 << 16  # stored by one method
 NEAR_BYTES = 1 << 14  # compressed with one dictionary
@@ -285,7 +286,7 @@ def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
     except ValueError:
         return {}
     small = sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + EXTRA_GROWTH
-    plain = len(parts[packed_graph.HEADER]) + len(parts[packed_graph.SKELETON]) <= MAX_GRAPH_TEXT
+    plain = len(parts[packed_graph.HEADER]) + len(parts[SKELETON]) <= MAX_GRAPH_TEXT
     return parts if same and small and plain else {}
 
 

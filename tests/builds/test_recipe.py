@@ -101,6 +101,25 @@ def test_a_mistake_in_a_distillation_is_named(text: str, said: str, tmp_path: Pa
         load_recipe(str(tmp_path / "own.toml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "own.toml: key 'name' is missing; expected a table with name, steps; found no other key"),
+        (
+            '[[steps]]\nkind = "quantize"',
+            "own.toml: key 'name' is missing; expected a table with name, steps; found steps",
+        ),
+        ('name = "own"', "own.toml: key 'steps' is missing; expected a table with name, steps; found name"),
+        ('name = "own"\nsteps = ["quantize"]', r"own.toml: steps\[0\]; expected a table; found 'quantize'"),
+        ('name = "own"\n[[steps]]\nkind = "resize"', "own.toml: step 1: key 'image_size' is missing"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(text, "utf-8")
+    with pytest.raises(SpecError, match=said):
+        load_recipe(str(tmp_path / "own.toml"))
+
+
 def test_only_what_weighs_counts() -> None:
     assert not Weights().any
     assert all(Weights(**{entry.name: 0.1}).any for entry in fields(Weights))
