@@ -27,7 +27,7 @@ import tomli_w
 import tomllib
 from bundle_mutations import NOW, WAYS, attempt, make_victim, taken
 from common import HERE
-from frame import Blocks, Document, Given, Option, Result, done_in_process, head, main, note, table
+from frame import Blocks, Document, Given, Option, Result, done_in_process, head, main, note, read, table
 
 sys.path.extend(
     str(HERE.parent / "tests" / each) for each in ("", "core/bundle", "data", "deploy", "deploy/devices", "graph")
@@ -529,7 +529,7 @@ def answers(folder: Path) -> Parser:
 
     path = folder / "a.edgekd"
     path.write_bytes(b"bundle")
-    named: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"))
+    named: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"), role=None)
     files = path, Contents(named, IDENTITY, path, None, path)
     whole = [json.dumps({"error": None, "result": result}).encode() for result in HONEST.values()]
     error = {"kind": "HashError", "what": "a", "expected": None, "found": None, "fix": None}
@@ -601,9 +601,11 @@ def run(given: Given) -> Result:
         found = done_in_process(tried, parser=parser.__name__, each=each, folder=folder)
         return {"parser": (parser.__doc__ or "").strip(), "attempts": each, **found}
 
-    chosen = [at for at, parser in enumerate(PARSERS) if not given.only or parser.__name__ in given.only]
+    kept = read(given.out.read_text("utf-8")).rows if given.again else []
+    chosen = [at for at, parser in enumerate(PARSERS) if not given.again or parser.__name__ in given.again]
     with ThreadPoolExecutor(given.processes) as pool:
-        rows = list(pool.map(row, chosen))
+        new = {row["parser"]: row for row in [*kept, *pool.map(row, chosen)]}
+    rows = list(new.values())
     return {**{name: sum(row[name] for row in rows) for name in ("attempts", "accepted", "crashes")}, "rows": rows}
 
 
@@ -634,7 +636,7 @@ if __name__ == "__main__":
         run,
         page,
         Option("--each", EACH, "mutations for each parser (%(default)s)"),
-        Option("--only", help="functions of this file; default: all", nargs="+"),
+        Option("--again", help="functions of this file: measure these again, keep the other rows", nargs="+"),
         Option("--processes", 2, "at a time (%(default)s)"),
         holds=as_claimed,
         cores=2,

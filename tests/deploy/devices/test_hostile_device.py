@@ -212,7 +212,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
     """A bundle, as far as it matters here."""
     bundle = tmp_path_factory.mktemp("bundle") / "a.edgekd"
     bundle.write_bytes(os.urandom(8))
-    manifest: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"))
+    manifest: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"), role=None)
     return bundle, Contents(manifest, IDENTITY, bundle, None, bundle)
 
 
