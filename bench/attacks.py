@@ -943,7 +943,7 @@ def page(found: Document) -> Blocks:
     yield from head("Attacks", found)
     commands, failed = sum(row.commands for row in found.rows), sum(not row.holds for row in found.rows)
     yield (
-        f"{len(found.rows)} attacks by {commands} commands, of which {failed} succeeded, in {found.seconds:.0f} s. Refused"
+        f"{len(found.rows)} attacks by {commands} commands, {failed} succeeded, in {found.seconds:.0f} s. Refused"
         " how: the shortest of the errors. Peak and seconds: of the largest and of the longest command, its start "
         "included; a command counts with the largest process that it starts."
     )
