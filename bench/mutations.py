@@ -316,12 +316,13 @@ def packed(folder: Path) -> Parser:
     from small_graph import small_model
 
     from edgekd.core.formats import packed_graph
+    from edgekd.core.formats.packed_layout import PREFIX
     from edgekd.deploy.artifact import expanded
 
     onnx = small_model().SerializeToString()
     valid, out = packed_graph.pack(onnx), folder / "graph.onnx"
-    stored = packed_graph._PREFIX.unpack(valid[: packed_graph._PREFIX.size])[3]
-    header, streams = packed_graph.parts(valid)[packed_graph.HEADER], valid[packed_graph._PREFIX.size + stored :]
+    stored = PREFIX.unpack_from(valid)[3]
+    header, streams = packed_graph.parts(valid)[packed_graph.HEADER], valid[PREFIX.size + stored :]
 
     def change(_: bytes, chance: random.Random) -> bytes:
         if chance.random() < 0.1:
