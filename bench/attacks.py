@@ -57,6 +57,14 @@ TORCH_MB = 1200
 DEVICE = "nvidia,jetson-agx-xavier"
 HIGHEST = 2**53
 """The highest counter that a manifest may have."""
+SECTIONS = {
+    **{1: "Going back", 2: "Revoked bundles and keys", 3: "Files that were not verified yet"},
+    **{4: "Files and locks of the camera", 5: "Check and use", 6: "Roles", 7: "Downloads", 8: "Keys and thresholds"},
+    **{9: "Bundles on the build host", 10: "Generated files", 11: "Models and data sets on the build host"},
+    **{12: "A hostile camera", 13: "Secrets and other users of the build host", 14: "Files for firmware systems"},
+    **{15: "Strict cameras", 16: "A full disk", 17: "One error, and its cause", 18: "The clock"},
+}
+"""Sections of docs/security.md, but for the last but one."""
 NOT_ROOT = "needs root, to act as another user"
 _CHILD = """
 import atexit, runpy, sys
@@ -196,7 +204,7 @@ def write_base(folder: Path) -> Path:
 class Attack:
     """refused: expression that the error has to match, or where the command is to succeed (holds), its output."""
 
-    item: int
+    section: int
     make: Callable[[Box], Ran | list[Ran]]
     refused: str
     limit_mb: float
@@ -206,11 +214,11 @@ class Attack:
 ATTACKS: list[Attack] = []
 
 
-def attack(item: int, refused: str, limit_mb: float = CAMERA_MB, *, holds: bool = False) -> Callable[[Any], Any]:
-    """Register an attack by an item of the list in docs/security.md."""
+def attack(section: int, refused: str, limit_mb: float = CAMERA_MB, *, holds: bool = False) -> Callable[[Any], Any]:
+    """Register an attack by the number of its section."""
 
     def register(make: Any) -> Any:
-        ATTACKS.append(Attack(item, make, refused, limit_mb, holds))
+        ATTACKS.append(Attack(section, make, refused, limit_mb, holds))
         return make
 
     return register
@@ -488,7 +496,7 @@ def one_key_twice(box: Box) -> list[Ran]:
     return [box.agent("install", bundle), box.agent("install", two), box.agent("trust", bad)]
 
 
-@attack(8, "SignatureError")
+@attack(18, "SignatureError")
 def clock_set_back(box: Box) -> Ran:
     """Set the clock back to when an expired key was good"""
     keys = tuple(
@@ -596,7 +604,7 @@ def without_numpy(box: Box) -> list[Ran]:
 # ------------------------------------------------------------------------------------------------------- causes
 
 
-@attack(18, "SignatureError")
+@attack(17, "SignatureError")
 def causes(box: Box) -> list[Ran]:
     """Refuse for an unknown, an expired and a revoked key, and for one signature of two: four causes"""
     old = Key(public(1).hex(), "key 1", "2026-02-01T00:00:00Z")
@@ -613,7 +621,7 @@ def causes(box: Box) -> list[Ran]:
     return ran
 
 
-@held(19, '"resumed_bytes": [1-9]')
+@held(7, '"resumed_bytes": [1-9]')
 def killed_download(box: Box) -> Ran:
     """Kill a download of a few kilobytes: the next one goes on"""
     content = box.bundle().read_bytes()
@@ -636,7 +644,7 @@ def killed_download(box: Box) -> Ran:
         return box.agent("fetch", url, "--out", out)
 
 
-@attack(19, "DeviceError.*refused")
+@attack(7, "DeviceError.*refused")
 def refused_connection(box: Box) -> Ran:
     """Refuse connections: a download ends soon after its timeout"""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -646,7 +654,7 @@ def refused_connection(box: Box) -> Ran:
     return ran
 
 
-@attack(19, "deb|unsigned|key", HOST_MB)
+@attack(14, "deb|unsigned|key", HOST_MB)
 def unasked_formats(box: Box) -> list[Ran]:
     """Pack a bundle as a .deb, which is none, and as a .swu that nobody signs"""
     if "unsigned" not in (HERE.parent / "edgekd" / "commands" / "pack.py").read_text():
@@ -728,14 +736,9 @@ PREPROCESS = (
 
 
 def converted(box: Box, name: str, model: Any) -> Ran:
-    folder = box.folder / name
-    folder.mkdir(exist_ok=True)
-    path = graphs.saved(model, folder)
-    return (
-        box.host("check", path, "--target", "xavier")
-        if name == "never"
-        else box.host("convert", path, "--to", "onnx", "--out", box.folder / f"{name}.out.onnx")
-    )
+    (box.folder / name).mkdir(exist_ok=True)
+    path = graphs.saved(model, box.folder / name)
+    return box.host("convert", path, "--to", "onnx", "--out", box.folder / f"{name}.onnx")
 
 
 @attack(11, "external data", HOST_MB)
@@ -873,7 +876,7 @@ def secrets(box: Box) -> list[Ran]:
     return [*ran, box.host("sign", bundle, "--key", box.folder / "loose.key")]
 
 
-@attack(14, "", HOST_MB)
+@attack(17, "", HOST_MB)
 def hostile_text(box: Box) -> list[Ran]:
     """Deep JSON and YAML, dates, a COCO id of 1e400, paths of 5,000 characters, bombs in names of classes"""
     deep = datasets.yolo(box.folder / "deep", "train: images\nval: images\nnames: " + "[" * 20_000)
@@ -897,7 +900,10 @@ def hostile_text(box: Box) -> list[Ran]:
 def met(number: int, scratch: Path, base: Path) -> Result:
     """Make one attack; return its row."""
     each = ATTACKS[number]
-    row: dict[str, Any] = {"item": each.item, "attack": (each.make.__doc__ or each.make.__name__).strip()}
+    row: dict[str, Any] = {
+        "section": SECTIONS[each.section],
+        "attack": (each.make.__doc__ or each.make.__name__).strip(),
+    }
     row |= {"name": each.make.__name__, "limit_mb": each.limit_mb, "holds": False}
     note(each.make.__name__)
     try:
@@ -936,7 +942,9 @@ def run(given: Given) -> Result:
     began = time.perf_counter()
     with ThreadPoolExecutor(given.processes) as pool:
         rows = list(pool.map(lambda number: met(number, given.scratch, base), chosen))
-    return {"rows": sorted(rows, key=lambda row: row["item"]), "seconds": time.perf_counter() - began}
+    order = list(SECTIONS.values())
+    rows.sort(key=lambda row: order.index(row["section"]))
+    return {"rows": rows, "seconds": time.perf_counter() - began}
 
 
 def page(found: Document) -> Blocks:
@@ -948,9 +956,9 @@ def page(found: Document) -> Blocks:
         "included; a command counts with the largest process that it starts."
     )
     yield table(
-        "item | attack | commands | refused how | peak MB (limit) | seconds",
+        "section | attack | commands | refused how | peak MB (limit) | seconds",
         (
-            f"{row.item} | {row.attack} | {row.commands} | {row.refused.replace('|', '/')} | "
+            f"{row.section} | {row.attack} | {row.commands} | {row.refused.replace('|', '/')} | "
             f"{'–' if row.peak_mb is None else f'{row.peak_mb:.0f}'} ({row.limit_mb:.0f}) | "
             f"{'–' if row.seconds is None else f'{row.seconds:.1f}'}"
             for row in found.rows
