@@ -50,9 +50,9 @@ from edgekd.deploy.agent_zipapp import agent_archive
 
 CAMERA_MB = 67.1
 """Memory of the agent over a hostile file, in 10^6 bytes: 64 MiB, Python and NumPy included."""
-HOST_MB = 600
+HOST_MB = 256
 """Memory of a command on the build host, most of it libraries: ONNX Runtime, OpenCV, and their children with limits."""
-TORCH_MB = 1200
+TORCH_MB = 640
 """The same with PyTorch."""
 DEVICE = "nvidia,jetson-agx-xavier"
 HIGHEST = 2**53
@@ -420,7 +420,7 @@ def another_role(box: Box) -> list[Ran]:
 QUICK = (
     "import time; time.sleep = lambda seconds: None\nfrom edgekd.agent import fetching, http_transport\n"
     "from functools import partial\nfetching.FetchRequest = partial(fetching.FetchRequest, tries=3, "
-    "limits=http_transport.Limits(window_s=0.3, min_bytes_per_s=1000))"
+    "limits=http_transport.TransferLimits(window_s=0.3, min_bytes_per_s=1000))"
 )
 """Without pauses between attempts, and with a second for what has a minute."""
 
@@ -767,7 +767,7 @@ def graph_bombs(box: Box) -> list[Ran]:
     return [converted(box, name, model) for name, model in made.items()]
 
 
-@attack(11, "memory or time", 4000)
+@attack(11, "memory or time", HOST_MB)
 def endless_graphs(box: Box) -> list[Ran]:
     """ConstantOfShape of 32 GB, a loop of 2^60 steps: in a child with 2 GiB and, here, 5 s"""
     before = "from edgekd.graph import rehearsal; rehearsal.CPU_SECONDS = 5"
