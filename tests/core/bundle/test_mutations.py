@@ -1,4 +1,4 @@
-"""Mutated bundles, trust files, networks, texts and answers, some for each parser; `bench/mutations.py` has a million."""
+"""Mutated input, some for each parser that reads what others wrote; `bench/mutations.py` tries a million."""
 
 from __future__ import annotations
 
