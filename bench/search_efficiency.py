@@ -21,7 +21,7 @@ import tiny
 
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest
-from edgekd.builds.search.cost_filter import Cost, CostFilter, Network
+from edgekd.builds.search.cost_filter import BaseGraph, Cost, CostFilter
 from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import Point, best, shortfalls
@@ -128,7 +128,7 @@ WAYS: Mapping[str, Way] = {
 
 
 def _filter(world: World) -> CostFilter:
-    networks = {None: Network(SPACE.image_size[0], world.works)}
+    networks = {None: BaseGraph(SPACE.image_size[0], world.works)}
     return CostFilter(SPACE, networks, 0, target())
 
 

@@ -1,22 +1,26 @@
-"""Write the JSON schemas beside this file from the types of the documents: `make schemas`.
+"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from types: `make schemas`.
 
-A frozen dataclass is an object in which every field is required. Its description is the summary of its docstring, and
-that of a field the entry in the docstring's `Args:` section, or the summary of the field's own dataclass.
+A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
+description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
+summary of the field's own dataclass.
 """
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import edgekd.agent
 from edgekd.agent import commands, installation
 from edgekd.agent.cli import Answer
 from edgekd.agent.engines import latency
@@ -42,6 +46,7 @@ from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
 from edgekd.deploy.engine_report import InstallReport
@@ -55,7 +60,11 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
+KEYS_PAGE = FOLDER.parent / "json-keys.md"
+ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+OPTIONAL = types.MappingProxyType({"optional": True})
+"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +73,12 @@ class ManifestDocument(Manifest):
 
     Args:
         detector: The contract of the network.
+        role: Name of the only model of a camera as which it may be installed; absent for any.
         format: Version of the format.
     """
 
     detector: DetectorSpec  # type: ignore[assignment]
+    role: str = dataclasses.field(default="", metadata=OPTIONAL)
     extensions: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=INTERNAL)
     format: typing.Literal[1] = 1
 
@@ -84,7 +95,7 @@ AgentResult = (
     | commands.BuildReport
     | TuneResult
     | SelfTestResult
-    | latency.BenchResult
+    | latency.EngineBenchResult
     | StatusResult
     | commands.ServiceChange
     | RenewResult
@@ -123,9 +134,16 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
 }
 """Title and type of each document by the name of its file."""
 
+KEYS_INTRODUCTION = """\
+# Keys of JSON documents
+
+Every key of every [JSON document](json.md), generated from the types in the code (`make schemas`);
+[units](json.md#units) and [exit codes](json.md#exit-codes).
+"""
+
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-_ARRAYS = (list, tuple, collections.abc.Sequence)
-_MAPPINGS = (dict, collections.abc.Mapping)
+_ARRAYS = (list, tuple, Sequence)
+_MAPPINGS = (dict, Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 LINE_LENGTH = 120
 """Characters of a line in a file, at most, unless a text is longer."""
@@ -162,9 +180,10 @@ class Definitions:
 
     def object_of(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a dataclass or TypedDict with all of its fields. Raises SchemaError."""
-        properties = self._properties(kind)
+        properties, fields = self._properties(kind), _documented_fields(_class(kind))
         described = {"type": "object", "description": summary(_class(kind))}
-        return {**described, "properties": properties, "required": list(properties)}
+        required = [name for name in properties if not fields.get(name, {}).get("optional")]
+        return {**described, "properties": properties, "required": required}
 
     def _properties(self, kind: Any) -> dict[str, Any]:
         texts, hints, properties = field_descriptions(_class(kind)), _hints(kind), dict[str, Any]()
@@ -325,10 +344,143 @@ def _formatted(value: Any, indent: int) -> str:
     return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
+def keys_page() -> str:
+    """Return docs/json-keys.md: a table of the keys of every document. Raises SchemaError.
+
+    An object that is in one place only has its rows there; the others have tables of their own.
+    """
+    documents = {name: schema(name, *document) for name, document in DOCUMENTS.items()}
+    objects = {key: value for each in documents.values() for key, value in each.pop("$defs", {}).items()}
+    every = [*documents.values(), *objects.values()]
+    uses = Counter(_references(every))
+    values = (list(_references(value)) for each in every for value in each.get("properties", {}).values())
+    inline = {found[0] for found in values if len(found) == 1 and uses[found[0]] == 1}
+    sections = [
+        f"## {each['title']}\n\n[Schema](schemas/{name}.json). {_section(each, objects, inline)}"
+        for name, each in documents.items()
+    ]
+    shared = [f"### {name}\n\n{_section(objects[name], objects, inline)}" for name in sorted(objects.keys() - inline)]
+    return "\n".join([KEYS_INTRODUCTION, *sections, "## Objects\n", *shared])
+
+
+def _references(part: Any) -> Iterator[str]:
+    """Yield the name of the object that each `$ref` in a part of a schema leads to."""
+    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for value in values:
+        yield from _references(value)
+    if isinstance(part, dict) and "$ref" in part:
+        yield part["$ref"].rpartition("/")[2]
+
+
+def _section(described: Mapping[str, Any], objects: Mapping[str, Any], inline: Set[str]) -> str:
+    """Return the description of a schema, and a table of its keys where it is an object."""
+    if "properties" not in described:
+        kinds = _type_text(described)
+        return f"{kinds[0].upper()}{kinds[1:]}.\n"
+    rows = (f"| {' | '.join(row)} |" for row in _rows(described, "", objects, inline))
+    return "\n".join([f"{described['description']}\n", "| key | type | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _rows(
+    described: Mapping[str, Any], prefix: str, objects: Mapping[str, Any], inline: Set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield key, type and meaning of each key of an object, and of the objects in it that are in no other place."""
+    for key, value in described["properties"].items():
+        referred = list(_references(value))
+        meaning = value.get("description") or objects[referred[0]]["description"]
+        kind = _type_text(value)
+        if len(referred) != 1 or referred[0] not in inline:
+            yield f"`{prefix}{key}`", kind, meaning
+        else:
+            yield f"`{prefix}{key}`", kind.replace(_link(referred[0]), "object"), meaning
+            place = "[]" if "items" in value else ".*" if "additionalProperties" in value else ""
+            yield from _rows(objects[referred[0]], f"{prefix}{key}{place}.", objects, inline)
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _type_text(described: Mapping[str, Any]) -> str:
+    """Return the type in a schema as Markdown."""
+    if "$ref" in described:
+        return _link(described["$ref"].rpartition("/")[2])
+    if "anyOf" in described:
+        return " or ".join(map(_type_text, described["anyOf"]))
+    if "enum" in described:
+        return ", ".join("null" if each is None else f"`{each}`" for each in described["enum"])
+    if "prefixItems" in described:
+        return f"array of {', '.join(map(_type_text, described['prefixItems']))}"
+    if "items" in described:
+        count = f"{described['minItems']} " if "minItems" in described else ""
+        return f"array of {count}{_in_parentheses(_type_text(described['items']))}"
+    if "additionalProperties" in described:
+        return f"object with values {_in_parentheses(_type_text(described['additionalProperties']))}"
+    kinds = described.get("type", "any")
+    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+
+
+def _in_parentheses(kinds: str) -> str:
+    return f"({kinds})" if " or " in kinds or ", " in kinds else kinds
+
+
+ERROR_TEXT = """# Errors
+
+<!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
+
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
+and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
+errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
+come, each derived from one that is here.
+
+| kind | derived from | meaning |
+|---|---|---|
+{kinds}
+
+Where a [trust file](formats/trust-file.md) does not accept a file, the `SignatureError` has a cause,
+`error.cause` in what the agent prints; it is null for other problems. Of several causes the first in this order
+counts: `revoked-key`, `expired-key`, `too-few`, `unknown-key`, `unsigned`; `found` lists the key of each
+signature. Signatures of unknown and revoked keys cannot be verified: anybody can add one, which changes the
+cause, and not what is accepted.
+
+| cause | meaning |
+|---|---|
+{causes}
+"""
+
+
+def error_page() -> str:
+    """Return the page of the kinds of errors that an agent or a command may report."""
+    for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+    kinds = (
+        f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
+        for kind in error_kinds(EdgeKDError)
+    )
+    causes = (f"| `{cause}` | {meaning} |" for cause, meaning in CAUSES.items())
+    return ERROR_TEXT.format(kinds="\n".join(kinds), causes="\n".join(causes))
+
+
+def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
+    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
+    yield kind
+    for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
+        if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):
+            yield from error_kinds(derived)
+
+
+def _sentence(kind: type) -> str:
+    """Return the first sentence of the docstring."""
+    return re.split(r"(?<=\.) ", summary(kind))[0]
+
+
 def main() -> None:
-    """Write every schema."""
+    """Write every schema, and the pages of keys and errors."""
     for name in DOCUMENTS:
         (FOLDER / f"{name}.json").write_text(text_of(name), "utf-8")
+    KEYS_PAGE.write_text(keys_page(), "utf-8")
+    ERROR_PAGE.write_text(error_page(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class RuntimeVersion:
 
 
 @dataclass(frozen=True)
-class Change:
+class EnvironmentChange:
     """A fact that has changed since a build.
 
     Args:
@@ -56,10 +56,10 @@ class EngineKey:
     runtime: RuntimeVersion
     built_on: Mapping[str, str | None]
 
-    def changes_since(self, earlier: EngineKey) -> list[Change]:
+    def changes_since(self, earlier: EngineKey) -> list[EnvironmentChange]:
         """Return the facts on runtime and device that differ from an earlier key."""
         built, now = earlier._facts(), self._facts()
-        return [Change(name, built.get(name), now[name]) for name in now if built.get(name) != now[name]]
+        return [EnvironmentChange(name, built.get(name), now[name]) for name in now if built.get(name) != now[name]]
 
     def _facts(self) -> dict[str, str | None]:
         return {"runtime": self.runtime.name, "version": self.runtime.version, **self.built_on}

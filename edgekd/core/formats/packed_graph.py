@@ -65,7 +65,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _CutTensor:
     """A tensor that was cut out, `gap` bytes of skeleton after the one before.
 
     fp4x: `rows` channels of `columns` weights. float16 and raw: `rows` elements of `columns` stored bytes.
@@ -96,7 +96,7 @@ class _Header:
     length: int
     sha256: str
     streams: tuple[tuple[str, int], ...]
-    cuts: tuple[_Cut, ...]
+    cuts: tuple[_CutTensor, ...]
 
     @property
     def skeleton(self) -> int:
@@ -128,7 +128,7 @@ def pack(onnx: bytes) -> bytes:
         if tensor.end - tensor.begin < MIN_CUT:
             continue
         encoding, rows, columns, parts = _encode(tensor, onnx[tensor.begin : tensor.end])
-        cuts.append(_Cut(tensor.begin - offset, encoding, rows, columns))
+        cuts.append(_CutTensor(tensor.begin - offset, encoding, rows, columns))
         for place, (name, _) in enumerate(cuts[-1].streams):
             collected[name].append(parts[place])
         collected[SKELETON].append(onnx[offset : tensor.begin])
@@ -250,7 +250,7 @@ def sections(data: bytes) -> list[Section]:
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
 
-def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]]:
+def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_CutTensor, ...], list[int]]:
     """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
     header, streams = _opened(data, limit)
     stored: list[int] = []
@@ -311,7 +311,7 @@ def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
     return "raw", len(raw) // width, width, _planes(raw, width)
 
 
-def _decoded(cut: _Cut, parts: list[bytes]) -> bytes:
+def _decoded(cut: _CutTensor, parts: list[bytes]) -> bytes:
     if cut.encoding == "fp4x":
         return fp4x.unpack(b"".join(parts), (cut.rows, cut.columns)).tobytes()
     joined = np.stack([np.frombuffer(part, np.uint8) for part in parts], axis=1).tobytes()
@@ -376,7 +376,7 @@ def _header(content: bytes) -> _Header:
             document["length"],
             document["sha256"],
             tuple((name, length) for name, length in document["streams"]),
-            tuple(_Cut(*row) for row in document["tensors"]),
+            tuple(_CutTensor(*row) for row in document["tensors"]),
         )
         same = _header_json(header) == content
     except (TypeError, KeyError) as error:

@@ -69,6 +69,9 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
     Raises SpecError for invalid options or a program that fails, BundleError for an invalid bundle.
     """
     packager, head = require_packager(packaging), read_head(bundle)
+    if head.manifest.role is not None and packaging.system != "oci":
+        fix = f"agent.pyz install --model {head.manifest.role}"
+        raise SpecError(f"{packaging.system}: installs the model without a name only", found="a role", fix=fix)
     payload = Payload(bundle, head.manifest, head.identity, packaging)
     with writing(out), tempfile.TemporaryDirectory(prefix="edgekd-", dir=out.absolute().parent) as scratch:
         packed = Path(scratch, f"packed{packager.suffix}")

@@ -11,7 +11,7 @@ from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts, ScoreS
 from edgekd.evaluation.analysis.matching import IOU
 from edgekd.evaluation.analysis.times import LayerTimes
 from edgekd.evaluation.analysis.types import Analysis, ChangeKind, LayerAnalysis
-from edgekd.evaluation.report.types import Change, LayerRow, Report, SizeRow
+from edgekd.evaluation.report.types import BeforeAfter, LayerRow, Report, SizeRow
 from edgekd.hardware.budget import Basis
 
 
@@ -241,7 +241,7 @@ class Analysed(Result):
     target: str
     recipe: str
     images: int | None
-    map50_95: Change
+    map50_95: BeforeAfter
     missing: tuple[str, ...]
     classes: tuple[ReportedClass, ...]
     sizes: tuple[SizeRow, ...]
