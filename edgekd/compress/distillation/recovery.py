@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.05
 """Share of the updates in which the learning rate rises; in the rest it falls to zero along a cosine."""
-FOCUS = 1.0
-"""Power of the disagreement by which the class loss is weighted, as in BCKD (arXiv 2308.14286)."""
 DISTRIBUTION_WEIGHT = 0.25
 """Weight of the loss of box side distributions; those of classes and of box overlaps have 1."""
 
@@ -52,7 +50,7 @@ def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Te
     certainty = distill.certainty(teacher.scores).gather(1, teacher.anchors)
     ours, theirs = distill.expected_distances(boxes), distill.expected_distances(teacher.boxes)
     losses = {
-        "classes": distill.class_loss(student.scores, teacher.scores, FOCUS),
+        "classes": distill.class_loss(student.scores, teacher.scores),
         "boxes": distill.overlap_loss(ours, theirs, certainty),
     }
     if boxes.shape[1] > 4:
