@@ -108,6 +108,17 @@ class Channels:
             for group in self._groups[name] if count else ():
                 group.remove(count)
 
+    def kept_outputs(self, removed: Mapping[str, int]) -> dict[str, list[int]]:
+        """Return which output channels layers keep, by name, where some are removed."""
+        kept: dict[str, list[int]] = {}
+        for name, count in removed.items():
+            for group in self._groups[name] if count else ():
+                away = set(least_important(group.importance, count))
+                for layer, outputs, own, roots in group.writers:
+                    gone = {place for place, root in zip(own, roots, strict=True) if root in away}
+                    kept[layer] = [each for each in kept.get(layer, range(outputs)) if each not in gone]
+        return kept
+
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:
         """Set the weights that read so many channels of each group of a unit to zero, as if these were removed."""
@@ -287,6 +298,7 @@ class _ChannelGroup:
     def __init__(self, group: Any, graph: Any, names: Mapping[Any, str], importance: str) -> None:
         self.name, self.channels = names[group[0].dep.target.module], len(group[0].idxs)
         self.parts: list[tuple[str, bool, list[int], list[int]]] = []
+        self.writers: list[tuple[str, int, list[int], list[int]]] = []
         self._group = group
         scores = []
         for index in range(len(group)):
@@ -298,6 +310,8 @@ class _ChannelGroup:
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
                 raise _unsupported(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
+            if writes:
+                self.writers.append((names[layer], layer.out_channels, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
         self._read = [part for part in self.parts if not part[1]]
