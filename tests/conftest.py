@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -43,11 +43,12 @@ def timed_briefly() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def trusted_models() -> Iterator[None]:
-    """Models that tests make are not rehearsed in a child process first, which takes seconds for each."""
-    from edgekd.graph import rehearsal
+    """Models that tests make are not rehearsed in a child process, and converted in this one: each takes seconds."""
+    from edgekd.graph import opset, rehearsal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "run_limited", lambda *_, **__: None)
+        patch.setattr(opset, "run_limited", lambda _, arguments, *__: opset.convert_file(*arguments))
         yield
 
 
@@ -83,13 +84,9 @@ def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 @pytest.fixture(scope="session")
 def schema_generator() -> ModuleType:
     """The program docs/schemas/generate.py."""
-    path = Path(__file__).resolve().parents[1] / "docs" / "schemas" / "generate.py"
-    spec = importlib.util.spec_from_file_location("generate_schemas", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "docs" / "schemas"))
+        return importlib.import_module("generate")
 
 
 @pytest.fixture(scope="session")

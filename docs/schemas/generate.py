@@ -15,10 +15,11 @@ import pkgutil
 import re
 import types
 import typing
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import keys
 
 import edgekd.agent
 from edgekd.agent import commands, installation
@@ -34,6 +35,7 @@ from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
+from edgekd.commands.describe import Described
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -45,7 +47,7 @@ from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.core.documents import INTERNAL
+from edgekd.core.documents import INTERNAL, OPTIONAL
 from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
@@ -63,8 +65,6 @@ FOLDER = Path(__file__).parent
 KEYS_PAGE = FOLDER.parent / "json-keys.md"
 ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-OPTIONAL = types.MappingProxyType({"optional": True})
-"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "compare": ("`edgekd compare --json`", Compared),
     "convert": ("`edgekd convert --json`", Converted),
     "delta": ("`edgekd delta --json`", DeltaResult),
+    "describe": ("`edgekd describe --json`", Described),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),
@@ -133,13 +134,6 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
 """Title and type of each document by the name of its file."""
-
-KEYS_INTRODUCTION = """\
-# Keys of JSON documents
-
-Every key of every [JSON document](json.md), generated from the types in the code (`make schemas`);
-[units](json.md#units) and [exit codes](json.md#exit-codes).
-"""
 
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 _ARRAYS = (list, tuple, Sequence)
@@ -345,83 +339,8 @@ def _formatted(value: Any, indent: int) -> str:
 
 
 def keys_page() -> str:
-    """Return docs/json-keys.md: a table of the keys of every document. Raises SchemaError.
-
-    An object that is in one place only has its rows there; the others have tables of their own.
-    """
-    documents = {name: schema(name, *document) for name, document in DOCUMENTS.items()}
-    objects = {key: value for each in documents.values() for key, value in each.pop("$defs", {}).items()}
-    every = [*documents.values(), *objects.values()]
-    uses = Counter(_references(every))
-    values = (list(_references(value)) for each in every for value in each.get("properties", {}).values())
-    inline = {found[0] for found in values if len(found) == 1 and uses[found[0]] == 1}
-    sections = [
-        f"## {each['title']}\n\n[Schema](schemas/{name}.json). {_section(each, objects, inline)}"
-        for name, each in documents.items()
-    ]
-    shared = [f"### {name}\n\n{_section(objects[name], objects, inline)}" for name in sorted(objects.keys() - inline)]
-    return "\n".join([KEYS_INTRODUCTION, *sections, "## Objects\n", *shared])
-
-
-def _references(part: Any) -> Iterator[str]:
-    """Yield the name of the object that each `$ref` in a part of a schema leads to."""
-    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-    for value in values:
-        yield from _references(value)
-    if isinstance(part, dict) and "$ref" in part:
-        yield part["$ref"].rpartition("/")[2]
-
-
-def _section(described: Mapping[str, Any], objects: Mapping[str, Any], inline: Set[str]) -> str:
-    """Return the description of a schema, and a table of its keys where it is an object."""
-    if "properties" not in described:
-        kinds = _type_text(described)
-        return f"{kinds[0].upper()}{kinds[1:]}.\n"
-    rows = (f"| {' | '.join(row)} |" for row in _rows(described, "", objects, inline))
-    return "\n".join([f"{described['description']}\n", "| key | type | meaning |", "|---|---|---|", *rows, ""])
-
-
-def _rows(
-    described: Mapping[str, Any], prefix: str, objects: Mapping[str, Any], inline: Set[str]
-) -> Iterator[tuple[str, str, str]]:
-    """Yield key, type and meaning of each key of an object, and of the objects in it that are in no other place."""
-    for key, value in described["properties"].items():
-        referred = list(_references(value))
-        meaning = value.get("description") or objects[referred[0]]["description"]
-        kind = _type_text(value)
-        if len(referred) != 1 or referred[0] not in inline:
-            yield f"`{prefix}{key}`", kind, meaning
-        else:
-            yield f"`{prefix}{key}`", kind.replace(_link(referred[0]), "object"), meaning
-            place = "[]" if "items" in value else ".*" if "additionalProperties" in value else ""
-            yield from _rows(objects[referred[0]], f"{prefix}{key}{place}.", objects, inline)
-
-
-def _link(name: str) -> str:
-    return f"[{name}](#{name.lower()})"
-
-
-def _type_text(described: Mapping[str, Any]) -> str:
-    """Return the type in a schema as Markdown."""
-    if "$ref" in described:
-        return _link(described["$ref"].rpartition("/")[2])
-    if "anyOf" in described:
-        return " or ".join(map(_type_text, described["anyOf"]))
-    if "enum" in described:
-        return ", ".join("null" if each is None else f"`{each}`" for each in described["enum"])
-    if "prefixItems" in described:
-        return f"array of {', '.join(map(_type_text, described['prefixItems']))}"
-    if "items" in described:
-        count = f"{described['minItems']} " if "minItems" in described else ""
-        return f"array of {count}{_in_parentheses(_type_text(described['items']))}"
-    if "additionalProperties" in described:
-        return f"object with values {_in_parentheses(_type_text(described['additionalProperties']))}"
-    kinds = described.get("type", "any")
-    return kinds if isinstance(kinds, str) else " or ".join(kinds)
-
-
-def _in_parentheses(kinds: str) -> str:
-    return f"({kinds})" if " or " in kinds or ", " in kinds else kinds
+    """Return docs/json-keys.md. Raises SchemaError."""
+    return keys.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
 
 
 ERROR_TEXT = """# Errors

@@ -11,6 +11,7 @@ if sys.version_info < (3, 8):  # noqa: UP036 the Python of the camera decides
         "expected": "Python 3.8 or newer",
         "found": "Python " + ".".join(map(str, sys.version_info[:2])),
         "fix": "run the agent with a newer Python of the firmware",
+        "cause": None,
     }
     print(json.dumps({"command": None, "ok": False, "error": error, "result": None}, sort_keys=True))
     sys.exit(1)

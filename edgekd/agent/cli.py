@@ -36,7 +36,8 @@ class ErrorReport:
     Args:
         kind: Class of the error, such as `HashError`: docs/errors.md lists them.
         what: The problem, and what it is of.
-        expected, found: The expected value, and the found one.
+        expected: Expected value.
+        found: Value found.
         fix: The remedy.
         cause: Of a `SignatureError` why a trust file does not accept the file, such as `expired-key`; null for other
             problems.

@@ -111,7 +111,8 @@ class Lightened(Result):
         model: File name of the detector.
         recipe: Name of the recipe.
         checkpoint: Path of the lighter detector, a checkpoint of its family.
-        before, after: The detector, and the lighter one.
+        before: The given detector.
+        after: The lighter detector.
         target: The latencies that decided; null where they are those of `before` and `after`.
     """
 

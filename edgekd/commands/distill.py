@@ -59,7 +59,8 @@ class Distilled(Result):
         recipe: Name of the recipe.
         checkpoint: Path of the trained student: `.pt`, or `.tv.pt` for torchvision's.
         kept: mAP50-95 of the student by that of the teacher; null where one is null, or the teacher's is 0.
-        before, after: The teacher, and the student.
+        before: The teacher.
+        after: The student.
         epochs: Number of epochs that were trained.
         updates: Number of weight updates.
         losses: Mean of each loss in each epoch, by name, before it is weighted.

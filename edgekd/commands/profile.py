@@ -37,6 +37,7 @@ from edgekd.deploy.artifact import PACKED_SUFFIX, expanded
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
 from edgekd.deploy.engine_report import DeviceReport, EngineLatency, InstallReport
+from edgekd.evaluation.report.bench_files import require_place
 from edgekd.hardware.predict.device import PRECISIONS, PredictedPrecision, require_precision
 from edgekd.hardware.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.hardware.target import Target, load_target
@@ -120,6 +121,7 @@ def profile(
         chosen = _common_target(target, parts)
         with writing(table_path):
             table_path.parent.mkdir(parents=True, exist_ok=True)
+        require_place(table_path)
         reports = []
         for path, each in zip(paths, parts, strict=True):
             reports.append(install(replace(usual, bundle=path), each, progress))

@@ -40,7 +40,8 @@ class EnvironmentChange:
 
     Args:
         what: `runtime`, `version`, `device`, `gpu`, `cpu`, `driver`, `l4t` or `os`.
-        built, now: Its value at the build, and now.
+        built: Value at the build.
+        now: Present value.
     """
 
     what: str

@@ -59,7 +59,8 @@ class TargetName:
     """Target of a bundle.
 
     Args:
-        name, compatible: Its name in `edgekd targets`, and in the firmware.
+        name: Its name in `edgekd targets`.
+        compatible: Its name in the firmware.
     """
 
     name: str
@@ -137,7 +138,8 @@ class Latency:
         basis: Measured on the target or on another machine, or predicted.
         where: Device and runtime.
         ms: Milliseconds: median of a measurement, or the prediction.
-        low_ms, high_ms: Least and 99th percentile of a measurement, or the range of a prediction.
+        low_ms: Minimum of a measurement, or lower end of the interval of a prediction.
+        high_ms: 99th percentile of a measurement, or upper end of the interval of a prediction.
         layers: Number of layers by precision; null where that is not known.
     """
 
@@ -155,7 +157,8 @@ class Evidence:
 
     Args:
         images: Number of scored images.
-        before, after: The given detector's float graph, and the graph of the bundle.
+        before: The given detector's float graph.
+        after: The graph of the bundle.
         retention: mAP50-95 after / before; null where that is 0 / 0.
         latencies: Latencies as predicted, or as added afterwards.
     """
@@ -172,7 +175,8 @@ class StageKey:
     """A stage of the build.
 
     Args:
-        name, key: Name of the stage, and SHA-256 of its inputs.
+        name: Name of the stage.
+        key: SHA-256 of its inputs.
     """
 
     name: str
