@@ -14,12 +14,8 @@ from edgekd.builds.run import BuildRecord
 from edgekd.builds.stages import calibrate, label, low_rank, plan, prune, quantize, recover, resize, train
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.step_kinds import StepKind
-<<<<<<< HEAD
-from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recover, Resize
-=======
 from edgekd.compress.quantization.plan import load_plan
-from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize
->>>>>>> main
+from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recover, Resize
 from edgekd.core.errors import SpecError
 from edgekd.data.types import Dataset
 from edgekd.hardware.budget import Budget

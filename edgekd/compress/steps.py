@@ -175,7 +175,7 @@ class Prune(_Sized):
     rounds: int = 1
     refit: bool = True
     recovery: Distill | None = None
-    images: int = 64
+    images: int = 128
     batch: int = 8
     image_size: int | None = None
     seed: int = 0

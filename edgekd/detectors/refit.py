@@ -16,12 +16,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgekd.compress.least_squares import LeastSquares, Window, patches
 from edgekd.core.progress import SILENT, Progress
+from edgekd.detectors.teacher import Teacher
 
-PLACES = 192
-"""Output places of each layer that are sampled in each frame."""
+SAMPLES = 24_576
+"""Output places of each layer that are sampled, over all frames: several times the unknowns of an output."""
+MAX_PIXELS = 2**24
+"""Pixels of all frames, which pass through a network together: 163 frames of 320 x 320, 40 of 640 x 640."""
+OBJECT_SHARE = 0.8
+"""Share of the places that are drawn by the certainty of an object there: most of a frame is background."""
+MIN_CERTAINTY = 1e-6
+"""Certainty that every place has, so that frames without an object can be drawn from."""
 RIDGE = 0.01
 """Ridge towards the old weights, as a share of the mean variance of a layer's inputs."""
 BATCH = 8
@@ -60,24 +68,43 @@ def refit(
     original: Any,
     kept: Mapping[str, Sequence[int]],
     frames: torch.Tensor,
+    certainty: Callable[[torch.Tensor], torch.Tensor],
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> None:
     """Refit the weights of all layers of `network` that run on frames float32 [b, 3, h, w], to `original`'s outputs.
 
     Both networks run the same layers, by name. kept: by name of a layer, which of the original's output channels it
-    has, where some are removed. A layer that runs several times is refitted to all of its outputs at once. All frames
-    pass through the network together; beside its maps, of which as many are in memory as it needs at a time, there are
-    PLACES outputs of every layer and frame.
+    has, where some are removed; certainty: of an object at each place of some frames, [b, 1, h, w] of any size, by
+    which places are drawn. A layer that runs several times is refitted to all of its outputs at once. The first frames
+    that have MAX_PIXELS together pass through the network at once; beside its maps, of which as many are in memory as
+    it needs at a time, there are SAMPLES outputs of every layer.
     """
+    frames = frames[: max(MAX_PIXELS // frames[0, 0].numel(), 1)]
     with torch.no_grad():
         layers = _layers_run(network, frames[:1])
-        _sample(original, layers, kept, frames, seed)
+        _sample(original, layers, kept, frames, certainty, torch.Generator().manual_seed(seed))
         waiting = list(layers.values())
         ticks = progress.items(range(len(waiting)), "least squares", len(waiting))
         while waiting:
             waiting = _refit_first(network, waiting, frames, lambda: next(ticks, None))
         next(ticks, None)
+
+
+def object_certainty(teacher: Teacher, frames: torch.Tensor) -> torch.Tensor:
+    """Return the largest class probability around each cell of a detector's finest grid, [b, 1, h, w].
+
+    The maximum of 3 x 3 cells of every level, so that what surrounds an object counts, too.
+    """
+    features = teacher(frames)
+    scores = list(features.branches.values())[-1].scores.amax(1, keepdim=True).sigmoid()
+    sizes = features.grid.sizes
+    levels = scores.split([height * width for height, width in sizes], 2)
+    maps = [
+        functional.interpolate(functional.max_pool2d(level.unflatten(2, size), 3, 1, 1), sizes[0])
+        for level, size in zip(levels, sizes, strict=True)
+    ]
+    return torch.stack(maps).amax(0)
 
 
 def _layers_run(network: Any, frame: torch.Tensor) -> dict[str, _Layer]:
@@ -117,20 +144,23 @@ def _removed(hooks: Sequence[Any]) -> Iterator[None]:
 
 
 def _sample(
-    original: Any, layers: Mapping[str, _Layer], kept: Mapping[str, Sequence[int]], frames: torch.Tensor, seed: int
+    original: Any,
+    layers: Mapping[str, _Layer],
+    kept: Mapping[str, Sequence[int]],
+    frames: torch.Tensor,
+    certainty: Callable[[torch.Tensor], torch.Tensor],
+    generator: torch.Generator,
 ) -> None:
-    """Sample the outputs of the original network into the layers, at places drawn by the seed."""
-    generator = torch.Generator().manual_seed(seed)
+    """Sample the outputs of the original network into the layers."""
+    objects, count = torch.zeros(0), -(-SAMPLES // len(frames))
     found: dict[str, list[list[_Samples]]] = {name: [] for name in layers}
     counts: Counter[str] = Counter()
 
     def record(name: str, layer: Any, inputs: Any, output: torch.Tensor) -> None:
         maps = _as_maps(layer, output)
-        count, _, height, width = maps.shape
+        width = maps.shape[3]
         chosen = slice(None) if name not in kept else list(kept[name])
-        places = torch.arange(height * width).expand(count, -1)
-        if height * width > PLACES:
-            places = torch.randint(height * width, (count, PLACES), generator=generator)
+        places = _draw_places(objects, maps.shape[2], width, count, generator)
         flat = maps.flatten(2)[:, chosen]
         wanted = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2).contiguous()
         call = counts[name]
@@ -145,11 +175,24 @@ def _sample(
     with _removed(hooks):
         for batch in frames.split(BATCH):
             counts.clear()
+            objects = certainty(batch)
             original(batch)
     for name, calls in found.items():
         for parts in calls:
             columns = zip(*((each.rows, each.columns, each.wanted) for each in parts), strict=True)
             layers[name].samples.append(_Samples(*(torch.cat(each) for each in columns)))
+
+
+def _draw_places(
+    objects: torch.Tensor, height: int, width: int, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return so many places in each map of this size, int64 [b, count]; all where there are no more."""
+    if height * width <= count:
+        return torch.arange(height * width).expand(len(objects), -1)
+    near_objects = round(count * OBJECT_SHARE)
+    anywhere = torch.randint(height * width, (len(objects), count - near_objects), generator=generator)
+    weights = functional.interpolate(objects, (height, width)).flatten(1) + MIN_CERTAINTY
+    return torch.cat([anywhere, torch.multinomial(weights, near_objects, replacement=True, generator=generator)], 1)
 
 
 def _refit_first(network: Any, waiting: list[_Layer], frames: torch.Tensor, done: Callable[[], Any]) -> list[_Layer]:

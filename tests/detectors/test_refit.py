@@ -19,6 +19,10 @@ from edgekd.detectors.refit import refit  # noqa: E402
 FRAMES, CHANNELS, SIDE = 12, 6, 16
 
 
+def anywhere(frames: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(frames), 1, 4, 4)
+
+
 @pytest.fixture(autouse=True)
 def _no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -95,18 +99,18 @@ def test_layers_of_every_kind_make_up_for_what_was_changed_before_them(kind: str
     frames = torch.randn(FRAMES, CHANNELS, SIDE, SIDE) + 1
     wanted = output(original, frames)
     before = (output(changed, frames) - wanted).abs().max()
-    refit(changed, original, {}, frames)
+    refit(changed, original, {}, frames, anywhere)
     assert (output(changed, frames) - wanted).abs().max() < 1e-4 * wanted.abs().max() < before
     other = torch.randn(2, CHANNELS, SIDE, SIDE)
     assert torch.allclose(output(changed, other), output(original, other), atol=1e-3)
 
 
-@pytest.mark.parametrize("places", [192, 40])
+@pytest.mark.parametrize("samples", [24_576, 500])
 def test_without_a_channel_that_others_give_the_outputs_are_the_same(
-    places: int, monkeypatch: pytest.MonkeyPatch
+    samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third channel is a linear combination of two others; the second layer loses an output that nobody reads."""
-    monkeypatch.setattr(module, "PLACES", places)
+    monkeypatch.setattr(module, "SAMPLES", samples)
     first, second, third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, bias=False), nn.Conv2d(5, 2, 1)
     for values in (first.weight.data, first.bias.data):
         values[2] = 0.5 * values[0] - 2 * values[3]
@@ -121,7 +125,7 @@ def test_without_a_channel_that_others_give_the_outputs_are_the_same(
     frames = torch.rand(FRAMES, 3, SIDE, SIDE)
     wanted = output(original, frames)
     assert (output(pruned, frames) - wanted).abs().max() > 0.01
-    refit(pruned, original, {"0": [0, 1, 3], "1": [0, 2, 3, 4]}, frames)
+    refit(pruned, original, {"0": [0, 1, 3], "1": [0, 2, 3, 4]}, frames, anywhere)
     assert (output(pruned, frames) - wanted).abs().max() < 1e-4
 
 
@@ -137,9 +141,31 @@ def _keep(layer: Any, outputs: list[int] | None = None, inputs: list[int] | None
 def test_statistics_other_than_means_stay_and_nothing_needs_a_gradient() -> None:
     part = LAYERS["with batch norm"]()
     original, changed = Scaled(torch.tensor(1.0), part).eval(), Scaled(torch.tensor(2.0), deepcopy(part)).eval()
-    refit(changed, original, {}, torch.randn(FRAMES, CHANNELS, SIDE, SIDE))
+    refit(changed, original, {}, torch.randn(FRAMES, CHANNELS, SIDE, SIDE), anywhere)
     assert torch.equal(changed.then[1].running_var, part[1].running_var)
     assert torch.allclose(changed.then[1].running_mean, part[1].running_mean, atol=1e-4)
     assert all(each.requires_grad and each.grad is None for each in changed.parameters())
     assert not changed.then[0]._forward_hooks
     assert not changed.then[0]._forward_pre_hooks
+
+
+def test_most_places_are_where_objects_are() -> None:
+    """The last two rows of the first frame, and the left half of the second one."""
+    objects = torch.zeros(2, 1, 8, 8)
+    objects[0, :, -2:], objects[1, :, :, :4] = 0.9, 0.3
+    places = module._draw_places(objects, 32, 64, 400, torch.Generator().manual_seed(0))
+    rows, columns = places // 64, places % 64
+    assert places.shape == (2, 400)
+    assert 0.8 < float((rows[0] >= 24).float().mean()) < 0.9, "and a quarter of the others"
+    assert 0.85 < float((columns[1] < 32).float().mean()) < 0.95, "and half of the others"
+    few = module._draw_places(objects, 4, 4, 16, torch.Generator())
+    assert few.tolist() == [list(range(16))] * 2
+
+
+def test_as_many_frames_are_used_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 5 * SIDE * SIDE + 1)
+    network, seen = nn.Conv2d(3, 2, 1), []
+    original = deepcopy(network)
+    original.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    refit(network, original, {}, torch.randn(FRAMES, 3, SIDE, SIDE), anywhere)
+    assert sum(seen) == 5

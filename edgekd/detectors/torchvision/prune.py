@@ -37,7 +37,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.refit import refit
+from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import parameters_in
@@ -82,7 +82,8 @@ def prune_detector(
     network.zero_grad(set_to_none=True)
     if step.refit:
         frames = torch.cat([_batch([each], network.image_size).frames for each in samples])
-        refit(_Dense(network), _Dense(original), channels.kept_outputs(removed), frames, step.seed, progress)
+        networks, kept = (_Dense(network), _Dense(original)), channels.kept_outputs(removed)
+        refit(*networks, kept, frames, partial(object_certainty, load_teacher(checkpoint, trust)), step.seed, progress)
     else:
         renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, network.image_size).frames)
     save_network(network, out)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
-from edgekd.detectors.refit import refit
+from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
@@ -97,7 +98,8 @@ def prune_detector(
             removed = channels.prune(step, cost, max_weights)
             if step.refit:
                 frames = torch.cat([_batch([each], image_size)["img"] for each in samples])
-                refit(network, original, channels.kept_outputs(removed), frames, step.seed, progress)
+                certainty = partial(object_certainty, load_teacher(checkpoint, trust))
+                refit(network, original, channels.kept_outputs(removed), frames, certainty, step.seed, progress)
             else:
                 renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
     network.zero_grad(set_to_none=True)
