@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.compress.distillation.loss_terms import Predictions
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
 from edgekd.compress.distillation.prediction_cache import BranchShape, open_cache, record_type
+from edgekd.compress.distillation.recovery import mean_predictions, mirror
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
@@ -39,7 +41,7 @@ def cached_predictions(
     Raises SpecError for a teacher without anchors, and where the cache would be too large; DataError.
     """
     teacher.to(memory_format=torch.channels_last)
-    blank = _predictions(teacher, np.zeros((1, 3, *size), np.float32))
+    blank = _features(teacher, np.zeros((1, 3, *size), np.float32)).branches
     if not blank:
         raise SpecError("recover: the teacher predicts without anchors", expected="a detector with a grid of anchors")
     kind = record_type(*size, {name: _shape(each) for name, each in blank.items()})
@@ -50,10 +52,10 @@ def cached_predictions(
         images = iter(ReadableImages(samples[first:], progress, label="predictions of the teacher"))
         while chunk := list(islice(images, TEACHER_BATCH)):
             frames = np.concatenate([letterbox(image, Preprocess(*size))[0] for _, image in chunk])
-            branches = _predictions(teacher, np.concatenate([frames, frames[..., ::-1]]))
+            features = _features(teacher, np.concatenate([frames, frames[..., ::-1]]))
+            views = {name: _views(name, each, features.grid) for name, each in features.branches.items()}
             for place, (sample, _) in enumerate(chunk):
-                views = [place, place + len(chunk)]
-                both = {name: Predictions(each.scores[views], each.boxes[views]) for name, each in branches.items()}
+                both = {name: Predictions(each.scores[:, place], each.boxes[:, place]) for name, each in views.items()}
                 yield _record(kind, positions[sample], frames[place], both)
 
     return open_cache(cache, kind, len(samples), compute, limit)
@@ -66,12 +68,23 @@ def evenly_chosen(samples: Sequence[Sample], count: int | None) -> Sequence[Samp
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _predictions(teacher: Teacher, frames: NDArray[np.float32]) -> dict[str, Predictions]:
+def _features(teacher: Teacher, frames: NDArray[np.float32]) -> DetectorFeatures:
     device = next(teacher.parameters()).device
     batch = torch.from_numpy(frames).to(device).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), in_bfloat16(device):
-        branches = teacher(batch).branches
-    return {name: Predictions(each.scores.cpu(), each.boxes.cpu()) for name, each in branches.items()}
+        return teacher(batch)
+
+
+def _views(branch: str, predictions: Predictions, grid: Grid) -> Predictions:
+    """Return predictions [2, n, ...] for n images and their mirror images, from those [2 * n, ...] for the frames.
+
+    The mean of both views is better than either. But a one-to-one branch may choose another anchor in each.
+    """
+    first, second = map(Predictions, predictions.scores.cpu().chunk(2), predictions.boxes.cpu().chunk(2))
+    if branch == "one2many":
+        first = mean_predictions(first, mirror(second, grid))
+        second = mirror(first, grid)
+    return Predictions(torch.stack([first.scores, second.scores]), torch.stack([first.boxes, second.boxes]))
 
 
 def _shape(predictions: Predictions) -> BranchShape:

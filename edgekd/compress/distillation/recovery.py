@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.compress.distillation import distill
-from edgekd.compress.distillation.loss_terms import Predictions
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, Predictions
 
 if TYPE_CHECKING:
     from edgekd.compress.steps import Recover
@@ -62,6 +63,28 @@ def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the weighted sum of the losses of a branch."""
     weights = {"distributions": DISTRIBUTION_WEIGHT}
     return torch.stack([loss * weights.get(name, 1.0) for name, loss in losses.items()]).sum()
+
+
+def mirror(predictions: Predictions, grid: Grid) -> Predictions:
+    """Return the predictions for mirrored frames: the cells of each row reversed, left and right sides swapped."""
+
+    def reverse(values: torch.Tensor) -> torch.Tensor:
+        levels = values.split([height * width for height, width in grid.sizes], dim=2)
+        rows = [level.unflatten(2, size).flip(3) for level, size in zip(levels, grid.sizes, strict=True)]
+        return torch.cat([level.flatten(2) for level in rows], dim=2)
+
+    sides = reverse(predictions.boxes).unflatten(1, (4, -1))[:, [2, 1, 0, 3]]
+    return Predictions(reverse(predictions.scores), sides.flatten(1, 2))
+
+
+def mean_predictions(ours: Predictions, theirs: Predictions) -> Predictions:
+    """Return the means of class probabilities, and of box sides or of their distributions, of two predictions."""
+    scores = torch.stack([ours.scores, theirs.scores]).sigmoid().mean(0).logit(eps=MIN_PROBABILITY)
+    boxes = torch.stack([ours.boxes, theirs.boxes])
+    if boxes.shape[2] > 4:
+        boxes = boxes.unflatten(2, (4, -1)).softmax(3).flatten(2, 3)
+        return Predictions(scores, boxes.mean(0).clamp(min=MIN_PROBABILITY).log())
+    return Predictions(scores, boxes.mean(0))
 
 
 def read_batch(

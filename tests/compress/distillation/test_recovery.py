@@ -9,11 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edgekd.compress.distillation.anchors import Grid  # noqa: E402
+from edgekd.compress.distillation.distill import expected_distances  # noqa: E402
 from edgekd.compress.distillation.loss_terms import Predictions  # noqa: E402
 from edgekd.compress.distillation.prediction_cache import BranchShape, record_type  # noqa: E402
 from edgekd.compress.distillation.recovery import (  # noqa: E402
     Target,
     epoch_batches,
+    mean_predictions,
+    mirror,
     rate_at,
     read_batch,
     recovery_losses,
@@ -53,6 +57,32 @@ def test_boxes_count_at_the_anchors_of_the_teacher_only() -> None:
     away = torch.ones(2, 30, dtype=torch.bool).scatter(1, teacher.anchors, False)
     boxes[away[:, None].expand_as(boxes)] += torch.randn(int(away.sum()) * 64)
     assert float(total_loss(recovery_losses(Predictions(student.scores, boxes), teacher))) == pytest.approx(0, abs=1e-5)
+
+
+GRID = Grid(((2, 3), (1, 2)), (8.0, 16.0))
+"""Eight anchors: rows of 3 and 2 cells."""
+
+
+def test_predictions_of_a_mirrored_frame_have_their_cells_and_sides_reversed() -> None:
+    scores, boxes = torch.arange(8.0).view(1, 1, 8), torch.arange(64.0).view(1, 8, 8)
+    turned = mirror(Predictions(scores, boxes), GRID)
+    assert turned.scores[0, 0].tolist() == [2, 1, 0, 5, 4, 3, 7, 6]
+    assert turned.boxes[0, :, 0].tolist() == [8 * row + 2 for row in (4, 5, 2, 3, 0, 1, 6, 7)]
+    again = mirror(turned, GRID)
+    assert torch.equal(again.scores, scores)
+    assert torch.equal(again.boxes, boxes)
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+def test_the_mean_of_two_predictions_is_that_of_probabilities_and_sides(bins: int) -> None:
+    one = predictions(bins)
+    other = Predictions(one.scores + 2, one.boxes + torch.linspace(0, 3, one.boxes.shape[1])[:, None])
+    mean = mean_predictions(one, other)
+    assert torch.allclose(mean.scores.sigmoid(), (one.scores.sigmoid() + other.scores.sigmoid()) / 2, atol=1e-5)
+    sides = [expected_distances(each.boxes) for each in (one, other, mean)]
+    assert torch.allclose(sides[2], (sides[0] + sides[1]) / 2, atol=1e-4)
+    same = mean_predictions(one, one)
+    assert torch.allclose(same.scores, one.scores, atol=1e-3)
 
 
 def records(count: int) -> Any:
