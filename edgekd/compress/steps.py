@@ -221,7 +221,8 @@ class LowRank(Step):
     Args:
         energy: Least share of the variance of a convolution's output that its product keeps.
         channels: Convolutions with fewer on either side are kept.
-        images: Of the training split, to measure activations on.
+        refit: Refit the weights of products and of layers after them to the outputs of before, by least squares.
+        images: Of the training split, to measure activations on and for the refit.
         image_size: Their side in pixels; None for the detector's own.
         seed: Of the choice of images.
     """
@@ -230,6 +231,7 @@ class LowRank(Step):
 
     energy: float = 0.97
     channels: int = 64
+    refit: bool = True
     images: int = 64
     image_size: int | None = None
     seed: int = 0

@@ -74,6 +74,7 @@ class Channels:
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
+        self._outputs = {name: each.outputs for name, each in convolutions.items()}
         self._network = network
         self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
@@ -110,14 +111,16 @@ class Channels:
 
     def kept_outputs(self, removed: Mapping[str, int]) -> dict[str, list[int]]:
         """Return which output channels layers keep, by name, where some are removed."""
-        kept: dict[str, list[int]] = {}
+        gone: dict[str, set[int]] = {}
         for name, count in removed.items():
             for group in self._groups[name] if count else ():
                 away = set(least_important(group.importance, count))
-                for layer, outputs, own, roots in group.writers:
-                    gone = {place for place, root in zip(own, roots, strict=True) if root in away}
-                    kept[layer] = [each for each in kept.get(layer, range(outputs)) if each not in gone]
-        return kept
+                for layer, writes, own, roots in group.parts:
+                    if writes:
+                        gone.setdefault(layer, set()).update(
+                            place for place, root in zip(own, roots, strict=True) if root in away
+                        )
+        return {name: [each for each in range(self._outputs[name]) if each not in gone[name]] for name in gone}
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:
@@ -298,7 +301,6 @@ class _ChannelGroup:
     def __init__(self, group: Any, graph: Any, names: Mapping[Any, str], importance: str) -> None:
         self.name, self.channels = names[group[0].dep.target.module], len(group[0].idxs)
         self.parts: list[tuple[str, bool, list[int], list[int]]] = []
-        self.writers: list[tuple[str, int, list[int], list[int]]] = []
         self._group = group
         scores = []
         for index in range(len(group)):
@@ -310,8 +312,6 @@ class _ChannelGroup:
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
                 raise _unsupported(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
-            if writes:
-                self.writers.append((names[layer], layer.out_channels, own, roots))
             scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
         self._read = [part for part in self.parts if not part[1]]

@@ -252,10 +252,8 @@ def load_network(path: Path) -> TorchvisionNetwork:
 
 
 def run_once(path: str) -> None:
-    """Build the network in a file, and run it on one frame of zeros: what is done in the child."""
-    network = _built(_read(Path(path)), Path(path))
-    with torch.no_grad():
-        Dense(network)(torch.zeros(1, 3, *network.image_size))
+    """Build the network in a file, which runs it on frames of zeros to find its maps: what is done in the child."""
+    _built(_read(Path(path)), Path(path))
 
 
 def _read(path: Path) -> _Description:
