@@ -157,7 +157,7 @@ class Prune(_Sized):
         refit: Refit the weights of all layers to the outputs of before, by least squares on the images.
         recovery: Training between two rounds, with the original detector as teacher.
         images: Of the training split, for gradients and the refit.
-        batch: Images of a step.
+        batch: Images at a time, where batch norms get new statistics and in the scan.
         image_size: Their side in pixels; None for the detector's own.
         seed: Of the choice of images.
     """

@@ -155,13 +155,22 @@ def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[s
 
 
 def accumulate_gradients(
-    samples: Sequence[S], size: int, loss: Callable[[Sequence[S]], torch.Tensor], progress: Progress
+    network: Any, samples: Sequence[S], loss: Callable[[S], torch.Tensor], progress: Progress
 ) -> None:
-    """Add up in each weight the gradient of a loss over batches of `size` samples, in the same order each time."""
-    batches = in_batches(samples, size)
+    """Leave as the gradient of each parameter the sum of |gradient| of the loss of each sample.
+
+    Of a trained network the sum of the gradients themselves is near zero, and mostly noise of the choice of samples.
+    """
+    sums: dict[Any, torch.Tensor] = {}
     with deterministic():
-        for batch in progress.items(batches, "gradients", len(batches)):
-            loss(batch).backward()
+        for sample in progress.items(samples, "gradients", len(samples)):
+            loss(sample).backward()
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    sums[parameter] = sums.get(parameter, 0) + parameter.grad.abs()
+                    parameter.grad = None
+    for parameter, total in sums.items():
+        parameter.grad = total
 
 
 def weights_to_keep(network: Any, excess_bytes: float, bytes_per_weight: int, rounds: int) -> float:

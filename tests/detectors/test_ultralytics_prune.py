@@ -12,6 +12,7 @@ import pytest
 
 from edgekd.compress.steps import Distill, LowRank, Prune
 from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import draw_images
 from edgekd.detectors.export import export
@@ -22,7 +23,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
 from edgekd.compress.pruning import least_important  # noqa: E402
-from edgekd.detectors.channel_groups import _ChannelGroup, in_batches  # noqa: E402
+from edgekd.detectors.channel_groups import _ChannelGroup, accumulate_gradients, in_batches  # noqa: E402
 from edgekd.detectors.results import PruningRecord  # noqa: E402
 from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
@@ -226,7 +227,6 @@ def test_by_magnitude_and_without_a_refit_no_image_is_read(detector: Path, tmp_p
 
 def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data: Path) -> None:
     """Images without objects leave the boxes' branch nothing to learn."""
-    from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import read_image
     from edgekd.detectors.ultralytics.prune import _accumulate, _loss
@@ -237,12 +237,21 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     for each in (sample, empty):
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), None, False)
-        _accumulate(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), STEP, SILENT)
+        _accumulate(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), SILENT)
         found.append(float(network.model[-1].cv2[0][-1].weight.grad.abs().sum()))
         assert not network.training
         assert torch.equal(network.model[0].bn.running_mean, load_checkpoint(detector).model.model[0].bn.running_mean)
     assert found[0] > 0
     assert found[1] == 0
+
+
+def test_gradients_of_images_do_not_cancel_out() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    unused = torch.nn.Parameter(torch.zeros(1))
+    network = torch.nn.ParameterList([weight, unused])
+    accumulate_gradients(network, [3.0, -3.0, 1.0], lambda sample: sample * weight[0], SILENT)
+    assert weight.grad.tolist() == [7, 0]
+    assert unused.grad is None
 
 
 @pytest.mark.parametrize("one_to_one", [False, True])
@@ -268,7 +277,6 @@ def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(on
 def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    from edgekd.core.progress import SILENT
     from edgekd.data.dataset import load_dataset
     from edgekd.data.images import draw_images
     from edgekd.detectors.ultralytics.prune import _accumulate, _loss
@@ -282,7 +290,7 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     def gradient(teacher: Path | None) -> torch.Tensor:
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), teacher, False)
-        _accumulate(network, loss, images, (SIDE, SIDE), STEP, SILENT)
+        _accumulate(network, loss, images, (SIDE, SIDE), SILENT)
         assert not any(layer._forward_hooks for layer in network.modules())
         assert "aids" not in dict(network.named_children())
         return network.model[-1].cv3[0][-1].weight.grad

@@ -75,7 +75,7 @@ def prune_detector(
     classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
     if step.importance != "magnitude":
         loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
-        _accumulate(network, loss, samples, step, progress)
+        _accumulate(network, loss, samples, progress)
     original = deepcopy(network)
     channels, convolutions = _channels(network, step)
     removed = channels.prune(step, cost, max_weights)
@@ -100,7 +100,7 @@ def scan_detector(
     classes, samples = pruning_images(data, step, progress)
     loss = _loss(network, classes, None)
     if step.importance != "magnitude":
-        _accumulate(network, loss, samples, step, progress)
+        _accumulate(network, loss, samples, progress)
     channels, _ = _channels(network, step)
     batches = [_batch(chosen, network.image_size) for chosen in in_batches(samples, step.batch)]
     _to_train(network)
@@ -165,16 +165,14 @@ def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teache
     return lambda batch: loss(network, batch, 0.0)[0]
 
 
-def _accumulate(
-    network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], step: Prune, progress: Progress
-) -> None:
-    """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
+def _accumulate(network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], progress: Progress) -> None:
+    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is."""
     _to_train(network.requires_grad_(True))
 
-    def batch_loss(chosen: Sequence[LabelledImage]) -> torch.Tensor:
-        return loss(_batch(chosen, network.image_size))
+    def image_loss(image: LabelledImage) -> torch.Tensor:
+        return loss(_batch([image], network.image_size))
 
-    accumulate_gradients(samples, step.batch, batch_loss, progress)
+    accumulate_gradients(network, samples, image_loss, progress)
     network.eval()
 
 

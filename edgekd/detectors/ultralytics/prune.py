@@ -89,7 +89,7 @@ def prune_detector(
                 model, loss = _quantized(checkpoint, quantized, trust)
             else:
                 model, loss = network, _loss(network, classes, teacher, trust)
-            _accumulate(model, loss, samples, image_size, step, progress)
+            _accumulate(model, loss, samples, image_size, progress)
             if quantized:
                 _copy_gradients(model, network)
         original = deepcopy(network).eval()
@@ -117,7 +117,7 @@ def scan_detector(
     with quiet(), in_halves(network):
         loss, image_size = _loss(network, classes, None, trust), _gradient_size(step, network, size)
         if step.importance != "magnitude":
-            _accumulate(network, loss, samples, image_size, step, progress)
+            _accumulate(network, loss, samples, image_size, progress)
         channels = channels_of(network, size, step.importance)
         network.model[-1].training = True  # the head alone: raw predictions
         batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
@@ -191,19 +191,19 @@ def _copy_gradients(quantized: Any, network: Any) -> None:
 
 
 def _accumulate(
-    network: Any, loss: Any, samples: Sequence[LabelledImage], size: tuple[int, int], step: Prune, progress: Progress
+    network: Any, loss: Any, samples: Sequence[LabelledImage], size: tuple[int, int], progress: Progress
 ) -> None:
-    """Leave in each weight the gradient of the loss, summed over images; the network stays as it is."""
+    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is."""
     network.requires_grad_(True).eval()
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
 
-    def batch_loss(chosen: Sequence[LabelledImage]) -> torch.Tensor:
-        batch = _batch(chosen, size)
+    def image_loss(image: LabelledImage) -> torch.Tensor:
+        batch = _batch([image], size)
         total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
         return total
 
-    accumulate_gradients(samples, step.batch, batch_loss, progress)
+    accumulate_gradients(network, samples, image_loss, progress)
     head.training = False
     for layer in network.modules():  # the hooks of a teacher's loss
         layer._forward_hooks.clear()
