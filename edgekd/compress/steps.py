@@ -259,7 +259,7 @@ class Recover(Step):
 
     epochs: int = 4
     batch: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     images: int | None = None
     image_size: int | None = None
     cache_size: str = "4GB"
