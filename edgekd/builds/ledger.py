@@ -41,6 +41,7 @@ class LedgerStage:
         files: SHA-256 by file name.
         cached: True where it was found in the store.
         updates: Weight updates of a training; null where the stage trains nothing.
+        cpu_seconds: CPU time when the stage was done, of all threads and processes; null where it was not measured.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LedgerStage:
     files: Mapping[str, str]
     cached: bool
     updates: int | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def ledger_row(stage: AnyStage) -> LedgerStage:
         files={name: file.sha256 for name, file in stage.files.items()},
         cached=stage.cached,
         updates=number_of(stage, "updates"),
+        cpu_seconds=None if stage.cpu_seconds is None else round(stage.cpu_seconds, 2),
     )
 
 

@@ -77,6 +77,7 @@ class Stage(Generic[R_co]):
         tools: Versions of the libraries that it used.
         sha256: The identity of its output: of files, result and tools, not of the time they took.
         seconds: Duration of the run that made it, in this build or in an earlier one (`cached`).
+        cpu_seconds: Of all threads, and of the processes that it started; None where an older edgekd made it.
         files: By path relative to `path`, with forward slashes.
     """
 
@@ -90,6 +91,7 @@ class Stage(Generic[R_co]):
     seconds: float
     cached: bool
     files: Mapping[str, StageFile]
+    cpu_seconds: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -181,7 +183,8 @@ def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
             return None
         record = json.loads((path / _RECORD).read_bytes())
         identity = (record["name"], record["version"], record["key"])
-        stage = _stage(kind, identity, path, record["results"], _files(path), float(record["seconds"]), cached=True)
+        times = (float(record["seconds"]), record.get("cpu_seconds"))
+        stage = _stage(kind, identity, path, record["results"], _files(path), times, cached=True)
         return stage if stage.sha256 == record["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError, SpecError):
         return None  # as damaged as a wrong hash
@@ -210,7 +213,7 @@ def _make(
 ) -> Stage[R]:
     """Run a stage in a folder that takes the place of `path` when it is complete."""
     with new_folder(path) as folder:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), sum(os.times()[:4])
         try:
             result = work(folder)
         except OSError as error:
@@ -218,18 +221,19 @@ def _make(
                 raise
             with writing(path):
                 raise
-        seconds = time.perf_counter() - began
+        times = (time.perf_counter() - began, sum(os.times()[:4]) - cpu_began)
         results = _results(result, tools)
         with writing(path):
             identity = (name, kind.version, key)
-            stage = _stage(kind, identity, path, results, _files(folder), seconds, cached=False)
+            stage = _stage(kind, identity, path, results, _files(folder), times, cached=False)
             record = {
                 "name": name,
                 "version": kind.version,
                 "key": key,
                 "inputs": inputs,
                 "results": results,
-                "seconds": round(seconds, 3),
+                "seconds": round(times[0], 3),
+                "cpu_seconds": round(times[1], 2),
                 "files": {name: asdict(file) for name, file in stage.files.items()},
                 "sha256": stage.sha256,
             }
@@ -254,15 +258,18 @@ def _stage(
     path: Path,
     results: Mapping[str, Any],
     files: Mapping[str, StageFile],
-    seconds: float,
+    times: tuple[float, float | None],
     *,
     cached: bool,
 ) -> Stage[R]:
-    """Return the stage whose record has these results; identity: name, version and key. Raises SpecError."""
+    """Return the stage whose record has these results. Raises SpecError.
+
+    identity: name, version and key; times: wall and CPU seconds.
+    """
     own = {name: value for name, value in results.items() if name != "tools"}
     result: R = from_plain(kind.result, own, identity[0])
     sha256 = json_sha256({"files": {name: asdict(file) for name, file in files.items()}, "results": results})
-    return Stage(*identity, path, result, results["tools"], sha256, seconds, cached, files)
+    return Stage(*identity, path, result, results["tools"], sha256, times[0], cached, files, times[1])
 
 
 def _files(folder: Path) -> dict[str, StageFile]:

@@ -21,6 +21,7 @@ BUILT_IN = (
     "edgekd.builds.steps:RESIZE",
     "edgekd.builds.steps:PRUNE",
     "edgekd.builds.steps:FACTORIZE",
+    "edgekd.builds.steps:RECOVER",
     "edgekd.builds.steps:DISTILL",
     "edgekd.builds.steps:QUANTIZE",
     "edgekd.builds.steps:QUANT_AWARE_DISTILL",

@@ -11,11 +11,11 @@ from edgekd.builds.compression import exported, input_size, latency_of, with_det
 from edgekd.builds.publish import bytes_beside_graph
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRecord
-from edgekd.builds.stages import calibrate, label, low_rank, plan, prune, quantize, resize, train
+from edgekd.builds.stages import calibrate, label, low_rank, plan, prune, quantize, recover, resize, train
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.step_kinds import StepKind
 from edgekd.compress.quantization.plan import load_plan
-from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize
+from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Recover, Resize
 from edgekd.core.errors import SpecError
 from edgekd.data.types import Dataset
 from edgekd.hardware.budget import Budget
@@ -107,6 +107,40 @@ FACTORIZE = StepKind(
     trains=True,
     capability="factorize",
     command="factorize",
+)
+
+
+def _recover(step: Recover, record: BuildRecord, dataset: Dataset, context: StageContext) -> BuildRecord:
+    """Train what the steps before have left beside cached predictions of the given detector."""
+    request = record.request
+    stage = recover.run(
+        context,
+        step,
+        record.detector.path,
+        request.model,
+        record.floating,
+        dataset,
+        trust=request.trust_checkpoint,
+        device=request.train_on,
+    )
+    return with_detector(stage.path / recover.recovered_file(record.detector.path), record, dataset, context)
+
+
+def _require_loss(step: Recover, recipe: Recipe, budget: Budget) -> None:
+    """Raise SpecError where nothing before the step has changed the detector."""
+    if not any(isinstance(other, (Prune, LowRank)) for other in recipe.steps[: recipe.steps.index(step)]):
+        raise SpecError(f"recipe {recipe.name} has nothing to recover from", fix="prune or factorize before recover")
+
+
+RECOVER = StepKind(
+    settings=Recover,
+    order=35,
+    effect="trains beside cached predictions",
+    apply=_recover,
+    stages=(recover.RECOVER,),
+    trains=True,
+    capability="recover",
+    refuse=_require_loss,
 )
 
 

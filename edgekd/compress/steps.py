@@ -242,6 +242,41 @@ class LowRank(Step):
 
 
 @dataclass(frozen=True)
+class Recover(Step):
+    """Training of a pruned or factorized detector to predict as the original one does, without labels.
+
+    Args:
+        epochs: Passes over the images, each in one of its two views: as it is, or mirrored.
+        batch: Images of an update of the weights.
+        learning_rate: Largest rate of the optimizer.
+        images: Most images of the training split to use; None for all.
+        image_size: Their side in pixels; None for the detector's own.
+        cache_size: Most disk space for predictions of the original detector, and frames, such as `2GB`.
+        seed: Of the order of the images and their views.
+    """
+
+    kind = "recover"
+
+    epochs: int = 4
+    batch: int = 4
+    learning_rate: float = 1e-3
+    images: int | None = None
+    image_size: int | None = None
+    cache_size: str = "4GB"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "batch", "learning_rate", "images", "image_size")
+        _require(self, "0 or more", lambda seed: seed >= 0, "seed")
+        _ = self.max_cache_bytes  # raises where it is no size
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """`cache_size` in bytes."""
+        return parse_size(self.cache_size, "cache_size")
+
+
+@dataclass(frozen=True)
 class Weights:
     """Weights of the distillation losses, 0 for none: docs/distillation.md.
 

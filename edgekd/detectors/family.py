@@ -71,6 +71,9 @@ class Family:
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
+    recover(checkpoint, teacher, out, data, step, cache, trust, device, progress)
+        Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
+        predictions, named after teacher, images and size.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
@@ -92,6 +95,7 @@ class Family:
     prune_quantized: Callable[..., PruningRecord] | None = None
     scan: Callable[..., Sensitivity] | None = None
     factorize: Callable[..., FactorizationRecord] | None = None
+    recover: Callable[..., TrainingRun] | None = None
     resize: Callable[..., tuple[tuple[int, int], ...]] | None = None
     quant_aware_distill: Callable[..., TrainingRun] | None = None
 

@@ -44,6 +44,26 @@ def fast_in_bfloat16(device: Any) -> bool:
     return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def in_bfloat16(device: Any) -> Any:
+    """Return a context in which networks compute in bfloat16, where a torch.device does so natively."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_in_bfloat16(device))
+
+
+def one_device(device: str | None) -> Any:
+    """Return the torch.device to train on: `cpu` or the number of a GPU; None for a GPU if there is one.
+
+    Raises SpecError for one that is not there.
+    """
+    import torch
+
+    require_device(device)
+    if device is None:
+        device = "0" if torch.cuda.is_available() else "cpu"
+    return torch.device("cpu" if device == "cpu" else f"cuda:{device}")
+
+
 def require_device(device: str | None) -> None:
     """Raise SpecError where training cannot be on `device`: `cpu`, or numbers of GPUs such as `0` or `0,1`."""
     import torch

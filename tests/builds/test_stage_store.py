@@ -400,6 +400,7 @@ def test_the_ledger_has_a_row_for_each_stage(tmp_path: Path) -> None:
         sha256=stage.sha256,
         files={"sub/graph.onnx": stage.files["sub/graph.onnx"].sha256},
         cached=False,
+        cpu_seconds=round(stage.cpu_seconds or 0.0, 2),
     )
     host = HostFacts(
         device="local",

@@ -14,12 +14,12 @@ from edgekd.builds.recipe import Recipe, load_recipe, recipe_from, recipe_names,
 from edgekd.builds.stage_kinds import code_versions, kind_of, stage_kinds
 from edgekd.builds.step_kinds import in_order, order_text, step_kinds
 from edgekd.compress import steps
-from edgekd.compress.steps import Distill, LowRank, Prune, Quantize, Step
+from edgekd.compress.steps import Distill, LowRank, Prune, Quantize, Recover, Step
 from edgekd.core.errors import SpecError
 from edgekd.hardware.budget import Budget
 
-ORDERS = re.compile("r?p?f?d?(qa*)?|dpf?d?(qa*)?|qpa+")
-"""Orders of resize, prune, factorize, distill, quantize and quant_aware_distill, by a letter for each."""
+ORDERS = re.compile("r?p?f?c?d?(qa*)?|dpf?c?d?(qa*)?|qpa+")
+"""Orders of resize, prune, factorize, recover, distill, quantize and quant_aware_distill, by a letter for each."""
 
 
 def vars_of_step(value: object) -> dict[str, object]:
@@ -33,6 +33,7 @@ def test_each_step_is_declared_once_with_settings_of_its_own() -> None:
         "resize",
         "prune",
         "factorize",
+        "recover",
         "distill",
         "quantize",
         "quant_aware_distill",
@@ -42,14 +43,14 @@ def test_each_step_is_declared_once_with_settings_of_its_own() -> None:
 
 
 def test_a_recipe_holds_steps_in_the_orders_that_builds_run() -> None:
-    kinds, letters = step_kinds(), "rpfdqa"
+    kinds, letters = step_kinds(), "rpfcdqa"
     allowed = 0
     for length in range(6):
         for chosen in product(range(len(kinds)), repeat=length):
             fits = ORDERS.fullmatch("".join(letters[index] for index in chosen)) is not None
             assert in_order([kinds[index] for index in chosen]) == fits, [kinds[index].name for index in chosen]
             allowed += fits
-    assert allowed == 79
+    assert allowed == 135
 
 
 def test_a_wrong_order_is_refused_with_the_orders_that_there_are() -> None:
@@ -58,7 +59,7 @@ def test_a_wrong_order_is_refused_with_the_orders_that_there_are() -> None:
         recipe_from({"name": "own", "steps": wrong}, "own")
     assert order_text() in str(caught.value)
     assert "found quantize, distill" in str(caught.value)
-    listed = "resize, prune, factorize, distill, quantize, quant_aware_distill (any number of times); "
+    listed = "resize, prune, factorize, recover, distill, quantize, quant_aware_distill (any number of times); "
     assert listed + "quant_aware_distill after quantize only; or distill, prune" in order_text()
 
 
@@ -83,6 +84,15 @@ def test_what_a_student_lacks_is_refused_before_it_is_trained() -> None:
     refuse_recipe(Recipe("own", (Distill(student="yolo11n.pt"), Prune())), Budget(), Path("teacher.tv.pt"))
     with pytest.raises(SpecError, match=r"trains a student; expected a detector by .*; found small\.onnx"):
         refuse_recipe(Recipe("own", (Distill(student="small.onnx"),)), Budget(), Path("teacher.pt"))
+
+
+def test_recovery_needs_something_to_recover_from() -> None:
+    with pytest.raises(SpecError, match="recipe own has nothing to recover from; fix: prune or factorize before"):
+        refuse_recipe(Recipe("own", (Recover(), Quantize())), Budget(), Path("teacher.pt"))
+    for before in (Prune(), LowRank()):
+        refuse_recipe(Recipe("own", (before, Recover())), Budget(), Path("teacher.pt"))
+    with pytest.raises(SpecError, match=r"expected a detector by Ultralytics; found .*tv\.pt"):
+        refuse_recipe(Recipe("own", (Prune(), Recover())), Budget(), Path("teacher.tv.pt"))
 
 
 def test_a_step_that_nobody_declares_is_refused() -> None:

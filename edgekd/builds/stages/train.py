@@ -121,8 +121,8 @@ def distill(
             bytes=out.stat().st_size,
             epochs=done.epochs,
             updates=done.updates,
-            losses=_rounded(done.losses),
-            weights=_rounded(done.weights),
+            losses=rounded(done.losses),
+            weights=rounded(done.weights),
             parameters=done.parameters,
             teacher_parameters=done.teacher_parameters,
         )
@@ -166,7 +166,7 @@ def quant_aware_distill(
             calibration_cache=cache,
             epochs=done.epochs,
             updates=done.updates,
-            losses=_rounded(done.losses),
+            losses=rounded(done.losses),
         )
 
     inputs = {
@@ -187,5 +187,6 @@ def quantized_stage(graph: GraphStage) -> Stage[QuantizedResult]:
     return cast("Stage[QuantizedResult]", graph)
 
 
-def _rounded(epochs: Iterable[Mapping[str, float]]) -> Epochs:
+def rounded(epochs: Iterable[Mapping[str, float]]) -> Epochs:
+    """Return the numbers of a training as results hold them, with six digits."""
     return tuple({name: float(f"{value:.6g}") for name, value in epoch.items()} for epoch in epochs)

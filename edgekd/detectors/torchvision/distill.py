@@ -38,9 +38,9 @@ from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import (
     fast_in_bfloat16,
     fitting_batches,
+    one_device,
     parameters_in,
     read_state,
-    require_device,
     require_finite,
     warmup_factor,
     write_content,
@@ -129,10 +129,7 @@ def _require_supported(step: Distill) -> None:
 def _one_device(device: str | None) -> torch.device:
     if device and "," in device:
         raise SpecError("distill: students by torchvision train on one GPU", found=f"device {device}", fix="name one")
-    require_device(device)
-    if device is None:
-        device = "0" if torch.cuda.is_available() else "cpu"
-    return torch.device("cpu" if device == "cpu" else f"cuda:{device}")
+    return one_device(device)
 
 
 # ----------------------------------------------------------------------------------------------------------- the frames

@@ -21,6 +21,7 @@ FAMILY = Family(
     prune_quantized=Imported(f"{_HERE}.prune:prune_detector", _TRAINS),
     scan=Imported(f"{_HERE}.prune:scan_detector", _TRAINS),
     factorize=Imported(f"{_HERE}.factorize:factorize_detector", _TRAINS),
+    recover=Imported(f"{_HERE}.recover:recover_detector", _TRAINS),
     resize=Imported(f"{_HERE}.detector:resize_detector"),
     quant_aware_distill=Imported(f"{_HERE}.quant_aware:distill_quantized", _TRAINS),
 )

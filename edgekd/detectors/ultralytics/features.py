@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -108,12 +109,17 @@ class FeatureRecorder:
             boxes, scores = (each[-1].float().mT for each in output[1][:2])  # of the decoder's last layer
             objects = Predictions(scores, boxes)
         else:
-            raw = {name: output[name] for name in ("one2many", "one2one") if output.get(name)} or {"one2many": output}
-            if "one2many" not in raw:  # a fused head has kept one of them
-                raw = {"one2many": raw["one2one"]}
-            branches = {name: Predictions(each["scores"].float(), each["boxes"].float()) for name, each in raw.items()}
+            branches = branches_of(output)
         hidden = tuple(self._maps[index].float() for index in self.taps.hidden)
         return DetectorFeatures(grid, tuple(each.float() for each in self.neck), hidden, branches, objects)
+
+
+def branches_of(output: Mapping[str, Any]) -> dict[str, Predictions]:
+    """Return the predictions in float32 of each branch of a YOLO's head, from its raw output."""
+    raw = {name: output[name] for name in ("one2many", "one2one") if output.get(name)} or {"one2many": output}
+    if "one2many" not in raw:  # a fused head has kept one of them
+        raw = {"one2many": raw["one2one"]}
+    return {name: Predictions(each["scores"].float(), each["boxes"].float()) for name, each in raw.items()}
 
 
 class UltralyticsTeacher(nn.Module):  # type: ignore[misc]

@@ -1,0 +1,167 @@
+"""Prune a detector and train it beside cached predictions of what it was: accuracy, updates and CPU seconds.
+
+Each seed prunes, predicts and trains anew, with the steps' own settings unless options say otherwise; nothing is
+chosen by the scored splits. CPU seconds are those of all threads and child processes. Needs `edgekd[train]`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import training
+from common import SPLITS
+from frame import Blocks, Document, Option, cell, claim, claims_table, head, main, table, versions_of
+from training import DEVICE, SEEDS, Trainings, Way
+
+from edgekd.compress.steps import Prune, Recover
+
+WHOLE, PRUNED, RECOVERED = "as it was", "pruned", "pruned, then recovered"
+MOST_CPU_SECONDS = 240.0
+"""Goal of a recovery, the teacher's predictions included."""
+LEAST_SHARE = 0.92
+"""Goal: share of the whole detector's mAP50-95 on the test split."""
+
+
+class Bench(Trainings):
+    """The detector as it was, pruned, and recovered. cpu_seconds: of what the method adds to the one above."""
+
+    asked = ("ratio", "epochs", "batch", "learning_rate", "image_size", "images", "device")
+    numbers = ("parameters", "multiply_adds", "updates", "cpu_seconds")
+    required = WHOLE
+
+    def ways(self) -> Iterator[Way]:
+        yield WHOLE, None, self._whole
+        for seed in self.given.seeds:
+            yield PRUNED, seed, partial(self._pruned, seed)
+            yield RECOVERED, seed, partial(self._recovered, seed)
+
+    def _path(self, method: str, seed: int | None = None) -> Path:
+        name = {WHOLE: "whole", PRUNED: "pruned", RECOVERED: "recovered"}[method]
+        return Path(self.given.work, name if seed is None else f"{name}-{seed}").with_suffix(".pt")
+
+    def _whole(self) -> Document:
+        out = self._path(WHOLE)
+        sizes = self.job("whole", whole_job, model=self.given.model, out=out, size=self.given.image_size)
+        return self.with_scores(self.row(WHOLE, **sizes), out.with_suffix(".onnx"))
+
+    def _pruned(self, seed: int) -> Document:
+        out, step = self._path(PRUNED, seed), Prune(self.given.ratio, image_size=self.given.image_size, seed=seed)
+        files = {"model": self._path(WHOLE), "out": out, "data": self.data, "size": self.given.image_size}
+        sizes = self.job(out.stem, prune_job, step=training.step_table(step), **files)
+        return self.with_scores(self.row(PRUNED, seed, **sizes), out.with_suffix(".onnx"))
+
+    def _recovered(self, seed: int) -> Document:
+        given, out = self.given, self._path(RECOVERED, seed)
+        step = Recover(given.epochs, given.batch, given.learning_rate, seed=seed)
+        files = {"teacher": self._path(WHOLE), "checkpoint": self._path(PRUNED, seed), "out": out, "data": self.data}
+        took = self.job(out.stem, recover_job, step=training.step_table(step), size=given.image_size, **files)
+        (pruned,) = (row for row in self.rows if (row.method, row.seed) == (PRUNED, seed))
+        sizes = {name: pruned[name] for name in ("parameters", "multiply_adds")}
+        return self.with_scores(self.row(RECOVERED, seed, **sizes, **took), out.with_suffix(".onnx"))
+
+    def result(self) -> dict[str, Any]:
+        rows = training.by_method(self.rows)
+        return {"claims": claims(rows) if RECOVERED in rows else []}
+
+
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
+    from pruning import network_in, sizes_of
+
+    training.sized(model, Path(out), size)
+    training.export_sized(out, Path(out).with_suffix(".onnx"), size)
+    return sizes_of(network_in(out), size)
+
+
+def prune_job(
+    step: Mapping[str, Any], model: str, out: str, data: str, size: int, threads: int, **_: Any
+) -> dict[str, Any]:
+    import torch
+
+    from edgekd.core.toml import parse_table
+    from edgekd.detectors.ultralytics.prune import prune_detector
+
+    torch.set_num_threads(threads)
+    began = cpu_seconds()
+    done = prune_detector(Path(model), Path(out), Path(data), parse_table(Prune, dict(step), "step"), trust=True)
+    took = cpu_seconds() - began
+    training.export_sized(out, Path(out).with_suffix(".onnx"), size)
+    return {"parameters": done.parameters[1], "multiply_adds": done.multiply_adds[1], "cpu_seconds": took}
+
+
+def recover_job(
+    step: Mapping[str, Any],
+    teacher: str,
+    checkpoint: str,
+    out: str,
+    data: str,
+    size: int,
+    device: str,
+    threads: int,
+    **_: Any,
+) -> dict[str, Any]:
+    import torch
+
+    from edgekd.core.progress import PlainProgress
+    from edgekd.core.toml import parse_table
+    from edgekd.detectors.ultralytics.recover import recover_detector
+
+    torch.set_num_threads(threads)
+    cache = Path(out).with_suffix(".predictions")
+    cache.unlink(missing_ok=True)
+    began = cpu_seconds()
+    settings = parse_table(Recover, dict(step), "step")
+    paths = [Path(each) for each in (checkpoint, teacher, out, data)]
+    progress = PlainProgress(interval_s=30)
+    done = recover_detector(*paths, settings, cache, trust=True, device=device, progress=progress)
+    took = cpu_seconds() - began
+    cache.unlink()
+    training.export_sized(out, Path(out).with_suffix(".onnx"), size)
+    return {"updates": done.updates, "cpu_seconds": took}
+
+
+def claims(rows: Mapping[str, list[Document]]) -> list[dict[str, Any]]:
+    share = training.mean_score(rows[RECOVERED], "test") / training.mean_score(rows[WHOLE], "test")
+    seconds = training.mean(rows[RECOVERED], "cpu_seconds") or 0.0
+    text = f"at least {LEAST_SHARE:.0%} of the whole detector's mAP50-95 on test"
+    most = f"at most {MOST_CPU_SECONDS:.0f} CPU seconds for predictions and training"
+    return [claim(text, share, share >= LEAST_SHARE), claim(most, seconds, seconds <= MOST_CPU_SECONDS)]
+
+
+def page(found: Document) -> Blocks:
+    yield from head("Recovery of a pruned detector without labels", found)
+    yield """\
+Means over the seeds; in brackets the lowest and the highest. Recovered: trained beside cached predictions of the
+detector as it was. CPU seconds: of pruning; of the teacher's predictions and the training together."""
+    yield training.epochs_line(found)
+    columns = " | ".join(f"{split} mAP50-95" for split in SPLITS)
+    lines = []
+    for method, rows in training.by_method(found.rows).items():
+        sizes = [cell(training.mean(rows, name), ".3g", unit=10**power) for name, power in SIZES]
+        counted = [cell(training.mean(rows, name), form) for name, form in (("updates", ".0f"), ("cpu_seconds", ".0f"))]
+        lines.append(" | ".join([method, training.seeds_of(rows), *sizes, *counted, training.spreads(rows)]))
+    yield table(f"how | seeds | M parameters | G multiply-adds | updates | CPU seconds | {columns}", lines)
+    yield from training.failures(found)
+    yield "## Goals"
+    yield claims_table(found.claims)
+    yield f"- {versions_of(found.packages.get('edgekd', {}), ('ultralytics', 'torch', 'torch-pruning'))}"
+
+
+SIZES = (("parameters", 6), ("multiply_adds", 9))
+"""Sizes of a network, and the powers of ten in whose units they are given."""
+DEFAULT = Recover()
+
+if __name__ == "__main__":
+    options = (
+        *training.options("recovery", "what is pruned", epochs=DEFAULT.epochs, batch=DEFAULT.batch),
+        Option("--learning-rate", DEFAULT.learning_rate),
+        Option("--ratio", 0.5, "share of the multiply-adds to remove"),
+        SEEDS,
+        DEVICE,
+    )
+    main(Bench.run, page, *options, holds=training.none_failed)

@@ -1,0 +1,87 @@
+"""Stage `recover`: a pruned or factorized detector trained to predict as the original one does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.train import Epochs, rounded
+from edgekd.compress.steps import Recover
+from edgekd.core.canonical import json_sha256
+from edgekd.data.types import Dataset
+from edgekd.detectors.family import require_family
+
+
+@dataclass(frozen=True)
+class RecoverResult(StageResult):
+    """A trained detector, in the file `recovered_file(detector)`.
+
+    Args:
+        bytes: Length of the file.
+        updates: Number of weight updates.
+        losses: Mean losses of each epoch.
+    """
+
+    bytes: int
+    epochs: int
+    updates: int
+    losses: Epochs
+
+    @property
+    def summary(self) -> str:
+        """The length of the training, and its first and last loss."""
+        first, last = (sum(self.losses[index].values()) for index in (0, -1))
+        length = f"epochs: {self.epochs}, weight updates: {self.updates}"
+        return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; {length}"
+
+
+RECOVER = StageKind("recover", 1, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+
+
+def run(
+    context: StageContext,
+    step: Recover,
+    checkpoint: Path,
+    teacher: Path,
+    graph: GraphStage,
+    dataset: Dataset,
+    *,
+    trust: bool = False,
+    device: str | None = None,
+) -> Stage[RecoverResult]:
+    """Train a checkpoint beside the predictions of a teacher, which stay in the store for other trainings.
+
+    Args:
+        graph: The checkpoint's float graph.
+        device: Where it is trained, which is no input.
+    """
+    preprocess = graph.result.spec.preprocess
+    libraries = require_family(checkpoint).libraries
+    predicted = {
+        "teacher": context.sha256(teacher),
+        "train": context.fingerprint(dataset.split("train")),
+        "images": step.images,
+        "size": step.image_size or [preprocess.height, preprocess.width],
+    }
+    name = json_sha256([predicted, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
+    # Beside the stages, not in one: the folder of a killed stage is removed.
+    cache = context.store.root / f"teacher-{name[:16]}.predictions"
+
+    def work(folder: Path) -> RecoverResult:
+        out = folder / recovered_file(checkpoint)
+        train = require_family(checkpoint).capability("recover")
+        done = train(checkpoint, teacher, out, dataset.source, step, cache, trust, device, context.progress)
+        return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
+
+    if context.store.fresh:
+        cache.unlink(missing_ok=True)
+    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
+    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
+    return context.run(RECOVER, inputs, work, libraries=libraries)
+
+
+def recovered_file(checkpoint: Path) -> str:
+    """Return the name of the file of a trained detector."""
+    return f"recovered{require_family(checkpoint).suffix}"

@@ -1,0 +1,146 @@
+"""A teacher's predictions on disk: computed once for each image and its mirror image, read in every epoch.
+
+One file, memory-mapped, with a record for each image: the letterboxed frame, and of each branch of the head the class
+logits of all anchors in half precision, and the box sides of the anchors where the teacher is most certain. Anchors of
+background have no weight in a box loss. The record's checksum follows from the rest of it, so a file that a killed
+process has left ends where the first one does not hold. A complete file is renamed to its final name.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.atomic_files import flush, writing
+from edgekd.core.errors import SpecError
+from edgekd.core.private_files import lock_file
+
+PARTIAL = ".partial"
+"""After the name of one that is not complete."""
+VIEWS = 2
+"""Views of an image: as it is, and mirrored."""
+MAX_BOX_ANCHORS = 256
+"""Most anchors of a view whose box is kept: on the ppe set they have 99.9 % of the certainty of all anchors."""
+
+Record = Any
+"""A record of `record_type`: one image."""
+
+
+@dataclass(frozen=True)
+class BranchShape:
+    """Numbers of the predictions of one branch of a head: `sides` is 4, or 4 * bins of distributions."""
+
+    classes: int
+    sides: int
+    anchors: int
+
+    @property
+    def boxes(self) -> int:
+        """Number of anchors whose box is kept."""
+        return min(MAX_BOX_ANCHORS, self.anchors)
+
+
+def record_type(height: int, width: int, branches: Mapping[str, BranchShape]) -> np.dtype[Any]:
+    """Return the type of a record.
+
+    index: of the image among the samples; frame: uint8 [h, w, 3] RGB; for each branch `scores` [views, classes,
+    anchors], `anchors` [views, k], descending by certainty, and `boxes` [views, sides, k]; checksum: CRC-32.
+    """
+    fields: list[Any] = [("index", "<i4"), ("frame", "u1", (height, width, 3))]
+    for name, shape in branches.items():
+        parts = [
+            ("scores", "<f2", (VIEWS, shape.classes, shape.anchors)),
+            ("anchors", "<i4", (VIEWS, shape.boxes)),
+            ("boxes", "<f2", (VIEWS, shape.sides, shape.boxes)),
+        ]
+        fields.append((name, parts))
+    return np.dtype([*fields, ("checksum", "<u4")])
+
+
+def open_cache(
+    path: Path, kind: np.dtype[Any], count: int, compute: Callable[[int], Iterable[Record]], limit: int
+) -> NDArray[Any]:
+    """Return the records of a cache, read-only and memory-mapped; those that are missing are computed and appended.
+
+    Processes may share it: one computes, the others wait.
+
+    Args:
+        path: Of the complete file, whose name is to follow from all that the records depend on; its suffix is that of
+            all caches.
+        count: Number of samples.
+        compute: Yields the records of the samples from an index on, in their order; some may be left out.
+        limit: Most bytes of all caches in its folder. Other ones, the oldest first, make room.
+
+    Raises SpecError where the file cannot be written, or would be larger than the limit.
+    """
+    needed = kind.itemsize * count
+    if needed > limit:
+        fix = f"at most {limit // kind.itemsize} images, a smaller image_size, or a larger cache_size"
+        what = f"predictions of the teacher for {count} images"
+        raise SpecError(what, expected=f"at most {limit} bytes", found=str(needed), fix=fix)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(_lock_of(path), wait_s=None)
+    try:
+        if not path.is_file():
+            with writing(path):
+                _make_room(path, limit - needed)
+            _complete(path, kind, compute)
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return np.memmap(path, kind, mode="r")
+
+
+def _complete(path: Path, kind: np.dtype[Any], compute: Callable[[int], Iterable[Record]]) -> None:
+    """Write the file, beginning with the records that a killed process has left."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("a+b") as stream:
+        kept, start = _intact(partial, kind)
+        stream.truncate(kept * kind.itemsize)
+        for record in compute(start):
+            record["checksum"] = _checksum(record)
+            stream.write(record.tobytes())
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(path)
+    flush(path.parent)
+
+
+def _intact(partial: Path, kind: np.dtype[Any]) -> tuple[int, int]:
+    """Return the number of intact records at the beginning of a file, and the index of the sample after them."""
+    count = partial.stat().st_size // kind.itemsize
+    records: Any = np.memmap(partial, kind, mode="r", shape=(count,)) if count else ()
+    kept = 0
+    while kept < count and records[kept]["checksum"] == _checksum(records[kept]):
+        kept += 1
+    return kept, int(records[kept - 1]["index"]) + 1 if kept else 0
+
+
+def _checksum(record: Record) -> int:
+    return zlib.crc32(record.tobytes()[:-4])
+
+
+def _make_room(path: Path, room: int) -> None:
+    """Remove the oldest other caches, unless they are being written, until they take no more than `room` bytes."""
+    files = [each for each in path.parent.glob(f"*{path.suffix}*") if each.name.removesuffix(PARTIAL) != path.name]
+    total = sum(each.stat().st_size for each in files)
+    for each in sorted(files, key=lambda file: file.stat().st_mtime):
+        if total <= room:
+            return
+        lock = lock_file(_lock_of(each.with_name(each.name.removesuffix(PARTIAL))))
+        if lock is not None:
+            total -= each.stat().st_size
+            each.unlink()
+            os.close(lock)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.lock")

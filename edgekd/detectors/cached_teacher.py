@@ -1,0 +1,106 @@
+"""A teacher's predictions for all images of a training, computed once and kept in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
+from edgekd.compress.distillation.prediction_cache import BranchShape, open_cache, record_type
+from edgekd.compress.distillation.recovery import mean_predictions, mirror
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.types import Preprocess
+from edgekd.core.errors import SpecError
+from edgekd.core.progress import Progress
+from edgekd.data.images import ReadableImages
+from edgekd.data.types import Sample
+from edgekd.detectors.teacher import Teacher
+from edgekd.detectors.torch_support import in_bfloat16
+
+TEACHER_BATCH = 4
+"""Images of a pass of the teacher, each in both of its views."""
+
+
+def cached_predictions(
+    teacher: Teacher, samples: Sequence[Sample], size: tuple[int, int], cache: Path, limit: int, progress: Progress
+) -> NDArray[Any]:
+    """Return a teacher's predictions for images and their mirror images: records of a `prediction_cache`.
+
+    Args:
+        size: Height and width of the frames.
+        cache: The file, whose name follows from teacher, images and size.
+        limit: Most bytes of all caches in its folder.
+
+    Raises SpecError for a teacher without anchors, and where the cache would be too large; DataError.
+    """
+    teacher.to(memory_format=torch.channels_last)
+    blank = _features(teacher, np.zeros((1, 3, *size), np.float32)).branches
+    if not blank:
+        raise SpecError("recover: the teacher predicts without anchors", expected="a detector with a grid of anchors")
+    kind = record_type(*size, {name: _shape(each) for name, each in blank.items()})
+
+    positions = {sample: index for index, sample in enumerate(samples)}
+
+    def compute(first: int) -> Iterator[Any]:
+        images = iter(ReadableImages(samples[first:], progress, label="predictions of the teacher"))
+        while chunk := list(islice(images, TEACHER_BATCH)):
+            frames = np.concatenate([letterbox(image, Preprocess(*size))[0] for _, image in chunk])
+            features = _features(teacher, np.concatenate([frames, frames[..., ::-1]]))
+            views = {name: _views(name, each, features.grid) for name, each in features.branches.items()}
+            for place, (sample, _) in enumerate(chunk):
+                both = {name: Predictions(each.scores[:, place], each.boxes[:, place]) for name, each in views.items()}
+                yield _record(kind, positions[sample], frames[place], both)
+
+    return open_cache(cache, kind, len(samples), compute, limit)
+
+
+def evenly_chosen(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
+    """Return at most `count` samples at even distances, all of them for None."""
+    if count is None or count >= len(samples):
+        return samples
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def _features(teacher: Teacher, frames: NDArray[np.float32]) -> DetectorFeatures:
+    device = next(teacher.parameters()).device
+    batch = torch.from_numpy(frames).to(device).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), in_bfloat16(device):
+        return teacher(batch)
+
+
+def _views(branch: str, predictions: Predictions, grid: Grid) -> Predictions:
+    """Return predictions [2, n, ...] for n images and their mirror images, from those [2 * n, ...] for the frames.
+
+    The mean of both views is better than either. But a one-to-one branch may choose another anchor in each.
+    """
+    first, second = map(Predictions, predictions.scores.cpu().chunk(2), predictions.boxes.cpu().chunk(2))
+    if branch == "one2many":
+        first = mean_predictions(first, mirror(second, grid))
+        second = mirror(first, grid)
+    return Predictions(torch.stack([first.scores, second.scores]), torch.stack([first.boxes, second.boxes]))
+
+
+def _shape(predictions: Predictions) -> BranchShape:
+    _, classes, anchors = predictions.scores.shape
+    return BranchShape(classes, predictions.boxes.shape[1], anchors)
+
+
+def _record(
+    kind: np.dtype[Any], index: int, frame: NDArray[np.float32], branches: dict[str, Predictions]
+) -> NDArray[Any]:
+    """Return the record of an image; frame: float32 [3, h, w]; branches: predictions of its two views."""
+    record = np.zeros((), kind)
+    record["index"], record["frame"] = index, np.rint(frame * 255).transpose(1, 2, 0)
+    for name, each in branches.items():
+        part = record[name]
+        anchors = each.scores.amax(dim=1).topk(part["anchors"].shape[1], dim=1).indices
+        part["scores"], part["anchors"] = each.scores, anchors
+        part["boxes"] = each.boxes.gather(2, anchors[:, None].expand(-1, each.boxes.shape[1], -1))
+    return record
