@@ -21,27 +21,31 @@ from typing import BinaryIO
 
 import numpy as np
 
-from edgekd.core.canonical import bounded_json, canonical_json, is_sha256
 from edgekd.core.file_view import FileView
-from edgekd.core.formats import fp4x
+from edgekd.core.formats import coded_int8, fp4x
 from edgekd.core.formats.inflate_stream import InflateStream
 from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
+from edgekd.core.formats.packed_graph_header import (
+    CODED,
+    MAX_COLUMNS,
+    SYMBOLS,
+    Cut,
+    Header,
+    header_json,
+    parse_header,
+)
+from edgekd.core.formats.packed_graph_header import SKELETON as SKELETON
 
 MAGIC = b"EDGEKDPG"
-FORMAT = 0
+MAX_FORMAT = 1
+"""Latest format that is read; format 0 is the same without coded INT8."""
 MAX_BYTES = 2**31 - 1
 """Maximum bytes of an ONNX file: the limit of a Protocol Buffers message."""
 MAX_HEADER = 1 << 22
-MAX_VALUES = 1 << 17
-"""Maximum values in a header, as `bounded_json` counts: of 26,000 large initializers."""
 MIN_CUT = 64
 """Minimum bytes of a tensor that is cut out."""
-MAX_COLUMNS = 1 << 20
-"""Maximum weights of a channel in fp4x, of which some are decoded together; 25,000 are many."""
 _MAX_ELEMENTS = 1 << 18
 """Elements of a tensor that `expand` decodes together, but for long rows."""
-ENCODINGS = ("fp4x", "float16", "raw")
-SKELETON = "skeleton"
 HEADER = "header"
 """Name of the header in `parts`."""
 
@@ -64,56 +68,6 @@ class Section:
     expanded_bytes: int
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """A tensor that was cut out, `gap` bytes of skeleton after the one before.
-
-    fp4x: `rows` channels of `columns` weights. float16 and raw: `rows` elements of `columns` stored bytes.
-    """
-
-    gap: int
-    encoding: str
-    rows: int
-    columns: int
-
-    @property
-    def expanded(self) -> int:
-        return self.rows * self.columns * (2 if self.encoding == "float16" else 1)
-
-    @property
-    def streams(self) -> list[tuple[str, int]]:
-        """Its streams, and its bytes in each: bytes of the same significance share a stream."""
-        if self.encoding == "fp4x":
-            weights, multipliers = fp4x.packed_bytes((self.rows, self.columns))
-            return [("fp4x-weights", weights), ("fp4x-multipliers", multipliers)]
-        return [(f"bytes-{self.columns}-{place}", self.rows) for place in range(self.columns)]
-
-
-@dataclass(frozen=True)
-class _Header:
-    """length: bytes of the ONNX file. streams: name and stored bytes of each, in order."""
-
-    length: int
-    sha256: str
-    streams: tuple[tuple[str, int], ...]
-    cuts: tuple[_Cut, ...]
-
-    @property
-    def skeleton(self) -> int:
-        """Bytes of the skeleton when expanded."""
-        return self.length - sum(cut.expanded for cut in self.cuts)
-
-    @property
-    def expanded(self) -> dict[str, int]:
-        """Bytes of each stream when expanded, in order."""
-        counts = dict.fromkeys((name for name, _ in self.streams), 0)
-        for cut in self.cuts:
-            for name, count in cut.streams:
-                counts[name] += count
-        counts[SKELETON] = self.skeleton
-        return counts
-
-
 def pack(onnx: bytes) -> bytes:
     """Pack an ONNX file; deterministic for a version of zlib.
 
@@ -127,19 +81,24 @@ def pack(onnx: bytes) -> bytes:
     for tensor in initializers(onnx):
         if tensor.end - tensor.begin < MIN_CUT:
             continue
-        encoding, rows, columns, parts = _encode(tensor, onnx[tensor.begin : tensor.end])
-        cuts.append(_Cut(tensor.begin - offset, encoding, rows, columns))
-        for place, (name, _) in enumerate(cuts[-1].streams):
-            collected[name].append(parts[place])
+        cut, content = _encode(tensor, onnx[tensor.begin : tensor.end], tensor.begin - offset)
+        cuts.append(cut)
+        for name, part in content.items():
+            collected[name].append(part)
         collected[SKELETON].append(onnx[offset : tensor.begin])
         offset = tensor.end
     collected[SKELETON].append(onnx[offset:])
     streams = {name: _deflated(b"".join(parts), name) for name, parts in sorted(collected.items())}
     lengths = tuple((name, len(stored)) for name, stored in streams.items())
-    header = _header_json(_Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts)))
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
-    return _assembled(header, streams.values())
+    header = Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts))
+    if header.format:
+        header = replace(header, symbols=tuple(sum(map(len, collected[name])) for name in SYMBOLS))
+    text = header_json(header)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(text)}")
+    stored_header = _deflated(text, HEADER)
+    body = b"".join((stored_header, *streams.values()))
+    return _prefix(header.format, zlib.crc32(body), stored_header, len(text)) + body
 
 
 def parts(data: bytes) -> dict[str, bytes]:
@@ -150,7 +109,7 @@ def parts(data: bytes) -> dict[str, bytes]:
 def expanded_parts(data: bytes | FileView) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Yield what `parts` returns, part by part, each in small chunks. Raises ValueError."""
     header, streams = _opened(data, MAX_BYTES)
-    yield HEADER, iter((_header_json(header),))
+    yield HEADER, iter((header_json(header),))
     for name, count in header.expanded.items():
         yield name, streams[name].chunks(count)
 
@@ -176,7 +135,9 @@ class PartsPacker:
 
     def __init__(self, header: bytes, spool: BinaryIO) -> None:
         """Begin with the header. Raises ValueError where it is damaged."""
-        self.lengths: Mapping[str, int] = _header(header).expanded
+        parsed = parse_header(header)
+        self.lengths: Mapping[str, int] = parsed.expanded
+        self._format = parsed.format
         self._spool = spool
         self._expanded_header = len(header)
         self._stored_header = _deflated(header, HEADER)
@@ -194,7 +155,7 @@ class PartsPacker:
 
     def content(self) -> Iterator[bytes]:
         """Yield the packed graph, after all streams were added."""
-        yield _prefix(self._checksum, self._stored_header, self._expanded_header)
+        yield _prefix(self._format, self._checksum, self._stored_header, self._expanded_header)
         yield self._stored_header
         self._spool.seek(0)
         yield from iter(lambda: self._spool.read(_CHUNK), b"")
@@ -204,14 +165,8 @@ class PartsPacker:
         self._spool.write(content)
 
 
-def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
-    stored = _deflated(header, HEADER)
-    content = b"".join((stored, *streams))
-    return _prefix(zlib.crc32(content), stored, len(header)) + content
-
-
-def _prefix(checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
-    return _PREFIX.pack(MAGIC, FORMAT, checksum, len(stored_header), expanded_header)
+def _prefix(version: int, checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
+    return _PREFIX.pack(MAGIC, version, checksum, len(stored_header), expanded_header)
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
@@ -250,7 +205,7 @@ def sections(data: bytes) -> list[Section]:
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
 
-def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]]:
+def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[Cut, ...], list[int]]:
     """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
     header, streams = _opened(data, limit)
     stored: list[int] = []
@@ -259,30 +214,30 @@ def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[_Cut, ...], list[int]
     return onnx, header.cuts, stored
 
 
-def _require_same(header: _Header, sha256: str) -> None:
+def _require_same(header: Header, sha256: str) -> None:
     if sha256 != header.sha256:
         raise ValueError("the ONNX file has another SHA-256 than the one it was packed from")
 
 
 def _pieces(
-    header: _Header, streams: Mapping[str, InflateStream], stored: list[int], max_elements: int | None = None
+    header: Header, streams: Mapping[str, InflateStream], stored: list[int], max_elements: int | None = None
 ) -> Iterator[bytes]:
     """Yield the ONNX file. stored: gets the stored bytes of each cut, and last of the skeleton.
 
-    max_elements: of a tensor that are decoded together; None for all of them.
+    max_elements: of a tensor that are decoded together, if not in coded INT8; None for all of them.
     """
     remaining = header.skeleton
     for cut in header.cuts:
         remaining -= cut.gap
         yield from streams[SKELETON].steps(cut.gap)
-        used = [streams[name] for name, _ in cut.streams]
+        used = [streams[name] for name in cut.used_streams if name in streams]
         before = sum(stream.consumed for stream in used)
+        # The few bytes of a row and of all columns could claim gigabytes of coded INT8.
+        elements = _MAX_ELEMENTS if cut.encoding == CODED else max_elements
         # Two rows of an odd number of nibbles end with a byte.
-        step = cut.rows if max_elements is None else max(max_elements // cut.columns // 2 * 2, 2)
-        for first in range(0, cut.rows, step):
-            part = replace(cut, rows=min(step, cut.rows - first))
-            sizes = [count for _, count in part.streams]
-            yield _decoded(part, [stream.read(count) for stream, count in zip(used, sizes)])  # noqa: B905 Python 3.10
+        step = cut.rows if elements is None else max(elements // cut.columns // 2 * 2, 2)
+        parts = (replace(cut, rows=min(step, cut.rows - first)) for first in range(0, cut.rows, step))
+        yield from _coded(cut, parts, streams) if cut.encoding == CODED else _uncoded(parts, streams)
         stored.append(sum(stream.consumed for stream in used) - before)
     yield from streams[SKELETON].steps(remaining)
     for stream in streams.values():
@@ -290,36 +245,78 @@ def _pieces(
     stored.append(streams[SKELETON].consumed)
 
 
-def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
-    """Return encoding, rows, columns, and the bytes for each of its streams, of a tensor's raw data."""
+def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[Cut, dict[str, bytes]]:
+    """Return a tensor's cut, and its bytes for each stream, from its raw data."""
     width, count = _WIDTHS.get(tensor.data_type, 1), prod(tensor.shape)
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
         width = 1
     elif tensor.data_type == INT8 and len(tensor.shape) >= 2:
-        codes = np.frombuffer(raw, np.int8).reshape(tensor.shape[0], -1)
-        split, multipliers = fp4x.packed_bytes(codes.shape)
-        if split + multipliers < len(raw) and codes.shape[1] <= MAX_COLUMNS and fp4x.representable(codes):
-            packed = fp4x.pack(codes)
-            return "fp4x", codes.shape[0], codes.shape[1], [packed[:split], packed[split:]]
+        found = _encoded_int8(np.frombuffer(raw, np.int8).reshape(tensor.shape), gap)
+        if found is not None:
+            return found
     elif tensor.data_type == FLOAT:
         wide = np.frombuffer(raw, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             narrow = wide.astype("<f2")
         # Not for NaN, whose bits depend on the processor.
         if not np.isnan(wide).any() and narrow.astype("<f4").tobytes() == raw:
-            return "float16", count, 2, _planes(narrow.tobytes(), 2)
-    return "raw", len(raw) // width, width, _planes(raw, width)
+            return _in_planes(Cut(gap, "float16", count, 2), narrow.tobytes())
+    return _in_planes(Cut(gap, "raw", len(raw) // width, width), raw)
 
 
-def _decoded(cut: _Cut, parts: list[bytes]) -> bytes:
-    if cut.encoding == "fp4x":
-        return fp4x.unpack(b"".join(parts), (cut.rows, cut.columns)).tobytes()
-    joined = np.stack([np.frombuffer(part, np.uint8) for part in parts], axis=1).tobytes()
-    return np.frombuffer(joined, "<f2").astype("<f4").tobytes() if cut.encoding == "float16" else joined
+def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] | None:
+    """Return cut and streams of codes int8 [O, ...] in fp4x or coded INT8; None where neither stores them."""
+    rows = codes.reshape(len(codes), -1)
+    split, multipliers = fp4x.packed_bytes(rows.shape)
+    if rows.shape[1] > MAX_COLUMNS:
+        return None
+    if split + multipliers < codes.size and fp4x.representable(rows):
+        packed = fp4x.pack(rows)
+        return Cut(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
+    coded = coded_int8.encode(codes)
+    if coded is None:
+        return None
+    columns = coded.columns
+    parts = {
+        "coded-rows": coded.rows.tobytes(),
+        "coded-columns": columns.inputs.tobytes() + columns.taps.tobytes(),
+        "coded-steps": columns.steps.tobytes(),
+        **{name: symbols for name, symbols in zip(SYMBOLS, coded.symbols) if symbols},  # noqa: B905 Python 3.10
+    }
+    return Cut(gap, CODED, *rows.shape, len(columns.taps)), parts
 
 
-def _planes(raw: bytes, width: int) -> list[bytes]:
-    return [raw[place::width] for place in range(width)]
+def _coded(cut: Cut, parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+    """Yield the content of a tensor in coded INT8, in `parts` of some rows."""
+
+    def symbols(index: int, count: int) -> bytes:
+        if SYMBOLS[index] not in streams:
+            raise ValueError(f"expected no symbols of class {index}, found {count}")
+        return streams[SYMBOLS[index]].read(count)
+
+    inputs = cut.columns // cut.taps
+    steps = np.frombuffer(streams["coded-steps"].read(inputs), np.uint8)
+    sizes = np.frombuffer(streams["coded-columns"].read(inputs + cut.taps), np.int8)
+    columns = coded_int8.Columns(steps, sizes[:inputs], sizes[inputs:])
+    for part in parts:
+        rows = np.frombuffer(streams["coded-rows"].read(part.rows), np.int8)
+        yield coded_int8.decode(rows, columns, symbols).tobytes()
+
+
+def _uncoded(parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+    """Yield the content of a tensor in another encoding, in `parts` of some rows."""
+    for part in parts:
+        stored = [streams[name].read(count) for name, count in part.streams]
+        if part.encoding == "fp4x":
+            yield fp4x.unpack(b"".join(stored), (part.rows, part.columns)).tobytes()
+        else:
+            joined = np.stack([np.frombuffer(each, np.uint8) for each in stored], axis=1).tobytes()
+            yield np.frombuffer(joined, "<f2").astype("<f4").tobytes() if part.encoding == "float16" else joined
+
+
+def _in_planes(cut: Cut, raw: bytes) -> tuple[Cut, dict[str, bytes]]:
+    """Return a cut with the bytes of each significance."""
+    return cut, {name: raw[place :: cut.columns] for place, (name, _) in enumerate(cut.streams)}
 
 
 def _deflated(content: bytes, name: str) -> bytes:
@@ -333,19 +330,13 @@ def _deflater(name: str) -> zlib._Compress:
     return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
 
 
-def _header_json(header: _Header) -> bytes:
-    cuts = [[cut.gap, cut.encoding, cut.rows, cut.columns] for cut in header.cuts]
-    document = {"length": header.length, "sha256": header.sha256, "streams": header.streams, "tensors": cuts}
-    return canonical_json(document)
-
-
-def _opened(data: bytes | FileView, limit: int) -> tuple[_Header, dict[str, InflateStream]]:
+def _opened(data: bytes | FileView, limit: int) -> tuple[Header, dict[str, InflateStream]]:
     """Open header and streams of a packed graph, checked by each other and by the length of the file."""
     if len(data) < _PREFIX.size or bytes(data[: len(MAGIC)]) != MAGIC:
         raise ValueError(f"not a packed graph: expected a file that begins with {MAGIC.decode()}")
     _, version, checksum, stored, expanded = _PREFIX.unpack(bytes(data[: _PREFIX.size]))
-    if version != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, found {version}: update edgekd")
+    if version > MAX_FORMAT:
+        raise ValueError(f"expected format 0 to {MAX_FORMAT}, found {version}: update edgekd")
     content = (memoryview(data) if isinstance(data, bytes) else data)[_PREFIX.size :]
     found = 0
     for at in range(0, len(content), _CHUNK):
@@ -355,8 +346,10 @@ def _opened(data: bytes | FileView, limit: int) -> tuple[_Header, dict[str, Infl
     if expanded > MAX_HEADER:
         raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {expanded}")
     head = InflateStream(content[:stored])
-    header = _header(head.read(expanded))
+    header = parse_header(head.read(expanded))
     head.finish()
+    if version != header.format:
+        raise ValueError(f"expected format {header.format} by the header, found {version}")
     if header.length > limit:
         raise ValueError(f"expected an ONNX file of at most {limit} bytes, found {header.length}")
     streams, offset = {}, stored
@@ -366,37 +359,3 @@ def _opened(data: bytes | FileView, limit: int) -> tuple[_Header, dict[str, Infl
     if offset != len(content):
         raise ValueError(f"expected header and streams of {offset} bytes, found {len(content)}")
     return header, streams
-
-
-def _header(content: bytes) -> _Header:
-    """Parse a header. Raises ValueError where it is not in canonical form, or numbers disagree."""
-    try:
-        document = bounded_json(content, MAX_VALUES)
-        header = _Header(
-            document["length"],
-            document["sha256"],
-            tuple((name, length) for name, length in document["streams"]),
-            tuple(_Cut(*row) for row in document["tensors"]),
-        )
-        same = _header_json(header) == content
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the header is damaged: {error!r}") from error
-    counts = [header.length, *(length for _, length in header.streams)]
-    counts += [number for cut in header.cuts for number in (cut.gap, cut.rows, cut.columns)]
-    valid = all(type(count) is int and 0 <= count < 10**10 for count in counts) and is_sha256(header.sha256)
-    if not same or not valid:
-        raise ValueError("the header is not as edgekd writes it")
-    for cut in header.cuts:
-        fits = {
-            "fp4x": 1 <= cut.columns <= MAX_COLUMNS,
-            "float16": cut.columns == 2,
-            "raw": cut.columns in (1, 2, 4, 8),
-        }
-        if cut.encoding not in ENCODINGS or not fits[cut.encoding] or not cut.rows:
-            raise ValueError(f"expected tensors in {', '.join(ENCODINGS)}, found {cut}")
-    if sum(cut.gap for cut in header.cuts) > header.skeleton:
-        raise ValueError("expected tensors that fit into the file, found larger ones")
-    needed = {SKELETON, *(name for cut in header.cuts for name, _ in cut.streams)}
-    if [name for name, _ in header.streams] != sorted(needed):
-        raise ValueError(f"expected the streams {sorted(needed)}, found others")
-    return header
