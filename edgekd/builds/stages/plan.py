@@ -286,7 +286,8 @@ def _searched(
         while failing - best > 1:
             middle = (best + failing) // 2
             attempt = folder / "attempt.onnx"
-            write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plans[middle].forms)
+            plan = plans[middle]
+            write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plan.forms, plan.steps)
             kept = trial.score(attempt) / whole if whole else 0.0
             tried.append(Attempt(len(pack(attempt.read_bytes())), round(kept, 5)))
             context.note(f"search: {tried[-1].bytes / 1e6:.2f} MB keep {kept:.1%} on {trial.frames}")

@@ -87,7 +87,7 @@ def test_a_recipe_with_nvfp4_is_refused_for_a_target_without(
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ('formats = ["int4"]', ("formats[0]", "float16, int8, fp4x")),
+        ('formats = ["int4"]', ("formats[0]", "float16, int8, coded, fp4x")),
         ("formats = []", ("formats", "at least one")),
         ('max_size = "2 XB"', ("max_size 2 XB", "12MB")),
         ('[[steps]]\nkind = "quantize"', ("steps", "at most once each", "quantize, quantize")),
