@@ -52,11 +52,17 @@ class QdqConvolution:
         return "int8" if coded_int8.encode(self.weights) is None else "coded"
 
     @property
-    def coded_step(self) -> float:
+    def coded_steps(self) -> np.ndarray | None:
+        """Integer step of each input in `coded`, float32 [I, 1, 1]; None in other forms."""
+        coded = coded_int8.encode(self.weights) if self.form == "coded" else None
+        return None if coded is None else coded.columns.steps.astype(np.float32)[:, None, None]
+
+    @property
+    def mean_step(self) -> float:
         """Step with which codes in `coded` were made, as of `reconstruct.coded_with_feedback`, about."""
-        coded = coded_int8.encode(self.weights)
-        assert coded is not None, "a layer in `coded`"
-        mean_step = np.exp(np.log(coded.columns.steps).mean())
+        steps = self.coded_steps
+        assert steps is not None, "a layer in `coded`"
+        mean_step = np.exp(np.log(steps).mean())
         rms = np.sqrt(np.square(self.weights.astype(np.float32)).mean(axis=(1, 2, 3)))
         return float(np.median(mean_step / np.maximum(rms, MIN_RMS)))
 
