@@ -141,8 +141,9 @@ def quantized(
 
 
 def offered(step: Quantize, target: Target) -> Quantize:
-    """Return the step with NVFP4 added to formats with fp4x, where the target multiplies in NVFP4."""
-    if "fp4x" not in step.formats or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
+    """Return the step with NVFP4 added to formats with coded INT8 or fp4x, where the target multiplies in NVFP4."""
+    few_bits = {"coded", "fp4x"} & {*step.formats}
+    if not few_bits or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
         return step
     return replace(step, formats=(*step.formats, "nvfp4"))
 

@@ -29,6 +29,8 @@ PATCHES = 8192
 MIN_POWER = 1e-30
 """Smallest divisor of a power."""
 
+TYPICAL_STEP = 0.25
+"""Step of coded INT8 with about 3.9 bits a weight."""
 STEPS = (0.125, 0.354, 1.0)
 """Steps of coded INT8 that are measured, about 4.7, 3.5 and 2.3 bits a weight; what lies between is interpolated."""
 
