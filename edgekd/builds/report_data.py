@@ -204,10 +204,11 @@ def _options(steps: Sequence[AnyStage]) -> dict[str, dict[str, float]]:
     if plan is None:
         return {}
     layers = json.loads((plan.path / COSTS).read_bytes())["layers"]
-    return {
-        layer["name"]: {each["form"]: each["error"] for each in layer["options"] if each["step"] in (None, TYPICAL_STEP)}
-        for layer in layers
-    }
+    return {layer["name"]: _errors(layer["options"]) for layer in layers}
+
+
+def _errors(options: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {option["form"]: option["error"] for option in options if option["step"] in (None, TYPICAL_STEP)}
 
 
 def provenance(record: BuildRecord) -> dict[str, str]:
