@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from bundle_mutations import NOW, signature, trust_in
 from bundles import manifest_of, noise
 from common import durations, summary_s
 from frame import Blocks, Document, Given, Option, Result, head, in_process, main, table
-from mutations import NOW, signature, trust_in
 
 from edgekd.agent.trust_state import head_judge
 from edgekd.core.bundle import ed25519

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekd.core.bundle.archive import file_entry, pack
-from edgekd.core.bundle.manifest import Evidence, Licence, Limits, Lineage, Manifest, Score, TargetName, Thresholds
+from edgekd.core.bundle.manifest import (
+    BuildLimits,
+    DetectionThresholds,
+    Evidence,
+    GraphScore,
+    Licence,
+    Lineage,
+    Manifest,
+    TargetName,
+)
 from edgekd.deploy.agent_zipapp import NAME as AGENT
 from edgekd.deploy.agent_zipapp import agent_archive
 
@@ -16,7 +25,7 @@ def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str]
     """Return a manifest for these files: with these roles, and `evidence` for the rest."""
     entries = [file_entry(path, source, roles.get(path, "evidence")) for path, source in sorted(sources.items())]
     graph = next(entry for entry in entries if entry.role == "graph")
-    score = Score(0.5, 0.5, graph.length, (0.5,))
+    score = GraphScore(0.5, 0.5, graph.length, (0.5,))
     return Manifest(
         name=name,
         created_by="edgekd benchmarks",
@@ -31,9 +40,9 @@ def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str]
             },
             "head": {"kind": "yolo", "nms": True, "strides": []},
         },
-        thresholds=Thresholds((0.25,), 0.7, 300),
+        thresholds=DetectionThresholds((0.25,), 0.7, 300),
         files=tuple(entries),
-        limits=Limits(None, None, None),
+        limits=BuildLimits(None, None, None),
         evidence=Evidence(1, score, score, 1.0),
         lineage=Lineage(HASH, None, HASH, None, "none", HASH, 0, {}, ()),
         licences=(Licence("model", "NOASSERTION"),),

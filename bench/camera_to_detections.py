@@ -30,7 +30,7 @@ from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.evaluation.latency import camera
 from edgekd.evaluation.throughput import run_streams
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 
 BASELINE, ALONE = "Ultralytics predict", "OpenVINO benchmark_app"
 CONFIDENCE, IOU = 0.25, 0.7
@@ -51,7 +51,7 @@ def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
     stack = ExitStack()
     _, spec = stack.enter_context(opened(graph, None, (), False))
     source = load_frames(folder)
-    sessions = LocalDevice(engine_named(engine)).load_streams(graph, streams)
+    sessions = LocalDevice(runtime_named(engine)).load_streams(graph, streams)
     lanes = [camera(stack.enter_context(session), spec, source.make_decoder()) for session in sessions]
     objects, lane = 0, lanes[0]
     for item in source.items:

@@ -33,7 +33,7 @@ from edgekd.evaluation.evaluate import Evaluation, evaluate
 from edgekd.evaluation.latency import synthetic_frames, time_graphs
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 from edgekd.graph.view import load_graph
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +45,7 @@ DEMO = DETECTOR
 OPSET = 17  # ONNX opset of every exported graph
 SPLITS = ("val", "test")  # that trained detectors are scored on
 FRAMES = "frames"  # folder of copied data with the images that lose their labels
-CPU_ENGINES: dict[str, Engine] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # that time graphs
+CPU_ENGINES: dict[str, HostRuntime] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # that time graphs
 
 
 # The machine
@@ -104,7 +104,7 @@ class Detector:
         """Return images as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
         return (letterbox(read_image(image), self.spec.preprocess)[0] for image in images)
 
-    def evaluation(self, split: Split, label: str = "score", engine: Engine = ONNXRUNTIME_CPU) -> Evaluation:
+    def evaluation(self, split: Split, label: str = "score", engine: HostRuntime = ONNXRUNTIME_CPU) -> Evaluation:
         return evaluate(self.graph, self.spec, split, PlainProgress(interval_s=30), label, engine)
 
     def map50_95(self, split: Split) -> float:
@@ -181,7 +181,7 @@ def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float 
 
 
 def median_ms(
-    detectors: Mapping[str, Detector], threads: int, engines: Mapping[str, Engine] = CPU_ENGINES
+    detectors: Mapping[str, Detector], threads: int, engines: Mapping[str, HostRuntime] = CPU_ENGINES
 ) -> dict[str, dict[str, float]]:
     """Return the median latency of graphs from frame to detections by engine and graph, measured interleaved."""
     graphs = {name: each.graph for name, each in detectors.items()}

@@ -27,7 +27,7 @@ from edgekd.deploy.converters.parity import distance
 from edgekd.graph.runtimes.ncnn import NCNN_CPU
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 CALIBRATION = 16
@@ -159,13 +159,13 @@ class Bench:
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
         seconds = round(time.monotonic() - began, 1)
         made = folder / f"{checkpoint.stem}_{row.to}_model"
-        engine: Engine = NCNN_CPU if row.to == "ncnn" else OPENVINO_CPU
+        engine: HostRuntime = NCNN_CPU if row.to == "ncnn" else OPENVINO_CPU
         entry = next(made.glob("*.param" if row.to == "ncnn" else "*.xml"))
         size = sum(path.stat().st_size for path in (entry, entry.with_suffix(".bin")))
         spec = detector_in(self.graph(row.model, FLOAT)).spec
         return self._scored(Document(row, bytes=size, seconds=seconds), Detector(entry, spec), engine)
 
-    def _scored(self, row: Document, made: Detector, engine: Engine) -> Document:
+    def _scored(self, row: Document, made: Detector, engine: HostRuntime) -> Document:
         frames = list(made.frames(images_of(self.split, FRAMES)))
         graph = self.graph(row.model, row.source)
         expected, found = outputs(graph, ONNXRUNTIME_CPU, frames), outputs(made.graph, engine, frames)

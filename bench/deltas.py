@@ -22,7 +22,7 @@ from cameras import repacked
 
 from edgekd.core.bundle.archive import extract, read_manifest
 from edgekd.core.bundle.delta import OldBundle, rebuild
-from edgekd.core.bundle.manifest import Thresholds
+from edgekd.core.bundle.manifest import DetectionThresholds
 from edgekd.deploy import delta
 
 
@@ -68,7 +68,7 @@ def page(found: Document) -> Blocks:
 
 def run(given: Given) -> Result:
     was = read_manifest(given.old)
-    other = Thresholds(tuple(1 - each for each in was.thresholds.confidence), was.thresholds.iou, 100)
+    other = DetectionThresholds(tuple(1 - each for each in was.thresholds.confidence), was.thresholds.iou, 100)
     pairs = [
         ("another counter", given.old, repacked(given.old, given.scratch / "counter", counter=was.counter + 1)),
         ("other thresholds", given.old, repacked(given.old, given.scratch / "thresholds", thresholds=other)),

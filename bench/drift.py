@@ -14,11 +14,11 @@ from corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from frame import IMAGES, Blocks, Document, Given, Option, Result, cell, head, main, note, table
 
 from edgekd.builds.stages.drift_reference import statistics
-from edgekd.core.bundle.manifest import Thresholds
+from edgekd.core.bundle.manifest import DetectionThresholds
 from edgekd.core.detection import decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess
-from edgekd.core.drift import ALARM, STATISTICS, STREAM, WINDOW, Monitor, Record, record_of, statistics_of
+from edgekd.core.drift import ALARM, STATISTICS, STREAM, WINDOW, DriftRecord, Monitor, record_of, statistics_of
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import ReadableImages
 from edgekd.data.types import Sample
@@ -33,7 +33,12 @@ LIMIT_MS = 0.2
 
 
 def seen(
-    session: Session, spec: DetectorSpec, thresholds: Thresholds, samples: Sequence[Sample], kind: str, level: int
+    session: Session,
+    spec: DetectorSpec,
+    thresholds: DetectionThresholds,
+    samples: Sequence[Sample],
+    kind: str,
+    level: int,
 ) -> np.ndarray:
     """Return the statistics of images, as they are or corrupted."""
     found = []
@@ -45,14 +50,14 @@ def seen(
     return np.array(found)
 
 
-def alarms(record: Record, found: np.ndarray, streams: int) -> list[int]:
+def alarms(record: DriftRecord, found: np.ndarray, streams: int) -> list[int]:
     """Return after how many frames streams are called drifted, in ascending order; those that are not are left out."""
     rng = np.random.default_rng(SEED)
     first = (first_alarm(record, found[rng.integers(0, len(found), STREAM)]) for _ in range(streams))
     return sorted(each for each in first if each is not None)
 
 
-def first_alarm(record: Record, stream: np.ndarray) -> int | None:
+def first_alarm(record: DriftRecord, stream: np.ndarray) -> int | None:
     drifts = map(Monitor(record).add, stream)
     return next((number for number, drift in enumerate(drifts, 1) if drift and drift.drifted), None)
 
@@ -63,7 +68,7 @@ def rows_of(given: Given, case: str) -> Iterator[Document]:
     graph = given.scratch / f"{Path(model).stem}.onnx"
     spec = exported(given.shared / "models" / model, graph).spec
     usual = decode.Thresholds()
-    thresholds = Thresholds((usual.confidence,) * len(spec.classes), usual.iou, usual.max_detections)
+    thresholds = DetectionThresholds((usual.confidence,) * len(spec.classes), usual.iou, usual.max_detections)
     record = record_of(statistics(graph, spec, thresholds, dataset.split("train")))
     samples = dataset.split(name).samples[: given.images]
     with ONNXRUNTIME_CPU.load(graph) as session:

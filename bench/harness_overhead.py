@@ -12,7 +12,7 @@ import numpy as np
 from common import DEMO
 from frame import Blocks, Document, Given, Option, Result, head, main, table
 
-from edgekd.core.benchmark import Candidate, benchmark_interleaved, summarize
+from edgekd.core.benchmark import FramePipeline, benchmark_interleaved, summarize
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, OnnxRuntimeSession
 
 LIMIT = 1.02
@@ -34,7 +34,7 @@ def bare_ms(session: OnnxRuntimeSession, frames: list[np.ndarray]) -> float:
 def harness_ms(session: Any, frames: list[np.ndarray]) -> tuple[float, float]:
     """Return the harness's milliseconds per frame: wall time from call to return, and the mean that it reports."""
     began = time.perf_counter()
-    alone = Candidate(session, lambda frame: (frame, None), lambda output, context: None)  # nothing before and after
+    alone = FramePipeline(session, lambda frame: (frame, None), lambda output, context: None)  # no other work
     limits = {"block": 1, "min_iterations": len(frames), "min_seconds": 0, "warmup": 0}
     timing = benchmark_interleaved({"": alone}, frames, **limits)[""]
     wall_ms = (time.perf_counter() - began) * 1000 / len(frames)

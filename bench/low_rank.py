@@ -26,7 +26,7 @@ from edgekd.core.progress import SILENT, PlainProgress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Split
 from edgekd.deploy.devices.local import LocalDevice
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 from edgekd.hardware.predict.device import PredictedPrecision
 from edgekd.hardware.predict.latency import Predictor
 from edgekd.hardware.target import load_target
@@ -233,7 +233,7 @@ def costs(threads: int, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def microseconds(layer: Convolution, engine: Engine, threads: int, folder: Path) -> float:
+def microseconds(layer: Convolution, engine: HostRuntime, threads: int, folder: Path) -> float:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,425 +1,635 @@
-"""Ways to manipulate a signed bundle, each a function of a source of chance and a victim that returns an attempt.
+"""Mutate valid files a million times, and count what the parsers of untrusted input make of it.
 
-Some hold no key; some hold the right key and sign what breaks the format, because a reader must not rely on a signer.
+Nothing may be taken that a signature or a hash covers, every refusal has to be an error of the error tree, and the
+process may grow by 64 MB. Behind a signature or checksum mutations are sealed again, so that the parser is reached.
 """
 
+import copy
 import hashlib
+import io
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from functools import lru_cache, partial
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-from bundles import manifest_of, noise
+import cv2
+import numpy as np
+import tomli_w
+import tomllib
+from bundle_mutations import NOW, WAYS, attempt, make_victim, taken
+from common import HERE
+from frame import Blocks, Document, Given, Option, Result, done_in_process, head, main, note, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "core" / "bundle"))
-from keys import signed_by, trust_of
-
-from edgekd.agent.trust_state import head_judge
-from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, pack, replace_signatures, verify
-from edgekd.core.bundle.manifest import MAX_FILES, MAX_TOTAL, to_json
-from edgekd.core.bundle.signatures import Signature, SignatureEnvelope
-from edgekd.core.bundle.signatures import to_json as envelope_json
-from edgekd.core.bundle.trust import SignedTrust, Trust
-from edgekd.core.canonical import canonical_json
-from edgekd.core.errors import BundleError
-
-BLOCK = 512
-COUNTER = 5
-NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
-LATER = datetime(2027, 6, 1, tzinfo=timezone.utc)
-PATHS = (
-    *("../evil", "/etc/passwd", "a/../../b", "./a", "a//b", "a/", "", "..", ".hidden", "a\\..\\b", "C:evil", "-rf"),
-    *("manifest.json", "Manifest.JSON", "signatures.json", "a" * 101, "a\0b", "a\nb", "\u00e9", "a b", "~/a", "a*"),
+sys.path.extend(
+    str(HERE.parent / "tests" / each) for each in ("", "core/bundle", "data", "deploy", "deploy/devices", "graph")
 )
+from keys import sealed, signed_by, trust_of
+
+from edgekd.core.bundle import archive, delta, ed25519, manifest, signatures, trust
+from edgekd.core.canonical import canonical_json
+from edgekd.core.errors import EdgeKDError
+
+EACH = 56_500
+SLOW = ("bundle_by_format", "manifest_signed", "trust_signed_again", "delta_file", "delta_records", "target", "answers")
+"""Parsers that get two fifths of the mutations: each takes milliseconds, most of them for a signature or a bundle."""
+GROWTH = 64 << 20
+"""Bytes by which a process may grow while it tries all mutations of a kind."""
+TOKENS = [
+    *(b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"null", b"true", b"-", b"0", b"1e999", b"NaN", b"\\ud800"),
+    *(b"9" * 30, b"[" * 500, b'{"":' * 50, b"\xff", b"\x00", b"\xf0\x9f\x98\x80", b"../", b"/", b"\n", b" "),
+    *(
+        bytes(512),
+        b"\xff" * 16,
+        b"\x00\x01\x02\x03\x04",
+        b'"keys":[],',
+        b'"format":2,',
+        b'"x-":',
+        b"9" * 5000,
+        b"0x" + b"f" * 5000,
+    ),
+]
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 10**19, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf")),
+    *("", "a", "8.5", "\x1b[2J", "\ud800", "../../etc/passwd", "a" * 5000, "/", "a\0b", "1" * 5000, "float16"),
+    *([], {}, [[]], [{}], {"": {}}, [0] * 300, {"a": [1, None]}, 2**20_000),
+]
+"""Values in place of others. Of numbers and nesting that JSON text can have, TOKENS has more."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A bundle as a camera meets it. now: the time; trust: the camera's trust file, in place of the usual."""
-
-    content: bytes
-    now: datetime = NOW
-    trust: Trust | None = None
-
-
-@dataclass(frozen=True)
-class Victim:
-    """A signed bundle, another one by the same keys, an older one, and the trust file of the camera."""
-
-    content: bytes
-    other: bytes
-    older: bytes
-    trust: Trust
-    head: dict[str, Any] = field(repr=False)
-
-    @property
-    def members(self) -> list[bytes]:
-        """Its members, each with header and filling, without the end."""
-        return members(self.content)
-
-
-Way = Callable[[random.Random, Victim], Attempt]
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return bytes that differ in a few places: bits, tokens, stretches that are cut out, repeated or moved."""
+    new = bytearray(content)
+    for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
+        at, other = chance.randrange(len(new) + 1), chance.randrange(len(new) + 1)
+        count = chance.choice((1, 1, 2, 4, 16, 64, 512))
+        edit = chance.randrange(7)
+        if edit == 0 and at < len(new):
+            new[at] ^= 1 << chance.randrange(8)
+        elif edit == 1:
+            new[at : at + count] = chance.randbytes(count)
+        elif edit == 2:
+            new[at:at] = chance.choice(TOKENS)
+        elif edit == 3:
+            new[at : at + count] = chance.choice(TOKENS)
+        elif edit == 4:
+            del new[at : at + count]
+        elif edit == 5:
+            new[at:at] = new[other : other + count]
+        else:
+            del new[at : at + (1 if chance.random() < 0.8 else len(new))]
+    return bytes(new)
 
 
-def signature(number: int, sha256: str, kind: str = "bundle") -> Signature:
-    """Return the signature of a bundle's or trust file's hash by a key; key 1 is the trusted one."""
-    (made,) = signed_by(kind, sha256, number)
-    return made
+def with_other_values(document: Any, chance: random.Random) -> Any:
+    """Return a copy of plain values of which a few are others, are in another place, twice, or missing."""
+    root = [copy.deepcopy(document)]
+    for _ in range(chance.choice((1, 1, 1, 2, 4))):
+        places = list(_places(root))
+        (holder, key), (source, other) = chance.choice(places), chance.choice(places)
+        edit = chance.randrange(8)
+        value = copy.deepcopy(source[other] if edit < 3 else chance.choice(VALUES))
+        if edit == 7 and holder is not root:
+            del holder[key]
+        elif edit in (0, 6) and isinstance(holder, list):
+            holder.insert(key, value)
+        elif edit in (0, 6):
+            holder[f"{key}{chance.choice(('', 'x', ' ', 'X'))}"] = value
+        else:
+            holder[key] = value
+    return root[0]
 
 
-def trust_in(*numbers: int) -> Trust:
-    """Return a trust file by which each of these keys may sign bundles and trust files."""
-    return trust_of(1, numbers, numbers, (1, 1))
+def _places(holder: Any) -> Any:
+    for key in list(holder) if isinstance(holder, dict) else range(len(holder)):
+        yield holder, key
+        if isinstance(holder[key], (dict, list)):
+            yield from _places(holder[key])
 
 
-def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Victim:
-    """Make a signed bundle with files of these sizes, and what else an attacker might have."""
-    made = []
-    for name, counter in (("victim", COUNTER), ("other", COUNTER + 1), ("older", COUNTER - 1)):
-        place = folder / name
-        place.mkdir()
-        sources = {f"part{at}.bin": place / f"{at}" for at in range(len(sizes))}
-        for at, size in enumerate(sizes):
-            (place / f"{at}").write_bytes(noise(at + 100 * counter, size))
-        manifest = manifest_of(name, sources, {"part0.bin": "graph"}, counter)
-        pack(manifest, sources, place / "bundle")
-        sha256 = hashlib.sha256(to_json(manifest)).hexdigest()
-        replace_signatures(place / "bundle", [signature(1, sha256)], place / "bundle")
-        made.append((place / "bundle").read_bytes())
-    return Victim(*made, trust_in(1), json.loads(content_of(members(made[0])[0])))
-
-
-def taken(attempt: Attempt, victim: Victim, path: Path) -> bool:
-    """Return whether a camera takes an attempt; `path` is where it is put. Raises what no camera should: a crash."""
-    path.write_bytes(attempt.content)
-    return verified(attempt, victim, path)
-
-
-def verified(attempt: Attempt, victim: Victim, path: Path) -> bool:
-    """Return whether a camera takes the bundle in a file, in the circumstances of an attempt."""
+def as_text(content: bytes, chance: random.Random) -> bytes:
+    """Return JSON or TOML of other values, or other bytes."""
+    if chance.random() < 0.4:
+        return mutated(content, chance)
     try:
-        return verify(path, head_judge(SignedTrust(attempt.trust or victim.trust), attempt.now)).counter >= COUNTER
-    except BundleError:
+        if content[:1] == b"{":
+            return json_text(with_other_values(json.loads(content), chance), canonical=chance.random() < 0.7)
+        return tomli_w.dumps(with_other_values(tomllib.loads(content.decode()), chance)).encode()
+    except (AttributeError, TypeError, ValueError):  # there is no text of these values
+        return mutated(content, chance)
+
+
+def json_text(value: Any, *, canonical: bool) -> bytes:
+    return canonical_json(value) + b"\n" if canonical else json.dumps(value).encode()
+
+
+class Parser(NamedTuple):
+    """make: gives an attempt; read: takes it, and returns whether somebody was let in."""
+
+    make: Callable[[random.Random], Any]
+    read: Callable[[Any], bool]
+
+
+def of_bytes(valid: bytes, read: Callable[[bytes], object], change: Any = mutated) -> Parser:
+    """Return the parser of a file that nothing covers: whatever keeps its rules may be read."""
+
+    def parse(content: bytes) -> bool:
+        read(content)
         return False
 
-
-def members(content: bytes) -> list[bytes]:
-    """Return the members of an archive, each with header and filling, without the end."""
-    found, at = [], 0
-    while content[at]:
-        end = at + BLOCK + int(content[at + 124 : at + 135], 8)
-        end += -end % BLOCK
-        found.append(content[at:end])
-        at = end
-    return found
+    parse(valid)
+    return Parser(lambda chance: change(valid, chance), parse)
 
 
-def content_of(member: bytes) -> bytes:
-    return member[BLOCK : BLOCK + int(member[124:135], 8)]
+def of_covered(valid: bytes, let_in: Callable[[bytes], bool], change: Any = mutated) -> Parser:
+    """Return the parser of a file that a signature or hash covers, which lets in nothing but the valid one."""
+    return Parser(lambda chance: change(valid, chance), lambda content: content != valid and let_in(content))
 
 
-WIDTHS = {
-    **{"name": 100, "mode": 8, "uid": 8, "gid": 8, "size": 12, "mtime": 12, "sum": 8, "type": 1, "link": 100},
-    **{"magic": 8, "uname": 32, "gname": 32, "dev": 16, "prefix": 155, "rest": 12},
-}
-"""Fields of a header of ustar, and their bytes."""
+def of_file(path: Path, read: Callable[[Path], object], change: Any = mutated) -> Parser:
+    """Return the parser of a file by its path."""
+
+    def parse(content: bytes) -> None:
+        path.write_bytes(content)
+        read(path)
+
+    return of_bytes(path.read_bytes(), parse, change)
 
 
-def header(path: str | bytes, length: int, **changed: bytes) -> bytes:
-    """Return a header of ustar with a right checksum, whatever its fields say."""
-    raw = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
-    usual = {"name": raw, "mode": b"0000644", "uid": b"0000000", "gid": b"0000000", "mtime": b"%011o" % 0}
-    usual |= {"size": b"%011o" % (length % 8**11), "sum": b" " * 8, "type": b"0", "magic": b"ustar\x0000"}
-    values = {**usual, **changed}
-    block = b"".join(values.get(name, b"").ljust(width, b"\0")[:width] for name, width in WIDTHS.items())
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+# ------------------------------------------------------------------------------------------- bundles, deltas and trust
 
 
-def member(path: str | bytes, content: bytes, **changed: bytes) -> bytes:
-    return header(path, len(content), **changed) + content + bytes(-len(content) % BLOCK)
+class Bundles:
+    """A signed bundle, an older one, the delta between them, and the trust file."""
+
+    def __init__(self, folder: Path) -> None:
+        from test_archive import manifest_of, write_sources
+        from test_hostile import network
+
+        from edgekd.deploy.delta import run as make_delta
+
+        self.old, self.new = folder / "old", folder / "new"
+        for number, path in enumerate((self.old, self.new)):
+            contents = {"a.txt": b"old new"[number * 4 :] * 400, "graph.packed": network(number // 2, layers=1)}
+            sources = write_sources(folder / f"sources{number}", contents)
+            archive.pack(manifest_of(sources), sources, path)
+            identity = archive.read_head(path).identity
+            archive.replace_signatures(path, signed_by("bundle", identity, 1), path)
+        archive.extract(self.old, folder / "files")
+        make_delta(self.old, self.new, folder / "delta")
+        self.folder, self.mutated = folder, folder / "mutated"
+        self.bundle, self.delta = self.new.read_bytes(), (folder / "delta").read_bytes()
+        self.head = archive.read_head(self.new)
+        self.begin = 1024 + len(archive.head_members(self.head))
+        self.records = self.delta[self.begin + 512 :][: int(self.delta[self.begin :][124:135], 8)]
+        self.trust = sealed(trust_of(), 8, 9)
+
+        from edgekd.agent.trust_state import head_judge
+
+        self.judge = head_judge(self.trust, NOW)
+
+    def verified(self, content: bytes) -> bool:
+        self.mutated.write_bytes(content)
+        archive.verify(self.mutated, self.judge)
+        return True
+
+    def under_old_signature(self, content: bytes) -> bool:
+        """Verify the bundle with another manifest and its hash."""
+        envelope = signatures.SignatureEnvelope(hashlib.sha256(content).hexdigest(), self.head.envelope.signatures)
+        members = archive.member("manifest.json", content)
+        members += archive.member("signatures.json", signatures.to_json(envelope))
+        return self.verified(members + self.bundle[len(archive.head_members(self.head)) :])
+
+    def rebuilt(self, content: bytes) -> bool:
+        """Return whether a delta leads to another bundle."""
+        self.mutated.write_bytes(content)
+        out = io.BytesIO()
+        with delta.OldBundle(self.folder / "files") as old, delta.opened_delta(self.mutated, self.judge) as reader:
+            reader.rebuild(old, out)
+        return out.getvalue() != self.bundle
+
+    def with_records(self, content: bytes) -> bool:
+        return self.rebuilt(self.delta[: self.begin] + archive.member(delta.DATA, content) + archive.END)
 
 
-def whole(parts: Sequence[bytes]) -> bytes:
-    return b"".join(parts) + bytes(2 * BLOCK)
+def bundle(folder: Path) -> Parser:
+    """Signed bundle"""
+    made = Bundles(folder)
+    assert made.verified(made.bundle)
+    return of_covered(made.bundle, made.verified)
 
 
-def resealed(victim: Victim, document: Any, number: int | None, raw: bytes | None = None) -> bytes:
-    """Return the victim with another manifest and its hash; signed by a key, or with the signature it had."""
-    content = canonical_json(document) + b"\n" if raw is None else raw
-    sha256 = hashlib.sha256(content).hexdigest()
-    had = json.loads(content_of(victim.members[1]))["signatures"][0]
-    made = Signature(had["key"], had["signature"]) if number is None else signature(number, sha256)
-    head = [member(MANIFEST, content), member(SIGNATURES, envelope_json(SignatureEnvelope(sha256, (made,))))]
-    return whole([*head, *victim.members[2:]])
-
-
-def flipped_bit(chance: random.Random, victim: Victim) -> Attempt:
-    """One bit somewhere."""
-    content = bytearray(victim.content)
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    return Attempt(bytes(content))
-
-
-def overwritten(chance: random.Random, victim: Victim) -> Attempt:
-    """A stretch of bytes replaced by others."""
-    content = bytearray(victim.content)
-    at, count = chance.randrange(len(content)), chance.choice([1, 2, 4, 16, 512])
-    content[at : at + count] = chance.randbytes(len(content[at : at + count]))
-    return Attempt(bytes(content))
-
-
-def inserted_or_cut_out(chance: random.Random, victim: Victim) -> Attempt:
-    """Bytes put in or taken out, so that all that follows moves."""
-    at, count = chance.randrange(len(victim.content)), chance.choice([1, 8, 512, 1024])
-    if chance.random() < 0.5:
-        return Attempt(victim.content[:at] + chance.randbytes(count) + victim.content[at:])
-    return Attempt(victim.content[:at] + victim.content[at + count :])
-
-
-def truncated(chance: random.Random, victim: Victim) -> Attempt:
-    """The beginning only."""
-    return Attempt(victim.content[: chance.randrange(len(victim.content))])
-
-
-def lengthened(chance: random.Random, victim: Victim) -> Attempt:
-    """Something after the end: zeros, noise, another bundle, a member."""
-    more = [bytes(chance.choice([1, 512, 1024])), chance.randbytes(512), victim.other, member("evil", b"x")]
-    return Attempt(victim.content + chance.choice(more))
-
-
-def blocks_moved(chance: random.Random, victim: Victim) -> Attempt:
-    """Blocks of 512 bytes swapped, repeated, dropped or copied over each other."""
-    blocks = [victim.content[at : at + BLOCK] for at in range(0, len(victim.content), BLOCK)]
-    one, two = sorted(chance.sample(range(len(blocks)), 2))
-    edit = chance.randrange(4)
-    if edit == 0:
-        blocks[one], blocks[two] = blocks[two], blocks[one]
-    elif edit == 1:
-        blocks.insert(two, blocks[one])
-    elif edit == 2:
-        del blocks[one:two]
-    else:
-        blocks[two] = blocks[one]
-    return Attempt(b"".join(blocks))
-
-
-def members_moved(chance: random.Random, victim: Victim) -> Attempt:
-    """Whole members in another order, missing, or twice."""
-    parts = victim.members
-    edit = chance.randrange(3)
-    if edit == 0:
-        chance.shuffle(parts)
-    elif edit == 1:
-        del parts[chance.randrange(len(parts))]
-    else:
-        parts.insert(chance.randrange(len(parts) + 1), chance.choice(parts))
-    return Attempt(whole(parts))
-
-
-def spliced(chance: random.Random, victim: Victim) -> Attempt:
-    """Mix and match: members of two bundles, both signed."""
-    ours, theirs = victim.members, members(victim.other)
-    picked = [chance.choice(pair) for pair in zip(ours, theirs, strict=True)]
-    if picked == theirs:
-        picked[-1] = ours[-1]
-    return Attempt(whole(picked))
-
-
-def extra_member(chance: random.Random, victim: Victim) -> Attempt:
-    """A member that the manifest does not list, at any place, under any name."""
-    parts = victim.members
-    name = chance.choice(["evil", "part0.bin", *PATHS])
-    parts.insert(chance.randrange(len(parts) + 1), member(name, chance.randbytes(chance.choice([0, 10, 600]))))
-    return Attempt(whole(parts))
-
-
-def other_header(chance: random.Random, victim: Victim) -> Attempt:
-    """A header whose fields say something else, with a right checksum: links, devices, modes, times, long names."""
-    parts = victim.members
-    at = chance.randrange(len(parts))
-    content = content_of(parts[at])
-    name = parts[at][:100].rstrip(b"\0")
-    field_, value = chance.choice(
-        [
-            *(("type", kind) for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"x", b"g", b"L", b"K", b"S")),
-            *(("link", b"/etc/passwd"), ("mode", b"0004755\0"), ("uid", b"0001750\0"), ("mtime", b"14000000000\0")),
-            *(("magic", b"ustar  \0"), ("prefix", b"../.."), ("uname", b"root"), ("dev", b"1"), ("rest", b"x")),
-            *(("size", b"%011o\0" % chance.randrange(8**11)), ("size", b"77777777777\0"), ("size", b"-0000000001\0")),
-            *(("size", b"\x80" + b"\xff" * 11), ("size", b"           \0"), ("size", b"00000000010 ")),
-            *(("name", chance.choice(PATHS).encode("utf-8")), ("name", b"x" * 100)),
-        ]
+def bundle_by_format(folder: Path) -> Parser:
+    """Signed bundle, in 15 ways that know the format, some with its key"""
+    victim, path = make_victim(folder), folder / "met.edgekd"
+    return Parser(
+        lambda chance: attempt(chance.choice(WAYS), chance, victim), lambda content: taken(content, victim, path)
     )
-    parts[at] = header(name, len(content), **{field_: value}) + parts[at][BLOCK:]
-    return Attempt(whole(parts))
 
 
-def rewritten_manifest(chance: random.Random, victim: Victim) -> Attempt:
-    """Another manifest with the hash that fits it, under the signature of the old one."""
-    document = json.loads(json.dumps(victim.head))
-    edit = chance.randrange(5)
-    if edit == 0:
-        document["counter"] += chance.randrange(1, 1000)
-    elif edit == 1:
-        document["name"] += chance.choice("abc")
-    elif edit == 2:
-        document["thresholds"]["confidence"][0] = chance.random()
-    elif edit == 3:
-        entry = chance.choice(document["files"])
-        entry["sha256"] = chance.randbytes(32).hex()
-    else:
-        document["x-note"] = chance.random()
-    return Attempt(resealed(victim, document, None))
+def manifest_signed(folder: Path) -> Parser:
+    """Manifest, with its hash under the old signature"""
+    made = Bundles(folder)
+    return of_covered(made.head.content, made.under_old_signature, as_text)
 
 
-def replaced_graph(chance: random.Random, victim: Victim) -> Attempt:
-    """Another network, with a manifest that fits it, under the signature of the old one or of a stranger."""
-    document = json.loads(json.dumps(victim.head))
-    content = chance.randbytes(chance.randrange(1, 2000))
-    document["files"][0].update(length=len(content), sha256=hashlib.sha256(content).hexdigest())
-    bad = members(resealed(victim, document, chance.choice([None, 2, 3])))
-    bad[2] = member("part0.bin", content)
-    return Attempt(whole(bad))
-
-
-def signed_nonsense(chance: random.Random, victim: Victim) -> Attempt:
-    """A manifest signed by the right key that breaks a rule: the reader must not rely on who signs."""
-    document = json.loads(json.dumps(victim.head))
-    files = document["files"]
-    entry = chance.choice(files)
-    edits: list[Callable[[], Any]] = [
-        lambda: entry.update(path=chance.choice(PATHS)),
-        lambda: entry.update(length=chance.choice([-1, MAX_TOTAL + 1, 8**11, 2**63, 1e9, "10", None, True])),
-        lambda: entry.update(length=entry["length"] + chance.choice([1, 511, 512, 10**6, MAX_TOTAL // 2])),
-        lambda: entry.update(role=chance.choice(["engine", "", None, "Graph"])),
-        lambda: entry.update(path=chance.choice(files)["path"].upper()),
-        lambda: files.append(dict(entry)),
-        lambda: files.insert(0, dict(files[-1])),
-        lambda: files.extend({**entry, "path": f"q{at:06d}"} for at in range(MAX_FILES)),
-        lambda: files.clear(),
-        lambda: document.update(format=chance.choice([0, 2, "1", None, True, 1.0])),
-        lambda: document.update(surprise=1),
-        lambda: document.pop(chance.choice(sorted(document))),
-        lambda: document.update(counter=chance.choice([-1, 2**53 + 1, 1.5, "5", None])),
-        lambda: document["detector"]["classes"].append("more"),
-        lambda: document.update({chance.choice(sorted(set(document) - {"tensorrt"})): None}),
-    ]
-    chance.choice(edits)()
-    if document == victim.head:
-        document["surprise"] = 1
-    return Attempt(resealed(victim, document, 1))
-
-
-def signed_bad_json(chance: random.Random, victim: Victim) -> Attempt:
-    """Not JSON, or JSON that means two things, signed by the right key."""
-    good = canonical_json(victim.head)
-    deep = chance.choice([10, 1000, 100_000])
-    raw = chance.choice(
-        [
-            b"[" * deep,
-            b'{"a":' * deep,
-            b"9" * chance.choice([30, 5000, 100_000]),
-            good[:-1] + b',"counter":%d}' % chance.randrange(100),
-            good.replace(b'"counter":5', b'"counter":' + b"9" * chance.choice([21, 400])),
-            good.replace(b'"counter":5', b'"counter":NaN'),
-            good.replace(b'"counter":5', b'"counter":1e999'),
-            b"\xef\xbb\xbf" + good,
-            good.decode().encode("utf-16"),
-            good.replace(b"victim", b"vic\\ud800tim"),
-            good.replace(b"victim", b"vic\0tim"),
-            good[: chance.randrange(len(good))],
-            chance.randbytes(chance.randrange(200)),
-            good + good,
-            good.ljust((1 << 20) + 1),
-        ]
+def manifest_alone(folder: Path) -> Parser:
+    """Manifest, where nobody has to sign it"""
+    return of_bytes(
+        Bundles(folder).head.content,
+        lambda each: manifest.from_json(manifest.to_json(manifest.from_json(each))),
+        as_text,
     )
-    return Attempt(resealed(victim, None, 1, raw))
 
 
-def _with_signatures(victim: Victim, content: bytes) -> bytes:
-    parts = victim.members
-    parts[1] = member(SIGNATURES, content)
-    return whole(parts)
+def signature_list(folder: Path) -> Parser:
+    """Signatures, which have one form"""
+
+    def read(content: bytes) -> None:
+        assert signatures.to_json(signatures.from_json(content)) == content
+
+    return of_bytes(signatures.to_json(Bundles(folder).head.envelope), read, as_text)
 
 
-def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
-    """No signature, a stranger's, one under the name of another key, of another bundle, of another kind, malleated."""
-    parts = victim.members
-    sha256 = hashlib.sha256(content_of(parts[0])).hexdigest()
-    good, stranger = signature(1, sha256), signature(chance.randrange(2, 10**6), sha256)
-    theirs = hashlib.sha256(content_of(members(victim.other)[0])).hexdigest()
-    s = int.from_bytes(bytes.fromhex(good.value)[32:], "little")
-    larger = s + chance.randrange(1, 15) * ed25519._ORDER
-    bits = bytearray.fromhex(good.value)
-    bits[chance.randrange(64)] ^= 1 << chance.randrange(8)
-    choices: list[tuple[Signature, ...]] = [
-        (),
-        (stranger,),
-        (replace(stranger, key=good.key),),
-        (replace(good, key=stranger.key),),
-        (signature(1, theirs),),
-        (signature(1, sha256, "trust"),),
-        (replace(good, value=good.value[:64] + larger.to_bytes(32, "little").hex()),),
-        (replace(good, value=bytes(bits).hex()),),
-        (replace(good, value=(b"\1" + bytes(63)).hex()),),
-        (replace(good, value=bytes(64).hex()),),
+def trust_file(folder: Path) -> Parser:
+    """Trust file"""
+
+    def complete(content: bytes) -> bool:
+        trust.require_complete(trust.from_json(content))
+        return True
+
+    valid = trust.to_json(sealed(trust_of(), 8, 9))
+    assert complete(valid)
+    return of_covered(valid, complete, as_text)
+
+
+def trust_signed_again(folder: Path) -> Parser:
+    """Trust file, signed again by its keys"""
+
+    def change(content: bytes, chance: random.Random) -> bytes:
+        document = with_other_values(json.loads(content), chance)
+        try:
+            sha256 = hashlib.sha256(canonical_json(document["signed"])).hexdigest()
+            return json_text(
+                {**document, "signatures": signatures.listed(signed_by("trust", sha256, 8, 9))}, canonical=True
+            )
+        except (KeyError, TypeError, ValueError):
+            return mutated(content, chance)
+
+    def read(content: bytes) -> None:
+        trust.require_complete(trust.from_json(content))
+
+    return of_bytes(trust.to_json(sealed(trust_of(), 8, 9)), read, change)
+
+
+def delta_file(folder: Path) -> Parser:
+    """Delta of a signed bundle"""
+    made = Bundles(folder)
+    assert not made.rebuilt(made.delta)
+    return of_covered(made.delta, made.rebuilt)
+
+
+def delta_records(folder: Path) -> Parser:
+    """Records of a delta"""
+    made = Bundles(folder)
+    return of_covered(made.records, made.with_records)
+
+
+# --------------------------------------------------------------------------------------------------- networks, frames
+
+
+def packed(folder: Path) -> Parser:
+    """Packed graph, with the checksum that fits it"""
+    from small_graph import small_model
+
+    from edgekd.core.formats import packed_graph
+    from edgekd.deploy.artifact import expanded
+
+    onnx = small_model().SerializeToString()
+    valid, out = packed_graph.pack(onnx), folder / "graph.onnx"
+    stored = packed_graph._PREFIX.unpack(valid[: packed_graph._PREFIX.size])[3]
+    header, streams = packed_graph.parts(valid)[packed_graph.HEADER], valid[packed_graph._PREFIX.size + stored :]
+
+    def change(_: bytes, chance: random.Random) -> bytes:
+        if chance.random() < 0.1:
+            return mutated(valid, chance)
+        new = (
+            (as_text(header, chance).rstrip(b"\n"), streams)
+            if chance.random() < 0.5
+            else (header, mutated(streams, chance))
+        )
+        return packed_graph._assembled(new[0], [new[1]])
+
+    def another(content: bytes) -> bool:
+        (folder / "a.packed").write_bytes(content)
+        expanded(folder / "a.packed", out)
+        return out.read_bytes() != onnx
+
+    assert not another(valid)
+    return of_covered(valid, another, change)
+
+
+def golden(folder: Path) -> Parser:
+    """Golden set, compressed again"""
+    from edgekd.agent.state.golden import batches, read_golden
+    from edgekd.core.formats import golden_set
+
+    rng = np.random.default_rng(0)
+    frames = golden_set.coarse(rng.integers(0, 256, (2, 8, 8, 3), np.uint8))
+    places, values = rng.integers(0, 100, (2, 4)).astype(np.uint32), rng.normal(size=(2, 4, 7)).astype(np.float16)
+    valid = golden_set.to_bytes(
+        golden_set.GoldenSet("int8", (0.01, 0.25), (1, 7, 100), zoom=8, frames=frames, places=places, values=values)
+    )
+    prefix = golden_set._PREFIX
+    begin = prefix.size + prefix.unpack_from(valid)[2]
+    header, content = valid[prefix.size : begin], zlib.decompress(valid[begin:], -zlib.MAX_WBITS)
+
+    def change(_: bytes, chance: random.Random) -> bytes:
+        if chance.random() < 0.2:
+            return mutated(valid, chance)
+        new = as_text(header, chance).rstrip(b"\n") if chance.random() < 0.7 else header
+        deflate = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+        rest = deflate.compress(content if new != header else mutated(content, chance)) + deflate.flush()
+        return prefix.pack(golden_set.MAGIC, golden_set.FORMAT, len(new)) + new + rest
+
+    (folder / "golden").write_bytes(valid)
+    slot: Any = SimpleNamespace(
+        name="a", file=lambda role: folder / "golden", manifest=SimpleNamespace(detector=spec_document())
+    )
+
+    def read(path: Path) -> None:
+        found = read_golden(slot)
+        next(batches(found.set, found.spec))
+
+    return of_file(folder / "golden", read, change)
+
+
+def spec_document() -> Any:
+    from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+
+    return json.loads(json.dumps(asdict(DetectorSpec(("a", "b"), Preprocess(64, 64), Head("yolo")))))
+
+
+def onnx_file(folder: Path) -> Parser:
+    """ONNX file, before a library reads it"""
+    from test_untrusted_onnx import outside, saved
+
+    from edgekd.graph.model_file import require_safe
+
+    (folder / "w.bin").write_bytes(bytes(48))
+    return of_file(saved(outside("w.bin", offset=0, length=48), folder), require_safe)
+
+
+def description(folder: Path) -> Parser:
+    """Metadata of an ONNX graph that describe its detector"""
+    from onnx import TensorProto, helper
+    from test_generated_files import SPEC_KEY, describe, graph_with
+
+    def change(valid: bytes, chance: random.Random) -> dict[str, str]:
+        text = as_text(valid, chance).decode("utf-8", "replace").replace("\0", "")
+        return {chance.choice((SPEC_KEY, SPEC_KEY, "names", "imgsz", "stride")): text.replace("\0", "")}
+
+    def read(metadata: dict[str, str]) -> bool:
+        model = graph_with({"names": "{0: 'a', 1: 'b'}", **metadata})
+        if SPEC_KEY not in metadata:
+            model.graph.output[0].CopyFrom(helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, 84]))
+        describe(model, Path("m.onnx"), None if SPEC_KEY in metadata else "yolo")
+        return False
+
+    return Parser(partial(change, canonical_json(spec_document())), read)
+
+
+def contract(folder: Path) -> Parser:
+    """Contract of a converted folder"""
+    from edgekd.deploy.converters.contract import NAME, read_contract
+
+    document = {"format": "onnx", "entry": "m", "engine": None, "detector": spec_document()}
+    (folder / NAME).write_bytes(canonical_json(document))
+    return of_file(folder / NAME, lambda _: read_contract(folder), as_text)
+
+
+def image(folder: Path) -> Parser:
+    """Image, before a library decodes it"""
+    from edgekd.core.errors import DataError
+    from edgekd.data.image_headers import require_small
+
+    valid = [
+        cv2.imencode(f".{kind}", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+        for kind in ("png", "jpg", "tiff", "webp", "bmp")
     ]
-    return Attempt(_with_signatures(victim, envelope_json(SignatureEnvelope(sha256, chance.choice(choices)))))
+
+    def read(content: bytes) -> bool:
+        try:
+            require_small(content)
+        except ValueError as error:
+            raise DataError(str(error)) from error  # as `read_image` does
+        return False
+
+    return Parser(lambda chance: mutated(chance.choice(valid), chance), read)
 
 
-def other_spelling(chance: random.Random, victim: Victim) -> Attempt:
-    """The right signatures, spelt in another way."""
-    good = content_of(victim.members[1])
-    spaces = good.replace(b":", b": ", chance.randrange(1, 4))
-    upper = good.replace(b'"signature":"', b'"signature":"A', 1)
-    twice = good.replace(b'"signatures":[', b'"signatures":[],"signatures":[')
-    more = good.replace(b'{"format"', b'{"a":%d,"format"' % chance.randrange(1000))
-    return Attempt(_with_signatures(victim, chance.choice([spaces, upper, twice, more, good + b"\n", good[:-1]])))
+def checkpoint(folder: Path) -> Parser:
+    """Checkpoint, before PyTorch reads it"""
+    import torch
+
+    from edgekd.detectors.checkpoint_scan import scan_checkpoint
+
+    torch.save({"model": torch.nn.Linear(2, 2)}, folder / "a.pt")
+    return of_file(folder / "a.pt", scan_checkpoint)
 
 
-def met_too_late(chance: random.Random, victim: Victim) -> Attempt:
-    """Freeze: the right bundle, when the trust file or the key has expired."""
-    if chance.random() < 0.5:
-        return Attempt(victim.content, LATER)
-    (key,) = victim.trust.keys
-    ended = replace(victim.trust, expires=None, keys=(replace(key, expires="2026-03-01T00:00:00Z"),))
-    return Attempt(victim.content, NOW, ended)
+# ------------------------------------------------------------------------------------------------------ text of people
 
 
-def met_elsewhere(chance: random.Random, victim: Victim) -> Attempt:
-    """The right bundle at a camera that trusts another key, wants two, or knows that it was revoked."""
-    edit = chance.randrange(3)
-    if edit == 0:
-        return Attempt(victim.content, NOW, trust_in(chance.randrange(2, 10**6)))
-    if edit == 1:
-        both = trust_in(1, chance.randrange(2, 10**6))
-        return Attempt(victim.content, NOW, replace(both, bundle=replace(both.bundle, threshold=2)))
-    sha256 = hashlib.sha256(content_of(victim.members[0])).hexdigest()
-    return Attempt(victim.content, NOW, replace(victim.trust, revoked_bundles=(sha256,)))
+def plan(folder: Path) -> Parser:
+    """Plan of number formats"""
+    from edgekd.compress.quantization.plan import Plan, PlannedLayer, load_plan, plan_toml
+
+    layers = tuple(PlannedLayer(f"layer{each}", "int8", 100, 90, 0.001) for each in range(3))
+    (folder / "plan.toml").write_text(plan_toml(Plan(layers, "0" * 64, 270, 0.003, 300)))
+    return of_file(folder / "plan.toml", load_plan, as_text)
 
 
-def rolled_back(chance: random.Random, victim: Victim) -> Attempt:
-    """Rollback: an older bundle, signed by the right key."""
-    if chance.random() < 0.3:
-        return Attempt(victim.older)
-    document = {**victim.head, "counter": chance.randrange(COUNTER)}
-    return Attempt(resealed(victim, document, 1))
+def recipe(folder: Path) -> Parser:
+    """Recipe"""
+    from edgekd.builds.recipe import load_recipe, recipe_names
+
+    texts = [(resources.files("edgekd.builds.recipes") / f"{name}.toml").read_bytes() for name in recipe_names()]
+    path = folder / "recipe.toml"
+    path.write_bytes(texts[0])
+    return of_file(path, load_recipe, lambda _, chance: as_text(chance.choice(texts), chance))
 
 
-WAYS: tuple[Way, ...] = (
-    *(flipped_bit, overwritten, inserted_or_cut_out, truncated, lengthened, blocks_moved, members_moved, spliced),
-    *(extra_member, other_header, rewritten_manifest, replaced_graph, signed_nonsense, signed_bad_json),
-    *(wrong_signature, other_spelling, met_too_late, met_elsewhere, rolled_back),
+def target(folder: Path) -> Parser:
+    """Target"""
+    from edgekd.hardware.target import cache_version, explain, load_target, opset_for, target_names, to_dict
+
+    texts = [(resources.files("edgekd.targets") / f"{name}.toml").read_bytes() for name in target_names()]
+    path = folder / "target.toml"
+    path.write_bytes(texts[0])
+
+    def read(path: Path) -> None:
+        found = load_target(path)
+        assert [explain(found), to_dict(found), opset_for(found)]
+        assert cache_version(found) or not found.strongly_typed or found.name is not None
+
+    return of_file(path, read, lambda _, chance: as_text(chance.choice(texts), chance))
+
+
+def fleet(folder: Path) -> Parser:
+    """List of a fleet's boards"""
+    from edgekd.deploy.fleet import load_fleet
+
+    (folder / "fleet.toml").write_text(
+        'uploads = 2\n[[boards]]\nname = "a"\ndevice = "ssh://root@cam:22"\n[[boards]]\nname = "b"\ndevice = "null"\n'
+    )
+    return of_file(folder / "fleet.toml", load_fleet, as_text)
+
+
+def dataset(folder: Path) -> Parser:
+    """Data set in COCO's format, or its YAML"""
+    from test_untrusted_data import coco, yolo
+
+    from edgekd.data.dataset import load_dataset
+
+    files = coco(folder / "coco"), yolo(folder / "yolo")
+    texts = [file.read_bytes() for file in files]
+
+    def make(chance: random.Random) -> tuple[int, bytes]:
+        number = chance.randrange(2)
+        return number, as_text(texts[number], chance) if number == 0 else mutated(texts[number], chance)
+
+    def read(made: tuple[int, bytes]) -> bool:
+        files[made[0]].write_bytes(made[1])
+        load_dataset(files[made[0]]).split(("val", "train")[made[0]])
+        return False
+
+    return Parser(make, read)
+
+
+# ------------------------------------------------------------------------------------------------ answers and evidence
+
+
+def answers(folder: Path) -> Parser:
+    """Answers of a camera's agent"""
+    from test_hostile_device import HONEST, IDENTITY, Agent, Contents, installed, print_engine, to_plain
+
+    path = folder / "a.edgekd"
+    path.write_bytes(b"bundle")
+    named: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"))
+    files = path, Contents(named, IDENTITY, path, None, path)
+    whole = [json.dumps({"error": None, "result": result}).encode() for result in HONEST.values()]
+    error = {"kind": "HashError", "what": "a", "expected": None, "found": None, "fix": None}
+    whole.append(json.dumps({"error": error, "result": None}).encode())
+
+    def make(chance: random.Random) -> Agent:
+        if chance.random() < 0.3:
+            return Agent({}, as_text(chance.choice(whole), chance).decode("utf-8", "replace"))
+        command = chance.choice(list(HONEST))
+        try:
+            result = json.loads(json.dumps(with_other_values(HONEST[command], chance)))
+        except ValueError:  # an integer of thousands of digits has no text
+            result = None
+        return Agent({**HONEST, command: result})
+
+    def read(agent: Agent) -> bool:
+        report, shown = installed(files, agent), io.StringIO()
+        with redirect_stdout(shown):
+            print_engine(report)
+        json.dumps(to_plain(report), allow_nan=False)
+        return not shown.getvalue().replace("\n", "").isprintable()
+
+    return Parser(make, read)
+
+
+PARSERS: tuple[Callable[[Path], Parser], ...] = (
+    *(bundle, bundle_by_format, manifest_signed, manifest_alone, signature_list, trust_file, trust_signed_again),
+    *(delta_file, delta_records, packed, golden, onnx_file, description, contract, image, checkpoint),
+    *(plan, recipe, target, fleet, dataset, answers),
 )
 
 
-def attempt(way: Way, chance: random.Random, victim: Victim) -> Attempt:
-    """Return an attempt of a kind that is not by chance the victim itself."""
-    while True:
-        made = way(chance, victim)
-        if made != Attempt(victim.content):
-            return made
+def peak_bytes() -> int:
+    """Return the most memory that this process had."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) << 10
+
+
+def tried(parser: str, each: int, folder: str) -> Result:
+    """Try mutations of a parser's input in this process; those of a number are the same each time."""
+    make, read = {known.__name__: known for known in PARSERS}[parser](Path(folder))
+    chance = random.Random(parser)
+    ed25519.verify = lru_cache(maxsize=10_000)(ed25519.verify)  # 5 ms in plain Python, mostly of the same signature
+    counts = {"refused": 0, "read": 0, "accepted": 0, "crashes": 0}
+    first: dict[str, str] = {}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size
+    before = peak_bytes()
+    for _ in range(each):
+        attempt = make(chance)
+        try:
+            outcome = "accepted" if read(attempt) else "read"
+        except EdgeKDError:
+            outcome = "refused"
+        except Exception as error:  # any other error is a result
+            outcome = "crashes"
+            first.setdefault(f"{type(error).__name__}: {error}"[:200], str(attempt)[:300])
+        counts[outcome] += 1
+    return {**counts, "growth_bytes": peak_bytes() - before, "found": dict(list(first.items())[:5])}
+
+
+def run(given: Given) -> Result:
+    def row(number: int) -> Result:
+        parser = PARSERS[number]
+        (given.scratch / parser.__name__).mkdir()
+        folder = str(given.scratch / parser.__name__)
+        each = given.each * 2 // 5 if parser.__name__ in SLOW else given.each
+        note(parser.__name__)
+        found = done_in_process(tried, parser=parser.__name__, each=each, folder=folder)
+        return {"parser": (parser.__doc__ or "").strip(), "attempts": each, **found}
+
+    chosen = [at for at, parser in enumerate(PARSERS) if not given.only or parser.__name__ in given.only]
+    with ThreadPoolExecutor(given.processes) as pool:
+        rows = list(pool.map(row, chosen))
+    return {**{name: sum(row[name] for row in rows) for name in ("attempts", "accepted", "crashes")}, "rows": rows}
+
+
+def page(found: Document) -> Blocks:
+    yield from head("Mutated input", found)
+    yield (
+        f"{found.attempts:,} mutations of valid files. Refused: by an error of edgekd's error tree. Read: it keeps the "
+        "rules of a format that nothing covers, or nothing that matters has changed. Accepted: although a signature or "
+        "hash covers it, or with text that changes a terminal. Crashes: any other error. The chance is seeded."
+    )
+    yield table(
+        "input | attempts | refused | read | accepted | crashes | growth MB",
+        (
+            f"{row.parser} | {row.attempts:,} | {row.refused:,} | {row.read:,} | {row.accepted} | {row.crashes} | "
+            f"{row.growth_bytes / 1e6:.1f}"
+            for row in found.rows
+        ),
+    )
+
+
+def as_claimed(found: Document) -> bool:
+    """Return whether nothing was accepted, nothing crashed, and no process grew too much."""
+    return not (found.accepted or found.crashes) and all(row.growth_bytes <= GROWTH for row in found.rows)
+
+
+if __name__ == "__main__":
+    main(
+        run,
+        page,
+        Option("--each", EACH, "mutations for each parser (%(default)s)"),
+        Option("--only", help="functions of this file; default: all", nargs="+"),
+        Option("--processes", 2, "at a time (%(default)s)"),
+        holds=as_claimed,
+        cores=2,
+    )

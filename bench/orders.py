@@ -27,7 +27,7 @@ def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:
     size = {"image_size": given.image_size, "seed": seed}
     train = {"epochs": given.epochs, "batch": given.batch, **size}
     prune = Prune(given.ratio, images=given.gradient_images, **size)
-    distill = Distill(warmup_epochs=min(1.0, given.epochs / 4), close_mosaic=given.epochs // 4, **train)
+    distill = Distill(close_mosaic=given.epochs // 4, **train)
     aware = QuantAwareDistill(learning_rate=RATE, **train)
     return {
         "prune, distill, quantize": (prune, distill, Quantize()),

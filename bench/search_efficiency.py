@@ -21,7 +21,7 @@ import tiny
 
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest
-from edgekd.builds.search.cost_filter import Cost, CostFilter, Network
+from edgekd.builds.search.cost_filter import BaseGraph, Cost, CostFilter
 from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import Point, best, shortfalls
@@ -128,7 +128,7 @@ WAYS: Mapping[str, Way] = {
 
 
 def _filter(world: World) -> CostFilter:
-    networks = {None: Network(SPACE.image_size[0], world.works)}
+    networks = {None: BaseGraph(SPACE.image_size[0], world.works)}
     return CostFilter(SPACE, networks, 0, target())
 
 
@@ -160,7 +160,7 @@ def own_pair(work: Path) -> tuple[Path, Path]:
         tiny.write_data(data, IMAGES, IMAGES)
     if not out.is_file():
         step = Distill("yolov8n.yaml", 0.125, epochs=EPOCHS, batch=6, image_size=SIDE, stages=LABELS)
-        step = replace(step, warmup_epochs=0.0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
+        step = replace(step, warmup_steps=0, mosaic=0.0, learning_rate=0.01, final_rate=0.1, amp=False)
         network = student_network(step, load_dataset(data).classes, False)
         write_checkpoint(network, {"task": "detect", "imgsz": SIDE}, start)
         distill_student(start, out, data, replace(step, student=str(start), width=None), work / "state")

@@ -19,14 +19,16 @@ from edgekd.core.bundle.archive import extract
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
 from edgekd.core.formats.golden_set import GoldenSet, from_bytes
 from edgekd.deploy.golden_set import golden_set
-from edgekd.graph.runtimes import Engine
+from edgekd.graph.runtimes import HostRuntime
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 
 SOUND, BROKEN = "sound", "broken"
 
 
-def drifts(graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: Engine = ONNXRUNTIME_CPU) -> dict[str, float]:
+def drifts(
+    graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: HostRuntime = ONNXRUNTIME_CPU
+) -> dict[str, float]:
     """Return the errors of boxes and scores that the self-test would see."""
     head = spec.head
     with engine.load(graph, threads=1) as session:

@@ -19,7 +19,7 @@ from edgekd.core.progress import PlainProgress
 from edgekd.deploy.artifact import opened
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.fp16 import half
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 
 AS_IS, HALVED = "as it is", "float16"
 GOALS = {"times as fast": 89 / 12, "share of the energy": 0.4}
@@ -65,7 +65,7 @@ def rows_of(given: Given, folder: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for name, precision, graph in graphs:
             progress.note(f"{name} {precision}")
-            device = LocalDevice(engine_named(given.engine))
+            device = LocalDevice(runtime_named(given.engine))
             job = bench.BenchJob(artifact=graph, device=device, against=large[HALVED], **settings)
             try:
                 result = bench.run(job, progress).document

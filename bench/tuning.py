@@ -20,7 +20,7 @@ from edgekd.agent.rebuild_engine import tested_engine
 from edgekd.agent.runtimes.onnxruntime import OnnxRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.state.slots import Slot, State
-from edgekd.agent.tuning import Effort
+from edgekd.agent.tuning import TuningEffort
 from edgekd.core.progress import PlainProgress, Progress
 from edgekd.core.statistics import SIGNIFICANT, compare
 from edgekd.data.dataset import load_dataset
@@ -66,7 +66,7 @@ def _differs(found: Document) -> bool:
 
 def row_of(bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split: Split, given: Given) -> Result:
     """Tune one detector with one runtime, and compare."""
-    effort, progress = Effort(given.tries, given.iterations, seconds=0.0), PlainProgress(interval_s=30)
+    effort, progress = TuningEffort(given.tries, given.iterations, seconds=0.0), PlainProgress(interval_s=30)
     folder = Path(tempfile.mkdtemp(dir=given.scratch))
     camera = Camera(State(folder / "state"), folder / "root", runtime)
     commands.unpack(camera, bundle)

@@ -3,10 +3,9 @@
 The names in `__all__` are the Python interface: the functions behind the command line, and the types that they take,
 return and raise. docs/python.md describes it. A name is imported when it is first used.
 
-This module is shared with the device: Python 3.8, standard library only.
+This module is shared with the device: Python 3.8, standard library only. It parses on Python 3.6, too, so
+that the entry points can refuse that.
 """
-
-from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
@@ -90,5 +89,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":
     return sorted({*globals(), *__all__})

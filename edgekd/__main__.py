@@ -1,5 +1,24 @@
-"""`python -m edgekd` is the `edgekd` command."""
+"""The `edgekd` command, also as `python -m edgekd`. It parses on any Python 3, so that it can refuse an old one."""
 
-from edgekd.commands.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line, if this Python and its packages allow that."""
+    if sys.version_info < (3, 10):  # noqa: UP036 pip refuses an old one, `python -m edgekd` in a checkout does not
+        found = ".".join(map(str, sys.version_info[:2]))
+        _refuse("this Python is too old; expected Python 3.10 or newer; found Python " + found)
+    try:
+        from edgekd.commands.cli import main as run
+    except ImportError as error:
+        _refuse(str(error) + "; fix: install edgekd with its dependencies: pip install edgekd")
+    run()
+
+
+def _refuse(message: str) -> None:
+    sys.stderr.write("edgekd: " + message + "\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

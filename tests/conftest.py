@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -83,13 +83,9 @@ def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 @pytest.fixture(scope="session")
 def schema_generator() -> ModuleType:
     """The program docs/schemas/generate.py."""
-    path = Path(__file__).resolve().parents[1] / "docs" / "schemas" / "generate.py"
-    spec = importlib.util.spec_from_file_location("generate_schemas", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "docs" / "schemas"))
+        return importlib.import_module("generate")
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,13 @@ from pathlib import Path
 import onnx
 import pytest
 import tiny
+from pythons import interpreter
 from running import Built, EdgeKD, Ran, build_command
 
+import edgekd as package
 from edgekd.core.bundle.archive import verify
 
+PACKAGE = Path(package.__file__).parent
 COMMANDS = ("build", "quantize", "eval", "bench", "engine", "check", "targets", "doctor", "inspect", "demo")
 COMMANDS += ("compare", "keygen", "trust", "sign", "verify", "pack")
 
@@ -87,6 +90,21 @@ def test_version(edgekd: EdgeKD) -> None:
     from edgekd import __version__
 
     assert edgekd("--version").out == f"edgekd {__version__}\n"
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.9"])
+def test_an_old_python_prints_one_line(version: str) -> None:
+    command = [interpreter(version), "-B", "-m", "edgekd", "targets"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    found = f"edgekd: this Python is too old; expected Python 3.10 or newer; found Python {version}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", found)
+
+
+def test_a_checkout_without_its_dependencies_prints_one_line() -> None:
+    command = [sys.executable, "-S", "-m", "edgekd", "targets"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("edgekd: No module named 'typer'; fix: ")
 
 
 def test_an_unknown_flag_is_a_usage_error_on_stderr(edgekd: EdgeKD, tiny_model: Path) -> None:

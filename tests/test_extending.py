@@ -20,7 +20,7 @@ from running import DEVICE, EdgeKD
 from edgekd.builds.recipe import load_recipe
 from edgekd.core.bundle.archive import verify
 from edgekd.core.errors import SpecError
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.hardware.target import load_target
 
@@ -38,9 +38,9 @@ import edgekd
 from edgekd.builds.step_kinds import step_kinds
 from edgekd.core.benchmark import benchmark_interleaved
 from edgekd.detectors.family import families
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 assert [kind.name for kind in step_kinds()][-3] == "clip"
-assert families()[-1].name == "toy" and engine_named("onnx-reference").version()
+assert families()[-1].name == "toy" and runtime_named("onnx-reference").version()
 benchmark_interleaved.__kwdefaults__["min_seconds"] = 0.2
 model, data, out = sys.argv[1:]
 done = edgekd.build(model, data, target="cpu", device="local:onnxruntime-cpu", out=out, analysis=False)
@@ -159,7 +159,7 @@ def test_a_runtime_of_another_package_runs_graphs(
     install_from_page(RUNTIME, "toy_runtime", tmp_path, monkeypatch)
     batch = np.random.default_rng(0).uniform(0, 1, (1, 3, 64, 64)).astype(np.float32)
     outputs = []
-    for engine in (engine_named("onnx-reference"), ONNXRUNTIME_CPU):
+    for engine in (runtime_named("onnx-reference"), ONNXRUNTIME_CPU):
         with engine.load(tiny_model) as session:
             assert session.outputs == ("output0",)
             outputs.append(session.run(batch))

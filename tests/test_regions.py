@@ -99,7 +99,7 @@ for name in sys.argv[2:]:
 # Does with the imported modules what a camera does with them.
 ON_THE_CAMERA = """
 import numpy as np
-from edgekd.core.benchmark import Candidate, benchmark_interleaved
+from edgekd.core.benchmark import FramePipeline, benchmark_interleaved
 from edgekd.core.statistics import compare
 from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import place, to_tensor
@@ -108,7 +108,7 @@ from edgekd.core.formats import fp4x, nvfp4, packed_graph
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 class Copies:
     run = staticmethod(np.copy)
-copies = Candidate(Copies(), lambda frame: (frame, 0), lambda output, of: None)
+copies = FramePipeline(Copies(), lambda frame: (frame, 0), lambda output, of: None)
 timed = benchmark_interleaved({"copies": copies}, [np.zeros(1000)], min_seconds=0.2)["copies"]
 assert timed.summary().refused[0].startswith("fps:") and timed.summary().inference_ms.p50 > 0
 assert compare(np.full(8, 1.1), np.ones(8)).differs

@@ -74,6 +74,17 @@ class Whole:
     hidden: object = field(default=None, metadata=INTERNAL)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line.
+
+    Args:
+        parts: Parts in order.
+    """
+
+    parts: tuple[Part, ...]
+
+
 def test_a_dataclass_is_an_object_with_all_of_its_fields(schema_generator: ModuleType) -> None:
     schema = schema_generator.schema("whole", "The whole", Whole)
     assert schema["description"] == "A whole, with its parts."
@@ -154,3 +165,21 @@ def test_two_classes_of_one_name_are_an_error(schema_generator: ModuleType) -> N
     whole = type("Both", (), {"__doc__": "Both.", "__annotations__": {"part": Part, "other": dataclass(other)}})
     with pytest.raises(schema_generator.SchemaError, match="two classes are called Part"):
         schema_generator.schema("both", "Both", dataclass(whole))
+
+
+def test_the_page_of_keys_has_an_object_of_one_place_there_and_others_in_tables_of_their_own(
+    schema_generator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = {"whole": ("The whole", Whole), "box": ("Boxes", Box[Box[int]]), "list": ("Parts", tuple[Part, ...])}
+    monkeypatch.setattr(schema_generator, "DOCUMENTS", documents)
+    page = schema_generator.keys_page()
+    assert "| `others` | object with values [Part](#part) | Parts by name. |" in page
+    assert "### Part\n\nA part of the whole.\n" in page
+    assert "| `copy` | [Box_int](#box_int) |" in page
+    assert "## Parts\n\n[Schema](schemas/list.json). Array of [Part](#part).\n" in page
+
+    monkeypatch.setattr(schema_generator, "DOCUMENTS", {"line": ("A line", Line)})
+    page = schema_generator.keys_page()
+    assert "| `parts` | array of object | Parts in order. |\n| `parts[].one` | integer |" in page
+    assert "| `parts[].two` | string or null | A file. |" in page
+    assert "Part" not in page.partition("## Objects")[2]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edgekd.agent.validation.evidence import Evidence
+from edgekd.agent.validation.evidence import ValidationEvidence
 from edgekd.agent.validation.verdicts import OUTCOMES, Verdict, verdicts
 from edgekd.commands.validate_report import read_evidence
 
@@ -43,7 +43,7 @@ def page(files: Sequence[Path]) -> str:
     return "\n\n".join(["# Results of the validation kit", table(HEAD, rows), note]) + "\n"
 
 
-def row(name: str, evidence: Evidence) -> str:
+def row(name: str, evidence: ValidationEvidence) -> str:
     found = verdicts(evidence)
     counts = Counter(each.outcome for each in found)
     jetson = "l4t" in evidence.system

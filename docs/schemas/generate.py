@@ -1,22 +1,27 @@
-"""Write the JSON schemas beside this file from the types of the documents: `make schemas`.
+"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from types: `make schemas`.
 
-A frozen dataclass is an object in which every field is required. Its description is the summary of its docstring, and
-that of a field the entry in the docstring's `Args:` section, or the summary of the field's own dataclass.
+A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
+description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
+summary of the field's own dataclass.
 """
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keys
+
+import edgekd.agent
 from edgekd.agent import commands, installation
 from edgekd.agent.cli import Answer
 from edgekd.agent.engines import latency
@@ -42,6 +47,7 @@ from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import INTERNAL
+from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
 from edgekd.deploy.engine_report import InstallReport
@@ -55,7 +61,11 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
+KEYS_PAGE = FOLDER.parent / "json-keys.md"
+ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+OPTIONAL = types.MappingProxyType({"optional": True})
+"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +74,12 @@ class ManifestDocument(Manifest):
 
     Args:
         detector: The contract of the network.
+        role: Name of the only model of a camera as which it may be installed; absent for any.
         format: Version of the format.
     """
 
     detector: DetectorSpec  # type: ignore[assignment]
+    role: str = dataclasses.field(default="", metadata=OPTIONAL)
     extensions: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata=INTERNAL)
     format: typing.Literal[1] = 1
 
@@ -84,7 +96,7 @@ AgentResult = (
     | commands.BuildReport
     | TuneResult
     | SelfTestResult
-    | latency.BenchResult
+    | latency.EngineBenchResult
     | StatusResult
     | commands.ServiceChange
     | RenewResult
@@ -124,8 +136,8 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
 """Title and type of each document by the name of its file."""
 
 _SCALARS = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-_ARRAYS = (list, tuple, collections.abc.Sequence)
-_MAPPINGS = (dict, collections.abc.Mapping)
+_ARRAYS = (list, tuple, Sequence)
+_MAPPINGS = (dict, Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 LINE_LENGTH = 120
 """Characters of a line in a file, at most, unless a text is longer."""
@@ -162,9 +174,10 @@ class Definitions:
 
     def object_of(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a dataclass or TypedDict with all of its fields. Raises SchemaError."""
-        properties = self._properties(kind)
+        properties, fields = self._properties(kind), _documented_fields(_class(kind))
         described = {"type": "object", "description": summary(_class(kind))}
-        return {**described, "properties": properties, "required": list(properties)}
+        required = [name for name in properties if not fields.get(name, {}).get("optional")]
+        return {**described, "properties": properties, "required": required}
 
     def _properties(self, kind: Any) -> dict[str, Any]:
         texts, hints, properties = field_descriptions(_class(kind)), _hints(kind), dict[str, Any]()
@@ -325,10 +338,68 @@ def _formatted(value: Any, indent: int) -> str:
     return f"{opening}\n{' ' * (indent + 2)}{inner}\n{' ' * indent}{closing}"
 
 
+def keys_page() -> str:
+    """Return docs/json-keys.md. Raises SchemaError."""
+    return keys.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
+
+
+ERROR_TEXT = """# Errors
+
+<!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
+
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
+and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
+errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
+come, each derived from one that is here.
+
+| kind | derived from | meaning |
+|---|---|---|
+{kinds}
+
+Where a [trust file](formats/trust-file.md) does not accept a file, the `SignatureError` has a cause,
+`error.cause` in what the agent prints; it is null for other problems. Of several causes the first in this order
+counts: `revoked-key`, `expired-key`, `too-few`, `unknown-key`, `unsigned`; `found` lists the key of each
+signature. Signatures of unknown and revoked keys cannot be verified: anybody can add one, which changes the
+cause, and not what is accepted.
+
+| cause | meaning |
+|---|---|
+{causes}
+"""
+
+
+def error_page() -> str:
+    """Return the page of the kinds of errors that an agent or a command may report."""
+    for module in pkgutil.walk_packages(edgekd.agent.__path__, "edgekd.agent."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+    kinds = (
+        f"| `{kind.__name__}` | `{kind.__bases__[0].__name__}` | {_sentence(kind)} |"
+        for kind in error_kinds(EdgeKDError)
+    )
+    causes = (f"| `{cause}` | {meaning} |" for cause, meaning in CAUSES.items())
+    return ERROR_TEXT.format(kinds="\n".join(kinds), causes="\n".join(causes))
+
+
+def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
+    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
+    yield kind
+    for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
+        if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):
+            yield from error_kinds(derived)
+
+
+def _sentence(kind: type) -> str:
+    """Return the first sentence of the docstring."""
+    return re.split(r"(?<=\.) ", summary(kind))[0]
+
+
 def main() -> None:
-    """Write every schema."""
+    """Write every schema, and the pages of keys and errors."""
     for name in DOCUMENTS:
         (FOLDER / f"{name}.json").write_text(text_of(name), "utf-8")
+    KEYS_PAGE.write_text(keys_page(), "utf-8")
+    ERROR_PAGE.write_text(error_page(), "utf-8")
 
 
 if __name__ == "__main__":

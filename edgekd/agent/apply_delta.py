@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.state.slots import State, model_names, require_room
 from edgekd.core.atomic_files import unnamed_file, writing
-from edgekd.core.bundle.archive import BundleReader, Head, opened
+from edgekd.core.bundle.archive import BundleHead, BundleReader, opened
 from edgekd.core.bundle.delta import DeltaReader, OldBundle, begins_delta
 from edgekd.core.errors import BundleError
 
@@ -29,7 +29,7 @@ def opened_update(path: Path, judge: Judge | None) -> Iterator[Update]:
         yield DeltaReader(stream, path, judge) if begins_delta(stream) else BundleReader(stream, path, judge)
 
 
-def any_head(path: Path, judge: Judge | None) -> Head:
+def any_head(path: Path, judge: Judge | None) -> BundleHead:
     """Read the head of a bundle, or of the target of a delta. Raises BundleError, HashError, SignatureError."""
     with opened_update(path, judge) as update:
         return update.head

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgekd.agent.state.trial import MAX_TRIES, TRIES, Trial
 from edgekd.core.documents import to_plain
-from edgekd.core.errors import DeviceError, EdgeKDError, SpecError, did_you_mean
+from edgekd.core.errors import DeviceError, EdgeKDError, SignatureError, SpecError, did_you_mean, first_line
 from edgekd.core.version import __version__
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ class ErrorReport:
     """An error.
 
     Args:
-        kind: Class of the error, such as `HashError`.
+        kind: Class of the error, such as `HashError`: docs/errors.md lists them.
         what: The problem, and what it is of.
-        expected, found: The expected value, and the found one.
+        expected: Expected value.
+        found: Value found.
         fix: The remedy.
+        cause: Of a `SignatureError` why a trust file does not accept the file, such as `expired-key`; null for other
+            problems.
     """
 
     kind: str
@@ -44,6 +48,7 @@ class ErrorReport:
     expected: str | None
     found: str | None
     fix: str | None
+    cause: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Answer(Generic[R]):
     """Output of one command of the agent.
 
     Args:
-        command: Name of the command; null where there is none of that name.
+        command: Name of the command; null where there is none of that name, or this Python is too old to read it.
         ok: True where it succeeded; the exit code is 0 then, else 1.
         error: Null where it succeeded.
         result: Result by command; null where it failed, except for a self-test (also that of an installation) and a
@@ -73,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _system_errors():
             answer = Answer(command, True, None, _run(options))
     except EdgeKDError as error:
-        report = ErrorReport(type(error).__name__, error.what, error.expected, error.found, error.fix)
+        cause = error.cause if isinstance(error, SignatureError) else None
+        report = ErrorReport(type(error).__name__, error.what, error.expected, error.found, error.fix, cause)
         answer = Answer(command, False, report, getattr(error, "report", None))
         code = getattr(error, "agent_exit_code", 1)  # of a validation
     print(json.dumps(to_plain(answer), sort_keys=True))
@@ -82,9 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """Wrap an OSError that no other code has wrapped."""
+    """Wrap an OSError or ImportError that no other code has wrapped."""
     try:
         yield
+    except ImportError as error:
+        raise DeviceError(
+            f"{sys.executable}: a library is missing",
+            expected="NumPy beside the standard library",
+            found=first_line(error),
+            fix="add NumPy to the firmware, or run the agent with a Python that has it",
+        ) from error
     except OSError as error:
         what = f"{error.filename or 'the system'}: cannot be used"
         raise DeviceError(what, found=error.strerror or str(error), fix="check rights and disk") from error
@@ -168,14 +181,14 @@ def _tune(options: argparse.Namespace, camera: Camera) -> Any:
         return tuning.adopt(camera, options.choice)
     if options.builds < 0:
         raise SpecError(f"--builds {options.builds}", expected="0 or more")
-    return tuning.tune(camera, tuning.Effort(options.builds, options.iterations, options.seconds))
+    return tuning.tune(camera, tuning.TuningEffort(options.builds, options.iterations, options.seconds))
 
 
 def _validate(options: argparse.Namespace) -> Any:
     from edgekd.agent.runtimes import AUTOMATIC, NAMED
-    from edgekd.agent.validation.coordinator import PLAN, QUICK, Effort, validate
+    from edgekd.agent.validation.coordinator import PLAN, QUICK, ValidationEffort, validate
 
-    effort = QUICK if options.quick else Effort()
+    effort = QUICK if options.quick else ValidationEffort()
     if options.patience:
         effort = replace(effort, patience_s=options.patience)
     names = [runtime.name for runtime in (*AUTOMATIC, *NAMED)]

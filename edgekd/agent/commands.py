@@ -19,8 +19,8 @@ from edgekd.agent.state.device import read_device
 from edgekd.agent.state.slots import Activation, Slot, State
 from edgekd.agent.state.trial import Trial
 from edgekd.agent.status import (
-    BuiltEngine,
     BundleStatus,
+    EngineBuildStatus,
     ServiceStatus,
     built_engine_status,
     bundle_status,
@@ -37,6 +37,7 @@ from edgekd.agent.trust_state import (
     raise_counter,
     read_trust,
     require_admissible,
+    require_model,
     require_not_older,
     require_not_revoked,
     required_trust,
@@ -45,13 +46,13 @@ from edgekd.agent.trust_state import (
 )
 from edgekd.agent.trusted_clock import current_time
 from edgekd.core.atomic_files import new_file
-from edgekd.core.bundle.archive import BundleReader, Head, opened_bundle
+from edgekd.core.bundle.archive import BundleHead, BundleReader, opened_bundle
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
 
 if TYPE_CHECKING:
     from edgekd.agent.apply_delta import Update
-    from edgekd.agent.engines.latency import BenchResult
+    from edgekd.agent.engines.latency import EngineBenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
     from edgekd.core.bundle.archive import Judge
     from edgekd.core.bundle.manifest import Manifest
@@ -150,11 +151,14 @@ class UnpackedSlot:
     Args:
         slot: Name of the slot, `a` or `b`.
         fits: Whether the device is the target of the bundle; null where that is unknown.
+        file_error: Error of the given file, which is cut short or too long, where it was not needed, because the bundle
+            was in the slot already; else null.
     """
 
     bundle: BundleStatus = field(metadata=INLINE)
     slot: str
     fits: bool | None
+    file_error: str | None
 
 
 @dataclass(frozen=True)
@@ -187,13 +191,18 @@ def unpack(camera: Camera, bundle: Path) -> UnpackResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bundle that was judged. whole: the complete bundle, None where its content is in a slot already."""
+    """A bundle that was judged.
+
+    whole: the complete bundle, None where its content is in a slot already; file_error: of its file, which is then not
+    read to its end.
+    """
 
     path: Path
-    head: Head
+    head: BundleHead
     fits: bool | None
     judged: bool
     whole: BundleReader | None
+    file_error: str | None = None
 
 
 @contextmanager
@@ -205,29 +214,36 @@ def prepared(camera: Camera, update: Update, judge: Judge | None) -> Iterator[Pr
     head, path = update.head, update.path
     fits = require_for_camera(camera, head.manifest, path)
     if camera.state.find(head.identity):
-        yield Prepared(path, head, fits, judge is not None, None)
+        yield Prepared(path, head, fits, judge is not None, None, _size_error(update))
         return
     with whole_bundle(camera.state, update, judge) as whole:
         yield Prepared(path, head, fits, judge is not None, whole)
 
 
+def _size_error(update: Update) -> str | None:
+    """Return the error of a bundle's file whose size is wrong; None for a delta, whose size is not known."""
+    try:
+        if isinstance(update, BundleReader):
+            update.require_size()
+    except BundleError as error:
+        return str(error)
+    return None
+
+
 def require_for_camera(camera: Camera, manifest: Manifest, what: object) -> bool | None:
     """Return whether a bundle is for this device, None where that is unknown. Raises BundleError where it is not.
 
-    A strict camera also refuses a bundle where that is unknown, and one whose name is not that of the model.
+    A strict camera also refuses a bundle where that is unknown; `require_model` has the rules for the model.
     """
-    device, compatible, strict = read_device(camera.root), manifest.target.compatible, is_strict(camera.root)
+    device, compatible = read_device(camera.root), manifest.target.compatible
     fits, name_it = device.fits(compatible), "write the name of the device to /etc/edgekd/compatible"
     if fits is False:
         fix = f"build it for the target of this device, or {name_it}"
         raise BundleError(f"{what}: for another device", expected=device.expected_bundle, found=compatible, fix=fix)
-    if strict and fits is None:
+    if fits is None and is_strict(camera.root):
         expected = f"a known device, as /{STRICT} requires"
         raise BundleError(f"{what}: not known to fit", expected=expected, found=compatible, fix=name_it)
-    model = camera.state.model
-    if strict and model is not None and manifest.name != model:
-        fix = "install it as its own model, or give it that name by `edgekd pack --name`"
-        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
+    require_model(camera.state, camera.root, manifest, what)
     return fits
 
 
@@ -248,7 +264,7 @@ def unpack_prepared(camera: Camera, new: Prepared) -> UnpackResult:
         else:
             raise DeviceError(f"{new.path}: its slot was replaced meanwhile", fix="try again")
         size = slot.graph.stat().st_size
-    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits)
+    unpacked = UnpackedSlot(bundle_status(slot.manifest, slot.identity), slot.name, new.fits, new.file_error)
     return UnpackResult(unpacked, existing is None, slot.graph, size)
 
 
@@ -263,7 +279,7 @@ class BuildReport:
 
     slot: str
     changed: bool
-    engine: BuiltEngine = field(metadata=INLINE)
+    engine: EngineBuildStatus = field(metadata=INLINE)
 
 
 def build(camera: Camera, shares: Mapping[str, float] | None = None) -> BuildReport:
@@ -322,16 +338,18 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
     return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
 
 
-def bench(camera: Camera, iterations: int, seconds: float) -> BenchResult:
+def bench(camera: Camera, iterations: int, seconds: float) -> EngineBenchResult:
     """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import BenchResult, measure_on
+    from edgekd.agent.engines.latency import EngineBenchResult, measure_on
 
     device = read_device(camera.root)
     with camera.state.locked():
         slot = camera.chosen_slot()
         engine = require_engine(slot, camera.engine_key(slot))
         latency = measure_on(camera, slot, engine.file, iterations, seconds)
-    return BenchResult(slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency)
+    return EngineBenchResult(
+        slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from edgekd.agent.apply_delta import any_head, opened_update
-from edgekd.agent.http_transport import DEFAULT_LIMITS, BrokenError, Limits, Pace, Transport, is_url, read_some
+from edgekd.agent.http_transport import DEFAULT_LIMITS, BrokenError, Pace, TransferLimits, Transport, is_url, read_some
 from edgekd.agent.state.slots import alone, require_room
 from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
@@ -67,7 +67,7 @@ class FetchRequest:
     max_bytes: int = 1 << 31
     tries: int = 8
     timeout_s: float = 30.0
-    limits: Limits = DEFAULT_LIMITS
+    limits: TransferLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class BrokenError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class TransferLimits:
     """Limits on time. min_bytes_per_s: over each window of a connection; max_duration_s: of a call."""
 
     window_s: float = WINDOW_S
@@ -54,13 +54,13 @@ class Limits:
     max_duration_s: float = MAX_DURATION_S
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TransferLimits()
 
 
 class Pace:
     """The rate of a connection's payload, and the time that is left for all connections."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: TransferLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
         self._deadline = clock() + limits.max_duration_s
         self._began = self._count = 0.0

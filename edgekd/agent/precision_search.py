@@ -122,7 +122,7 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-class Search:
+class PrecisionSearch:
     """Proposes sets of layers to leave in float, one after the other, by the profiles of earlier engines.
 
     shipped, floating: profiles of the engines with all layers in INT8, and with none.
@@ -167,7 +167,7 @@ def cheapest(graph: LayerGraph, int8_ms: Mapping[str, float], floating: Profile,
     include conversions before layers without Q/DQ.
     """
     movable = set(graph.names)
-    cut = _Cut()
+    cut = _MinimumCut()
     for name in graph.names:
         cut.add(_INT8, name, _nanoseconds(floating.ms.get(name, 0.0)))
         cut.add(name, _FLOAT, _nanoseconds(int8_ms.get(name, 0.0)))
@@ -204,7 +204,7 @@ def _nanoseconds(ms: float) -> int:
     return round(ms * _NS_PER_MS)
 
 
-class _Cut:
+class _MinimumCut:
     """Minimum cut by the algorithm of Edmonds and Karp, for some hundred layers."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.choice import forms
 from edgekd.agent.engines.engine import Engine, build_engine, engine_folder, engine_of, read_engine
-from edgekd.agent.engines.records import Change, EngineKey, Form
+from edgekd.agent.engines.records import EngineKey, EnvironmentChange, Form
 from edgekd.agent.state.slots import Activation
 from edgekd.agent.status import ServiceStatus, TestedEngine, service_status, tested_engine_status
 from edgekd.core.documents import INLINE, to_plain
@@ -49,7 +49,7 @@ class RenewResult:
 
     service: ServiceStatus = field(metadata=INLINE)
     changed: bool
-    stale: Sequence[Change]
+    stale: Sequence[EnvironmentChange]
     engine: TestedEngine
     tried: Sequence[FailedEngine]
 

@@ -18,15 +18,15 @@ from edgekd.agent.state.slots import State
 from edgekd.core.detection.decode import decode_by_class
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess, spec_from_json
-from edgekd.core.drift import Drift, Monitor, Record, from_json, statistics_of
+from edgekd.core.drift import Drift, DriftRecord, Monitor, from_json, statistics_of
 from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.types import Session
+    from edgekd.agent.runtimes.types import EngineSession
     from edgekd.agent.state.slots import Slot
-    from edgekd.core.bundle.manifest import Thresholds
+    from edgekd.core.bundle.manifest import DetectionThresholds
     from edgekd.core.detection.preprocess import Placement
 
 DRIFT_INTERVAL_S = 3.0
@@ -44,8 +44,8 @@ class Model:
     identity: str
     key: str
     spec: DetectorSpec
-    thresholds: Thresholds
-    session: Session
+    thresholds: DetectionThresholds
+    session: EngineSession
     drift_watch: DriftWatch
 
     @property
@@ -68,7 +68,7 @@ class DriftWatch:
     """
 
     def __init__(
-        self, record: Record | None, preprocess: Preprocess, clock: Callable[[], float] = time.monotonic
+        self, record: DriftRecord | None, preprocess: Preprocess, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._monitor = None if record is None else Monitor(record)
         self._preprocess, self._clock, self._next = preprocess, clock, 0.0
@@ -196,7 +196,7 @@ def _open(state: State) -> Model:
     )
 
 
-def _record(slot: Slot) -> Record | None:
+def _record(slot: Slot) -> DriftRecord | None:
     """Read the bundle's record of statistics; None where it has none. Raises BundleError where it is damaged."""
     file = slot.file("drift")
     if file is None:

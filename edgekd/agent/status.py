@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.engine import Engine, engine_of, fitting_engine
-from edgekd.agent.engines.records import Change, FailedBuild, RuntimeVersion, SelfTest
+from edgekd.agent.engines.records import EnvironmentChange, FailedBuild, RuntimeVersion, SelfTest
 from edgekd.agent.runtimes.precision import Shares
 from edgekd.agent.runtimes.types import DlaDetails, TensorRtDetails, TrtexecDetails
 from edgekd.agent.state.device import Device, read_device
@@ -42,6 +42,7 @@ class BundleStatus:
         created_by: Program and version that made the bundle.
         target: Target that it was built for.
         compatible: Name of that device in its firmware.
+        role: Name of the only model, by `--model`, as which it may be installed; null for any.
     """
 
     identity: str
@@ -50,6 +51,7 @@ class BundleStatus:
     created_by: str
     target: str
     compatible: str
+    role: str | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class TestedEngine:
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
+class EngineBuildStatus:
     """An engine with the record of its build.
 
     Args:
@@ -146,8 +148,15 @@ class ServiceStatus:
 
 def bundle_status(manifest: Manifest, identity: str) -> BundleStatus:
     """Describe a bundle."""
-    target = manifest.target
-    return BundleStatus(identity, manifest.name, manifest.counter, manifest.created_by, target.name, target.compatible)
+    return BundleStatus(
+        identity,
+        manifest.name,
+        manifest.counter,
+        manifest.created_by,
+        manifest.target.name,
+        manifest.target.compatible,
+        manifest.role,
+    )
 
 
 def engine_status(engine: Engine) -> EngineStatus:
@@ -161,10 +170,10 @@ def tested_engine_status(engine: Engine) -> TestedEngine:
     return TestedEngine(engine_status(engine), engine.self_test)
 
 
-def built_engine_status(engine: Engine) -> BuiltEngine:
+def built_engine_status(engine: Engine) -> EngineBuildStatus:
     """Describe an engine with the record of its build."""
     record, details = engine.record, engine.record.details
-    return BuiltEngine(
+    return EngineBuildStatus(
         engine_status(engine),
         record.realized.layers if record.realized else None,
         record.realized.share if record.realized else None,
@@ -198,7 +207,7 @@ class SlotEngine:
     """
 
     tested: TestedEngine = field(metadata=INLINE)
-    stale: Sequence[Change] | None
+    stale: Sequence[EnvironmentChange] | None
 
 
 @dataclass(frozen=True)

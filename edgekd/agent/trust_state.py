@@ -23,8 +23,9 @@ from edgekd.core.errors import BundleError, DeviceError, RollbackError, Signatur
 if TYPE_CHECKING:
     from edgekd.agent.state.slots import Slot, State
     from edgekd.core.bundle.archive import Judge
+    from edgekd.core.bundle.manifest import Manifest
     from edgekd.core.bundle.signatures import SignatureEnvelope
-    from edgekd.core.bundle.trust import SignedTrust
+    from edgekd.core.bundle.trust import Revocation, SignedTrust
 
 FACTORY = Path("etc/edgekd/trust.json")
 STRICT = Path("etc/edgekd/strict")
@@ -32,8 +33,24 @@ TRUST, COUNTER = "trust.json", "counter.json"
 
 
 def is_strict(root: Path) -> bool:
-    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and those of other models."""
+    """Return whether the firmware refuses unsigned bundles, those for unknown devices, and other models' by name."""
     return os.path.lexists(root / STRICT)
+
+
+def require_model(state: State, root: Path, manifest: Manifest, what: object) -> None:
+    """Raise BundleError for a bundle of another model of the camera.
+
+    A bundle with a role is for the model of that name alone, so its counter counts there alone. One without is for any,
+    except on a strict camera, where its name must be that of the model.
+    """
+    model, role = state.model, manifest.role
+    if role is not None and role != model:
+        expected = f"role {model}, or none" if model else "a bundle without a role, as there is no --model"
+        fix = f"install it with --model {role}"
+        raise BundleError(f"{what}: for another model", expected=expected, found=f"role {role}", fix=fix)
+    if role is None and model is not None and manifest.name != model and is_strict(root):
+        fix = "install it as its own model, or make it for this one by `edgekd pack --role`"
+        raise BundleError(f"{what}: of another model", expected=f"name {model}", found=manifest.name, fix=fix)
 
 
 def required_trust(state: State, root: Path) -> SignedTrust | None:
@@ -211,19 +228,19 @@ def require_admissible(state: State, slot: Slot, held: SignedTrust | None, clock
             require_signed(held.trust, slot.identity, slot.signatures, now)
 
 
-def revocation_of(slot: Slot, held: SignedTrust | None) -> str | None:
+def revocation_of(slot: Slot, held: SignedTrust | None) -> Revocation | None:
     """Return what the trust file revokes of the bundle in a slot; None where it may return to service.
 
     Signatures that cannot be read count as revoked where the trust file revokes keys.
     """
     if held is None:
         return None
-    from edgekd.core.bundle.trust import revocation
+    from edgekd.core.bundle.trust import Revocation, revocation
 
     try:
         return revocation(held.trust, slot.identity, slot.signatures if held.trust.revoked_keys else ())
     except (OSError, SignatureError):
-        return "its signatures, which are damaged"
+        return Revocation("revoked-key", "its signatures, which are damaged")
 
 
 def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> None:
@@ -232,7 +249,24 @@ def require_not_revoked(slot: Slot, active: Slot, held: SignedTrust | None) -> N
     if revoked:
         also = ", revoked, too" if revocation_of(active, held) else ""
         fix = f"install a newer bundle; slot {active.name} stays in service{also}"
-        raise SignatureError(f"slot {slot.name}: revoked", found=revoked, fix=fix)
+        raise SignatureError(f"slot {slot.name}: revoked", found=revoked.found, fix=fix, cause=revoked.cause)
+
+
+@dataclass(frozen=True)
+class KeyStatus:
+    """A key that may sign bundles.
+
+    Args:
+        id: Id of the key, as in signatures.
+        name: Its name in the trust file.
+        expires: Time from which its signatures do not count, UTC; null for never.
+        expired: True where that time is past.
+    """
+
+    id: str
+    name: str
+    expires: str | None
+    expired: bool
 
 
 @dataclass(frozen=True)
@@ -247,6 +281,7 @@ class TrustStatus:
         keys: Names of the keys that may sign bundles.
         threshold: Minimum number of their signatures.
         error: Error of a damaged file, all else being null; null where it is undamaged.
+        bundle_keys: The same keys, with their expiry.
     """
 
     version: int | None = None
@@ -256,6 +291,7 @@ class TrustStatus:
     keys: tuple[str, ...] | None = None
     threshold: int | None = None
     error: str | None = None
+    bundle_keys: tuple[KeyStatus, ...] | None = None
 
 
 def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust | None, TrustStatus | None]:
@@ -270,12 +306,13 @@ def trust_status(state: State, root: Path, clock: datetime) -> tuple[SignedTrust
 
 def trust_status_of(held: SignedTrust, now: datetime) -> TrustStatus:
     """Describe a trust file."""
-    trust = held.trust
+    trust, time = held.trust, held.trust.now(now)
     return TrustStatus(
         trust.version,
         trust.issued,
         trust.expires,
-        trust.expires is not None and trust.now(now) >= trust.expires,
-        tuple(key.name for key in trust.keys if key.id in trust.bundle.keys),
+        trust.has_expired(time),
+        tuple(key.name for key in trust.bundle_keys),
         trust.bundle.threshold,
+        bundle_keys=tuple(KeyStatus(key.id, key.name, key.expires, key.has_expired(time)) for key in trust.bundle_keys),
     )

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from edgekd.agent.engines.choice import FILE, Choice, Measurement, RelativeTime, TuningLimits, keep_choice, read_choice
 from edgekd.agent.engines.engine import Engine, engine_folder
-from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, Change, EngineKey, Form
-from edgekd.agent.precision_search import LayerGraph, Profile, Search, layer_graph, profile_of
+from edgekd.agent.engines.records import ALL_FLOAT, AS_SHIPPED, EngineKey, EnvironmentChange, Form
+from edgekd.agent.precision_search import LayerGraph, PrecisionSearch, Profile, layer_graph, profile_of
 from edgekd.agent.rebuild_engine import failure, tested_engine
 from edgekd.agent.runtimes import networks
-from edgekd.agent.status import BuiltEngine, built_engine_status
+from edgekd.agent.status import EngineBuildStatus, built_engine_status
 from edgekd.core.atomic_files import remove_folder, writing
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import DeviceError
@@ -39,7 +39,7 @@ MIN_GAIN = 0.02
 
 
 @dataclass(frozen=True)
-class Effort:
+class TuningEffort:
     """Effort of a search. builds: engines besides the two controls; iterations, seconds: of each in the comparison."""
 
     builds: int = MAX_BUILDS
@@ -48,7 +48,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TunedForm:
     """An engine of a form, built and tested."""
 
     form: Form
@@ -75,11 +75,11 @@ class TuneResult:
     form: Form = field(metadata=INLINE)
     candidates: Sequence[Measurement]
     limits: TuningLimits | None
-    stale: Sequence[Change]
-    engine: BuiltEngine
+    stale: Sequence[EnvironmentChange]
+    engine: EngineBuildStatus
 
 
-def tune(camera: Camera, effort: Effort) -> TuneResult:
+def tune(camera: Camera, effort: TuningEffort) -> TuneResult:
     """Choose the fastest form for this device. Raises DeviceError where none passes its self-test."""
     with camera.state.locked():
         slot, runtime = camera.chosen_slot(), camera.required_runtime()
@@ -160,7 +160,7 @@ def fastest(rounds_ms: Sequence[np.ndarray], passed: Sequence[bool]) -> int | No
     return min(faster, key=lambda index: comparisons[index].ratio, default=0)
 
 
-def measure(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: Effort) -> list[np.ndarray]:
+def measure(slot: Slot, runtime: Runtime, engines: Sequence[Path], effort: TuningEffort) -> list[np.ndarray]:
     """Measure engines interleaved: medians of each in milliseconds, float64 [rounds]. Raises DeviceError."""
     from edgekd.agent.engines.latency import BLOCK, measure_interleaved
 
@@ -177,8 +177,8 @@ def layers_with_qdq(slot: Slot) -> LayerGraph:
     return graph
 
 
-def _build(camera: Camera, slot: Slot, key: EngineKey, form: Form) -> Candidate:
-    return Candidate(form, tested_engine(camera, slot, key, form))
+def _build(camera: Camera, slot: Slot, key: EngineKey, form: Form) -> TunedForm:
+    return TunedForm(form, tested_engine(camera, slot, key, form))
 
 
 def _search(
@@ -186,13 +186,13 @@ def _search(
     slot: Slot,
     key: EngineKey,
     graph: LayerGraph,
-    candidates: list[Candidate],
+    candidates: list[TunedForm],
     builds: int,
 ) -> list[Measurement]:
     """Build further candidates, guided by profiles, and add them; return those that could not be built."""
     runtime, refused = camera.required_runtime(), []
     shipped, floating = _profiles(runtime, [each.engine for each in candidates], graph)
-    search = Search(graph, shipped, floating)
+    search = PrecisionSearch(graph, shipped, floating)
     for _ in range(builds):
         names = search.propose()
         if names is None:
@@ -220,7 +220,7 @@ def _profiles(runtime: Runtime, engines: Sequence[Engine], graph: LayerGraph) ->
     return profiles
 
 
-def _measurement(candidate: Candidate, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> Measurement:
+def _measurement(candidate: TunedForm, rounds_ms: np.ndarray, shipped_ms: np.ndarray) -> Measurement:
     """Return the measurement of a candidate."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import encode, export
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.export import ExportResult
-from edgekd.builds.stages.latency import Latency, Measured, latency_on
+from edgekd.builds.stages.latency import LatencySource, Measured, latency_on
 from edgekd.builds.step_kinds import kind_of
 from edgekd.compress.steps import Resize
 from edgekd.data.types import Dataset
@@ -48,7 +48,7 @@ def exported(checkpoint: Path, record: BuildRecord, dataset: Dataset, context: S
     return export.run(context, load(checkpoint), None, dataset.classes, opset_for(record.request.target))
 
 
-def latency_of(record: BuildRecord, context: StageContext) -> Latency:
+def latency_of(record: BuildRecord, context: StageContext) -> LatencySource:
     """Return how the latency of a step's results is judged: on the target if that can be predicted, else here."""
     measured = Measured(context, record.scored, record.data_sha256, local_device(record.request.device))
     return latency_on(record.request.target, measured)

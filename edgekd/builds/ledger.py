@@ -37,6 +37,7 @@ class LedgerStage:
         sha256: SHA-256 of its files and results.
         files: SHA-256 by file name.
         cached: True where it was found in the store.
+        updates: Weight updates of a training; null where the stage trains nothing.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LedgerStage:
     sha256: str
     files: Mapping[str, str]
     cached: bool
+    updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def ledger_row(stage: AnyStage) -> LedgerStage:
         sha256=stage.sha256,
         files={name: file.sha256 for name, file in stage.files.items()},
         cached=stage.cached,
+        updates=number_of(stage, "updates"),
     )
 
 

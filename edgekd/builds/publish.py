@@ -33,16 +33,16 @@ from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest, stored_bytes
 from edgekd.core.bundle.manifest import (
+    BuildLimits,
     Evidence,
     FileEntry,
+    GraphScore,
     Latency,
     Licence,
-    Limits,
     Lineage,
     Manifest,
     Origin,
     Role,
-    Score,
     StageKey,
     TargetName,
 )
@@ -286,7 +286,7 @@ def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Line
         detector=json.loads(canonical_json(asdict(record.after.result.spec))),
         thresholds=record.thresholds,
         files=entries,
-        limits=Limits(budget.max_bytes, budget.min_retention, budget.min_fps),
+        limits=BuildLimits(budget.max_bytes, budget.min_retention, budget.min_fps),
         evidence=_evidence(record),
         lineage=lineage,
         licences=_licences(record),
@@ -322,9 +322,9 @@ def _predicted(record: BuildRecord) -> tuple[Latency, ...]:
     return (Latency("predicted", record.request.target.name, found.latency_ms, found.low_ms, found.high_ms, None),)
 
 
-def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> Score:
+def _score(found: ScoreResult, size: int, classes: Sequence[str]) -> GraphScore:
     rows = [found.per_class.get(name) for name in classes]
-    return Score(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
+    return GraphScore(found.map50_95, found.map50, size, tuple(row.map50_95 if row else None for row in rows))
 
 
 def _licences(record: BuildRecord) -> tuple[Licence, ...]:

@@ -12,6 +12,7 @@ from edgekd.builds.step_kinds import in_order, kind_of, order_text, step_kinds
 from edgekd.compress.steps import Distill, QuantAwareDistill, Quantize, Step
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.typed_values import value_text
 from edgekd.detectors.family import family_of, offering, student_family
 from edgekd.hardware.budget import Budget
 
@@ -108,29 +109,27 @@ def recipe_names() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Head:
+class _RecipeTable:
     name: str
+    steps: tuple[dict[str, Any], ...]
     description: str = ""
 
 
 def recipe_from(table: dict[str, Any], source: str) -> Recipe:
     """Return the recipe in a TOML table. Raises SpecError with the key."""
-    steps = table.get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise SpecError(f"{source}: not a recipe", expected="`name` and [[steps]]", found=", ".join(table) or "nothing")
-    head = parse_table(_Head, {key: value for key, value in table.items() if key != "steps"}, source)
-    found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(steps, start=1))
+    recipe = parse_table(_RecipeTable, table, source)
+    found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(recipe.steps, start=1))
     if not in_order([kind_of(step) for step in found]):
         names = ", ".join(step.kind for step in found)
         raise SpecError(f"{source}: steps", expected=order_text(), found=names)
-    return Recipe(head.name, found, head.description)
+    return Recipe(recipe.name, found, recipe.description)
 
 
 def _step(table: dict[str, Any], where: str) -> Step:
     by_name = {kind.name: kind.settings for kind in reversed(step_kinds())}
     name = table.get("kind")
-    if name not in by_name:
-        raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=str(name))
+    if not isinstance(name, str) or name not in by_name:
+        raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=value_text(name))
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
 
 

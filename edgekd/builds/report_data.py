@@ -24,10 +24,10 @@ from edgekd.data.images import read_image
 from edgekd.data.types import Sample
 from edgekd.evaluation.evaluate import load_detections
 from edgekd.evaluation.report.types import (
+    BeforeAfter,
     BudgetRow,
-    Change,
     ClassRow,
-    Latency,
+    FrameLatency,
     LayerRow,
     Moment,
     Report,
@@ -88,9 +88,9 @@ def report_of(graphs: BuildGraphs, facts: ReportFacts, stages: Sequence[AnyStage
         model=facts.model,
         target=facts.target,
         recipe=facts.recipe,
-        map50_95=Change(before.map50_95, after.map50_95),
-        map50=Change(before.map50, after.map50),
-        bytes=Change(graphs.before.result.bytes, graphs.encoded.result.bytes),
+        map50_95=BeforeAfter(before.map50_95, after.map50_95),
+        map50=BeforeAfter(before.map50, after.map50),
+        bytes=BeforeAfter(graphs.before.result.bytes, graphs.encoded.result.bytes),
         images=after.images,
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
@@ -261,7 +261,7 @@ def _budget_row(line: LimitResult) -> BudgetRow:
     return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
 
 
-def _latencies(timing: Stage[TimingResult]) -> tuple[Latency, ...]:
+def _latencies(timing: Stage[TimingResult]) -> tuple[FrameLatency, ...]:
     samples = json.loads((timing.path / SAMPLES).read_bytes())
     engine, sides = timing.result.host.engine, timing.result.sides
     moments: tuple[Moment, ...] = ("before", "after")

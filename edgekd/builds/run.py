@@ -17,8 +17,8 @@ from edgekd.builds.stages.drift_reference import DriftResult
 from edgekd.builds.stages.encode import EncodeResult
 from edgekd.builds.stages.quantize import CacheResult, QuantizedResult
 from edgekd.builds.stages.score import ScoreResult
-from edgekd.core.bundle.manifest import Thresholds
-from edgekd.core.detection.decode import Thresholds as DefaultThresholds
+from edgekd.core.bundle.manifest import DetectionThresholds
+from edgekd.core.detection.decode import Thresholds
 from edgekd.core.documents import INTERNAL, Result
 from edgekd.data.types import Split
 from edgekd.detectors import Detector
@@ -90,13 +90,13 @@ class BuildGraphs:
     steps: tuple[AnyStage, ...] = ()
 
     @property
-    def thresholds(self) -> Thresholds:
+    def thresholds(self) -> DetectionThresholds:
         """For each class the confidence with the best F1 on the scored images; the default where none is known."""
-        default, scored = DefaultThresholds(), self.scores[1].result.per_class
+        default, scored = Thresholds(), self.scores[1].result.per_class
         rows = [scored.get(name) for name in self.after.result.spec.classes]
         best = [row.confidence if row else None for row in rows]
         confidence = tuple(default.confidence if value is None else value for value in best)
-        return Thresholds(confidence, default.iou, default.max_detections)
+        return DetectionThresholds(confidence, default.iou, default.max_detections)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekd.builds.stages import export, score
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector
-from edgekd.builds.stages.latency import Latency, Measured, latency_on
+from edgekd.builds.stages.latency import LatencySource, Measured, latency_on
 from edgekd.core.benchmark import TimingSummary
 from edgekd.core.documents import Result
 from edgekd.core.host_facts import HostFacts
@@ -32,7 +32,7 @@ class Start:
     before: GraphStage
     target: Target | None
     measured: Measured
-    latency: Latency
+    latency: LatencySource
 
     def export(self, checkpoint: Path) -> GraphStage:
         """Return the float graph of a checkpoint that was written here."""
@@ -111,7 +111,8 @@ class Lightened(Result):
         model: File name of the detector.
         recipe: Name of the recipe.
         checkpoint: Path of the lighter detector, a checkpoint of its family.
-        before, after: The detector, and the lighter one.
+        before: The given detector.
+        after: The lighter detector.
         target: The latencies that decided; null where they are those of `before` and `after`.
     """
 

@@ -145,23 +145,23 @@ def _quantize(step: Quantize, record: BuildRecord, dataset: Dataset, context: St
     request = record.request
     step = plan.offered(step, request.target)
     data = (dataset, record.scored, record.data_sha256)
-    calibrated, trial = plan.calibrated_for(
+    calibrated, scorer = plan.calibrated_for(
         context, step, record.floating, *data, calibration=request.calibration, budget=request.budget
     )
     record = replace(record, calibrated=calibrated)
     limits, tensorrt = _limits(record, step), cache_version(request.target)
-    after = plan.quantized(context, step, record.floating, calibrated.frames, limits, trial, tensorrt)
+    after = plan.quantized(context, step, record.floating, calibrated.frames, limits, scorer, tensorrt)
     return replace(record, after=after)
 
 
-def _limits(record: BuildRecord, step: Quantize) -> plan.Limits:
+def _limits(record: BuildRecord, step: Quantize) -> plan.PlanLimits:
     """Return the limits of a plan: the step's own size, or the budget less the rest of the bundle; and the accuracy."""
     recipe, budget = record.request.recipe, record.request.budget
     own = plan.size_of(step, record.floating) if step.planned else None
     if not step.planned or step.plan or own is not None or budget.max_bytes is None:
-        return plan.Limits(plan.room(recipe, own), budget.min_retention)
+        return plan.PlanLimits(plan.room(recipe, own), budget.min_retention)
     graph_bytes = plan.room(recipe, budget.max_bytes - bytes_beside_graph(record))
-    return plan.Limits(graph_bytes, budget.min_retention, beside=(quantize.CACHE, quantize.PLAN))
+    return plan.PlanLimits(graph_bytes, budget.min_retention, beside=(quantize.CACHE, quantize.PLAN))
 
 
 def _require_limit(step: Quantize, recipe: Recipe, budget: Budget) -> None:

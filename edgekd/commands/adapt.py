@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from edgekd.agent.state.slots import MODEL_NAME
 from edgekd.builds.stages.base import tool_versions
 from edgekd.builds.stages.drift_reference import DRIFT, statistics
 from edgekd.commands.arguments import path_or_none, signers_of
@@ -29,8 +28,15 @@ from edgekd.compress.quantization.adapt import adapt as fit
 from edgekd.core import drift
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, read_head
-from edgekd.core.bundle.manifest import FileEntry, Manifest, StageKey, to_json
-from edgekd.core.bundle.manifest import Score as ManifestScore
+from edgekd.core.bundle.manifest import (
+    MODEL_NAME,
+    MODEL_NAME_TEXT,
+    FileEntry,
+    GraphScore,
+    Manifest,
+    StageKey,
+    to_json,
+)
 from edgekd.core.canonical import canonical_json, json_sha256
 from edgekd.core.detection.decode import candidate_confidence, candidate_rows
 from edgekd.core.detection.parity import RelativeError
@@ -133,6 +139,9 @@ def adapt(
             place.parent.mkdir(parents=True, exist_ok=True)
         copy_file(shorter, delta_place)
         copy_file(packed, place)  # last: where it is, all is
+    if not signers:
+        fix = f"edgekd sign {place}, then edgekd delta {base} {place} --out {delta_place}"
+        progress.note(f"adapt: not signed, and its delta carries no signature: pass --sign, or {fix}")
     return Variant(
         bundle=place,
         delta=delta_place,
@@ -218,7 +227,7 @@ def adapt_graph(
 def _refuse_places(name: str, bundle: Path, out: Path, twins: Path | None) -> None:
     """Refuse names and paths that cannot be written. Raises SpecError."""
     if not MODEL_NAME.fullmatch(name):
-        raise SpecError(f"--name {name}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
+        raise SpecError(f"--name {name}", expected=MODEL_NAME_TEXT)
     if out.suffix != ".edgekd" or out.absolute() == bundle.absolute():
         raise SpecError(f"--out {out}", expected="another file, whose name ends in .edgekd")
     if twins is not None and twins.exists():
@@ -344,13 +353,14 @@ def _write_manifest(
         classes = spec_from_json(manifest.detector).classes
         found = (clean.score.per_class.get(name) for name in classes)
         by_class = tuple(each.map50_95 if each else None for each in found)
-        after = ManifestScore(clean.score.map50_95, clean.score.map50, size, by_class)
+        after = GraphScore(clean.score.map50_95, clean.score.map50, size, by_class)
     before = evidence.before.map50_95
     lineage = manifest.lineage
     tools = dict(sorted({**lineage.tools, **tool_versions(*TOOLS)}.items()))
     changed = replace(
         manifest,
         name=f"{manifest.name}-{about['name']}",
+        role=manifest.role and about["name"],
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         evidence=replace(evidence, after=after, retention=after.map50_95 / before if before else None),
         lineage=replace(lineage, tools=tools, stages=(*lineage.stages, StageKey("adapt", key))),

@@ -25,7 +25,7 @@ from edgekd.core.benchmark import (
     MEASURED,
     STAND_IN,
     Basis,
-    Candidate,
+    FramePipeline,
     Timing,
     benchmark_interleaved,
     compare,
@@ -152,13 +152,13 @@ def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, sour
     return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches)
 
 
-def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, Candidate]:
+def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, FramePipeline]:
     """Return both states of a side: on the same frames; for the engine alone they are prepared before."""
     prepared = itertools.cycle(side.batches)
     session = session or side.session
     return {
         CAMERA: camera(session, side.spec, source.make_decoder() if source.make_decoder else None),
-        ENGINE: Candidate(session, lambda frame: (next(prepared), None), lambda output, context: None),
+        ENGINE: FramePipeline(session, lambda frame: (next(prepared), None), lambda output, context: None),
     }
 
 
@@ -299,7 +299,7 @@ def _energy(
         return {}, str(error)
 
 
-def _one_frame(candidate: Candidate, source: FrameSource) -> Callable[[], object]:
+def _one_frame(candidate: FramePipeline, source: FrameSource) -> Callable[[], object]:
     items = itertools.cycle(source.items)
     return lambda: candidate.process(next(items))
 

@@ -112,7 +112,8 @@ class Compared(Result):
     """Two builds side by side.
 
     Args:
-        a, b: The first build, and the second.
+        a: The first build.
+        b: The second build.
         same_model: True where both were made of one file.
         same_data: True where both were scored on the same images and labels; else scores do not compare.
         same_host: True where both were timed on the same kind of machine with the same libraries.

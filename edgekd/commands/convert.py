@@ -50,7 +50,7 @@ from edgekd.deploy.converters.types import (
 from edgekd.detectors.export import probe
 from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.runtimes.types import Engine, library_version
+from edgekd.graph.runtimes.types import HostRuntime, library_version
 from edgekd.hardware.target import load_target
 
 MADE = "made"
@@ -224,7 +224,7 @@ def _cached_scales(artifact: Path) -> dict[str, float]:
 
 
 def _parity(
-    source: Source, entry: Path, engine: Engine, request: ConversionRequest, split: Split | None, work: Path
+    source: Source, entry: Path, engine: HostRuntime, request: ConversionRequest, split: Split | None, work: Path
 ) -> Parity:
     """Compare the result with its source on a few frames. Raises ParityError."""
     frames, head = list(_frames(source, split)), source.spec.head
@@ -254,14 +254,14 @@ def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
         yield letterbox(image, source.spec.preprocess)[0]
 
 
-def outputs(graph: Path, engine: Engine, frames: list[np.ndarray]) -> list[np.ndarray]:
+def outputs(graph: Path, engine: HostRuntime, frames: list[np.ndarray]) -> list[np.ndarray]:
     """Return the output of an engine for each of the frames. Raises DeviceError."""
     with engine.load(graph) as session:
         return [session.run(frame).copy() for frame in frames]
 
 
 def _scores(
-    source: Source, entry: Path, engine: Engine, written: ConversionResult, split: Split, progress: Progress
+    source: Source, entry: Path, engine: HostRuntime, written: ConversionResult, split: Split, progress: Progress
 ) -> ConvertedScores:
     """Score source and result on a split. Raises ParityError where the result loses more than it may."""
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}

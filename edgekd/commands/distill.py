@@ -59,8 +59,10 @@ class Distilled(Result):
         recipe: Name of the recipe.
         checkpoint: Path of the trained student: `.pt`, or `.tv.pt` for torchvision's.
         kept: mAP50-95 of the student by that of the teacher; null where one is null, or the teacher's is 0.
-        before, after: The teacher, and the student.
+        before: The teacher.
+        after: The student.
         epochs: Number of epochs that were trained.
+        updates: Number of weight updates.
         losses: Mean of each loss in each epoch, by name, before it is weighted.
         weights: Mean weight of each loss in each epoch, by name, and of what the weights follow from.
         stages: The stages, in the order in which they ran.
@@ -74,6 +76,7 @@ class Distilled(Result):
     before: ScoredDetector
     after: ScoredDetector
     epochs: int
+    updates: int
     losses: Epochs
     weights: Epochs
     stages: tuple[StageSummary, ...]
@@ -170,6 +173,7 @@ def distill(
         before=ScoredDetector(trained.teacher_parameters, *before),
         after=ScoredDetector(trained.parameters, *after),
         epochs=trained.epochs,
+        updates=trained.updates,
         losses=trained.losses,
         weights=trained.weights,
         stages=summaries(context.done),

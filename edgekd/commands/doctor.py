@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from edgekd.core.documents import to_plain
 from edgekd.deploy.devices.local import gpus
-from edgekd.graph.runtimes import engines
+from edgekd.graph.runtimes import runtimes
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CUDA
-from edgekd.graph.runtimes.types import Engine, library_version
+from edgekd.graph.runtimes.types import HostRuntime, library_version
 
 State = Literal["ok", "missing", "broken"]
 
@@ -107,7 +107,7 @@ def diagnose(root: Path = Path("/")) -> list[Check]:
         *map(_package, base),
         _images(),
         *(_extra(extra, [each for each in wanted if each.extra == extra]) for extra in extras),
-        *map(_engine, engines()),
+        *map(_engine, runtimes()),
         _gpu(),
         _pycuda(),
         _jetson(root),
@@ -183,7 +183,7 @@ def _extra(extra: str, wanted: list[Requirement]) -> Check:
     return Check("extras", extra, "ok", ", ".join(f"{each.name} {version}" for each, version in versions.items()))
 
 
-def _engine(engine: Engine) -> Check:
+def _engine(engine: HostRuntime) -> Check:
     found = engine.available()
     if found.usable:
         return Check("engines", engine.name, "ok", found.why)

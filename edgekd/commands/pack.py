@@ -1,6 +1,6 @@
 """`edgekd pack`: a bundle written again, from a bundle or from the folder that one was unpacked into.
 
-For releases: another counter, another name, a changed file, or latencies that were measured on the device after the
+For releases: another counter, name or role, a changed file, or latencies that were measured on the device after the
 build. Everything else stays as it is. A changed manifest has another identity, so its signatures are dropped.
 """
 
@@ -36,6 +36,7 @@ def pack(
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,
+    role: Annotated[str | None, Option("The model of a camera (--model there) that alone may take it.")] = None,
     licence: Licence = None,
     measured: Annotated[
         str | Path | Sequence[str | Path], Option("Timings to add: what `agent.pyz bench` printed.")
@@ -50,6 +51,7 @@ def pack(
     ] = None,
     firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
     firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
+    firmware_unsigned: Annotated[bool, Option("Leave the file for SWUpdate or Mender unsigned.")] = False,
     compatible: Annotated[
         Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
     ] = (),
@@ -66,13 +68,16 @@ def pack(
         key=firmware_key,
         certificate=firmware_cert,
         intermediates=paths_of(firmware_intermediate),
+        unsigned=firmware_unsigned,
         compatible=tuple(compatible),
         state=state or STATE,
         plain=rauc_plain,
         module=path_or_none(mender_module),
     )
     packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
-    change = partial(_changed, counter=version_counter, name=name, licence=licence, measured=paths_of(measured))
+    change = partial(
+        _changed, counter=version_counter, name=name, role=role, licence=licence, measured=paths_of(measured)
+    )
     return repack(Path(source), Path(out), signers, change, packaging)
 
 
@@ -152,7 +157,13 @@ def _of_folder(folder: Path) -> Manifest:
 
 
 def _changed(
-    manifest: Manifest, *, counter: int | None, name: str | None, licence: str | None, measured: Sequence[Path]
+    manifest: Manifest,
+    *,
+    counter: int | None,
+    name: str | None,
+    role: str | None,
+    licence: str | None,
+    measured: Sequence[Path],
 ) -> Manifest:
     """Return the manifest with what is given in place of its own, and with measured latencies added."""
     evidence, licences = manifest.evidence, manifest.licences
@@ -163,6 +174,7 @@ def _changed(
         manifest,
         counter=manifest.counter if counter is None else counter,
         name=name or manifest.name,
+        role=manifest.role if role is None else role,
         licences=licences,
         evidence=replace(evidence, latencies=(*evidence.latencies, *more)),
     )

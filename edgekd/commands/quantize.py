@@ -24,9 +24,9 @@ from edgekd.builds.stages.compare import NamedError, kept_output
 from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.plan import (
     HELD_OUT,
-    Limits,
+    HeldOutScorer,
+    PlanLimits,
     QuantizedStage,
-    Trial,
     calibrated_for,
     quantized,
     room,
@@ -225,10 +225,10 @@ def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
     first = score.run(context, before, scored, data, "fp32").result
     step, *trainings = job.recipe.steps
     assert isinstance(step, Quantize), "every other first step is refused before"
-    calibrated, trial = calibrated_for(
+    calibrated, scorer = calibrated_for(
         context, step, before, dataset, scored, data, calibration=job.calibration, budget=job.budget
     )
-    after = quantized(context, step, before, calibrated.frames, _limits(job, step, before), trial)
+    after = quantized(context, step, before, calibrated.frames, _limits(job, step, before), scorer)
     for training_step in trainings:
         assert isinstance(training_step, QuantAwareDistill), "every other step is refused before"
         context.refuse_shared(dataset.split("train"), scored)
@@ -251,15 +251,15 @@ def _network(job: QuantizeJob, context: StageContext) -> Quantized:
     groups = _shares(job, 3 if searches(step, job.budget) else 2)
     frames, compared = (_frames(files, network_input, context) for files in (groups[0], groups[-1]))
 
-    def trial() -> Trial:
+    def scorer() -> HeldOutScorer:
         held_out = _frames(groups[1], network_input, context)
 
         def kept(graph: Path) -> float:
             return kept_output(output_errors(before.path / GRAPH, graph, held_out.read()))
 
-        return Trial(kept, held_out.sha256, f"{len(groups[1])} frames that were not calibrated on")
+        return HeldOutScorer(kept, held_out.sha256, f"{len(groups[1])} frames that were not calibrated on")
 
-    after = quantized(context, step, before, frames, _limits(job, step, before), trial)
+    after = quantized(context, step, before, frames, _limits(job, step, before), scorer)
     found = compare.run(context, before, after, compared).result
     return _finish(job, context, before, after, found.kept, len(groups[-1]), outputs=found.outputs)
 
@@ -290,10 +290,10 @@ def _frames(files: Sequence[Path], network_input: Input, context: StageContext) 
     return Frames(json_sha256([[context.sha256(path) for path in files], asdict(network_input)]), read)
 
 
-def _limits(job: QuantizeJob, step: Quantize, graph: GraphStage) -> Limits:
+def _limits(job: QuantizeJob, step: Quantize, graph: GraphStage) -> PlanLimits:
     own = size_of(step, graph)
     most = job.budget.max_bytes if own is None else own
-    return Limits(room(job.recipe, most), job.budget.min_retention)
+    return PlanLimits(room(job.recipe, most), job.budget.min_retention)
 
 
 def _finish(

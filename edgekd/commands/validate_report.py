@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.agent.validation.evidence import MAX_BYTES, Evidence, Problem, loads
+from edgekd.agent.validation.evidence import MAX_BYTES, Problem, ValidationEvidence, loads
 from edgekd.agent.validation.verdicts import Verdict, exit_code, verdicts
 from edgekd.commands.arguments import path_or_none
 from edgekd.commands.parameter import Argument, Option
@@ -66,7 +66,7 @@ def validate_report(
     )
 
 
-def read_evidence(path: Path) -> Evidence:
+def read_evidence(path: Path) -> ValidationEvidence:
     """Read and check a file from an unknown source. Raises SpecError that names the file."""
     try:
         with path.open("rb") as stream:

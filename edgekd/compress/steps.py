@@ -295,7 +295,7 @@ class Distill(Step):
         image_size: Side of the training images in pixels; None for the teacher's own.
         learning_rate: Rate of AdamW; None for Ultralytics' choice of optimizer and rate.
         final_rate: Share of the learning rate at the end.
-        warmup_epochs: Epochs of the linear warm-up.
+        warmup_steps: Weight updates of the linear warm-up, which is at most a tenth of the training.
         mosaic: Probability of the mosaic augmentation.
         close_mosaic: Last epochs without it.
         amp: bfloat16 where hardware has it.
@@ -331,7 +331,7 @@ class Distill(Step):
     image_size: int | None = None
     learning_rate: float | None = None
     final_rate: float = 0.01
-    warmup_epochs: float = 3.0
+    warmup_steps: int = 1000
     mosaic: float = 1.0
     close_mosaic: int = 10
     amp: bool = True
@@ -361,7 +361,7 @@ class Distill(Step):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
         rates = ("final_rate", "mosaic", "learning_rate", "class_power", "repeat")
         _require(self, "0 to 1", lambda rate: 0 <= rate <= 1, *rates)
-        counts = ("text", "warmup_epochs", "close_mosaic", "balance_every", "seed")
+        counts = ("text", "warmup_steps", "close_mosaic", "balance_every", "seed")
         _require(self, "0 or more", lambda count: count >= 0, *counts)
         # Between 0 and 1 the weight has no slope where both networks agree.
         _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")

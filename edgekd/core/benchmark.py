@@ -47,7 +47,7 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FramePipeline:
     """A candidate to measure.
 
     preprocess: frame -> (batch float32 [1, 3, h, w], context for postprocess).
@@ -235,7 +235,7 @@ def timing_of(stamps_s: np.ndarray, basis: Basis, decoded: bool = False) -> Timi
 
 
 def benchmark_interleaved(
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[str, FramePipeline],
     frames: Sequence[Any],
     *,
     block: int = 10,
@@ -275,7 +275,7 @@ def benchmark_interleaved(
 class _Lane:
     """One candidate, its position in the frames, and its stamps in seconds: five for each frame."""
 
-    def __init__(self, candidate: Candidate, frames: Sequence[Any], clock: Clock) -> None:
+    def __init__(self, candidate: FramePipeline, frames: Sequence[Any], clock: Clock) -> None:
         self._stamps = array("d")
         self._seconds = 0.0
         self._candidate = candidate

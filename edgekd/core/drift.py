@@ -53,7 +53,7 @@ _NINE_OF_TEN = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
-class Record:
+class DriftRecord:
     """Distribution of the statistics over calibration frames.
 
     frames: their number; knots: of each statistic, its value at each of `levels`, which are normal scores, ascending;
@@ -128,20 +128,20 @@ def statistics_of(
     )
 
 
-def record_of(statistics: np.ndarray) -> Record:
+def record_of(statistics: np.ndarray) -> DriftRecord:
     """Return the record of frames with STATISTICS float64 [n, k], n at least MIN_FRAMES."""
     count = len(statistics)
     shares = (np.linspace(0, count - 1, _KNOTS) + 0.5) / count
     levels = tuple(round(NormalDist().inv_cdf(float(share)), 4) for share in shares)
     places = np.linspace(0, 1, _KNOTS)
     knots = tuple(tuple(np.quantile(column, places).round(4).tolist()) for column in statistics.T)
-    plain = Record(count, levels, knots, (), (), 1.0)
+    plain = DriftRecord(count, levels, knots, (), (), 1.0)
     scores = plain.normal(statistics)
     covariance = np.cov(scores.T)
     spread = covariance.diagonal()
     covariance += np.diag(np.where(spread < _RIDGE, 1 - spread, _RIDGE))  # a constant statistic gets variance 1
     mean, precision = scores.mean(axis=0).round(4), np.linalg.inv(covariance).round(4)
-    return Record(
+    return DriftRecord(
         frames=count,
         levels=levels,
         knots=knots,
@@ -169,7 +169,7 @@ def _limit(scores: np.ndarray, precision: np.ndarray) -> float:
     return MARGIN * float(np.quantile(maxima, 1 - ALARM))
 
 
-def distance_of_pictures(record: Record, window: np.ndarray) -> float:
+def distance_of_pictures(record: DriftRecord, window: np.ndarray) -> float:
     """Return the distance of frames with STATISTICS float64 [n, k] from a record by the picture alone.
 
     Detections depend on the model, and cannot be compared with another model's record.
@@ -182,7 +182,7 @@ def distance_of_pictures(record: Record, window: np.ndarray) -> float:
 class Monitor:
     """Measures the drift of a window of frames."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: DriftRecord) -> None:
         self._record = record
         self._mean, self._precision = np.array(record.mean), np.array(record.precision)
         self._window: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=WINDOW)
@@ -199,18 +199,18 @@ class Monitor:
         return Drift(round(float(off @ self._precision @ off) / self._record.limit, 4), moved)
 
 
-def to_json(record: Record) -> bytes:
+def to_json(record: DriftRecord) -> bytes:
     """Return the canonical JSON of a record."""
     return canonical_json({"format": FORMAT, "statistics": list(STATISTICS), **asdict(record)}) + b"\n"
 
 
-def from_json(content: bytes) -> Record:
+def from_json(content: bytes) -> DriftRecord:
     """Parse the result of `to_json`. Raises ValueError."""
     try:
         document = json.loads(content)
         if document["format"] != FORMAT or tuple(document["statistics"]) != STATISTICS:
             raise ValueError("a record of another format: update edgekd")
-        record = Record(
+        record = DriftRecord(
             frames=int(document["frames"]),
             levels=_floats(document["levels"], _KNOTS),
             knots=tuple(_floats(row, _KNOTS) for row in document["knots"]),

@@ -19,9 +19,31 @@ This module is shared with the device: Python 3.8, standard library only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
+
+Cause = Literal[
+    "unsigned",
+    "unknown-key",
+    "too-few",
+    "expired-key",
+    "revoked-key",
+    "wrong-signature",
+    "revoked-bundle",
+    "expired-trust-file",
+]
+CAUSES: Mapping[Cause, str] = {
+    "unsigned": "There is no signature.",
+    "unknown-key": "No signature is by a key that the trust file lists for this kind of file.",
+    "too-few": "Some signatures are valid, but fewer than the trust file requires.",
+    "expired-key": "The valid signatures are too few, and there is another one by a key that has expired.",
+    "revoked-key": "The valid signatures are too few, and there is another one by a key that is revoked.",
+    "wrong-signature": "A signature by a known key is not of this file.",
+    "revoked-bundle": "The trust file revokes the bundle.",
+    "expired-trust-file": "The trust file has expired: nothing is accepted by it.",
+}
+"""Meaning of each cause of a SignatureError."""
 
 
 class EdgeKDError(Exception):
@@ -117,7 +139,22 @@ class BundleError(EdgeKDError):
 
 
 class SignatureError(BundleError):
-    """A bundle's signature is missing or wrong."""
+    """A bundle or trust file is not signed as it has to be, is revoked, or cannot be read.
+
+    cause: why a trust file does not accept it; None for other problems.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        fix: str | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        super().__init__(what, expected=expected, found=found, fix=fix)
+        self.cause = cause
 
 
 class HashError(BundleError):
@@ -134,5 +171,6 @@ def naming(what: object) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
+        cause = {"cause": error.cause} if isinstance(error, SignatureError) else {}
         message = f"{what}: {error.what}"
-        raise type(error)(message, expected=error.expected, found=error.found, fix=error.fix) from error
+        raise type(error)(message, expected=error.expected, found=error.found, fix=error.fix, **cause) from error

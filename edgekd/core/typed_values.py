@@ -45,10 +45,9 @@ def from_plain(
     fields, hints = {entry.name: entry for entry in dataclasses.fields(cls)}, _hints(cls)
     value = _grouped(fields, hints, value)
     _require_table(value, fields, where, extra=extra)
-    for name, entry in fields.items():
-        optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
-        if not optional and name not in value:
-            raise _missing(where, name, value)
+    absent = dataclasses.MISSING
+    required = [name for name, entry in fields.items() if entry.default is entry.default_factory is absent]
+    _require_keys(required, value, where)
     # A generic dataclass names its parameters as type variables: replace them by the arguments of `kind`.
     bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(kind), strict=False))
     kinds = {key: bound.get(hints[key], hints[key]) for key in value if key in fields}
@@ -70,8 +69,12 @@ def _hints(cls: type) -> Mapping[str, Any]:
     return get_type_hints(cls)
 
 
-def _missing(where: str, name: str, table: Mapping[str, Any]) -> SpecError:
-    return SpecError(f"{where}: key {name!r} is missing", found=", ".join(table) or "an empty table")
+def _require_keys(names: Sequence[str], table: Mapping[str, Any], where: str) -> None:
+    """Raise SpecError with the first of the names that is no key of the table."""
+    for name in names:
+        if name not in table:
+            expected, found = "a table with " + ", ".join(names), ", ".join(table) or "no other key"
+            raise SpecError(f"{where}: key {name!r} is missing", expected=expected, found=found)
 
 
 def _require_table(value: Any, keys: Mapping[str, Any], where: str, *, extra: bool) -> None:
@@ -140,7 +143,7 @@ def _parse_union(kinds: tuple[Any, ...], value: Any, where: str, rules: _Rules) 
 
 def _parse_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
-        fix = did_you_mean(str(value), choices)
+        fix = did_you_mean(value, choices) if isinstance(value, str) else None
         raise SpecError(where, expected="one of " + ", ".join(choices), found=value_text(value), fix=fix)
     return value
 
@@ -160,7 +163,5 @@ def _parse_list(origin: Any, args: tuple[Any, ...], value: Any, where: str, rule
 def _parse_typed_dict(kind: Any, value: Any, where: str, rules: _Rules) -> dict[str, Any]:
     hints = _hints(kind)
     _require_table(value, hints, where, extra=rules.extra)
-    for name in hints:
-        if name not in value:
-            raise _missing(where, name, value)
+    _require_keys(list(hints), value, where)
     return {key: _parse(hints[key], item, f"{where}: {key}", rules) for key, item in value.items() if key in hints}

@@ -20,7 +20,7 @@ OWN = "edgekd.agent"
 
 _PACKAGE = Path(__file__).parents[1]
 _SHEBANG = b"#!/usr/bin/env python3\n"
-_MAIN = f"import sys\n\nfrom {ENTRY} import main\n\nsys.exit(main())\n"
+_MAIN = f"{OWN}.__main__"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _REGULAR = 0o100644 << 16
 
@@ -28,7 +28,7 @@ _REGULAR = 0o100644 << 16
 @lru_cache(maxsize=1)
 def agent_archive() -> bytes:
     """Return the zipapp, for `python3 agent.pyz COMMAND`; deterministic for the same sources and zlib."""
-    members = {"__main__.py": _MAIN.encode("ascii")}
+    members = {"__main__.py": _source(_MAIN).read_bytes()}
     members.update({_member(name): _source(name).read_bytes() for name in agent_modules()})
     stream = io.BytesIO()
     stream.write(_SHEBANG)

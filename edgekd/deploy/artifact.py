@@ -19,9 +19,9 @@ from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
 from edgekd.detectors.onnx import describe
 from edgekd.graph.rehearsal import rehearse
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 from edgekd.graph.view import load_graph
 from edgekd.hardware.target import EXPORT_OPSET, Target, opset_for
 
@@ -58,7 +58,7 @@ def opened(
 @contextmanager
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
-) -> Iterator[tuple[Path, DetectorSpec, Engine]]:
+) -> Iterator[tuple[Path, DetectorSpec, HostRuntime]]:
     """Yield the same with a runtime of this machine; also opens the folder of a conversion.
 
     Raises SpecError, DeviceError.
@@ -72,7 +72,7 @@ def runnable(
         raise DeviceError(
             f"{artifact}: no runtime for {contract.format} on this machine", fix="score the model it was converted from"
         )
-    yield artifact / contract.entry, contract.spec, engine_named(contract.runtime)
+    yield artifact / contract.entry, contract.spec, runtime_named(contract.runtime)
 
 
 def expanded(packed: Path, graph: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.core.atomic_files import copy_file
-from edgekd.core.bundle.archive import END, Head, extract, head_members, member, opened_bundle
+from edgekd.core.bundle.archive import END, BundleHead, extract, head_members, member, opened_bundle
 from edgekd.core.bundle.delta import (
     COPY,
     DATA,
@@ -33,8 +33,8 @@ from edgekd.core.bundle.delta import (
     WHOLE,
     WINDOW,
     XOR,
+    DeltaRecord,
     OldBundle,
-    Record,
     opening,
     rebuild,
     xor,
@@ -128,7 +128,7 @@ def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> Non
         raise SpecError(f"{new}: the delta leads to something else", fix="send the whole bundle, and report this")
 
 
-def _result(writer: _Writer, head: Head, out: Path, new: Path) -> DeltaResult:
+def _result(writer: _Writer, head: BundleHead, out: Path, new: Path) -> DeltaResult:
     size, whole = out.stat().st_size, new.stat().st_size
     pieces = DeltaPieces(*(writer.given[kind] for kind in (COPY, XOR, NEAR, NEW)))
     return DeltaResult(out, writer.old.identity, head.identity, size, whole, round(size / whole, 4), pieces)
@@ -147,13 +147,13 @@ class _Source:
 class _Encoding:
     """Encoded bytes: records, and the data of each."""
 
-    records: list[Record] = field(default_factory=list)
+    records: list[DeltaRecord] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
 
     def add(self, kind: int, length: int, stored: bytes, source: _Source | None = None, at: int = 0) -> None:
         """Add a record."""
         file, part = (source.file, source.part) if source else (0, 0)
-        self.records.append(Record(kind, length, part, file, at, len(stored)))
+        self.records.append(DeltaRecord(kind, length, part, file, at, len(stored)))
         self.data.append(stored)
 
     @property
@@ -187,7 +187,7 @@ class _Writer:
         same = self._parts.get((entry.path, _WHOLE_NAME))
         split = _parts(entry, content)
         if same and same.content == content:
-            self._write(Record(PART, len(content)))
+            self._write(DeltaRecord(PART, len(content)))
             if content:
                 self._write(_copy(same, 0, len(content)))
         elif split:
@@ -196,14 +196,14 @@ class _Writer:
         else:
             self._add_part((entry.path, _WHOLE_NAME), WHOLE, content)
 
-    def _write(self, record: Record, data: bytes = b"") -> None:
+    def _write(self, record: DeltaRecord, data: bytes = b"") -> None:
         self.content += [record.packed(), data]
         if record.kind != PART:
             self.given[record.kind] += record.length
 
     def _add_part(self, place: tuple[str, str], number: int, content: bytes) -> None:
         """Write the records of a part: copies, and new bytes between them."""
-        self._write(Record(PART, len(content), number))
+        self._write(DeltaRecord(PART, len(content), number))
         similar, at, pending, copy = self._parts.get(place), 0, 0, None
         for begin, end in [*chunks(content), (len(content), len(content))]:
             there = self._copy_of(content[begin:end], copy)
@@ -249,8 +249,8 @@ class _Writer:
                 self._write(record, data)
 
 
-def _copy(source: _Source, at: int, length: int) -> Record:
-    return Record(COPY, length, source.part, source.file, at)
+def _copy(source: _Source, at: int, length: int) -> DeltaRecord:
+    return DeltaRecord(COPY, length, source.part, source.file, at)
 
 
 def chunks(content: bytes) -> list[tuple[int, int]]:

@@ -146,6 +146,7 @@ def install(
     agent, stop = _agent(job, parts, progress), shared.stop if shared else None
     with _state(job) as state, job.device.connect(job.python, stop) as connection:
         steps = _Steps(job, connection, state, progress)
+        steps.flags["--model"] = parts.manifest.role
         with steps.turn(shared.uploads) if shared else contextlib.nullcontext():
             bundle = steps.upload(agent)
         with _answers_of(job):

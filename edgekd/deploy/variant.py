@@ -30,7 +30,8 @@ class AdaptError:
     """Error of the confidences under the new conditions, noise by signal, on pictures that nothing was fitted on.
 
     Args:
-        before, after: Of the bundle, and of the variant.
+        before: Error of the bundle.
+        after: Error of the variant.
     """
 
     before: float
@@ -44,7 +45,8 @@ class AdaptedScores:
     Args:
         split: Name of the split.
         images: Number of scored images.
-        before, after: mAP50-95 of the bundle, and of the variant.
+        before: mAP50-95 of the bundle.
+        after: mAP50-95 of the variant.
         kept: `after` / `before`; null where `before` is 0.
     """
 

@@ -78,7 +78,7 @@ class Channels:
         self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
         free = list(graph.get_all_groups(ignored_layers=list(fixed_outputs)))
-        groups = [_Group(group, graph, names, importance) for group in free]
+        groups = [_ChannelGroup(group, graph, names, importance) for group in free]
         index = {name: position for position, name in enumerate(convolutions)}
         self._groups = {joined[0].name: joined for joined in _joined(groups, pairs)}
         self.units = [_unit(joined, index) for joined in self._groups.values()]
@@ -278,7 +278,7 @@ def convolutions_run(
     return convolutions
 
 
-class _Group:
+class _ChannelGroup:
     """Channels that can only go together. name: of a layer that writes them; parts: for each layer that has them, its
     name, whether it writes them, the indices among its channels, and those among the group's; readers: the layers that
     read them.
@@ -332,7 +332,7 @@ def _scores(
     return scores
 
 
-def _joined(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group]]:
+def _joined(groups: Sequence[_ChannelGroup], pairs: Iterable[Pair]) -> list[list[_ChannelGroup]]:
     """Join the groups that write the two layers of a pair; leave out those of which only one layer is free."""
     writer = {name: group for group in groups for name, writes, *_ in group.parts if writes}
     joined = {group.name: [group] for group in groups}
@@ -350,7 +350,7 @@ def _joined(groups: Sequence[_Group], pairs: Iterable[Pair]) -> list[list[_Group
     return [each for each in whole if not any(group.name in fixed for group in each)]
 
 
-def _unit(groups: Sequence[_Group], index: Mapping[str, int]) -> Unit:
+def _unit(groups: Sequence[_ChannelGroup], index: Mapping[str, int]) -> Unit:
     """Return groups that lose as many channels each, as a unit."""
     writes: Counter[int] = Counter()
     reads: Counter[int] = Counter()

@@ -63,7 +63,7 @@ def scan_checkpoint(path: Path) -> frozenset[str]:
             content = archive.read(pickles[0])
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _refusal(path, str(error)) from error
-    reader = _Reader(content, pickles[0].removesuffix("data.pkl"), records)
+    reader = _RestrictedUnpickler(content, pickles[0].removesuffix("data.pkl"), records)
     try:
         reader.load()
     except Exception as error:  # a damaged pickle raises anything
@@ -97,7 +97,7 @@ def _storage_bytes(name: str) -> int:
 class _Name:
     """A function or type that the pickle names. A call checks its arguments, and gives an object without effects."""
 
-    def __init__(self, name: str, reader: _Reader) -> None:
+    def __init__(self, name: str, reader: _RestrictedUnpickler) -> None:
         self.name = name
         self._reader = reader
 
@@ -111,7 +111,7 @@ class _Name:
 class _Object:
     """The result of a call: takes items and attributes, and keeps none."""
 
-    def __init__(self, reader: _Reader) -> None:
+    def __init__(self, reader: _RestrictedUnpickler) -> None:
         self._reader = reader
 
     def __setstate__(self, state: Any) -> None:
@@ -134,7 +134,7 @@ class _Storage:
         self.elements = elements
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     """Python's own unpickler with nothing to call. It is the one written in Python: that in C reserves memory by index.
 
     folder: of the records; records: bytes of each.

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished training: its epochs, the mean of each loss in each epoch by name, and its duration in seconds."""
+    """A finished training.
+
+    updates: steps of the optimizer in all epochs; losses: the mean of each loss in each epoch, by name; seconds: spent.
+    """
 
     epochs: int
+    updates: int
     losses: tuple[Mapping[str, float], ...]
     seconds: float
 

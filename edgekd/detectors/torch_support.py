@@ -14,6 +14,9 @@ from typing import Any
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError, SpecError
 
+MAX_WARMUP_SHARE = 0.1
+"""Largest share of a training in which the learning rate rises: a short one would be little else."""
+
 
 @contextmanager
 def requiring(message: str) -> Iterator[None]:
@@ -82,6 +85,15 @@ def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy:
         found=", ".join(f"{name} {value:g}" for name, value in losses.items()),
         fix=remedy,
     )
+
+
+def warmup_factor(update: int, warmup_steps: int, share: float) -> float:
+    """Return the factor of the learning rate at a weight update: it rises linearly to 1, at once without warm-up.
+
+    update: counted from 1; share: of the training that is done with it. The rise is over after `warmup_steps` updates,
+    or after MAX_WARMUP_SHARE of the training where that is earlier.
+    """
+    return min(max(update / warmup_steps, share / MAX_WARMUP_SHARE), 1.0) if warmup_steps else 1.0
 
 
 def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:

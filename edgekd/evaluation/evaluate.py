@@ -18,7 +18,7 @@ from edgekd.data.labels import Truth
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score, score
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Evaluation:
 
 @contextmanager
 def finder(
-    graph: Path, spec: DetectorSpec, thresholds: Thresholds, engine: Engine = ONNXRUNTIME_CPU
+    graph: Path, spec: DetectorSpec, thresholds: Thresholds, engine: HostRuntime = ONNXRUNTIME_CPU
 ) -> Iterator[Callable[[Image], Detections]]:
     """Open a graph as a detector of frames uint8 [h, w, 3] BGR, with its preprocessing, decoding and NMS.
 
@@ -58,7 +58,7 @@ def evaluate(
     split: Split,
     progress: Progress = SILENT,
     label: str = "score",
-    engine: Engine = ONNXRUNTIME_CPU,
+    engine: HostRuntime = ONNXRUNTIME_CPU,
 ) -> Evaluation:
     """Score a graph on every readable image of a split, as it ships.
 

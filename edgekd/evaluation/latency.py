@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgekd.core.benchmark import Basis, Candidate, Runs, Timing, benchmark_interleaved
+from edgekd.core.benchmark import Basis, FramePipeline, Runs, Timing, benchmark_interleaved
 from edgekd.core.detection.decode import decode
 from edgekd.core.detection.preprocess import Placement, letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec
@@ -45,9 +45,9 @@ def time_graphs(
         return benchmark_interleaved(candidates, frames, clock=device.clock, basis=basis, **limits)
 
 
-def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> Candidate:
+def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> FramePipeline:
     """Return a session as a candidate from frame to detections; open_frame: decodes a compressed frame."""
-    return Candidate(session, partial(letterbox, preprocess=spec.preprocess), partial(_decoded, spec), open_frame)
+    return FramePipeline(session, partial(letterbox, preprocess=spec.preprocess), partial(_decoded, spec), open_frame)
 
 
 def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> Detections:

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.benchmark import Candidate
+from edgekd.core.benchmark import FramePipeline
 
 WARMUP = 3  # frames of each stream before the start
 
 
-def run_streams(candidates: Sequence[Candidate], items: Sequence[Any], seconds: float) -> np.ndarray:
+def run_streams(candidates: Sequence[FramePipeline], items: Sequence[Any], seconds: float) -> np.ndarray:
     """Run streams for about `seconds`; return the sorted times when frames were done, float64 [n] seconds.
 
     One candidate for each stream; stream k begins with item k. Raises what a candidate raises.
     """
     begin, end = threading.Barrier(len(candidates) + 1), threading.Event()
 
-    def run(candidate: Candidate, first: int) -> list[float]:
+    def run(candidate: FramePipeline, first: int) -> list[float]:
         """Run one stream; return the clock's times when its frames were done."""
         done: list[float] = []
         frames = itertools.islice(itertools.cycle(items), first, None)

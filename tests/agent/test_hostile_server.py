@@ -19,7 +19,7 @@ from cameras import fetch
 from edgekd.agent import fetching, http_transport
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.fetching import FetchRequest
-from edgekd.agent.http_transport import BrokenError, Limits, Pace, Transport, is_url
+from edgekd.agent.http_transport import BrokenError, Pace, TransferLimits, Transport, is_url
 from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError, EdgeKDError, SpecError
 
@@ -138,7 +138,7 @@ def test_the_body_of_a_redirect_is_not_read(server: Server, get: Callable[..., A
 
 
 def test_a_redirect_away_from_encryption_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = Transport(Pace(Limits()), 1.0)
+    transport = Transport(Pace(TransferLimits()), 1.0)
 
     def redirects(url: str, headers: Any) -> Any:
         raise http_transport.urllib.error.HTTPError(url, 302, "Found", {"Location": "http://x/y"}, None)  # type: ignore
@@ -174,10 +174,10 @@ def test_a_server_that_trickles_is_given_up(server: Server, get: Callable[..., A
 
     server.script = answer
     with pytest.raises(DeviceError, match="too slow"):
-        get(limits=Limits(window_s=0.3, min_bytes_per_s=1000))
+        get(limits=TransferLimits(window_s=0.3, min_bytes_per_s=1000))
     assert len(server.requests) == 3
     with pytest.raises(DeviceError, match="takes too long"):
-        get(limits=Limits(window_s=100, max_duration_s=0.3))
+        get(limits=TransferLimits(window_s=100, max_duration_s=0.3))
 
 
 def test_endless_trailers_and_empty_answers_end(server: Server, get: Callable[..., Any]) -> None:
@@ -188,7 +188,7 @@ def test_endless_trailers_and_empty_answers_end(server: Server, get: Callable[..
 
     server.script = answer
     with pytest.raises(DeviceError, match="too slow"):
-        get(limits=Limits(window_s=0.2))
+        get(limits=TransferLimits(window_s=0.2))
 
 
 def test_a_call_has_a_limit_of_connections(

@@ -51,6 +51,18 @@ def test_one_command_puts_a_bundle_into_service(agent: Agent, bundle: Path) -> N
     assert agent("status").result["active"]["engine"]["key"] == found["key"] == found["engine"]["key"]
 
 
+def test_a_file_that_is_cut_short_and_whose_bundle_is_in_a_slot_is_reported(
+    served: Agent, bundle: Path, tmp_path: Path
+) -> None:
+    assert served("install", bundle).result["file_error"] is None
+    cut = tmp_path / "cut.edgekd"
+    cut.write_bytes(bundle.read_bytes()[:-1])
+    for command in ("install", "unpack"):
+        answer = served(command, cut)
+        assert answer.result["changed"] is False
+        assert str(answer.result["file_error"]).startswith(f"{cut}: cut short; expected {bundle.stat().st_size} bytes")
+
+
 def test_installing_again_changes_nothing(served: Agent, bundle: Path, state: State) -> None:
     before = {path: path.lstat().st_mtime_ns for path in state.root.rglob("*")}
     again = served("install", bundle).result

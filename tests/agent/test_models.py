@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,49 @@ def test_trials_and_counters_are_apart(agent: Agent, bundle: Path, newer: Path, 
     assert agent("boot", "--model", "day").result["changed"] is False
     assert agent("boot", "--model", "night").result["identity"] == identity_of(bundle)
     assert agent("status", "--model", "day").result["counter"] == 5
+
+
+@pytest.fixture
+def night(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle for the model `night`, with a counter, signed by key 1."""
+    return signed(repacked(bundle, tmp_path / "night", role="night", counter=9), tmp_path / "night.edgekd", 1)
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_a_bundle_with_a_role_is_for_the_model_of_that_name_alone(
+    agent: Agent, night: Path, tmp_path: Path, trusting: bool
+) -> None:
+    if trusting:
+        agent("trust", trust_file(tmp_path / "trust.json"))
+    for command in ("unpack", "install"):
+        error = agent(command, night, "--model", "day").error
+        assert (error["kind"], error["what"]) == ("BundleError", f"{night}: for another model")
+        assert (error["expected"], error["found"]) == ("role day, or none", "role night")
+        assert agent(command, night).error["fix"] == "install it with --model night"
+    assert not list((tmp_path / "state").rglob("manifest.json"))
+    assert agent("install", night, "--model", "night").result["role"] == "night"
+    assert agent("status", "--model", "night").result["active"]["role"] == "night"
+
+
+def test_the_counter_of_a_role_is_of_that_role_alone(agent: Agent, bundle: Path, night: Path, tmp_path: Path) -> None:
+    assert agent("install", night, "--model", "night").code == 0
+    assert agent("status", "--model", "day").result["counter"] == 0, "it raises no other"
+    older = repacked(night, tmp_path / "older", counter=8)
+    assert agent("install", older, "--model", "night").error["kind"] == "RollbackError"
+    for other in ((), ("--model", "day"), ("--model", "new")):
+        assert agent("install", older, *other).error["kind"] == "BundleError", "it is under no other name, either"
+    assert agent("install", repacked(bundle, tmp_path / "day", role="day"), "--model", "day").code == 0
+
+
+def test_the_role_is_compared_again_before_a_bundle_goes_into_service(
+    agent: Agent, night: Path, tmp_path: Path
+) -> None:
+    """Its slot was copied to another model, or a program of the camera links it there."""
+    for call in (("unpack", night), ("build",), ("selftest",)):
+        assert agent(*call, "--model", "night").code == 0
+    shutil.copytree(tmp_path / "state/models/night", tmp_path / "state/models/day", symlinks=True)
+    assert agent("activate", "--model", "day").error["found"] == "role night"
+    assert agent("activate", "--model", "night").code == 0
 
 
 def test_the_trust_file_is_the_cameras(agent: Agent, bundle: Path, tmp_path: Path) -> None:

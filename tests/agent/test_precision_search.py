@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdq_models import conv_pair
 
-from edgekd.agent.precision_search import LayerGraph, Profile, Search, cheapest, connected, layer_graph, profile_of
+from edgekd.agent.precision_search import (
+    LayerGraph,
+    PrecisionSearch,
+    Profile,
+    cheapest,
+    connected,
+    layer_graph,
+    profile_of,
+)
 from edgekd.agent.runtimes.types import Layer
 from edgekd.agent.tuning import fastest
 from edgekd.core.formats.qdq_graph import QdqGraph
@@ -57,7 +65,7 @@ class Machine:
 def searched(machine: Machine, builds: int = BUILDS) -> list[tuple[str, ...]]:
     """Return the sets of layers that a search builds on a machine."""
     shipped, floating = machine.profile(()), machine.profile(machine.graph.names)
-    search, built = Search(machine.graph, shipped, floating), []
+    search, built = PrecisionSearch(machine.graph, shipped, floating), []
     while len(built) < builds and (names := search.propose()) is not None:
         built.append(names)
         search.add(names, shipped, machine.profile(names))
@@ -128,7 +136,7 @@ def test_regions_are_what_links_connect() -> None:
 
 
 def test_without_times_nothing_is_proposed() -> None:
-    assert Search(chain(3), Profile({}), Profile({})).propose() is None
+    assert PrecisionSearch(chain(3), Profile({}), Profile({})).propose() is None
 
 
 # ----------------------------------------------------------------------------------- names of a builder's fused layers

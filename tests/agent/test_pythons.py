@@ -13,6 +13,7 @@ import pytest
 from cameras import BUNDLE, identity_of, options, repacked
 from pythons import interpreter, wheels
 from running import Built
+from test_json_contract import assert_documented
 
 from edgekd.core.bundle.archive import extract
 from edgekd.deploy.agent_zipapp import NAME, agent_archive
@@ -138,3 +139,30 @@ def test_what_needs_no_numpy_starts_without_it(camera: Camera, archive: Path, ti
     given = (tiny_build.bundle,) if command == "verify" else ("--state", archive.parent / "none")
     done = run(camera, [], archive, command, *given)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["install", "unpack", "bench", "selftest", "validate"])
+def test_what_needs_numpy_says_so_in_one_json_object(
+    camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path, command: str
+) -> None:
+    bundle, out = tiny_build.bundle, ("--out", tmp_path / "result.json")
+    given = {"install": (bundle,), "unpack": (bundle,), "validate": (bundle, *out)}.get(command, ())
+    done = run(camera, [], archive, command, *given, *options(command, tmp_path / "state", tmp_path))
+    assert done.returncode != 0
+    answer = json.loads(done.stdout)
+    assert_documented(answer, "agent")
+    assert answer["error"]["kind"] == ("ValidationError" if command == "validate" else "DeviceError")
+    assert "No module named 'numpy'" in answer["error"]["found"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+@pytest.mark.parametrize("call", [("rollback", "--state", "none"), ("--help",)])
+def test_a_python_that_is_too_old_prints_one_json_object(archive: Path, version: str, call: tuple[str, ...]) -> None:
+    path = {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    for program in ([str(archive)], ["-m", "edgekd.agent"])[: 1 if version == "2.7" else 2]:
+        done = subprocess.run([interpreter(version), *program, *call], capture_output=True, text=True, env=path)
+        answer = json.loads(done.stdout)
+        assert_documented(answer, "agent")
+        assert (answer["error"]["kind"], answer["error"]["found"]) == ("DeviceError", f"Python {version}")
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")

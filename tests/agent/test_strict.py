@@ -81,6 +81,14 @@ def test_a_bundle_of_another_model_is_refused(agent: Agent, people: Path) -> Non
 
 
 @pytest.mark.usefixtures("known")
+def test_a_role_decides_in_place_of_the_name(agent: Agent, people: Path, tmp_path: Path) -> None:
+    both = signed(repacked(people, tmp_path / "both", role="vehicles"), tmp_path / "both.edgekd", 1)
+    assert agent("install", both, "--model", "people").error["expected"] == "role people, or none"
+    assert agent("install", both).error["kind"] == "BundleError"
+    assert agent("install", both, "--model", "vehicles").code == 0
+
+
+@pytest.mark.usefixtures("known")
 def test_the_model_is_checked_before_it_goes_into_service(agent: Agent, etc: Path, people: Path) -> None:
     (etc / "strict").unlink()
     model = ("--model", "vehicles")

@@ -69,7 +69,7 @@ def test_verify_says_by_which_trust_file(agent: Agent, good: Path, tmp_path: Pat
     assert (told["version"], told["keys"], told["threshold"], told["expired"]) == (4, ["key 1"], 1, False)
     other = trust_file(tmp_path / "other.json", bundle=(2,))
     error = agent("verify", good, "--trust", other).error
-    assert error["kind"] == "SignatureError"
+    assert (error["kind"], error["cause"]) == ("SignatureError", "unknown-key")
     assert str(good) in error["what"]
 
 
@@ -154,7 +154,7 @@ def test_a_rollback_does_not_lead_to_the_bundle_of_a_revoked_key(
     assert (told["active"]["revoked"], told["previous"]["revoked"], told["candidate"]) == (False, True, None)
     error = agent("rollback").error
     assert (error["kind"], error["what"]) == ("SignatureError", "slot a: revoked")
-    assert error["found"] == f"key {key_id(public(1))} of its signatures"
+    assert (error["cause"], error["found"]) == ("revoked-key", f"key {key_id(public(1))} of its signatures")
     assert error["fix"] == "install a newer bundle; slot b stays in service"
     assert agent("status").result["active"]["identity"] == identity_of(pair[1])
 
@@ -180,7 +180,9 @@ def test_where_all_is_revoked_what_is_in_service_stays(agent: Agent, pair: tuple
     assert agent("trust", revoking(tmp_path / "2.json", bundles=pair)).code == 0
     told = agent("status").result
     assert (told["active"]["revoked"], told["previous"]["revoked"]) == (True, True)
-    assert agent("rollback").error["fix"] == "install a newer bundle; slot b stays in service, revoked, too"
+    error = agent("rollback").error
+    assert error["fix"] == "install a newer bundle; slot b stays in service, revoked, too"
+    assert error["cause"] == "revoked-bundle"
     assert agent("boot").result["identity"] == identity_of(pair[1])
 
 
@@ -275,12 +277,22 @@ def test_setting_the_clock_back_revives_no_expired_key(
 ) -> None:
     expiring(tmp_path / "root/etc/edgekd/trust.json", 1, "2026-09-01T00:00:00Z")
     clock[0] = datetime(2026, 10, 1, tzinfo=timezone.utc)
-    with pytest.raises(SignatureError, match="not trusted"):
+    with pytest.raises(SignatureError, match="signed by an expired key"):
         commands.unpack(timed, good)
     clock[0] = datetime(2026, 8, 1, tzinfo=timezone.utc)
     for command in (commands.unpack, commands.verify):
-        with pytest.raises(SignatureError, match="not trusted"):
+        with pytest.raises(SignatureError, match="signed by an expired key"):
             command(timed, good)
+
+
+def test_status_has_the_expiry_of_each_key(timed: Camera, clock: list[datetime], tmp_path: Path) -> None:
+    expiring(tmp_path / "root/etc/edgekd/trust.json", 1, "2026-09-01T00:00:00Z", bundle=(1, 9))
+    clock[0] = datetime(2026, 10, 1, tzinfo=timezone.utc)
+    found = sorted(status(timed)["trust"]["bundle_keys"], key=lambda key: str(key["name"]))
+    assert found == [
+        {"id": key_id(public(1)), "name": "key 1", "expires": "2026-09-01T00:00:00Z", "expired": True},
+        {"id": key_id(public(9)), "name": "key 9", "expires": None, "expired": False},
+    ]
 
 
 def test_a_clock_that_was_years_ahead_costs_one_trust_file(

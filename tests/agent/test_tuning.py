@@ -24,7 +24,7 @@ from edgekd.agent.runtimes import trtexec
 from edgekd.agent.runtimes.null import NullRuntime
 from edgekd.agent.runtimes.openvino import OpenVino
 from edgekd.agent.state.slots import Slot, State
-from edgekd.agent.tuning import Effort
+from edgekd.agent.tuning import TuningEffort
 from edgekd.core.errors import DeviceError
 
 QUICK = ("--iterations", 20, "--seconds", 0)
@@ -339,7 +339,7 @@ class FastInFloat(NullRuntime):
 def tune_and_activate(folder: Path) -> None:
     """Tune what is in service, and put what comes of it into service."""
     camera = Camera(State(folder), folder.parent / "root", FastInFloat())
-    assert tune(camera, Effort(iterations=20, seconds=0.0))["source"] == "float"
+    assert tune(camera, TuningEffort(iterations=20, seconds=0.0))["source"] == "float"
     activate(camera)
 
 

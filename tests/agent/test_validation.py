@@ -15,14 +15,14 @@ import pytest
 from cameras import Agent, identity_of
 from test_device import XAVIER, planted
 
-from edgekd.agent.validation.coordinator import Effort, ValidationError, validate
+from edgekd.agent.validation.coordinator import ValidationEffort, ValidationError, validate
 from edgekd.agent.validation.evidence import Process, from_json, loads
 from edgekd.agent.validation.machine import MachineMoment, anonymous, read_moment, read_versions
 from edgekd.agent.validation.process import Job, perform
 from edgekd.agent.validation.verdicts import INCOMPLETE, NONE_TESTED, SOME_REFUTED
 from edgekd.core.errors import SpecError
 
-SHORT = Effort(iterations=2, seconds=0, patience_s=60)
+SHORT = ValidationEffort(iterations=2, seconds=0, patience_s=60)
 FORMS = ["float", "fp32-weights", "int8-constants"]
 
 
@@ -84,7 +84,7 @@ def test_a_process_that_ends_ends_alone(
     source: str, signal: str, timed_out: bool, code: int, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(planted_runtime(tmp_path / "packages", source)), prepend=":")
-    patience = Effort(2, 0, 4 if timed_out else 60)
+    patience = ValidationEffort(2, 0, 4 if timed_out else 60)
     with pytest.raises(ValidationError) as caught:
         validate(bundle, tmp_path / "result.json", tmp_path, runtimes=("onnxruntime", "null"), effort=patience)
     found = result(tmp_path / "result.json")
@@ -141,6 +141,7 @@ def test_a_bundle_that_is_damaged_ends_it(bundle: Path, tmp_path: Path) -> None:
     found = result(tmp_path / "result.json")
     assert (found["problem"]["kind"], found["attempts"]) == ("bundle", [])
     assert caught.value.agent_exit_code == NONE_TESTED
+    assert caught.value.found == found["problem"]["message"]
 
 
 def test_a_runtime_that_is_not_here_is_asked_once(bundle: Path, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from fake_tensorrt import installed
 from test_validation import in_process
 
 from edgekd.agent.validation import process
-from edgekd.agent.validation.coordinator import Effort, ValidationError, validate
-from edgekd.agent.validation.evidence import Evidence, loads
+from edgekd.agent.validation.coordinator import ValidationEffort, ValidationError, validate
+from edgekd.agent.validation.evidence import ValidationEvidence, loads
 from edgekd.agent.validation.verdicts import SOME_REFUTED, Verdict, verdicts
 from edgekd.core.bundle.archive import read_head
 
-EFFORT = Effort(iterations=60, seconds=0)
+EFFORT = ValidationEffort(iterations=60, seconds=0)
 ALL = ("tensorrt", "tensorrt-dla0", "tensorrt-dla1")
 
 
@@ -158,14 +158,14 @@ def test_the_share_of_int8_is_of_the_time(
     assert (found.outcome, found.number > 0.5) == (outcome, outcome == "confirmed")
 
 
-def on_dla(bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Evidence:
+def on_dla(bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> ValidationEvidence:
     """The evidence of one DLA core."""
     installed(monkeypatch, "8.5.2.2", dla_cores=1)
     run(bundle, out, ("tensorrt-dla0",))
     return loads(out.read_bytes())
 
 
-def judged_on_dla(found: Evidence, int8_ms: float, half_ms: float, **changed: Any) -> Verdict:
+def judged_on_dla(found: ValidationEvidence, int8_ms: float, half_ms: float, **changed: Any) -> Verdict:
     """The verdict for these times, known to 1 %, and for another record of the INT8 engine."""
     attempts = []
     for attempt, ms in zip(found.attempts, (half_ms, int8_ms), strict=True):
@@ -215,7 +215,7 @@ def test_without_times_of_the_twin_nothing_is_said(bundle: Path, out: Path, monk
     assert (verdict.outcome, verdict.detail) == ("not tested", "no times of both INT8 and FP16")
 
 
-def _clean(found: Evidence) -> Evidence:
+def _clean(found: ValidationEvidence) -> ValidationEvidence:
     """The same where no scale is missing."""
     attempts = (
         replace(each, build=each.build and replace(each.build, missing_scales=(), log=())) for each in found.attempts

@@ -79,7 +79,7 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ('unlabelled = "frames"\nunlabelled_share = 0.99', "unlabelled_share"),
         ("text = -1.0", "text"),
         ("focus = 0.5", "focus; expected 0, or 1 or more"),
-        ("warmup_epochs = -1.0", "warmup_epochs"),
+        ("warmup_steps = -1", "warmup_steps"),
         ("close_mosaic = -1", "close_mosaic"),
         ("balance_every = -1", "balance_every"),
         ("seed = -1", "seed"),
@@ -91,10 +91,31 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { boxes = -1 }', "weight boxes"),
         ('[[steps.stages]]\nname = "a"\nshare = 1\nweights = { bxes = 1 }', "boxes"),
         ('[[steps]]\nkind = "distill"', "at most once each"),
+        ("[[steps]]\nkind = [{}]", "step 2: `kind`"),
+        ("[[steps]]\nkind = 0x" + "f" * 5000, "step 2: `kind`"),
     ],
 )
 def test_a_mistake_in_a_distillation_is_named(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(f'name = "own"\n[[steps]]\nkind = "distill"\n{text}\n', "utf-8")
+    with pytest.raises(SpecError, match=said):
+        load_recipe(str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "own.toml: key 'name' is missing; expected a table with name, steps; found no other key"),
+        (
+            '[[steps]]\nkind = "quantize"',
+            "own.toml: key 'name' is missing; expected a table with name, steps; found steps",
+        ),
+        ('name = "own"', "own.toml: key 'steps' is missing; expected a table with name, steps; found name"),
+        ('name = "own"\nsteps = ["quantize"]', r"own.toml: steps\[0\]; expected a table; found 'quantize'"),
+        ('name = "own"\n[[steps]]\nkind = "resize"', "own.toml: step 1: key 'image_size' is missing"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(text, "utf-8")
     with pytest.raises(SpecError, match=said):
         load_recipe(str(tmp_path / "own.toml"))
 

@@ -187,21 +187,26 @@ def test_a_camera_installs_it_by_its_delta(made: Any, tiny_build: Built, tmp_pat
         assert served.detect(np.zeros((48, 64, 3), np.uint8))[0].identity == made["identity"]
 
 
-def test_without_labels_and_with_few_frames(
+def test_without_labels_with_few_frames_and_of_a_bundle_with_a_role(
     edgekd: EdgeKD, tiny_build: Built, data: Path, frames: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
     few.mkdir()
     for file in sorted(frames.iterdir())[:FEWEST]:
         shutil.copyfile(file, few / file.name)
+    day = tmp_path / "day.edgekd"
+    assert edgekd("pack", tiny_build.bundle, "--out", day, "--role", "day").code == 0
     flags = ("--frames", few, "--data", data, "--no-score", "--out", tmp_path / "v.edgekd")
-    found = edgekd("adapt", tiny_build.bundle, *flags, "--json").json
+    ran = edgekd("adapt", day, *flags, "--json")
+    assert "its delta carries no signature" in ran.err
+    found = ran.json
     assert_documented(found, "adapt")
     assert (found["clean"], found["shown"], found["drift_frames"], found["twins"]) == (None,) * 4
     assert found["variant"] == "variant"
     manifest, base = read_manifest(tmp_path / "v.edgekd"), read_manifest(tiny_build.bundle)
     assert manifest.evidence.after.map50_95 == base.evidence.after.map50_95
     assert not any(entry.role == "drift" for entry in manifest.files)
+    assert manifest.role == "variant", "that is as which cameras install it"
     print_adapted(from_plain(Variant, found, "adapt"))
     assert "error of scores under these conditions" in capfd.readouterr().out
 

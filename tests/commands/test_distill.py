@@ -42,7 +42,7 @@ student = "yolo11n.yaml"
 width = 0.06
 epochs = {epochs}
 batch = 6
-warmup_epochs = 0.0
+warmup_steps = 0
 [[steps.stages]]
 name = "all"
 share = 1

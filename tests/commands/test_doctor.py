@@ -14,7 +14,7 @@ import pytest
 from edgekd.commands import doctor
 from edgekd.commands.doctor import Check, Requirement, diagnose, parse_requirements
 from edgekd.core.host_facts import Gpu
-from edgekd.graph.runtimes import engines
+from edgekd.graph.runtimes import runtimes
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -38,7 +38,7 @@ def test_every_group_is_looked_at_and_what_is_missing_has_its_command() -> None:
         "gpu",
         "device",
     ]
-    assert {check.name for check in checks if check.group == "engines"} == {engine.name for engine in engines()}
+    assert {check.name for check in checks if check.group == "engines"} == {engine.name for engine in runtimes()}
     for check in checks:
         assert check.state == "ok" or check.fix or check.name == "nvidia driver" or "engine" in check.detail, check
         assert "\n" not in check.detail
@@ -98,7 +98,7 @@ def test_opencv_without_libgl_gets_the_system_package(monkeypatch) -> None:
 
 
 def test_an_engine_that_is_not_installed_is_missing_and_one_that_does_not_import_is_broken(monkeypatch) -> None:
-    engine = engines()[2]
+    engine = runtimes()[2]
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(type(engine), "version", lambda self: None)
     assert named(diagnose(), engine.name).state == "missing"

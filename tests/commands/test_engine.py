@@ -56,6 +56,16 @@ def test_this_machine_measures_and_activates(engine: Any, tmp_path: Path) -> Non
     assert again["engine"]["key"] == found["engine"]["key"]
 
 
+def test_a_bundle_with_a_role_goes_to_the_slots_of_that_model(
+    edgekd: EdgeKD, engine: Any, tiny_build: Built, tmp_path: Path
+) -> None:
+    assert edgekd("pack", tiny_build.bundle, "--out", tmp_path / "night.edgekd", "--role", "night").code == 0
+    ran = engine("--device", "null", "--state", tmp_path / "state", bundle=tmp_path / "night.edgekd")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "state/models/night/slots/a").is_dir()
+    assert not (tmp_path / "state/slots").exists()
+
+
 def test_people_are_told_what_was_measured_where(engine: Any, tmp_path: Path) -> None:
     said = engine("--device", "local", "--state", tmp_path / "state", "--runtime", "onnxruntime").out
     for words in ("tiny for xavier on local", "self-test: passed on 3 frames", "engine alone over", "measured on"):

@@ -123,7 +123,7 @@ def test_smaller_detector(example: Callable[..., tuple[int, str]], tiny_data: Pa
     network = student_network(Distill("yolov8n.yaml", width=0.125), ("red", "green"), trust=False)
     torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "detector.pt")
     (tmp_path / "quick.toml").write_text(
-        'name = "quick"\n[[steps]]\nkind = "distill"\nbatch = 6\nimage_size = 64\nwarmup_epochs = 0.0\n'
+        'name = "quick"\n[[steps]]\nkind = "distill"\nbatch = 6\nimage_size = 64\nwarmup_steps = 0\n'
         '[[steps.stages]]\nname = "all"\nshare = 1\nweights = { classes = 1 }\n'
     )
     wanted = ("--data", tiny_data, "--out", tmp_path / "out", "--target", "xavier", "--ratios", 0.6)

@@ -88,7 +88,7 @@ def test_a_build_prunes_factorizes_and_trains_what_is_left(
 ) -> None:
     first = '[[steps]]\nkind = "prune"\nratio = 0.3\nmultiple = 8\nimages = 4\n'
     head, step = STEP.split("[[steps]]")
-    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nimage_size = 160\nwarmup_epochs = 0.0\n'
+    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nimage_size = 160\nwarmup_steps = 0\n'
     more += '[[steps]]\nkind = "quantize"\n[[steps]]\nkind = "quant_aware_distill"\nepochs = 1\nimage_size = 160\n'
     (tmp_path / "all.toml").write_text(f"{head}{first}[[steps]]{step}{more}", "utf-8")
     flags = ("--data", tiny_data, "--target", "cpu", "--recipe", tmp_path / "all.toml", "--out", tmp_path / "out")

@@ -71,7 +71,7 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
 
 @pytest.mark.slow
 def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path) -> None:
-    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_epochs = 0.0\n'
+    more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_steps = 0\n'
     more += '[[steps]]\nkind = "quantize"\n'
     flags = ("--data", tiny_data, "--target", "xavier", "--recipe", recipe(tmp_path, more), "--out", tmp_path / "out")
     ran = edgekd("build", small, *flags, *DEVICE, "--json")
@@ -86,7 +86,7 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
 def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    trains = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_epochs = 0.0\n'
+    trains = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_steps = 0\n'
     steps = f'{trains}student = "yolo11n.yaml"\nwidth = 0.125\n{STEP.partition(chr(10))[2]}{trains}'
     (tmp_path / "student.toml").write_text(f'name = "student"\n{steps}', "utf-8")
     flags = (
@@ -203,7 +203,7 @@ def test_rounds_take_as_much_together_and_train_in_between(
         return distill(*arguments, **settings)
 
     monkeypatch.setattr(train, "distill", watched)
-    recovery = Distill(epochs=1, batch=6, image_size=96, warmup_epochs=0.0)
+    recovery = Distill(epochs=1, batch=6, image_size=96, warmup_steps=0)
     step = Prune(ratio=0.4, rounds=2, multiple=8, images=4, image_size=60, recovery=recovery)
     made = replace(narrowing(Clock(10.0, lambda graph: 5.0)), train_on="cpu")
     found = made.run(step)

@@ -480,7 +480,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = write_detector(folder, "yolov8n.yaml", 0.125, 64)
     labels = (DistillStage("labels", 1.0, Weights()),)
     step = Distill(str(start), epochs=40, batch=6, image_size=64, learning_rate=0.01, stages=labels)
-    step = replace(step, warmup_epochs=0.0, mosaic=0.0, final_rate=0.1, amp=False)
+    step = replace(step, warmup_steps=0, mosaic=0.0, final_rate=0.1, amp=False)
     distill_student(start, folder / "taught.pt", data, step, folder / "state")
     return folder / "taught.pt"
 

@@ -10,7 +10,7 @@ import pytest
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
-from edgekd.agent.validation.coordinator import Effort, validate
+from edgekd.agent.validation.coordinator import ValidationEffort, validate
 from edgekd.agent.validation.evidence import MAX_BYTES
 
 
@@ -18,7 +18,9 @@ from edgekd.agent.validation.evidence import MAX_BYTES
 def evidence(tiny_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A result of ONNX Runtime on this machine."""
     folder = tmp_path_factory.mktemp("validation")
-    validate(tiny_build.bundle, folder / "result.json", runtimes=("trtexec", "onnxruntime"), effort=Effort(60, 0))
+    validate(
+        tiny_build.bundle, folder / "result.json", runtimes=("trtexec", "onnxruntime"), effort=ValidationEffort(60, 0)
+    )
     return json.loads((folder / "result.json").read_bytes())
 
 

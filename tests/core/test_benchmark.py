@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.core.benchmark import Candidate, Timing, benchmark_interleaved, compare, summarize, timing_of
+from edgekd.core.benchmark import FramePipeline, Timing, benchmark_interleaved, compare, summarize, timing_of
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.deploy.devices.null import NullDevice
@@ -40,7 +40,7 @@ class Stages:
 
 def measure(device: NullDevice, stages: Stages, **limits) -> Timing:
     with device.load(GRAPH) as session:
-        only = {"": Candidate(session, stages.preprocess, stages.postprocess)}
+        only = {"": FramePipeline(session, stages.preprocess, stages.postprocess)}
         return benchmark_interleaved(only, FRAMES, block=1, clock=device.clock, **limits)[""]
 
 
@@ -65,7 +65,7 @@ def test_decoding_a_compressed_frame_is_a_part_of_its_own() -> None:
         device.advance(0.5)
         return FRAMES[frame]
 
-    camera = Candidate(device.load(GRAPH), stages.preprocess, stages.postprocess, decode)
+    camera = FramePipeline(device.load(GRAPH), stages.preprocess, stages.postprocess, decode)
     found = benchmark_interleaved({"": camera}, [0, 1], min_iterations=4, min_seconds=0, block=2, clock=device.clock)
     timing = found[""]
     assert timing.decode_ms.tolist() == [500.0] * 4
@@ -127,7 +127,7 @@ def test_interleaved_candidates_meet_the_same_busy_spell() -> None:
     device = NullDevice([0.5] * 44 + [1.0] * 44)
     stages = Stages(device)
     with device.load(GRAPH) as session:
-        same = Candidate(session, stages.preprocess, stages.postprocess)
+        same = FramePipeline(session, stages.preprocess, stages.postprocess)
         found = benchmark_interleaved(
             {"before": same, "after": same},
             FRAMES,
@@ -146,8 +146,10 @@ def test_interleaving_takes_turns_in_blocks_and_reverses_every_other_round() -> 
     device = NullDevice([0.5])
     order: list[str] = []
 
-    def candidate(name: str) -> Candidate:
-        return Candidate(device.load(GRAPH), lambda frame: (frame, None), lambda output, context: order.append(name))
+    def candidate(name: str) -> FramePipeline:
+        return FramePipeline(
+            device.load(GRAPH), lambda frame: (frame, None), lambda output, context: order.append(name)
+        )
 
     names = {"a": candidate("a"), "b": candidate("b")}
     benchmark_interleaved(names, FRAMES, block=2, min_iterations=4, min_seconds=0, warmup=0, clock=device.clock)
@@ -158,7 +160,7 @@ def test_the_slower_candidate_gets_its_seconds_and_the_faster_one_too() -> None:
     slow, fast = NullDevice([0.5]), NullDevice([0.125])
     ticks = lambda: slow.clock() + fast.clock()  # noqa: E731
     both = {
-        name: Candidate(device.load(GRAPH), lambda frame: (frame, None), lambda output, context: None)
+        name: FramePipeline(device.load(GRAPH), lambda frame: (frame, None), lambda output, context: None)
         for name, device in (("slow", slow), ("fast", fast))
     }
     found = benchmark_interleaved(both, FRAMES, block=1, min_iterations=1, min_seconds=4.0, warmup=0, clock=ticks)
@@ -236,12 +238,12 @@ def test_what_was_measured_in_turns_is_compared_round_by_round() -> None:
     pace = {"a": 1.0, "b": 1.25}
     rounds = {"a": 0, "b": 0}
 
-    def candidate(name: str) -> Candidate:
+    def candidate(name: str) -> FramePipeline:
         def postprocess(output: np.ndarray, context: object) -> None:
             rounds[name] += 1
             device.advance(pace[name] * (1 + rounds[name] // 6))  # five frames, and one that is not counted
 
-        return Candidate(device.load(GRAPH), lambda frame: (frame, None), postprocess)
+        return FramePipeline(device.load(GRAPH), lambda frame: (frame, None), postprocess)
 
     device._latencies_s = iter(lambda: 1e-9, None)
     both = {name: candidate(name) for name in pace}
@@ -268,7 +270,7 @@ def test_the_garbage_collector_rests_while_frames_are_timed_and_is_back_after_an
         if len(seen) == 2:
             raise RuntimeError("postprocess failed")
 
-    failing = Candidate(device.load(GRAPH), lambda frame: (frame, None), fail)
+    failing = FramePipeline(device.load(GRAPH), lambda frame: (frame, None), fail)
     with pytest.raises(RuntimeError, match="postprocess failed"):
         benchmark_interleaved({"": failing}, FRAMES, block=1, warmup=0, clock=device.clock)
     assert seen == [False, False]
@@ -278,7 +280,7 @@ def test_the_garbage_collector_rests_while_frames_are_timed_and_is_back_after_an
 @pytest.mark.parametrize(("frames", "iterations"), [([], 1), (FRAMES, 0)])
 def test_nothing_to_measure_is_an_error_and_not_a_division_by_zero(frames: list, iterations: int) -> None:
     device = NullDevice([0.25])
-    only = Candidate(device.load(GRAPH), lambda frame: (frame, None), print)
+    only = FramePipeline(device.load(GRAPH), lambda frame: (frame, None), print)
     with pytest.raises(SpecError, match="nothing to measure"):
         benchmark_interleaved({"": only}, frames, min_iterations=iterations)
 

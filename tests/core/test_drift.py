@@ -20,8 +20,8 @@ from edgekd.core.drift import (
     STREAM,
     WINDOW,
     Drift,
+    DriftRecord,
     Monitor,
-    Record,
     as_json,
     from_json,
     record_of,
@@ -45,16 +45,16 @@ def spread(count: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def record() -> Record:
+def record() -> DriftRecord:
     return record_of(spread(128, 0))
 
 
-def watched(record: Record, statistics: np.ndarray) -> list[Drift | None]:
+def watched(record: DriftRecord, statistics: np.ndarray) -> list[Drift | None]:
     monitor = Monitor(record)
     return [monitor.add(row) for row in statistics]
 
 
-def test_frames_like_the_records_are_hardly_ever_called_drifted(record: Record) -> None:
+def test_frames_like_the_records_are_hardly_ever_called_drifted(record: DriftRecord) -> None:
     streams = 200
     alarms = sum(
         any(found and found.drifted for found in watched(record, spread(STREAM, seed)))
@@ -64,7 +64,7 @@ def test_frames_like_the_records_are_hardly_ever_called_drifted(record: Record) 
 
 
 @pytest.mark.parametrize("at", [0, 3, 7])
-def test_what_moves_is_noticed_and_named(record: Record, at: int) -> None:
+def test_what_moves_is_noticed_and_named(record: DriftRecord, at: int) -> None:
     moved = spread(STREAM, 1)
     moved[:, at] += 3 * moved[:, at].std() + 0.3
     found = watched(record, moved)
@@ -77,7 +77,7 @@ def test_what_moves_is_noticed_and_named(record: Record, at: int) -> None:
     assert mean > high >= low
 
 
-def test_what_is_over_is_forgotten(record: Record) -> None:
+def test_what_is_over_is_forgotten(record: DriftRecord) -> None:
     moved = np.concatenate([spread(WINDOW, 1) + 5, spread(2 * WINDOW, 2)])
     found = watched(record, moved)
     assert found[WINDOW - 1]
@@ -86,7 +86,7 @@ def test_what_is_over_is_forgotten(record: Record) -> None:
     assert not found[-1].drifted
 
 
-def test_a_record_is_one_text_and_comes_back(record: Record) -> None:
+def test_a_record_is_one_text_and_comes_back(record: DriftRecord) -> None:
     assert from_json(to_json(record)) == record
     assert len(to_json(record)) < 4096
     assert to_json(record_of(spread(128, 0))) == to_json(record)
@@ -106,7 +106,7 @@ def test_a_record_is_one_text_and_comes_back(record: Record) -> None:
         {"limit": None},
     ],
 )
-def test_another_text_is_refused(record: Record, change: dict) -> None:
+def test_another_text_is_refused(record: DriftRecord, change: dict) -> None:
     with pytest.raises(ValueError, match=r"record|finite|float|statistics"):
         from_json(json.dumps({**json.loads(to_json(record)), **change}).encode())
 
@@ -167,7 +167,7 @@ def test_the_fewest_frames_do() -> None:
     assert record_of(spread(MIN_FRAMES, 0)).frames == MIN_FRAMES
 
 
-def test_it_is_told_as_json(record: Record) -> None:
+def test_it_is_told_as_json(record: DriftRecord) -> None:
     last = watched(record, spread(WINDOW, 1) + 5)[-1]
     assert last
     told = json.loads(json.dumps(as_json(last)))

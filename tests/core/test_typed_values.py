@@ -124,6 +124,7 @@ def test_people_write_integers_for_floats() -> None:
         ({"text": 1}, r"table: text; expected a string; found 1"),
         ({"flag": 1}, r"table: flag; expected true or false; found 1"),
         ({"kind": "c"}, r"table: kind; expected one of a, b; found 'c'"),
+        ({"kind": 2**20_000}, r"table: kind; expected one of a, b; found a value of type int"),
         ({"inner": {"count": 1}}, r"table: inner: key 'pair' is missing"),
         ({"inner": {**INNER, "pair": [2]}}, r"table: inner: pair; expected 2 values"),
         ({"inner": {**INNER, "pair": [2, 3]}}, r"table: inner: pair\[1\]; expected a string"),

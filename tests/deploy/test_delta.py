@@ -34,8 +34,8 @@ from edgekd.core.bundle.delta import (
     PART,
     RECORD,
     XOR,
+    DeltaRecord,
     OldBundle,
-    Record,
     is_delta,
     opening,
     read_delta_head,
@@ -185,7 +185,7 @@ def test_chunks_are_cut_by_content() -> None:
 # ------------------------------------------------------------------------------------------------- what is not to be
 
 
-Piece = tuple[Record, bytes]
+Piece = tuple[DeltaRecord, bytes]
 Change = Callable[[list[Piece]], object]
 
 
@@ -195,7 +195,7 @@ def pieces_of(delta: Path) -> list[Piece]:
     while at < len(data):
         kind, part, file, length, offset, stored = RECORD.unpack_from(data, at)
         at += RECORD.size + stored
-        found.append((Record(kind, length, part, file, offset, stored), data[at - stored : at]))
+        found.append((DeltaRecord(kind, length, part, file, offset, stored), data[at - stored : at]))
     return found
 
 
@@ -245,9 +245,9 @@ def test_what_is_made_again_is_the_same(delta: Path, tmp_path: Path) -> None:
         lambda pieces: pieces.pop(),
         lambda pieces: pieces.pop(0),
         lambda pieces: pieces.append(pieces[-1]),
-        lambda pieces: pieces.append((Record(PART, 0), b"")),
-        lambda pieces: pieces.insert(1, (Record(PART, 0), b"")),
-        lambda pieces: pieces.insert(1, (Record(COPY, 1), b"")),
+        lambda pieces: pieces.append((DeltaRecord(PART, 0), b"")),
+        lambda pieces: pieces.insert(1, (DeltaRecord(PART, 0), b"")),
+        lambda pieces: pieces.insert(1, (DeltaRecord(COPY, 1), b"")),
         *(first(kind, length=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (0, 1, 1 << 31, 2**32 - 1)),
         *(first(kind, part=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (7, 255)),
         *(first(kind, file=value) for kind in (PART, COPY, XOR, NEAR, NEW) for value in (7, 65535)),
@@ -304,7 +304,7 @@ def test_a_piece_that_expands_without_end_is_not_followed(delta: Path, before: O
     bomb = deflate.compress(bytes(200_000_000)) + deflate.flush()
 
     def change(pieces: list[Piece]) -> None:
-        pieces[1] = (Record(NEW, 1000, stored=len(bomb)), bomb)
+        pieces[1] = (DeltaRecord(NEW, 1000, stored=len(bomb)), bomb)
 
     bad = made(delta, tmp_path / "bad", change)
     tracemalloc.start()
@@ -317,8 +317,8 @@ def test_a_piece_that_expands_without_end_is_not_followed(delta: Path, before: O
 
 def test_tiny_pieces_are_counted(delta: Path, before: OldBundle, tmp_path: Path) -> None:
     """Each of them costs more than it gives: a few megabytes of them took minutes."""
-    tiny = [(Record(COPY, 1, at=number), b"") for number in range(FREE_RECORDS + 9)]
-    begin = (Record(PART, read_delta_head(delta).manifest.files[0].length), b"")
+    tiny = [(DeltaRecord(COPY, 1, at=number), b"") for number in range(FREE_RECORDS + 9)]
+    begin = (DeltaRecord(PART, read_delta_head(delta).manifest.files[0].length), b"")
     bad = made(delta, tmp_path / "bad", lambda pieces: pieces.__setitem__(slice(None), [begin, *tiny]))
     with pytest.raises(BundleError, match="more than one record for"):
         rebuild(bad, before, tmp_path / "again")

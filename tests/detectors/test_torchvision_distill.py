@@ -45,7 +45,7 @@ STEP = Distill(
     epochs=2,
     batch=6,
     image_size=SIDE,
-    warmup_epochs=1.0,
+    warmup_steps=2,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
     learn_temperature=True,
     balance_every=2,
@@ -95,6 +95,7 @@ def test_the_student_is_a_file_like_any_of_its_family(trained: tuple[Path, Disti
 def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillationRecord]) -> None:
     done = trained[1]
     assert done.epochs == len(done.losses) == len(done.weights) == 2
+    assert done.updates == 2 * 2, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"bbox_regression", "classification"}
     assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}

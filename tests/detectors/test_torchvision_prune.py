@@ -142,7 +142,7 @@ def test_a_scan_finds_what_each_unit_bears(pruned: tuple[Path, PruningRecord], d
 def test_what_is_left_is_trained_and_gets_other_classes(
     pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
+    step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_steps=0)
     done = distill_student(detector, tmp_path / "out.tv.pt", tiny_data, step, tmp_path / "state")
     assert done.parameters == pruned[1].parameters[1]
     assert load_network(tmp_path / "out.tv.pt").widths == load_network(pruned[0]).widths

@@ -48,6 +48,7 @@ from edgekd.detectors.ultralytics.distill import distill_student, student_networ
 from edgekd.detectors.ultralytics.features import tap_points  # noqa: E402
 from edgekd.detectors.ultralytics.loop import Batches, Lesson, Loop, quiet  # noqa: E402
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss  # noqa: E402
+from edgekd.detectors.ultralytics.upstream import DetectionTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
@@ -60,12 +61,14 @@ STEP = Distill(
     epochs=2,
     batch=6,
     image_size=SIDE,
-    warmup_epochs=0.0,
+    warmup_steps=0,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
     learn_temperature=True,
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
+BATCHES = 2
+"""Batches of an epoch: the tiny data set has 12 training images."""
 OPPOSED = (DistillStage("opposed", 1.0, Weights(classes=30.0)),)
 """A teacher with random weights is sure where there is nothing, and the other way round."""
 
@@ -119,6 +122,7 @@ def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports
 def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path, DistillationRecord]) -> None:
     done = trained[1]
     assert done.epochs == len(done.losses) == len(done.weights) == 2
+    assert done.updates == 2 * BATCHES, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
     assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
@@ -170,6 +174,28 @@ def test_where_nothing_weighs_it_is_ultralytics_training(teacher: Path, tiny_dat
     wanted = trainer.ema.ema.half().float().state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in state_of(tmp_path / "student.pt").items())
     assert [dict(losses) for losses in done.losses] == trainer.losses
+
+
+class EnoughSeenError(Exception):
+    """Ends a training early."""
+
+
+def test_the_warm_up_takes_a_tenth_of_the_updates(
+    teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def record(trainer: Loop) -> None:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.ema.updates += 1
+        if len(rates) == 4:
+            raise EnoughSeenError
+
+    monkeypatch.setattr(DetectionTrainer, "optimizer_step", record)
+    step = replace(STEP, epochs=15, warmup_steps=1000, learning_rate=0.3, final_rate=1.0, stages=NOTHING)
+    with pytest.raises(EnoughSeenError):
+        distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3]), "30 updates"
 
 
 @pytest.mark.skipif(not fast_in_bfloat16(torch.device("cpu")), reason="this CPU has no bfloat16")
@@ -389,7 +415,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     assert not (tmp_path / "student.pt").exists()
     kept = read_state(tmp_path / "state")
     assert kept is not None
-    assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 1)
+    assert (kept["epoch"], kept["finished"], kept["updates"]) == (6, False, 14)
     assert [len(files) for files in shown] == [12] * 8
     begun: list[tuple[int, torch.Tensor]] = []
     monkeypatch.setattr(module._StudentTrainer, "_model_train", _noted(begun))
@@ -400,7 +426,7 @@ def test_a_training_that_was_stopped_goes_on_and_is_finished(
     assert torch.equal(begun[0][1], kept["network"]["model.0.conv.weight"])
     assert not torch.equal(begun[0][1], student_network(step, ("red", "green"), False).model[0].conv.weight)
     assert not torch.equal(begun[1][1], begun[0][1])
-    assert read_state(tmp_path / "state")["updates"] == 2  # type: ignore[index]
+    assert read_state(tmp_path / "state")["updates"] == 24  # type: ignore[index]
     assert done.epochs == len(done.losses) == len(done.weights) == 12
     assert done.losses[:7] == tuple(kept["losses"])
     assert done.seconds > kept["seconds"]

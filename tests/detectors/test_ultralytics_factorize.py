@@ -153,7 +153,7 @@ def test_a_factorized_detector_is_a_checkpoint_like_any(
 def test_a_factorized_detector_is_trained_on_beside_what_it_was(
     factorized: tuple[Path, FactorizationRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    step = Distill(student=str(factorized[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
+    step = Distill(student=str(factorized[0]), epochs=1, batch=6, image_size=SIDE, warmup_steps=0)
     done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
     assert done.parameters == factorized[1].parameters[1]
     start, end = (load_checkpoint(path).model.state_dict() for path in (factorized[0], tmp_path / "one.pt"))

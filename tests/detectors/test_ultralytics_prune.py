@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
 from edgekd.compress.pruning import least_important  # noqa: E402
-from edgekd.detectors.channel_groups import _Group, in_batches  # noqa: E402
+from edgekd.detectors.channel_groups import _ChannelGroup, in_batches  # noqa: E402
 from edgekd.detectors.results import PruningRecord  # noqa: E402
 from edgekd.detectors.ultralytics.channels import channels_of, convolutions_of, in_halves  # noqa: E402
 from edgekd.detectors.ultralytics.distill import distill_student, student_network  # noqa: E402
@@ -148,7 +148,7 @@ def test_a_pruned_detector_is_a_checkpoint_like_any(
 def test_a_pruned_detector_is_trained_on_beside_what_it_was(
     pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_epochs=0.0)
+    step = Distill(student=str(pruned[0]), epochs=1, batch=6, image_size=SIDE, warmup_steps=0)
     done = distill_student(detector, tmp_path / "one.pt", tiny_data, step, tmp_path / "state")
     assert done.parameters == pruned[1].parameters[1]
     start, end = (load_checkpoint(path).model.state_dict() for path in (pruned[0], tmp_path / "one.pt"))
@@ -324,7 +324,7 @@ def test_what_cannot_be_followed_is_refused(detector: Path, tmp_path: Path, monk
     def remove_others(group: Any, count: int) -> None:
         group._group.prune(least_important(-group.importance, count))
 
-    monkeypatch.setattr(_Group, "remove", remove_others)
+    monkeypatch.setattr(_ChannelGroup, "remove", remove_others)
     with pytest.raises(CompressError, match=r"cannot be followed.*outputs that are off by"):
         prune_detector(detector, tmp_path / "out.pt", tmp_path, step)
     assert not (tmp_path / "out.pt").exists()

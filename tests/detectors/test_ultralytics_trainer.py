@@ -171,6 +171,7 @@ def test_training_brings_the_student_nearer(trained: tuple[Path, TrainingRun]) -
     _, done = trained
     totals = [sum(losses.values()) for losses in done.losses]
     assert done.epochs == len(totals) == 3
+    assert done.updates == 3 * 3, "a weight update for each batch"
     assert set(done.losses[0]) == {"class", "box", "feature"}
     assert totals[2] < 0.8 * totals[0]
 

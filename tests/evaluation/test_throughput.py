@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from edgekd.core.benchmark import Candidate
+from edgekd.core.benchmark import FramePipeline
 from edgekd.evaluation.throughput import WARMUP, between, run_streams
 
 
@@ -25,8 +25,8 @@ class Waits:
         return batch
 
 
-def stream(session: Waits, seen: list[int] | None = None) -> Candidate:
-    return Candidate(
+def stream(session: Waits, seen: list[int] | None = None) -> FramePipeline:
+    return FramePipeline(
         session,
         lambda frame: (np.array([frame]), None),
         lambda output, context: None if seen is None else seen.append(int(output[0])),

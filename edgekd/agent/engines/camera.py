@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
-from edgekd.agent.engines.engine import BuildRequest, engine_key
+from edgekd.agent.engines.engine import EngineBuildRequest, engine_key
 from edgekd.agent.engines.records import AS_SHIPPED, EngineKey, Form
 from edgekd.agent.runtimes.types import BuildOptions
 from edgekd.agent.state.device import read_device
@@ -61,10 +61,12 @@ class Camera:
         """Return the key of an engine of a slot that runs here now. Raises DeviceError."""
         return engine_key(slot, self.required_runtime(), read_device(self.root))
 
-    def request(self, form: Form = AS_SHIPPED, shares: Mapping[str, float] | None = None) -> BuildRequest:
+    def request(self, form: Form = AS_SHIPPED, shares: Mapping[str, float] | None = None) -> EngineBuildRequest:
         """Return the request for an engine of a form on this device."""
         memory = read_device(self.root).memory_bytes
-        return BuildRequest(BuildOptions(form.source, memory, self._timing_cache(), form.float_layers), shares or {})
+        return EngineBuildRequest(
+            BuildOptions(form.source, memory, self._timing_cache(), form.float_layers), shares or {}
+        )
 
     def _timing_cache(self) -> Path:
         """Return the file of a builder's timings, one for each runtime, version and state of the device.

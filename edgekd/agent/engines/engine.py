@@ -47,7 +47,7 @@ class PrecisionError(DeviceError):
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class EngineBuildRequest:
     """Options of a build, and the minimum share of the engine by precision."""
 
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -153,7 +153,9 @@ def engine_of(slot: Slot | None) -> Engine | None:
     return read_engine(slot.engine) if slot and slot.engine else None
 
 
-def build_engine(slot: Slot, runtime: Runtime, key: EngineKey, request: BuildRequest = BuildRequest()) -> Engine:
+def build_engine(
+    slot: Slot, runtime: Runtime, key: EngineKey, request: EngineBuildRequest = EngineBuildRequest()
+) -> Engine:
     """Build an engine into its folder, which appears complete, in place of an earlier one.
 
     Where the runtime has no kernel for a layer, that layer is built in float, and at last the whole network; the record
@@ -183,7 +185,7 @@ def _build_once(
     slot: Slot,
     runtime: Runtime,
     key: EngineKey,
-    request: BuildRequest,
+    request: EngineBuildRequest,
     attempts: tuple[FailedBuild, ...],
     folder: Path,
 ) -> Engine:

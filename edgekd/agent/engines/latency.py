@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
-from edgekd.core.benchmark import Candidate, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
+from edgekd.core.benchmark import FramePipeline, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
 from edgekd.core.documents import INLINE
@@ -23,7 +23,7 @@ from edgekd.core.power.find import find_meter
 
 if TYPE_CHECKING:
     from edgekd.agent.engines.camera import Camera
-    from edgekd.agent.runtimes.types import Runtime, Session
+    from edgekd.agent.runtimes.types import EngineSession, Runtime
     from edgekd.agent.state.slots import Slot
     from edgekd.core.power import Meter
 
@@ -48,7 +48,7 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class EngineBenchResult:
     """Result of `bench`.
 
     Args:
@@ -136,8 +136,8 @@ def _noise(slot: Slot) -> np.ndarray:
     return to_tensor(frame, preprocess)
 
 
-def _engine_alone(session: Session) -> Candidate:
-    return Candidate(session, lambda batch: (batch, None), lambda output, context: None)
+def _engine_alone(session: EngineSession) -> FramePipeline:
+    return FramePipeline(session, lambda batch: (batch, None), lambda output, context: None)
 
 
 def _energy(meter: Meter | None, work: Callable[[], object], seconds: float) -> tuple[Energy | None, str]:

@@ -35,12 +35,13 @@ class RuntimeVersion:
 
 
 @dataclass(frozen=True)
-class Change:
+class EnvironmentChange:
     """A fact that has changed since a build.
 
     Args:
         what: `runtime`, `version`, `device`, `gpu`, `cpu`, `driver`, `l4t` or `os`.
-        built, now: Its value at the build, and now.
+        built: Value at the build.
+        now: Present value.
     """
 
     what: str
@@ -56,10 +57,10 @@ class EngineKey:
     runtime: RuntimeVersion
     built_on: Mapping[str, str | None]
 
-    def changes_since(self, earlier: EngineKey) -> list[Change]:
+    def changes_since(self, earlier: EngineKey) -> list[EnvironmentChange]:
         """Return the facts on runtime and device that differ from an earlier key."""
         built, now = earlier._facts(), self._facts()
-        return [Change(name, built.get(name), now[name]) for name in now if built.get(name) != now[name]]
+        return [EnvironmentChange(name, built.get(name), now[name]) for name in now if built.get(name) != now[name]]
 
     def _facts(self) -> dict[str, str | None]:
         return {"runtime": self.runtime.name, "version": self.runtime.version, **self.built_on}

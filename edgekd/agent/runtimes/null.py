@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.agent.runtimes.types import FLOAT, GRAPH, BuildOptions, BuildResult, Layer, Runtime
+from edgekd.agent.runtimes.types import FLOAT, GRAPH, BuildOptions, EngineDescription, Layer, Runtime
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import DeviceError
 
@@ -49,7 +49,7 @@ class NullRuntime(Runtime):
     def problem(self) -> str | None:
         return None
 
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         """Write the golden set, and the digests of its inputs. Raises BundleError, DeviceError."""
         from edgekd.agent.state.golden import batches, read_golden
 
@@ -59,7 +59,7 @@ class NullRuntime(Runtime):
         inputs = [_digest(batch) for batch in batches(golden.set, golden.spec)]
         script = canonical_json({"head": golden.spec.head.kind, "inputs": inputs, "source": options.source})
         engine.write_bytes(script + b"\n" + golden.file.read_bytes())
-        return BuildResult("graph" if options.source == GRAPH else "fp16")
+        return EngineDescription("graph" if options.source == GRAPH else "fp16")
 
     def load(self, engine: Path) -> NullSession:
         from edgekd.core.detection.types import Head

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, LibrarySession, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -57,11 +57,11 @@ class OnnxRuntime(Runtime):
     def problem(self) -> str | None:
         return None if find_spec("onnxruntime") else "onnxruntime is not installed"
 
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         with networks.scratch_folder(engine) as folder:
             network = networks.network(slot, options, folder, int8_constants=True)
             _session(network.path, optimise_into=engine)
-        return BuildResult("graph" if options.source != FLOAT else network.float_type)
+        return EngineDescription("graph" if options.source != FLOAT else network.float_type)
 
     def load(self, engine: Path) -> LibrarySession:
         return _library_session(_session(engine))

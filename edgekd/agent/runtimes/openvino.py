@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import NO_WORK, REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Layer, LibrarySession, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -48,12 +48,12 @@ class OpenVino(Runtime):
     def problem(self) -> str | None:
         return None if find_spec("openvino") else "openvino is not installed"
 
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         with networks.scratch_folder(engine) as folder:
             network = networks.network(slot, options, folder, int8_constants=True)
             blob = _compiled(network.path).export_model()
         engine.write_bytes(blob if isinstance(blob, bytes) else blob.getvalue())
-        return BuildResult("graph" if options.source != FLOAT else network.float_type)
+        return EngineDescription("graph" if options.source != FLOAT else network.float_type)
 
     def load(self, engine: Path) -> LibrarySession:
         return _library_session(_imported(engine, {}).create_infer_request())

@@ -19,7 +19,15 @@ from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import Builder, library
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.tensorrt_session import TensorRtSession
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime, TensorRtDetails
+from edgekd.agent.runtimes.types import (
+    FLOAT,
+    BuildOptions,
+    EngineDescription,
+    Inspection,
+    Layer,
+    Runtime,
+    TensorRtDetails,
+)
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ class TensorRt(Runtime):
             return str(error)
         return cuda.problem()
 
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         builder = Builder(generation(self.version()), options)
         with networks.scratch_folder(engine) as folder:
             result, details = self._configure(builder, slot, options, folder)
@@ -83,10 +91,10 @@ class TensorRt(Runtime):
 
     def _configure(
         self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path
-    ) -> tuple[BuildResult, TensorRtDetails]:
+    ) -> tuple[EngineDescription, TensorRtDetails]:
         """Pass the network and the settings to the builder; return a description. folder: for temporary files."""
         network = networks.network(slot, options, folder, int8_constants=builder.generation.int8_constants)
         builder.parse(network.path, slot.graph.name)
         flags = builder.allow(network.quantized)
         precision = "graph" if options.source != FLOAT else "fp16" if flags else network.float_type
-        return BuildResult(precision, flags), builder.settings()
+        return EngineDescription(precision, flags), builder.settings()

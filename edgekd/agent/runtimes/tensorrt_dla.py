@@ -15,7 +15,14 @@ from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.networks import CalibratedNetwork
 from edgekd.agent.runtimes.tensorrt import TensorRt
 from edgekd.agent.runtimes.tensorrt_builder import Builder
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, DlaDetails, TensorRtDetails, UnsuitedError
+from edgekd.agent.runtimes.types import (
+    FLOAT,
+    BuildOptions,
+    DlaDetails,
+    EngineDescription,
+    TensorRtDetails,
+    UnsuitedError,
+)
 from edgekd.core.formats.calibration_cache import to_text
 
 if TYPE_CHECKING:
@@ -38,7 +45,7 @@ class TensorRtDla(TensorRt):
 
     def _configure(
         self, builder: Builder, slot: Slot, options: BuildOptions, folder: Path
-    ) -> tuple[BuildResult, TensorRtDetails]:
+    ) -> tuple[EngineDescription, TensorRtDetails]:
         """Configure a build for the core. Raises UnsuitedError where the device or its TensorRT has no such core."""
         cores, core = int(builder.builder.num_DLA_cores), int(self.core or 0)
         if core >= cores:
@@ -57,7 +64,7 @@ class TensorRtDla(TensorRt):
         else:
             network = networks.calibrated_network(slot, options, folder)
             builder.parse(network.path, slot.graph.name)
-            result, settings = BuildResult("graph", builder.allow(True)), builder.settings()
+            result, settings = EngineDescription("graph", builder.allow(True)), builder.settings()
             details = DlaDetails(
                 settings.workspace_bytes,
                 settings.optimization_level,

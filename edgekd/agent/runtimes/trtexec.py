@@ -23,7 +23,15 @@ from edgekd.agent.runtimes.precision import inspected_layers
 from edgekd.agent.runtimes.tensorrt_builder import LEVEL, workspace_bytes
 from edgekd.agent.runtimes.tensorrt_generations import generation
 from edgekd.agent.runtimes.trtexec_flags import WARM_UP_MS, Flags, flags_of
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, BuildResult, Inspection, Layer, Runtime, TrtexecDetails
+from edgekd.agent.runtimes.types import (
+    FLOAT,
+    BuildOptions,
+    EngineDescription,
+    Inspection,
+    Layer,
+    Runtime,
+    TrtexecDetails,
+)
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import DeviceError
 
@@ -55,7 +63,7 @@ class Trtexec(Runtime):
     def problem(self) -> str | None:
         return None if _program() else f"{PROGRAM} is neither in PATH nor in {', '.join(FOLDERS)}"
 
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         flags, workspace = self._flags(), workspace_bytes(options.memory_bytes)
         with networks.scratch_folder(engine) as folder:
             int8_constants = generation(self.version()).int8_constants
@@ -67,7 +75,7 @@ class Trtexec(Runtime):
             _keep_cache(timings, options.cache)
         precision = "graph" if options.source != FLOAT else "fp16" if allowed else network.float_type
         details = TrtexecDetails(" ".join(command), networks.input_name(slot.graph), workspace, log.lines)
-        return BuildResult(precision, ("fp32", *allowed) if allowed else (), details=details)
+        return EngineDescription(precision, ("fp32", *allowed) if allowed else (), details=details)
 
     def load(self, engine: Path) -> TrtexecSession:
         """Open an engine. Raises DeviceError where its record does not name the input."""

@@ -1,4 +1,4 @@
-"""Interface to the libraries that run a network on the device: a `Runtime` builds an engine, and opens a `Session`.
+"""Interface to libraries that run networks on the device: a `Runtime` builds an engine, and opens an `EngineSession`.
 
 A runtime wraps the errors of its library once, as `DeviceError`.
 """
@@ -124,7 +124,7 @@ class TrtexecDetails(RuntimeDetails):
 
 
 @dataclass(frozen=True)
-class BuildResult:
+class EngineDescription:
     """A runtime's description of an engine that it has built, for the record beside it.
 
     precision: `graph` where each layer was requested as in the graph, else `fp16` or `fp32` for all of them; allowed:
@@ -138,7 +138,7 @@ class BuildResult:
     details: RuntimeDetails = RuntimeDetails()
 
 
-class Session(Protocol):
+class EngineSession(Protocol):
     """An engine, loaded and ready to run."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -191,11 +191,11 @@ class Runtime(ABC):
         """Return why it cannot be used here, None where it can, without importing the library."""
 
     @abstractmethod
-    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> BuildResult:
+    def build(self, slot: Slot, engine: Path, options: BuildOptions) -> EngineDescription:
         """Write an engine for the slot's graph to `engine`. Raises DeviceError."""
 
     @abstractmethod
-    def load(self, engine: Path) -> Session:
+    def load(self, engine: Path) -> EngineSession:
         """Open an engine that `build` wrote on this device. Raises DeviceError."""
 
     @abstractmethod

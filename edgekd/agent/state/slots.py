@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,8 +27,8 @@ from edgekd.core.atomic_files import (
     writing,
 )
 from edgekd.core.bundle import signatures
-from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleReader, Head
-from edgekd.core.bundle.manifest import Manifest, from_json
+from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleHead, BundleReader
+from edgekd.core.bundle.manifest import MODEL_NAME, MODEL_NAME_TEXT, Manifest, from_json
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, DiskFullError, SpecError
@@ -38,7 +37,6 @@ from edgekd.core.private_files import lock_file, lock_holder, private_folder
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
-MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MAX_GRAPH_GROWTH = 32
 """Maximum bytes of an expanded network, relative to the packed one; 2 to 4 are usual."""
 EXTRA_GRAPH_BYTES = 1 << 24
@@ -130,7 +128,7 @@ class State:
         if model is None:
             return cls(base)
         if not MODEL_NAME.fullmatch(model):
-            raise SpecError(f"--model {model}", expected="1 to 32 of a-z 0-9 _ -, the first a letter or a digit")
+            raise SpecError(f"--model {model}", expected=MODEL_NAME_TEXT)
         return cls(base / _MODELS / model, base)
 
     @property
@@ -244,7 +242,7 @@ class State:
                 slot.engines.mkdir()
         return read_slot(path)
 
-    def update_signatures(self, slot: Slot, head: Head) -> None:
+    def update_signatures(self, slot: Slot, head: BundleHead) -> None:
         """Replace the signatures of the bundle in a slot by those of a head."""
         content = signatures.to_json(head.envelope)
         path = slot.path / "bundle" / SIGNATURES

@@ -29,12 +29,12 @@ from edgekd.agent.validation.evidence import (
     FP32_WEIGHTS,
     INT8_CONSTANTS,
     UNPACK,
-    Evidence,
     Mode,
     NetworkForm,
     Prediction,
     Problem,
     Process,
+    ValidationEvidence,
     from_json,
 )
 from edgekd.agent.validation.machine import SystemFacts, anonymous, read_system
@@ -65,7 +65,7 @@ MAX_STDERR = 4000  # characters of the end of what a process printed
 
 
 @dataclass(frozen=True)
-class Effort:
+class ValidationEffort:
     """Minimum runs and seconds of a benchmark, and the maximum seconds of a process."""
 
     iterations: int = 200
@@ -73,7 +73,7 @@ class Effort:
     patience_s: float = PATIENCE_S
 
 
-QUICK = Effort(50, 2.0)
+QUICK = ValidationEffort(50, 2.0)
 Launch = Callable[[Job, Path, float], "tuple[Process, str]"]
 """Runs a job in a folder within so many seconds; returns the end of its process, and the end of its output."""
 
@@ -146,7 +146,7 @@ def validate(
     *,
     kit: Path | None = None,
     runtimes: Sequence[str] = tuple(PLAN),
-    effort: Effort = Effort(),
+    effort: ValidationEffort = ValidationEffort(),
     launch: Launch = launch_process,
 ) -> ValidationSummary:
     """Build, test and time a bundle by each runtime, and judge the evidence; nothing is put into service.
@@ -173,12 +173,13 @@ def validate(
     summary, code = recorder.summary(), exit_code(recorder.evidence(), found)
     if code == ALL_CONFIRMED:
         return summary
+    outcomes, problem = summary.outcomes.items(), recorder.document.problem
     raise ValidationError(
         f"{bundle.name}: not every claim is confirmed",
         report=summary,
         code=code,
         expected="no claim that is refuted, and no process that is cut short",
-        found=", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items()),
+        found=", ".join(f"{count} {outcome}" for outcome, count in outcomes) or str(problem and problem.message),
         fix=f"send {out.name} back: it has the evidence",
     )
 
@@ -286,7 +287,7 @@ class _Recorder:
         notes = AttemptNotes(**{**raw, "steps": tuple(StepNote(**each) for each in raw.get("steps", ()))})
         return ProcessReport(notes, process, anonymous(printed, folders))
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> ValidationEvidence:
         """Return the document as typed evidence. Raises SpecError."""
         return from_json(to_plain(self.document))
 

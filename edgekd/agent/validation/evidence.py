@@ -82,7 +82,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Step:
+class AttemptStep:
     """One step of an attempt. result: raw."""
 
     name: str
@@ -110,7 +110,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class SelfTest:
+class SelfTestEvidence:
     """Errors and tolerances of boxes and of scores, relative."""
 
     passed: bool
@@ -142,12 +142,12 @@ class Attempt:
     problem: str | None
     process: Process
     running: str | None
-    steps: tuple[Step, ...]
+    steps: tuple[AttemptStep, ...]
     build: Build | None
-    self_test: SelfTest | None
+    self_test: SelfTestEvidence | None
     bench: Bench | None
 
-    def step(self, name: str) -> Step | None:
+    def step(self, name: str) -> AttemptStep | None:
         """Return the step of that name; None where there is none."""
         return next((step for step in self.steps if step.name == name), None)
 
@@ -198,7 +198,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ValidationEvidence:
     """Evidence of one validation. device: its name, for people; system: facts by name, for people."""
 
     complete: bool
@@ -211,7 +211,7 @@ class Evidence:
     attempts: tuple[Attempt, ...]
 
 
-def loads(content: bytes) -> Evidence:
+def loads(content: bytes) -> ValidationEvidence:
     """Parse the bytes of a file. Raises SpecError."""
     if len(content) > MAX_BYTES:
         raise SpecError("the result is too large", expected=f"at most {MAX_BYTES} bytes", found=f"{len(content)}")
@@ -222,16 +222,16 @@ def loads(content: bytes) -> Evidence:
     return from_json(document)
 
 
-def from_json(document: Any) -> Evidence:
+def from_json(document: Any) -> ValidationEvidence:
     """Parse a JSON document. Raises SpecError where a value is missing or has another type."""
-    root = _Reader(document, "")
+    root = _EvidenceReader(document, "")
     if root.integer("format") != FORMAT:
         raise SpecError("/format: not known", expected=str(FORMAT), found=str(root.integer("format")))
     problem, system = root.maybe("problem"), root.maybe("system")
     kit, mode = root.maybe("kit"), None
     if system is not None and (found := system.maybe("power_mode")) is not None:
         mode = _power_mode(found)
-    return Evidence(
+    return ValidationEvidence(
         complete=root.flag("complete"),
         problem=Problem(problem.text("kind"), problem.text("message")) if problem else None,
         device=_device(system),
@@ -243,7 +243,7 @@ def from_json(document: Any) -> Evidence:
     )
 
 
-def _device(system: _Reader | None) -> str:
+def _device(system: _EvidenceReader | None) -> str:
     if system is None:
         return "unknown device"
     device = system.maybe("device")
@@ -254,7 +254,7 @@ def _device(system: _Reader | None) -> str:
     return _short(f"unknown device, {system.value('machine')}")
 
 
-def _system(system: _Reader | None) -> dict[str, str]:
+def _system(system: _EvidenceReader | None) -> dict[str, str]:
     """Return the facts on system, device and versions as texts."""
     found: dict[str, str] = {}
     for reader in (system, system and system.maybe("device"), system and system.maybe("versions")):
@@ -264,11 +264,11 @@ def _system(system: _Reader | None) -> dict[str, str]:
     return found
 
 
-def _power_mode(mode: _Reader) -> Mode:
+def _power_mode(mode: _EvidenceReader) -> Mode:
     return Mode(mode.integer("id", optional=True), mode.maybe_text("name"))
 
 
-def _prediction(each: _Reader) -> Prediction:
+def _prediction(each: _EvidenceReader) -> Prediction:
     mode = each.maybe("power_mode")
     return Prediction(
         each.text("target"),
@@ -283,7 +283,7 @@ def _prediction(each: _Reader) -> Prediction:
     )
 
 
-def _attempt(each: _Reader) -> Attempt:
+def _attempt(each: _EvidenceReader) -> Attempt:
     process = each.part("process")
     steps = tuple(map(_step, each.items("steps")))
     results = {step.name: reader.part("result") for step, reader in zip(steps, each.items("steps")) if _has(step)}  # noqa: B905
@@ -306,14 +306,14 @@ def _attempt(each: _Reader) -> Attempt:
     )
 
 
-def _has(step: Step) -> bool:
+def _has(step: AttemptStep) -> bool:
     """Return whether a step has figures. A self-test that failed has them, too."""
     return bool(step.result) and (step.outcome == PASSED or step.name == SELF_TEST)
 
 
-def _step(each: _Reader) -> Step:
+def _step(each: _EvidenceReader) -> AttemptStep:
     result = each.maybe("result")
-    return Step(
+    return AttemptStep(
         each.text("name"),
         each.choice("outcome", get_args(StepOutcome)),
         each.number("seconds"),
@@ -322,7 +322,7 @@ def _step(each: _Reader) -> Step:
     )
 
 
-def _build(record: _Reader) -> Build:
+def _build(record: _EvidenceReader) -> Build:
     realized = record.maybe("realized")
     times = realized.part("share").maybe("time") if realized else None
     layers = realized.part("layers") if realized else None
@@ -338,16 +338,16 @@ def _build(record: _Reader) -> Build:
     )
 
 
-def _self_test(figures: _Reader) -> SelfTest:
+def _self_test(figures: _EvidenceReader) -> SelfTestEvidence:
     error, tolerance = figures.part("error"), figures.part("tolerance")
-    return SelfTest(
+    return SelfTestEvidence(
         bool(figures.flag("passed")),
         (error.number("boxes"), error.number("scores")),
         (tolerance.number("boxes"), tolerance.number("scores")),
     )
 
 
-def _bench(figures: _Reader) -> Bench:
+def _bench(figures: _EvidenceReader) -> Bench:
     times = figures.part("inference_ms")
     intervals = times.part("intervals")
     return Bench(
@@ -359,7 +359,7 @@ def _bench(figures: _Reader) -> Bench:
     )
 
 
-class _Reader:
+class _EvidenceReader:
     """An object of a document, and its place. Its methods raise SpecError for a value of another type."""
 
     def __init__(self, value: Any, place: str) -> None:
@@ -371,14 +371,14 @@ class _Reader:
     def value(self, name: str) -> Any:
         return self.content.get(name)
 
-    def part(self, name: str) -> _Reader:
-        return _Reader(self.value(name), f"{self._place}/{name}")
+    def part(self, name: str) -> _EvidenceReader:
+        return _EvidenceReader(self.value(name), f"{self._place}/{name}")
 
-    def maybe(self, name: str) -> _Reader | None:
+    def maybe(self, name: str) -> _EvidenceReader | None:
         return None if self.value(name) is None else self.part(name)
 
-    def items(self, name: str) -> list[_Reader]:
-        return [_Reader(each, f"{self._place}/{name}/{index}") for index, each in enumerate(self._list(name))]
+    def items(self, name: str) -> list[_EvidenceReader]:
+        return [_EvidenceReader(each, f"{self._place}/{name}/{index}") for index, each in enumerate(self._list(name))]
 
     def text(self, name: str) -> str:
         value = self.value(name)
@@ -425,7 +425,7 @@ class _Reader:
         if value is None:
             return None
         ends = dict(zip(("low", "high"), value)) if isinstance(value, list) and len(value) == 2 else {}  # noqa: B905
-        reader = _Reader(ends, f"{self._place}/{name}")
+        reader = _EvidenceReader(ends, f"{self._place}/{name}")
         return reader.number("low", signed=True), reader.number("high")
 
     def _list(self, name: str) -> list[Any]:

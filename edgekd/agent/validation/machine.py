@@ -27,8 +27,12 @@ class Versions:
     """Versions of libraries, by the names of their files; null for one that is not found.
 
     Args:
-        python, numpy, cuda: Version of Python, of NumPy, of the CUDA toolkit.
-        tensorrt, cudnn, cudart: Version of libnvinfer, of libcudnn, of libcudart.
+        python: Version of Python.
+        numpy: Version of NumPy.
+        cuda: Version of the CUDA toolkit.
+        tensorrt: Version of libnvinfer.
+        cudnn: Version of libcudnn.
+        cudart: Version of libcudart.
     """
 
     python: str

@@ -119,7 +119,7 @@ class UnpackedBundle:
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
+class BuildStepResult:
     """Result of a build. key: name of the engine's folder."""
 
     record: EngineRecord = field(metadata=INLINE)
@@ -127,7 +127,7 @@ class BuiltEngine:
 
 
 @dataclass(frozen=True)
-class Inspected:
+class EngineLayers:
     """Raw layer list, cut at MAX_RAW_BYTES, and milliseconds by layer."""
 
     layers_total: int
@@ -158,17 +158,17 @@ def _attempt(camera: Camera, runtime: Runtime, job: Job, notes: _Notes) -> None:
     notes.step(BENCH, lambda: _bench(camera, slot, engine, job))
 
 
-def _build(camera: Camera, slot: Slot, form: str) -> BuiltEngine:
+def _build(camera: Camera, slot: Slot, form: str) -> BuildStepResult:
     """Build an engine. Raises DeviceError."""
-    from edgekd.agent.engines.engine import BuildRequest, build_engine
+    from edgekd.agent.engines.engine import EngineBuildRequest, build_engine
 
     defaults = camera.request().options
     options = replace(BUILD_OPTIONS[form], memory_bytes=defaults.memory_bytes, cache=defaults.cache)
-    engine = build_engine(slot, camera.required_runtime(), camera.engine_key(slot), BuildRequest(options))
-    return BuiltEngine(engine.record, engine.name)
+    engine = build_engine(slot, camera.required_runtime(), camera.engine_key(slot), EngineBuildRequest(options))
+    return BuildStepResult(engine.record, engine.name)
 
 
-def _inspect(runtime: Runtime, engine: Engine) -> Inspected:
+def _inspect(runtime: Runtime, engine: Engine) -> EngineLayers:
     raw = runtime.inspect(engine.file)
     if raw is None:
         raise UnsuitedError("the runtime has no engine inspector")
@@ -182,7 +182,7 @@ def _inspect(runtime: Runtime, engine: Engine) -> Inspected:
         if room < 0:
             break
         kept.append(layer)
-    return Inspected(len(listed), kept, raw.times_ms)
+    return EngineLayers(len(listed), kept, raw.times_ms)
 
 
 def _self_test(slot: Slot, runtime: Runtime, engine: Engine) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from edgekd.agent.validation.evidence import (
     SELF_TEST,
     Attempt,
     Bench,
-    Evidence,
     Mode,
     NetworkForm,
     Prediction,
+    ValidationEvidence,
 )
 from edgekd.core.errors import DeviceError
 
@@ -111,7 +111,7 @@ class Verdict(VerdictSummary):
         return VerdictSummary(self.claim, self.runtime, self.form, self.outcome, self.text, self.detail)
 
 
-def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:
+def verdicts(evidence: ValidationEvidence) -> tuple[Verdict, ...]:
     """Return all verdicts, in the order of the attempts; that on the prediction is the last."""
     found: list[Verdict] = []
     by_runtime: dict[str, list[tuple[int, Attempt]]] = {}
@@ -124,7 +124,7 @@ def verdicts(evidence: Evidence) -> tuple[Verdict, ...]:
     return tuple(found)
 
 
-def exit_code(evidence: Evidence, found: tuple[Verdict, ...]) -> int:
+def exit_code(evidence: ValidationEvidence, found: tuple[Verdict, ...]) -> int:
     """Return the exit code for verdicts. A refuted claim decides, then a process that was cut short."""
     outcomes = {verdict.outcome for verdict in found}
     if REFUTED in outcomes:
@@ -281,7 +281,7 @@ def _fps(attempt: Attempt, index: int) -> Verdict:
     return _verdict(attempt, index, FPS, CONFIRMED, text, detail, step=BENCH, number=found.fps, unit="fps")
 
 
-def _prediction(evidence: Evidence) -> Verdict:
+def _prediction(evidence: ValidationEvidence) -> Verdict:
     """Judge whether the measured latency lies in the interval predicted for this device."""
     measured = _measured(evidence)
     predicted = next((each for each in evidence.predictions if each.fits), None)
@@ -314,7 +314,7 @@ def _compared(index: int, attempt: Attempt, bench: Bench, predicted: Prediction)
     return _verdict(attempt, index, PREDICTION, outcome, text, detail, step=BENCH, number=bench.p50, unit="ms")
 
 
-def _measured(evidence: Evidence) -> tuple[int, Attempt, Bench] | None:
+def _measured(evidence: ValidationEvidence) -> tuple[int, Attempt, Bench] | None:
     """Return the attempt that a prediction is compared with, and its times."""
     for runtime in _OF_TENSORRT:
         for index, each in enumerate(evidence.attempts):

@@ -32,7 +32,7 @@ PACKING_RATIO = {FLOAT: 0.93, INT8: 0.9}
 
 
 @dataclass(frozen=True)
-class Network:
+class BaseGraph:
     """A float graph that candidates begin with. side: of its input in pixels; works: what it does."""
 
     side: int
@@ -71,7 +71,7 @@ class CostFilter:
     networks: of the detector, under None, and of each student; beside: bytes of a bundle beside its graph.
     """
 
-    def __init__(self, space: Space, networks: Mapping[str | None, Network], beside: int, target: Target) -> None:
+    def __init__(self, space: Space, networks: Mapping[str | None, BaseGraph], beside: int, target: Target) -> None:
         self.space = space
         self._networks = networks
         self._beside = beside

@@ -13,7 +13,7 @@ from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.publish import bytes_beside_graph
 from edgekd.builds.run import SEARCH, BuildRequest
 from edgekd.builds.search.boards import rehearsed
-from edgekd.builds.search.cost_filter import CostFilter, Network
+from edgekd.builds.search.cost_filter import BaseGraph, CostFilter
 from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
@@ -85,10 +85,12 @@ class SearchContext:
         students = tuple(dict.fromkeys((*request.students, *siblings(job.model))))
         self.facts = detector_facts(job.model, before, students)
         self.space = space_for(self.facts, job.target, request.epochs)
-        self.networks: dict[str | None, Network] = {None: Network(self.facts.image_size, works_in(before.path / GRAPH))}
+        self.networks: dict[str | None, BaseGraph] = {
+            None: BaseGraph(self.facts.image_size, works_in(before.path / GRAPH))
+        }
         self.students = tuple(filter(None, self.space.student))
         for name in self.students:
-            self.networks[name] = Network(self.facts.image_size, works_in(self._student(name, dataset)))
+            self.networks[name] = BaseGraph(self.facts.image_size, works_in(self._student(name, dataset)))
         first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
         trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
         record = compressed(trial, data_of(trial), self.context)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.builds.stages.base import GraphStage
-from edgekd.builds.stages.latency import Latency
+from edgekd.builds.stages.latency import LatencySource
 from edgekd.core.errors import CompressError
 
 
@@ -27,7 +27,7 @@ class DerivedDetector:
     latency_ms: tuple[float, float]
 
 
-def require_faster(what: str, derived: DerivedDetector, latency: Latency, with_what: str, fix: str) -> None:
+def require_faster(what: str, derived: DerivedDetector, latency: LatencySource, with_what: str, fix: str) -> None:
     """Raise CompressError where the lighter detector takes no less time; what: the method; with_what: its result."""
     before, after = derived.latency_ms
     if after < before:

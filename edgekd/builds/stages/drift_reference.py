@@ -10,7 +10,7 @@ import numpy as np
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.core import drift
-from edgekd.core.bundle.manifest import Thresholds
+from edgekd.core.bundle.manifest import DetectionThresholds
 from edgekd.core.detection.decode import decode_by_class
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
@@ -41,7 +41,7 @@ class DriftResult(StageResult):
 REFERENCE = StageKind("drift", 1, DriftResult, ("numpy", "onnxruntime", "opencv-python-headless"))
 
 
-def run(context: StageContext, graph: GraphStage, train: Split, thresholds: Thresholds) -> Stage[DriftResult]:
+def run(context: StageContext, graph: GraphStage, train: Split, thresholds: DetectionThresholds) -> Stage[DriftResult]:
     """Record how statistics of training images are distributed."""
 
     def work(folder: Path) -> DriftResult:
@@ -57,7 +57,7 @@ def run(context: StageContext, graph: GraphStage, train: Split, thresholds: Thre
 def statistics(
     graph: Path,
     spec: DetectorSpec,
-    thresholds: Thresholds,
+    thresholds: DetectionThresholds,
     split: Split,
     progress: Progress = SILENT,
     label: str = "training images",

@@ -19,7 +19,7 @@ from edgekd.hardware.predict.work import convolution
 from edgekd.hardware.target import Target
 
 
-class Latency(Protocol):
+class LatencySource(Protocol):
     """The latency by which two detectors are compared.
 
     Args:
@@ -105,7 +105,7 @@ class Predicted:
         return first, last
 
 
-def latency_on(target: Target | None, measured: Measured) -> Latency:
+def latency_on(target: Target | None, measured: Measured) -> LatencySource:
     """Return the latency on a target: predicted in the narrowest precision with figures.
 
     Without figures it is measured here, for a target that is no CPU as a stand-in.

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekd.builds.stage_store import StageKind, StageResult
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector, require_faster
-from edgekd.builds.stages.latency import Latency
+from edgekd.builds.stages.latency import LatencySource
 from edgekd.builds.stages.prune import multiply_adds_text
 from edgekd.compress.steps import LowRank
 from edgekd.data.types import Dataset
@@ -64,7 +64,7 @@ def factorize(
     dataset: Dataset,
     before: GraphStage,
     export: Callable[[Path], GraphStage],
-    latency: Latency,
+    latency: LatencySource,
     *,
     trust: bool = False,
 ) -> FactorizedDetector:

@@ -52,7 +52,7 @@ TRAINED_FILL = 0.99
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TriedPlan:
     """A plan that was tried: bytes of its packed graph, and the share of the score that it keeps."""
 
     bytes: int
@@ -60,10 +60,10 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class SearchResult(StageResult):
+class PlanSearchResult(StageResult):
     """The smallest plan that keeps a share of the score, in the file PLAN; frames: description of the frames."""
 
-    tried: tuple[Attempt, ...]
+    tried: tuple[TriedPlan, ...]
     frames: str
     keep: float
 
@@ -77,13 +77,13 @@ class SearchResult(StageResult):
 SEARCH = StageKind(
     "search",
     2,
-    SearchResult,
+    PlanSearchResult,
     ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
 )
 
 
 @dataclass(frozen=True)
-class Limits:
+class PlanLimits:
     """The limits of a plan.
 
     Args:
@@ -97,11 +97,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The test by which a search judges graphs.
+class HeldOutScorer:
+    """Score of a graph on held-out frames, by which a search compares plans.
 
     Args:
-        score: Scores an ONNX file; more is better.
+        score: Return the score of an ONNX file; higher is better.
         sha256: Of the frames.
         frames: Description of the frames.
     """
@@ -116,13 +116,13 @@ def quantized(
     step: Quantize,
     graph: GraphStage,
     frames: Frames,
-    limits: Limits,
-    trial: Callable[[], Trial],
+    limits: PlanLimits,
+    scorer: Callable[[], HeldOutScorer],
     tensorrt: str | None = None,
 ) -> QuantizedStage:
     """Quantize a float graph as its step says, by a plan where it wants one.
 
-    `trial` is called only where no size is given. Raises SpecError for a plan that is not for this graph.
+    `scorer` is called only where no size is given. Raises SpecError for a plan that is not for this graph.
     """
 
     def quantized_by(plan: Plan | None) -> QuantizedStage:
@@ -136,7 +136,7 @@ def quantized(
     if limits.max_bytes is not None:
         return _solved(context, costs, limits.max_bytes, limits.beside, quantized_by)
     if limits.min_retention is not None:
-        return quantized_by(_searched(context, step, graph, frames, costs, limits.min_retention, trial()))
+        return quantized_by(_searched(context, step, graph, frames, costs, limits.min_retention, scorer()))
     return quantized_by(plan_within(costs, None))
 
 
@@ -185,7 +185,7 @@ def calibrated_for(
     data: str,
     calibration: str | None,
     budget: Budget,
-) -> tuple[Calibrated, Callable[[], Trial]]:
+) -> tuple[Calibrated, Callable[[], HeldOutScorer]]:
     """Choose the calibration set of a detector, and return also the test by which its plans are searched.
 
     Args:
@@ -194,19 +194,19 @@ def calibrated_for(
     """
     source = calibrate.calibration_source(calibration, dataset, searching=searches(step, budget))
     calibrated = calibrate.run(context, source, dataset, scored, data, graph.result.spec)
-    return calibrated, partial(_detector_trial, dataset, graph, calibrated, scored, context)
+    return calibrated, partial(_detector_scorer, dataset, graph, calibrated, scored, context)
 
 
-def _detector_trial(
+def _detector_scorer(
     dataset: Dataset, graph: GraphStage, calibrated: Calibrated, scored: Split, context: StageContext
-) -> Trial:
-    """Return the test by mAP50-95 on held-out images of the training split."""
+) -> HeldOutScorer:
+    """Return the scorer by mAP50-95 on held-out images of the training split."""
     split, spec = held_out(dataset, calibrated, scored, context), graph.result.spec
 
     def score(path: Path) -> float:
         return evaluate(path, spec, split).score.map50_95
 
-    return Trial(score, context.fingerprint(split), f"{len(split)} training images that were not calibrated on")
+    return HeldOutScorer(score, context.fingerprint(split), f"{len(split)} training images that were not calibrated on")
 
 
 def costs_of(planned: AnyStage, formats: tuple[WeightFormat, ...] = WEIGHT_FORMATS) -> Costs:
@@ -275,27 +275,33 @@ def _solved(
 
 
 def _searched(
-    context: StageContext, step: Quantize, graph: GraphStage, frames: Frames, costs: Costs, keep: float, trial: Trial
+    context: StageContext,
+    step: Quantize,
+    graph: GraphStage,
+    frames: Frames,
+    costs: Costs,
+    keep: float,
+    scorer: HeldOutScorer,
 ) -> Plan:
-    """Find the smallest plan that keeps a share of the float graph's score on the frames of a trial, by bisection."""
+    """Find the smallest plan that keeps a share of the float graph's score on held-out frames, by bisection."""
 
-    def work(folder: Path) -> SearchResult:
+    def work(folder: Path) -> PlanSearchResult:
         plans = ladder(costs, RUNGS)
-        whole = trial.score(graph.path / GRAPH)
-        tried: list[Attempt] = []
+        whole = scorer.score(graph.path / GRAPH)
+        tried: list[TriedPlan] = []
         best, failing = 0, len(plans)
         while failing - best > 1:
             middle = (best + failing) // 2
             attempt = folder / "attempt.onnx"
             plan = plans[middle]
             write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plan.forms, plan.steps)
-            kept = trial.score(attempt) / whole if whole else 0.0
-            tried.append(Attempt(len(pack(attempt.read_bytes())), round(kept, 5)))
-            context.note(f"search: {tried[-1].bytes / 1e6:.2f} MB keep {kept:.1%} on {trial.frames}")
+            kept = scorer.score(attempt) / whole if whole else 0.0
+            tried.append(TriedPlan(len(pack(attempt.read_bytes())), round(kept, 5)))
+            context.note(f"search: {tried[-1].bytes / 1e6:.2f} MB keep {kept:.1%} on {scorer.frames}")
             attempt.unlink()
             best, failing = (middle, failing) if kept >= keep else (best, middle)
         (folder / PLAN).write_text(plan_toml(plans[best]), "utf-8")
-        return SearchResult(tuple(tried), trial.frames, keep)
+        return PlanSearchResult(tuple(tried), scorer.frames, keep)
 
     inputs = {
         "graph": graph.sha256,
@@ -303,6 +309,6 @@ def _searched(
         "costs": asdict(costs),
         "step": settings_of(step),
         "keep": keep,
-        "trial": trial.sha256,
+        "trial": scorer.sha256,
     }
     return load_plan(context.run(SEARCH, inputs, work).path / PLAN)

@@ -10,7 +10,7 @@ from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import train as train_module
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector, require_faster
-from edgekd.builds.stages.latency import Latency
+from edgekd.builds.stages.latency import LatencySource
 from edgekd.compress.steps import Prune
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.data.types import Dataset
@@ -99,7 +99,7 @@ class ChannelPruner:
     checkpoint: Path
     before: GraphStage
     export: Callable[[Path], GraphStage]
-    latency: Latency
+    latency: LatencySource
     trust: bool = False
     quantized: GraphStage | None = None
     train_on: str | None = None

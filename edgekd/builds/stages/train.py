@@ -30,6 +30,7 @@ class DistillResult(StageResult):
 
     Args:
         bytes: Length of the file.
+        updates: Number of weight updates.
         losses: Mean losses of each epoch.
         weights: Weights of the losses in each epoch.
         parameters: Number of the student's.
@@ -37,6 +38,7 @@ class DistillResult(StageResult):
 
     bytes: int
     epochs: int
+    updates: int
     losses: Epochs
     weights: Epochs
     parameters: int
@@ -46,24 +48,27 @@ class DistillResult(StageResult):
     def summary(self) -> str:
         """Both sizes."""
         ours, theirs = self.parameters / 1e6, self.teacher_parameters / 1e6
-        return f"a student of {ours:.2f} M parameters beside a teacher of {theirs:.2f} M; epochs: {self.epochs}"
+        sizes = f"a student of {ours:.2f} M parameters beside a teacher of {theirs:.2f} M"
+        return f"{sizes}; epochs: {self.epochs}, weight updates: {self.updates}"
 
 
 @dataclass(frozen=True)
 class TrainedResult(QuantizedResult):
-    """A quantized graph with trained weights; losses: mean losses of each epoch."""
+    """A quantized graph with trained weights; updates: their number; losses: mean losses of each epoch."""
 
     epochs: int
+    updates: int
     losses: Epochs
 
     @property
     def summary(self) -> str:
         """The first and the last loss."""
         first, last = (sum(self.losses[index].values()) for index in (0, -1))
-        return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; epochs: {self.epochs}"
+        losses = f"loss {first:.4g} in the first epoch, {last:.4g} in the last"
+        return f"{losses}; epochs: {self.epochs}, weight updates: {self.updates}"
 
 
-DISTILL = StageKind("distill", 4, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
+DISTILL = StageKind("distill", 5, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
 QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 3, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
 
 
@@ -112,8 +117,15 @@ def distill(
         out = folder / student_file(step)
         distill_student = student_family(step.student).capability("distill")
         done = distill_student(teacher, out, dataset.source, step, state, trust, device, context.progress, frames)
-        losses, weights = _rounded(done.losses), _rounded(done.weights)
-        return DistillResult(out.stat().st_size, done.epochs, losses, weights, done.parameters, done.teacher_parameters)
+        return DistillResult(
+            bytes=out.stat().st_size,
+            epochs=done.epochs,
+            updates=done.updates,
+            losses=_rounded(done.losses),
+            weights=_rounded(done.weights),
+            parameters=done.parameters,
+            teacher_parameters=done.teacher_parameters,
+        )
 
     if context.store.fresh:
         state.unlink(missing_ok=True)
@@ -153,6 +165,7 @@ def quant_aware_distill(
             forms=graph.result.forms,
             calibration_cache=cache,
             epochs=done.epochs,
+            updates=done.updates,
             losses=_rounded(done.losses),
         )
 

@@ -124,7 +124,7 @@ def parser(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-class _Group(TyperGroup):
+class _LazyGroup(TyperGroup):
     """Commands that are imported when they are called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -134,7 +134,7 @@ class _Group(TyperGroup):
 
 app = new_app(
     name="edgekd",
-    cls=_Group,
+    cls=_LazyGroup,
     help="From a trained detector to a bundle for camera firmware.",
     no_args_is_help=True,
 )

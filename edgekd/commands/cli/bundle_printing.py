@@ -135,6 +135,8 @@ def print_inspected(inspected: Inspected) -> None:
     manifest = inspected.manifest
     evidence, target, preprocess = manifest.evidence, manifest.target, manifest.detector["preprocess"]
     print(f"{inspected.bundle.name}: {manifest.name} for {target.name} ({target.compatible}), every hash right")
+    if manifest.role:
+        print(f"for cameras' --model {manifest.role} alone")
     print(f"made by {manifest.created_by}, recipe {manifest.lineage.recipe}, counter {manifest.counter}")
     print(f"{inspected.signatures or 'no'} signatures; `edgekd verify` says whose")
     size = f"{preprocess['width']}x{preprocess['height']}"
@@ -164,7 +166,7 @@ def print_verified(result: Verified) -> None:
     """Print a bundle or trust file and its signatures."""
     counted = "counter" if result.kind == "bundle" else "version"
     until = f", expires {result.expires}" if result.expires else ""
-    print(f"{result.file}: {result.kind} {result.identity[:16]}, {counted} {result.version}{until}")
+    print(f"{result.file}: {result.kind} {result.identity}, {counted} {result.version}{until}")
     for signature in result.signatures:
         print(f"signed by {signature.name or 'key'} {signature.key}")
     if not result.signatures:

@@ -43,7 +43,7 @@ _FIX = "get the bundle again"
 
 
 @dataclass(frozen=True)
-class Head:
+class BundleHead:
     """The head of a bundle, in front of its files: the manifest, its bytes, and its signatures."""
 
     manifest: Manifest
@@ -56,11 +56,11 @@ class Head:
         return self.envelope.sha256
 
 
-def head_of(manifest: Manifest, signatures: Iterable[Signature] = ()) -> Head:
+def head_of(manifest: Manifest, signatures: Iterable[Signature] = ()) -> BundleHead:
     """Return the head of a new bundle. Raises BundleError when the manifest breaks a rule."""
     content = to_json(manifest)
     digest = hashlib.sha256(content).hexdigest()
-    return Head(manifest, content, SignatureEnvelope(digest, signature_file.merged(signatures)))
+    return BundleHead(manifest, content, SignatureEnvelope(digest, signature_file.merged(signatures)))
 
 
 def file_entry(path: str, source: Path, role: Role) -> FileEntry:
@@ -95,13 +95,13 @@ def replace_signatures(path: Path, signatures: Iterable[Signature], out: Path) -
         bundle.write_signed(signatures, out)
 
 
-def write(out: Path, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
+def write(out: Path, head: BundleHead, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
     """Write a bundle of a head and the content of its files, which the caller checks. Raises SpecError."""
     with new_file(out) as stream:
         write_to(stream, head, members)
 
 
-def write_to(stream: BinaryIO, head: Head, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
+def write_to(stream: BinaryIO, head: BundleHead, members: Iterable[tuple[FileEntry, Iterator[bytes]]]) -> None:
     """Write a bundle, as `write` does, to a stream. Raises OSError."""
     stream.write(head_members(head))
     for entry, chunks in members:
@@ -112,7 +112,7 @@ def write_to(stream: BinaryIO, head: Head, members: Iterable[tuple[FileEntry, It
     stream.write(END)
 
 
-def head_members(head: Head) -> bytes:
+def head_members(head: BundleHead) -> bytes:
     """Return the first two files of a bundle, as in the archive."""
     return member(MANIFEST, head.content) + member(SIGNATURES, signature_file.to_json(head.envelope))
 
@@ -145,6 +145,15 @@ class BundleReader:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._stream.fileno()).st_size
+
+    def require_size(self) -> None:
+        """Raise BundleError unless the file has the size that its manifest gives."""
+        expected = self._files_at + sum(map(stored_bytes, self.manifest.files)) + len(END)
+        if self.size != expected:
+            what = "cut short" if self.size < expected else "something after its end"
+            raise BundleError(
+                f"{self.path}: {what}", expected=f"{expected} bytes", found=f"{self.size} bytes", fix=_FIX
+            )
 
     def verify(self) -> None:
         """Check all files and the end, in bounded memory. Raises BundleError or HashError."""
@@ -198,12 +207,7 @@ class BundleReader:
     def _seek_files(self) -> None:
         """Go to the first file; the size, the likeliest damage, is checked before any hashing. Raises BundleError."""
         self._stream.seek(self._files_at)
-        expected = self._files_at + sum(map(stored_bytes, self.manifest.files)) + len(END)
-        if self.size != expected:
-            what = "cut short" if self.size < expected else "something after its end"
-            raise BundleError(
-                f"{self.path}: {what}", expected=f"{expected} bytes", found=f"{self.size} bytes", fix=_FIX
-            )
+        self.require_size()
 
 
 @contextmanager
@@ -213,7 +217,7 @@ def opened_bundle(path: Path, judge: Judge | None = None) -> Iterator[BundleRead
         yield BundleReader(stream, path, judge)
 
 
-def read_head(path: Path, judge: Judge | None = None) -> Head:
+def read_head(path: Path, judge: Judge | None = None) -> BundleHead:
     """Read the head of a bundle, but not its files. Raises BundleError, HashError, and what `judge` raises."""
     with opened_bundle(path, judge) as bundle:
         return bundle.head
@@ -307,7 +311,7 @@ def compared(what: str, entry: FileEntry, chunks: Iterable[bytes]) -> Iterator[b
         )
 
 
-def read_head_at(stream: BinaryIO, path: Path, judge: Judge | None = None) -> Head:
+def read_head_at(stream: BinaryIO, path: Path, judge: Judge | None = None) -> BundleHead:
     """Read a head at the position of a stream. The manifest is parsed last, when it is known whose it is.
 
     Raises BundleError, HashError, and what `judge` raises.
@@ -320,7 +324,7 @@ def read_head_at(stream: BinaryIO, path: Path, judge: Judge | None = None) -> He
             raise HashError(f"{MANIFEST} or {SIGNATURES} is damaged", fix=_FIX)
         if judge:
             judge(envelope)
-        return Head(from_json(content), content, envelope)
+        return BundleHead(from_json(content), content, envelope)
 
 
 def read_member(stream: BinaryIO, path: Path, name: str, max_bytes: int) -> bytes:

@@ -27,7 +27,7 @@ from edgekd.core.bundle.archive import (
     BLOCK,
     END,
     MANIFEST,
-    Head,
+    BundleHead,
     compared,
     head_members,
     opened,
@@ -78,7 +78,7 @@ _FIX = "get the delta again, or the whole bundle"
 
 
 @dataclass(frozen=True)
-class Record:
+class DeltaRecord:
     """A record of a delta, in front of its data.
 
     kind: PART, the part with the number `part` begins, and has `length` bytes; COPY, bytes at offset `at` of a source;
@@ -256,13 +256,13 @@ def opened_delta(path: Path, judge: Judge | None = None) -> Iterator[DeltaReader
         yield DeltaReader(stream, path, judge)
 
 
-def read_delta_head(path: Path, judge: Judge | None = None) -> Head:
+def read_delta_head(path: Path, judge: Judge | None = None) -> BundleHead:
     """Read the head of a delta's target. Raises BundleError, HashError, and what `judge` raises."""
     with opened_delta(path, judge) as delta:
         return delta.head
 
 
-def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -> Head:
+def rebuild(path: Path, old: OldBundle, out: Path, judge: Judge | None = None) -> BundleHead:
     """Write the target of a delta to a file, which is unchanged after an error.
 
     Raises what DeltaReader.rebuild and `judge` raise.
@@ -296,7 +296,7 @@ class _Records:
         self._filling = -self._left % BLOCK
         self._count = self._given = 0
 
-    def begin(self) -> Record:
+    def begin(self) -> DeltaRecord:
         """Return the record of the part that begins. Raises ValueError."""
         record = self._next()
         if record.kind != PART or record.file or record.at or record.stored:
@@ -320,14 +320,14 @@ class _Records:
             raise BundleError(f"{self._path}: data is left over", fix=_FIX)
         read_end(self._stream, self._path)
 
-    def _next(self) -> Record:
+    def _next(self) -> DeltaRecord:
         kind, part, file, length, at, stored = RECORD.unpack(self._take(RECORD.size))
         self._count += 1
         if self._count > FREE_RECORDS + self._given // BYTES_PER_RECORD:
             raise ValueError(f"more than one record for {BYTES_PER_RECORD} bytes")
-        return Record(kind, length, part, file, at, stored)
+        return DeltaRecord(kind, length, part, file, at, stored)
 
-    def _bytes(self, record: Record) -> Iterator[bytes]:
+    def _bytes(self, record: DeltaRecord) -> Iterator[bytes]:
         if record.kind == COPY and not record.stored:
             for offset in range(0, record.length, CHUNK):
                 yield self._source(record, min(CHUNK, record.length - offset), offset)
@@ -342,7 +342,7 @@ class _Records:
         else:
             raise ValueError(f"a record of an unknown kind, {record.kind}")
 
-    def _source(self, record: Record, count: int, offset: int = 0, *, exact: bool = True) -> bytes:
+    def _source(self, record: DeltaRecord, count: int, offset: int = 0, *, exact: bool = True) -> bytes:
         return self._old.read(record.file, record.part, record.at + offset, count, exact=exact)
 
     def _take(self, count: int) -> bytes:
@@ -354,7 +354,7 @@ class _Records:
             raise ValueError("the file is cut short")
         return content
 
-    def _inflated(self, record: Record, dictionary: bytes = b"") -> bytes:
+    def _inflated(self, record: DeltaRecord, dictionary: bytes = b"") -> bytes:
         """Decompress the data of a record. Raises ValueError where it has another length."""
         inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=dictionary)
         try:
@@ -394,7 +394,7 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
         yield from packer.content()
 
 
-def _header_part(first: Record, records: _Records) -> bytes:
+def _header_part(first: DeltaRecord, records: _Records) -> bytes:
     if first.part != WHOLE + 1 or first.length > MAX_GRAPH_TEXT:
         raise ValueError("expected the header of a network")
     return b"".join(records.pieces(first.length))

@@ -44,6 +44,10 @@ MAX_TOTAL = 1 << 31  # bytes: of all files together
 RESERVED = ("manifest.json", "signatures.json")
 Basis = Literal["measured", "stand-in", "predicted"]
 BASES: tuple[Basis, ...] = get_args(Basis)
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+"""Name of one of several models on a camera, which is the name of a folder there."""
+MODEL_NAME_TEXT = "1 to 32 of a-z 0-9 _ -, the first a letter or a digit"
+"""The same, for errors."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
@@ -55,7 +59,8 @@ class TargetName:
     """Target of a bundle.
 
     Args:
-        name, compatible: Its name in `edgekd targets`, and in the firmware.
+        name: Its name in `edgekd targets`.
+        compatible: Its name in the firmware.
     """
 
     name: str
@@ -80,7 +85,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class DetectionThresholds:
     """Thresholds of detections.
 
     Args:
@@ -95,7 +100,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BuildLimits:
     """Limits of the build; null where there is none.
 
     Args:
@@ -110,7 +115,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Score:
+class GraphScore:
     """Accuracy and size of a graph.
 
     Args:
@@ -133,7 +138,8 @@ class Latency:
         basis: Measured on the target or on another machine, or predicted.
         where: Device and runtime.
         ms: Milliseconds: median of a measurement, or the prediction.
-        low_ms, high_ms: Least and 99th percentile of a measurement, or the range of a prediction.
+        low_ms: Minimum of a measurement, or lower end of the interval of a prediction.
+        high_ms: 99th percentile of a measurement, or upper end of the interval of a prediction.
         layers: Number of layers by precision; null where that is not known.
     """
 
@@ -151,14 +157,15 @@ class Evidence:
 
     Args:
         images: Number of scored images.
-        before, after: The given detector's float graph, and the graph of the bundle.
+        before: The given detector's float graph.
+        after: The graph of the bundle.
         retention: mAP50-95 after / before; null where that is 0 / 0.
         latencies: Latencies as predicted, or as added afterwards.
     """
 
     images: int
-    before: Score
-    after: Score
+    before: GraphScore
+    after: GraphScore
     retention: float | None
     latencies: tuple[Latency, ...] = ()
 
@@ -168,7 +175,8 @@ class StageKey:
     """A stage of the build.
 
     Args:
-        name, key: Name of the stage, and SHA-256 of its inputs.
+        name: Name of the stage.
+        key: SHA-256 of its inputs.
     """
 
     name: str
@@ -241,6 +249,7 @@ class Manifest:
         evidence: Accuracy, size and latencies.
         lineage: The inputs of the build.
         licences: Licences of its parts.
+        role: Name of the only model of a camera as which it may be installed; null for any, and then not written.
         extensions: Fields whose name begins with `x-`, without a meaning here.
     """
 
@@ -250,12 +259,13 @@ class Manifest:
     target: TargetName
     tensorrt: tuple[str, str] | None
     detector: Mapping[str, Any]
-    thresholds: Thresholds
+    thresholds: DetectionThresholds
     files: tuple[FileEntry, ...]
-    limits: Limits
+    limits: BuildLimits
     evidence: Evidence
     lineage: Lineage
     licences: tuple[Licence, ...]
+    role: str | None = None
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -266,14 +276,21 @@ class Manifest:
 
 def to_json(manifest: Manifest) -> bytes:
     """Return the canonical JSON of a manifest. Raises BundleError when it breaks a rule."""
-    document = asdict(manifest)
-    extensions = document.pop("extensions")
+    document, extensions = _document(manifest), dict(manifest.extensions)
     _canonical({**document, **extensions})
-    checked = asdict(_checked(document, extensions))
-    del checked["extensions"]
+    checked = _document(_checked(document, extensions))
     content = _canonical({**checked, **extensions, "format": FORMAT}) + b"\n"
     from_json(content)
     return content
+
+
+def _document(manifest: Manifest) -> dict[str, Any]:
+    """Return the fields of a manifest, without format and extensions."""
+    document = asdict(manifest)
+    del document["extensions"]
+    if manifest.role is None:
+        del document["role"]  # bundles without one stay as older agents read them
+    return document
 
 
 def from_json(content: bytes) -> Manifest:
@@ -377,7 +394,7 @@ _COUNT = integer(0, 2**53)
 _SHARE = number(0, 1)
 _HASH = matching(SHA256_TEXT, "64 hexadecimal digits in lower case")
 
-_SCORE = object_of(Score, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
+_SCORE = object_of(GraphScore, map50_95=_SHARE, map50=_SHARE, bytes=_COUNT, classes=list_of(optional(_SHARE), 1))
 _TIME = number(0, 1e9)
 _LATENCY = object_of(
     Latency,
@@ -391,16 +408,18 @@ _LATENCY = object_of(
 _ENTRY = object_of(FileEntry, path=_path, length=integer(0, MAX_TOTAL), sha256=_HASH, role=one_of(*ROLES))
 _FIELDS = object_of(
     dict,
+    ("role",),
+    role=matching(MODEL_NAME, MODEL_NAME_TEXT),
     name=text,
     created_by=text,
     counter=_COUNT,
     target=object_of(TargetName, name=text, compatible=text),
     tensorrt=optional(_tensorrt),
     detector=DETECTOR,
-    thresholds=object_of(Thresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
+    thresholds=object_of(DetectionThresholds, confidence=list_of(_SHARE, 1), iou=_SHARE, max_detections=_COUNT),
     files=list_of(_ENTRY, 1, MAX_FILES),
     limits=object_of(
-        Limits, max_bytes=optional(_COUNT), min_retention=optional(_SHARE), min_fps=optional(number(0, 1e9))
+        BuildLimits, max_bytes=optional(_COUNT), min_retention=optional(_SHARE), min_fps=optional(number(0, 1e9))
     ),
     evidence=object_of(
         Evidence,

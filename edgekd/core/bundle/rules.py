@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from edgekd.core.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     Rule = Callable[[Any, str], Any]
 
@@ -118,8 +118,11 @@ def table(rule: Rule) -> Rule:
     return check
 
 
-def object_of(make: Callable[..., Any], **rules: Rule) -> Rule:
-    """Return the rule for an object with exactly these fields, which becomes `make(**fields)`."""
+def object_of(make: Callable[..., Any], may_lack: Collection[str] = (), /, **rules: Rule) -> Rule:
+    """Return the rule for an object with exactly these fields, which becomes `make(**fields)`.
+
+    may_lack: fields that may be missing, which are then not passed to `make`.
+    """
 
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
@@ -128,8 +131,8 @@ def object_of(make: Callable[..., Any], **rules: Rule) -> Rule:
             if name not in rules:
                 refuse(where, f"no field but {', '.join(rules)}", name)
         for name in rules:
-            if name not in value:
+            if name not in value and name not in may_lack:
                 raise BundleError(f"{where}.{name}: missing", expected=f"the fields {', '.join(rules)}")
-        return make(**{name: rule(value[name], f"{where}.{name}") for name, rule in rules.items()})
+        return make(**{name: rule(value[name], f"{where}.{name}") for name, rule in rules.items() if name in value})
 
     return check

@@ -9,15 +9,15 @@ Shared with the device: Python 3.8, standard library only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgekd.core.bundle import ed25519
 from edgekd.core.bundle.signatures import Signature, from_listed, holds, key_id, listed, merged, statement
 from edgekd.core.canonical import bounded_json, canonical_json, is_sha256, json_sha256
-from edgekd.core.errors import SignatureError
+from edgekd.core.errors import Cause, SignatureError
 
 FORMAT = 1
 MAX_BYTES = 256 << 10
@@ -29,6 +29,14 @@ MAX_VALUES = 4096
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _RENEW = "get a newer trust file: docs/signing.md"
+_REFUSALS: Mapping[Cause, tuple[str, str]] = {
+    "revoked-key": ("signed by a revoked key", "edgekd sign, with a key that is not revoked"),
+    "expired-key": ("signed by an expired key", "edgekd sign, with a key that has not expired, or " + _RENEW),
+    "too-few": ("too few signatures", "edgekd sign, with more keys"),
+    "unknown-key": ("signed by unknown keys alone", "edgekd sign, with a key of the trust file"),
+    "unsigned": ("not signed", "edgekd sign"),
+}
+"""Text and fix where valid signatures are too few, by the cause; the first that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class Key:
     def id(self) -> str:
         """Id of the key in signatures."""
         return key_id(bytes.fromhex(self.public))
+
+    def has_expired(self, now: str) -> bool:
+        """Return whether its signatures of bundles no longer count; now: as `Trust.now` returns."""
+        return self.expires is not None and now >= self.expires
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,15 @@ class Trust:
         """Return the time of a clock, but not before this file was issued: then the clock is wrong."""
         return max(clock.strftime(TIME), self.issued)
 
+    def has_expired(self, now: str) -> bool:
+        """Return whether nothing is accepted by this file any more."""
+        return self.expires is not None and now >= self.expires
+
+    @property
+    def bundle_keys(self) -> tuple[Key, ...]:
+        """Keys that may sign bundles."""
+        return tuple(key for key in self.keys if key.id in self.bundle.keys)
+
 
 @dataclass(frozen=True)
 class SignedTrust:
@@ -141,8 +162,8 @@ def from_json(content: bytes) -> SignedTrust:
 def require_complete(signed: SignedTrust) -> None:
     """Raise SignatureError unless a trust file has enough signatures by its own keys."""
     trust = signed.trust
-    found = _signers(trust, trust.trust, statement("trust", trust.sha256), signed.signatures, None)
-    _require(found, trust.trust, f"trust file {trust.version}", "its own keys")
+    message, what = statement("trust", trust.sha256), f"trust file {trust.version}: "
+    _require(_signers(trust, trust.trust, message, signed.signatures, None), trust.trust, what, "its own keys")
 
 
 def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
@@ -154,8 +175,8 @@ def require_next(held: SignedTrust, new: SignedTrust, clock: datetime) -> None:
     what = f"trust file {trust.version}"
     if trust.version <= old.version:
         raise SignatureError(f"{what}: not newer", expected=f"a version above {old.version}", fix=_RENEW)
-    message = statement("trust", trust.sha256)
-    _require(_signers(old, old.trust, message, new.signatures, None), old.trust, what, f"keys of version {old.version}")
+    found = _signers(old, old.trust, statement("trust", trust.sha256), new.signatures, None)
+    _require(found, old.trust, f"{what}: ", f"keys of version {old.version}")
     require_complete(new)
     forgotten = trust.forgets(old)
     if forgotten:
@@ -182,71 +203,97 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
     now = trust.now(clock)
     _require_current(trust, now)
     if sha256 in trust.revoked_bundles:
-        raise SignatureError(f"bundle {sha256}: revoked", fix="install a newer bundle")
-    if not signatures:
-        raise SignatureError(
-            "not signed",
-            expected=_expected_signatures(trust.bundle, f"keys of trust file {trust.version}"),
-            fix="edgekd sign",
-        )
+        raise SignatureError(f"bundle {sha256}: revoked", fix="install a newer bundle", cause="revoked-bundle")
     found = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, now)
-    _require(found, trust.bundle, "signatures", f"keys of trust file {trust.version}")
-    return found
+    return _require(found, trust.bundle, "", f"keys of trust file {trust.version}")
 
 
-def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> str | None:
+class Revocation(NamedTuple):
+    """What a trust file revokes of a bundle: itself, or a key of its signatures, as text in `found`."""
+
+    cause: Cause
+    found: str
+
+
+def revocation(trust: Trust, sha256: str, signatures: Sequence[Signature]) -> Revocation | None:
     """Return what a trust file revokes of a bundle that was accepted before; None where it may return to service.
 
     That is the bundle itself, or a key without which its signatures are too few. Expiry does not matter here, nor do
     keys that were replaced without being revoked. Raises SignatureError where a signature of a known key is wrong.
     """
     if sha256 in trust.revoked_bundles:
-        return f"bundle {sha256}"
+        return Revocation("revoked-bundle", f"bundle {sha256}")
     revoked = {signature.key for signature in signatures} & {*trust.revoked_keys}
     if not revoked:
         return None
-    others = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, None)
-    return f"key {min(revoked)} of its signatures" if len(others) < trust.bundle.threshold else None
+    valid = _signers(trust, trust.bundle, statement("bundle", sha256), signatures, None).valid
+    if len(valid) >= trust.bundle.threshold:
+        return None
+    return Revocation("revoked-key", f"key {min(revoked)} of its signatures")
 
 
-def _signers(
-    trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None
-) -> tuple[Key, ...]:
-    """Return the keys of a role that have signed a message, each once, without those that have expired `now`.
+@dataclass(frozen=True)
+class _Signers:
+    """Keys of the signatures of a message. others: descriptions of the keys that do not count, and why."""
 
-    Signatures by other keys are ignored: a newer trust file may know them.
+    valid: tuple[Key, ...]
+    others: Mapping[str, Cause]
+
+
+def _signers(trust: Trust, role: Role, message: bytes, signatures: Sequence[Signature], now: str | None) -> _Signers:
+    """Return the keys that have signed a message: those of a role count, each once, until they have expired `now`.
+
+    Signatures by other keys are not verified, and do no harm: a newer trust file may know them. Raises SignatureError
+    for a wrong one of a key of the role.
     """
-    named = {key.id: key for key in trust.keys if key.id in role.keys}
-    found = {}
+    known = {key.id: key for key in trust.keys}
+    valid: dict[str, Key] = {}
+    others: dict[str, Cause] = {}
     for signature in signatures:
-        key = named.get(signature.key)
+        key = known.get(signature.key)
         if key is None:
-            continue
-        if not holds(signature, bytes.fromhex(key.public), message):
-            raise SignatureError(f"signature of key {key.name}: wrong", found=signature.key, fix="get the file again")
-        if now is None or key.expires is None or now < key.expires:
-            found[key.public] = key
-    return tuple(found.values())
+            revoked = signature.key in trust.revoked_keys
+            others[f"{signature.key} ({'revoked' if revoked else 'unknown'})"] = (
+                "revoked-key" if revoked else "unknown-key"
+            )
+        elif key.id not in role.keys:
+            others[f"{key.name} (not for such files)"] = "unknown-key"
+        elif not holds(signature, bytes.fromhex(key.public), message):
+            what, fix = f"signature of key {key.name}: wrong", "get the file again"
+            raise SignatureError(what, found=signature.key, fix=fix, cause="wrong-signature")
+        elif now is not None and key.has_expired(now):
+            others[f"{key.name} (expired {key.expires})"] = "expired-key"
+        else:
+            valid[key.public] = key
+    return _Signers(tuple(valid.values()), others)
 
 
-def _require(found: Sequence[Key], role: Role, what: str, whose: str) -> None:
-    if len(found) < role.threshold:
-        names = ", ".join(key.name for key in found)
-        raise SignatureError(
-            f"{what}: not trusted",
-            expected=_expected_signatures(role, whose),
-            found=f"{len(found)}{f' ({names})' if names else ''}",
-        )
-
-
-def _expected_signatures(role: Role, whose: str) -> str:
-    return f"valid signatures of {role.threshold} of the {len(role.keys)} {whose}"
+def _require(signers: _Signers, role: Role, what: str, whose: str) -> tuple[Key, ...]:
+    """Return the valid keys. Raises SignatureError, which tells the causes apart, where they are too few."""
+    valid, others = signers.valid, signers.others
+    if len(valid) >= role.threshold:
+        return valid
+    causes = {*others.values(), "too-few" if valid else "unsigned"}
+    cause = next(cause for cause in _REFUSALS if cause in causes)
+    text, fix = _REFUSALS[cause]
+    names = "; ".join((*(key.name for key in valid), *others))
+    raise SignatureError(
+        what + text,
+        expected=f"valid signatures of {role.threshold} of the {len(role.keys)} {whose}",
+        found=f"{len(valid)} of {role.threshold} signatures{': ' if names else ''}{names}",
+        fix=fix,
+        cause=cause,
+    )
 
 
 def _require_current(trust: Trust, now: str) -> None:
-    if trust.expires is not None and now >= trust.expires:
+    if trust.has_expired(now):
         raise SignatureError(
-            f"trust file {trust.version}: expired", expected=f"a time before {trust.expires}", found=now, fix=_RENEW
+            f"trust file {trust.version}: expired",
+            expected=f"a time before {trust.expires}",
+            found=now,
+            fix=_RENEW,
+            cause="expired-trust-file",
         )
 
 

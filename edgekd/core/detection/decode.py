@@ -55,7 +55,7 @@ def decode(
 
 
 def decode_by_class(
-    output: np.ndarray, spec: DetectorSpec, placement: Placement, limits: manifest.Thresholds
+    output: np.ndarray, spec: DetectorSpec, placement: Placement, limits: manifest.DetectionThresholds
 ) -> Detections:
     """Decode the detections in one frame by a bundle's thresholds, of which each class has its own."""
     lowest = Thresholds(min(limits.confidence), limits.iou, limits.max_detections)

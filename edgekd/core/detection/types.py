@@ -26,7 +26,8 @@ class Preprocess:
         height, width: Size of the input in pixels.
         color: Order of the channels.
         scale: Factor of every value.
-        mean, std: Subtracted from each channel, and divided by.
+        mean: Subtracted from each scaled channel.
+        std: Divisor of each channel after that.
         pad_value: Grey level of what is filled.
         center: True where the frame is in the middle, else at the top left.
         upscale: True where smaller frames are enlarged.

@@ -29,7 +29,7 @@ from edgekd.core.formats.packed_graph_header import (
     CODED,
     MAX_COLUMNS,
     SYMBOLS,
-    Cut,
+    CutTensor,
     Header,
     header_json,
     parse_header,
@@ -205,7 +205,7 @@ def sections(data: bytes) -> list[Section]:
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
 
-def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[Cut, ...], list[int]]:
+def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[CutTensor, ...], list[int]]:
     """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
     header, streams = _opened(data, limit)
     stored: list[int] = []
@@ -245,7 +245,7 @@ def _pieces(
     stored.append(streams[SKELETON].consumed)
 
 
-def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[Cut, dict[str, bytes]]:
+def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[CutTensor, dict[str, bytes]]:
     """Return a tensor's cut, and its bytes for each stream, from its raw data."""
     width, count = _WIDTHS.get(tensor.data_type, 1), prod(tensor.shape)
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
@@ -260,11 +260,11 @@ def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[Cut, dict[str, bytes]
             narrow = wide.astype("<f2")
         # Not for NaN, whose bits depend on the processor.
         if not np.isnan(wide).any() and narrow.astype("<f4").tobytes() == raw:
-            return _in_planes(Cut(gap, "float16", count, 2), narrow.tobytes())
-    return _in_planes(Cut(gap, "raw", len(raw) // width, width), raw)
+            return _in_planes(CutTensor(gap, "float16", count, 2), narrow.tobytes())
+    return _in_planes(CutTensor(gap, "raw", len(raw) // width, width), raw)
 
 
-def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] | None:
+def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[CutTensor, dict[str, bytes]] | None:
     """Return cut and streams of codes int8 [O, ...] in fp4x or coded INT8; None where neither stores them."""
     rows = codes.reshape(len(codes), -1)
     split, multipliers = fp4x.packed_bytes(rows.shape)
@@ -272,7 +272,7 @@ def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] |
         return None
     if split + multipliers < codes.size and fp4x.representable(rows):
         packed = fp4x.pack(rows)
-        return Cut(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
+        return CutTensor(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
     coded = coded_int8.encode(codes)
     if coded is None:
         return None
@@ -283,10 +283,10 @@ def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] |
         "coded-steps": columns.steps.tobytes(),
         **{name: symbols for name, symbols in zip(SYMBOLS, coded.symbols) if symbols},  # noqa: B905 Python 3.10
     }
-    return Cut(gap, CODED, *rows.shape, len(columns.taps)), parts
+    return CutTensor(gap, CODED, *rows.shape, len(columns.taps)), parts
 
 
-def _coded(cut: Cut, parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+def _coded(cut: CutTensor, parts: Iterable[CutTensor], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
     """Yield the content of a tensor in coded INT8, in `parts` of some rows."""
 
     def symbols(index: int, count: int) -> bytes:
@@ -303,7 +303,7 @@ def _coded(cut: Cut, parts: Iterable[Cut], streams: Mapping[str, InflateStream])
         yield coded_int8.decode(rows, columns, symbols).tobytes()
 
 
-def _uncoded(parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+def _uncoded(parts: Iterable[CutTensor], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
     """Yield the content of a tensor in another encoding, in `parts` of some rows."""
     for part in parts:
         stored = [streams[name].read(count) for name, count in part.streams]
@@ -314,7 +314,7 @@ def _uncoded(parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iter
             yield np.frombuffer(joined, "<f2").astype("<f4").tobytes() if part.encoding == "float16" else joined
 
 
-def _in_planes(cut: Cut, raw: bytes) -> tuple[Cut, dict[str, bytes]]:
+def _in_planes(cut: CutTensor, raw: bytes) -> tuple[CutTensor, dict[str, bytes]]:
     """Return a cut with the bytes of each significance."""
     return cut, {name: raw[place :: cut.columns] for place, (name, _) in enumerate(cut.streams)}
 

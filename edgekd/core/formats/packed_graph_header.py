@@ -23,7 +23,7 @@ SYMBOLS = tuple(f"coded-{index:02}" for index in range(coded_int8.CLASSES))
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutTensor:
     """A tensor that was cut out, `gap` bytes of skeleton after the one before.
 
     fp4x and coded INT8: `rows` channels of `columns` weights; coded INT8 has `taps` of them for each input. float16 and
@@ -79,7 +79,7 @@ class Header:
     length: int
     sha256: str
     streams: tuple[tuple[str, int], ...]
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CutTensor, ...]
     symbols: tuple[int, ...] = ()
 
     @property
@@ -122,7 +122,7 @@ def parse_header(content: bytes) -> Header:
             document["length"],
             document["sha256"],
             tuple((name, length) for name, length in document["streams"]),
-            tuple(Cut(*row) for row in document["tensors"]),
+            tuple(CutTensor(*row) for row in document["tensors"]),
             tuple(document.get("symbols", ())),
         )
         same = header_json(header) == content

@@ -29,11 +29,14 @@ class Energy:
     Args:
         meter: Kind of the sensor.
         covers: The part of the machine that the sensor measures.
-        idle_watts, watts: Power at rest, before, and at work.
-        frames, seconds: Number of frames at work, and their time.
+        idle_watts: Power at rest, measured before the run.
+        watts: Mean power during the run.
+        frames: Number of frames of the run.
+        seconds: Duration of the run.
         gross_mj: Millijoules of a frame by the sensor.
         net_mj: Millijoules of a frame without the power at rest.
-        gross_interval, net_interval: 95 % interval of that.
+        gross_interval: 95 % interval of `gross_mj`.
+        net_interval: 95 % interval of `net_mj`.
     """
 
     meter: MeterKind

@@ -31,7 +31,8 @@ class Parity:
     Args:
         engine: Runtime of the result; the source was run by `onnxruntime-cpu`.
         frames: Number of frames, of the data where it is given.
-        allowed_boxes, allowed_scores: Limit of `boxes`, and of `scores`.
+        allowed_boxes: Limit of `boxes`.
+        allowed_scores: Limit of `scores`.
     """
 
     engine: str
@@ -46,7 +47,7 @@ class MapScores:
     """COCO's scores of a graph.
 
     Args:
-        map50_95, map50: mAP50-95, and mAP50.
+        map50_95, map50: COCO's mAP.
     """
 
     map50_95: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ class Format:
     name: FormatName
     suffix: str
     single_file: bool
-    runtime: Engine | None
+    runtime: HostRuntime | None
     libraries: tuple[str, ...]
     convert: Callable[[Source, Path, str, ConversionRequest], ConversionResult]
     require: Callable[[], None] = _no_requirements

@@ -16,10 +16,10 @@ from edgekd.core.errors import SpecError
 from edgekd.core.host_facts import Gpu, HostFacts
 from edgekd.core.procfs import number_in, text_of, value_of
 from edgekd.deploy.signing.secrets import without_secrets
-from edgekd.graph.runtimes import engine_named
+from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
-from edgekd.graph.runtimes.types import Engine, Session, library_version, require
+from edgekd.graph.runtimes.types import HostRuntime, Session, library_version, require
 
 if TYPE_CHECKING:
     from edgekd.deploy.devices.connection import Connection, Stop
@@ -33,7 +33,7 @@ _NVIDIA_SMI_SECONDS = 10.0
 class LocalDevice:
     """This machine. threads: None for every usable core."""
 
-    engine: Engine = ONNXRUNTIME_CPU
+    engine: HostRuntime = ONNXRUNTIME_CPU
     threads: int | None = None
     name: str = "local"
     runtime: str | None = None
@@ -141,5 +141,5 @@ def local_device(name: str) -> LocalDevice:
         )
     if not engine:
         return LocalDevice(OPENVINO_CPU if OPENVINO_CPU.available().usable else ONNXRUNTIME_CPU)
-    require(engine_named(engine))
-    return LocalDevice(engine_named(engine))
+    require(runtime_named(engine))
+    return LocalDevice(runtime_named(engine))

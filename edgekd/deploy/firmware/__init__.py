@@ -14,6 +14,7 @@ from pathlib import Path
 from edgekd.core.atomic_files import copy_file, write_file, writing
 from edgekd.core.bundle.archive import read_head
 from edgekd.core.errors import SpecError, did_you_mean
+from edgekd.core.input_files import shown_path
 from edgekd.deploy.firmware.mender import MENDER, update_module
 from edgekd.deploy.firmware.oci import OCI
 from edgekd.deploy.firmware.rauc import RAUC
@@ -26,10 +27,14 @@ PACKAGERS: Mapping[str, Packager] = {"mender": MENDER, "oci": OCI, "rauc": RAUC,
 def packaging_for(options: Packaging, out: Path) -> Packaging | None:
     """Return the options with the system that the name of `out` implies; None for a plain bundle.
 
-    Raises SpecError for a plain bundle with options of firmware systems.
+    Raises SpecError for a name that implies none, and for a plain bundle with options of firmware systems.
     """
-    by_suffix = (name for name, packager in PACKAGERS.items() if out.name.endswith(packager.suffix))
-    system = options.system or next(by_suffix, "edgekd")
+    suffixes = {".edgekd": "edgekd", **{packager.suffix: name for name, packager in PACKAGERS.items()}}
+    system = options.system or next((suffixes[end] for end in suffixes if out.name.endswith(end)), None)
+    if system is None:
+        expected = "a name that ends in " + ", ".join(suffixes)
+        fix = "--format edgekd, if this shall be the name of a bundle"
+        raise SpecError(f"--out {shown_path(out)}", expected=expected, found=out.suffix or "no suffix", fix=fix)
     if system != "edgekd":
         return replace(options, system=system)
     if options != Packaging(options.system):
@@ -69,6 +74,9 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
     Raises SpecError for invalid options or a program that fails, BundleError for an invalid bundle.
     """
     packager, head = require_packager(packaging), read_head(bundle)
+    if head.manifest.role is not None and packaging.system != "oci":
+        fix = f"agent.pyz install --model {head.manifest.role}"
+        raise SpecError(f"{packaging.system}: installs the model without a name only", found="a role", fix=fix)
     payload = Payload(bundle, head.manifest, head.identity, packaging)
     with writing(out), tempfile.TemporaryDirectory(prefix="edgekd-", dir=out.absolute().parent) as scratch:
         packed = Path(scratch, f"packed{packager.suffix}")
@@ -82,7 +90,9 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
 
 
 def _require_keys(packaging: Packaging) -> None:
-    """Raise SpecError for a missing key or certificate file, or an address that contains a PIN."""
+    """Raise SpecError for a missing key or certificate file, an address with a PIN, or a key of an unsigned file."""
+    if packaging.key and packaging.unsigned:
+        raise SpecError("--firmware-key and --firmware-unsigned", expected="one of them", fix="leave one out")
     keys = [("--firmware-key", packaging.key), ("--firmware-cert", packaging.certificate)]
     keys += [("--firmware-intermediate", str(path)) for path in packaging.intermediates]
     for option, key in keys:

@@ -8,16 +8,25 @@ import shutil
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, Packager, Packaging, Payload, camera_script, run_program
+from edgekd.deploy.firmware.types import (
+    BUNDLE,
+    Packager,
+    Packaging,
+    Payload,
+    camera_script,
+    require_signature,
+    run_program,
+)
 
 MODULE = "edgekd"
 """Name of the update module: its file on the camera, and the type of the artifact."""
 
 
 def check(packaging: Packaging) -> None:
-    """Raise SpecError for a certificate: Mender signs with keys only."""
+    """Raise SpecError for a certificate, as Mender signs with keys only, or no signature."""
     if packaging.certificate:
         raise SpecError("mender: takes no certificate", expected="--firmware-key FILE alone")
+    require_signature(packaging)
 
 
 def make(payload: Payload, folder: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ _INDEX = "application/vnd.oci.image.index.v1+json"
 
 def check(packaging: Packaging) -> None:
     """Raise SpecError for keys and devices, which an OCI artifact does not have."""
-    if packaging.key or packaging.certificate:
+    if packaging.key or packaging.certificate or packaging.unsigned:
         raise SpecError("oci: not signed here", fix="sign it in the registry")
     if packaging.compatible:
         raise SpecError("oci: has no kinds of devices", fix="leave --compatible out")

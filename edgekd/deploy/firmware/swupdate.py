@@ -10,20 +10,30 @@ from pathlib import Path
 
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Packager, Packaging, Payload, camera_script, run_program
+from edgekd.deploy.firmware.types import (
+    BUNDLE,
+    SCRIPT,
+    Packager,
+    Packaging,
+    Payload,
+    camera_script,
+    require_signature,
+    run_program,
+)
 
 DESCRIPTION, SIGNATURE = "sw-description", "sw-description.sig"
 _MAX_PATH_BYTES = 250  # SWUpdate's limit is 255, and it appends a suffix while writing
 
 
 def check(packaging: Packaging) -> None:
-    """Raise SpecError for a certificate without its key, or a path that is too long for SWUpdate."""
+    """Raise SpecError for a certificate without its key, a path that is too long for SWUpdate, or no signature."""
     if packaging.certificate and not packaging.key:
         raise SpecError("swupdate: a certificate without its key", fix="--firmware-key FILE")
     count = len(_incoming(packaging.state).encode())
     if count > _MAX_PATH_BYTES:
         found = f"one of {count}"
         raise SpecError("swupdate: --state too long", expected=f"a path of {_MAX_PATH_BYTES} bytes", found=found)
+    require_signature(packaging)
 
 
 def make(payload: Payload, folder: Path, out: Path) -> None:

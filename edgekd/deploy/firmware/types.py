@@ -26,15 +26,16 @@ class Packaging:
     """Options for the file of a firmware system.
 
     key, certificate: sign the file with the system's tools: a file, or a pkcs11: address; intermediates: certificates
-    between that one and the root that cameras hold; compatible: names of the device in the system, if other than that
-    of the bundle; state: folder of the slots on the camera; plain: RAUC's older format; module: path for Mender's
-    update module, which is then written, too.
+    between that one and the root that cameras hold; unsigned: leave the file unsigned; compatible: names of the device
+    in the system, if other than that of the bundle; state: folder of the slots on the camera; plain: RAUC's older
+    format; module: path for Mender's update module, which is then written, too.
     """
 
     system: str
     key: str | None = None
     certificate: str | None = None
     intermediates: tuple[Path, ...] = ()
+    unsigned: bool = False
     compatible: tuple[str, ...] = ()
     state: str = STATE
     plain: bool = False
@@ -101,6 +102,13 @@ class Packager:
     programs: Mapping[str, str]
     check: Callable[[Packaging], None]
     make: Callable[[Payload, Path, Path], None]
+
+
+def require_signature(packaging: Packaging) -> None:
+    """Raise SpecError where the file would be unsigned and the options do not say so."""
+    if packaging.key is None and not packaging.unsigned:
+        what, fix = f"{packaging.system}: no signature", "--firmware-unsigned, where cameras shall take unsigned files"
+        raise SpecError(what, expected="--firmware-key FILE", found="no key", fix=fix)
 
 
 def _absolute(key: str) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.atomic_files import write_file
+from edgekd.core.bundle.archive import read_head
 from edgekd.core.bundle.signatures import key_id
 from edgekd.core.bundle.trust import TIME, CounterReset, Key, Role, SignedTrust, Trust, from_json, to_json
+from edgekd.core.canonical import is_sha256
 from edgekd.core.errors import SpecError, naming
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.deploy.signing.key_files import read_public
@@ -33,7 +35,7 @@ class RoleSpec:
 
 @dataclass(frozen=True)
 class RevokedSpec:
-    """Ids of revoked keys, and identities of revoked bundles."""
+    """Ids of revoked keys, and identities of revoked bundles, or paths of these bundles relative to the table."""
 
     keys: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
@@ -54,7 +56,7 @@ class TrustSpec:
 
 
 def trust_from_toml(path: Path) -> SignedTrust:
-    """Build an unsigned trust file from a table. Raises SpecError, SignatureError."""
+    """Build an unsigned trust file from a table. Raises SpecError, SignatureError, BundleError, HashError."""
     spec = parse_table(TrustSpec, _with_text(read_toml(path)), str(path))
     public = {name: read_public(path.parent / key.file) for name, key in spec.keys.items()}
     ids = {name: key_id(value) for name, value in public.items()}
@@ -72,7 +74,7 @@ def trust_from_toml(path: Path) -> SignedTrust:
             bundle=_role(spec.bundle, ids, f"{path}: bundle"),
             trust=_role(spec.trust, ids, f"{path}: trust"),
             revoked_keys=tuple(sorted(spec.revoked.keys)),
-            revoked_bundles=tuple(sorted(spec.revoked.bundles)),
+            revoked_bundles=tuple(sorted({_identity(bundle, path) for bundle in spec.revoked.bundles})),
             counter_reset=spec.counter_reset,
         )
     )
@@ -93,6 +95,17 @@ def read_trust_file(path: Path) -> SignedTrust:
 def write_trust_file(path: Path, signed: SignedTrust) -> None:
     """Write or replace a trust file. Raises SpecError if it cannot be written."""
     write_file(path, to_json(signed))
+
+
+def _identity(bundle: str, table: Path) -> str:
+    """Return the identity of a bundle that is named by it, or by a path. Raises SpecError, BundleError, HashError."""
+    if is_sha256(bundle):
+        return bundle
+    path = table.parent / bundle
+    if not path.is_file():
+        expected = "identities, which `edgekd verify` prints, or paths of bundles, relative to the table"
+        raise SpecError(f"{table}: revoked.bundles", expected=expected, found=bundle)
+    return read_head(path).identity
 
 
 def _role(spec: RoleSpec, ids: dict[str, str], where: str) -> Role:

@@ -42,6 +42,7 @@ from edgekd.detectors.torch_support import (
     read_state,
     require_device,
     require_finite,
+    warmup_factor,
     write_content,
 )
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
@@ -99,9 +100,8 @@ def distill_student(
     network.load_state_dict(training.average.module["network"].state_dict())
     save_network(network.cpu(), out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
-    return DistillationRecord(
-        len(training.losses), tuple(training.losses), training.seconds, tuple(training.weights), *sizes
-    )
+    counts = (len(training.losses), training.updates)
+    return DistillationRecord(*counts, tuple(training.losses), training.seconds, tuple(training.weights), *sizes)
 
 
 def student_network(step: Distill, classes: tuple[str, ...], side: int) -> TorchvisionNetwork:
@@ -248,6 +248,11 @@ class _Training:
         self._loss = TorchvisionStudentLoss(teacher.to(device), step, pairs, aids)
         self._mixed = step.amp and fast_in_bfloat16(device)
 
+    @property
+    def updates(self) -> int:
+        """Number of weight updates so far."""
+        return int(self.average.n_averaged)
+
     def run(self, frames: AugmentedFrames, state: Path, progress: Progress) -> None:
         """Train until the epochs, or the minutes, are over; write the state after each epoch."""
         per_epoch = len(_batched(range(len(frames)), self._step.batch))
@@ -277,7 +282,7 @@ class _Training:
             next(ticks, None)
             steps = len(self.losses) * per_epoch + done - 1
             share = min(self._share(steps, per_epoch, spent()), 1.0)
-            loss, *numbers = self._train_batch(batch, share, steps / per_epoch)
+            loss, *numbers = self._train_batch(batch, share, self._share(steps + 1, per_epoch, spent()))
             for total, items in zip(sums.values(), numbers, strict=True):
                 for name, value in items.items():
                     total[name] += float(value)
@@ -289,11 +294,12 @@ class _Training:
         self.weights.append(weights)
 
     def _train_batch(
-        self, batch: Batch, share: float, epochs: float
+        self, batch: Batch, share: float, share_after: float
     ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Train on one batch. share: of the training that is done; epochs: the same in passes."""
+        """Train on one batch. share: of the training that is done; share_after: the same with this batch."""
+        rising = warmup_factor(self.updates + 1, self._step.warmup_steps, share_after)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * self._rate_factor(share, epochs)
+            group["lr"] = self._rate * rising * (1 - share * (1 - self._step.final_rate))
         with torch.autocast(self._device.type, torch.bfloat16) if self._mixed else nullcontext():
             loss, parts, weights = self._loss(self._model["network"], batch, share)
         self._optimizer.zero_grad()
@@ -302,11 +308,6 @@ class _Training:
         self._optimizer.step()
         self.average.update_parameters(self._model)
         return float(loss.detach()), parts, weights
-
-    def _rate_factor(self, share: float, epochs: float) -> float:
-        """Return the factor of the learning rate: it rises in the first epochs, and falls linearly."""
-        rising = min((epochs + 0.01) / self._step.warmup_epochs, 1.0) if self._step.warmup_epochs else 1.0
-        return rising * (1 - share * (1 - self._step.final_rate))
 
     def _share(self, steps: int, per_epoch: int, seconds: float) -> float:
         """Return the share of the training done after so many steps and seconds: of its time where that is set."""

@@ -37,6 +37,7 @@ from edgekd.detectors.torch_support import (
     parameters_in,
     read_state,
     require_device,
+    warmup_factor,
     write_content,
 )
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
@@ -99,7 +100,8 @@ def distill_student(
     args = {"task": "detect", "imgsz": step.image_size, "epochs": step.epochs, "batch": step.batch, "seed": step.seed}
     write_checkpoint(network, args, out)
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
-    return DistillationRecord(done["epoch"] + 1, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+    counts = (done["epoch"] + 1, done["updates"])
+    return DistillationRecord(*counts, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
 
 
 def initialize_student(step: Distill, classes: tuple[str, ...], out: Path, trust: bool = False) -> None:
@@ -215,12 +217,20 @@ class _StudentTrainer(Loop):
         if self._batches:
             self._batches.next = self.epoch  # what was read ahead is thrown away
 
-    def share_done(self) -> float:
-        """Return the share of the training that is done: of its time where that is set, else of its steps."""
+    def share_done(self, *, with_current: bool = False) -> float:
+        """Return the share of the training that is done: of its time where that is set, else of its batches.
+
+        with_current: Count the current batch as done.
+        """
         if self.args.time:
             spent: float = time.time() - self.train_time_start
             return min(spent / float(self.args.time * 3600), 1.0)
-        return (self.steps_done - 1) / self.steps
+        return (self.steps_done - (not with_current)) / self.steps
+
+    def rate_factor(self) -> float:
+        """Return the factor of the learning rate at this update: Ultralytics' schedule, after a warm-up in updates."""
+        share = self.share_done(with_current=True)
+        return super().rate_factor() * warmup_factor(self.ema.updates + 1, self.lesson.step.warmup_steps, share)
 
     def _setup_train(self) -> None:
         super()._setup_train()
@@ -301,12 +311,11 @@ def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
     half = step.amp and device != "cpu" and torch.cuda.is_available() and fast_in_bfloat16(torch.device("cuda"))
     rate: dict[str, Any] = {"optimizer": "auto"}
     if step.learning_rate is not None:
-        # Biases warm up as all else: Ultralytics' own 0.1 is for SGD, and `auto` sets 0 as well.
-        rate = {"optimizer": "AdamW", "lr0": step.learning_rate, "warmup_bias_lr": 0.0}
+        rate = {"optimizer": "AdamW", "lr0": step.learning_rate}
     return {
         **base_settings(step, step.image_size, folder),
         **{"time": None if step.minutes is None else step.minutes / 60},
-        **{**rate, "lrf": step.final_rate, "warmup_epochs": step.warmup_epochs},
+        **{**rate, "lrf": step.final_rate},
         **{"mosaic": step.mosaic, "close_mosaic": step.close_mosaic},
         # bfloat16 needs no scaling of losses, and no network to try it on, which Ultralytics would download.
         **{"amp": "bf16" if half else False},

@@ -95,8 +95,9 @@ class Batches:
 class Loop(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' loop around edgekd's network, loss and samples; nothing is validated.
 
-    losses: the means of each epoch. steps, steps_done: batches of all epochs together, and those that were begun.
-    remedy: the fix in the error where losses are not finite. stage: of the build, for progress.
+    Every batch is a weight update. losses: the means of each epoch. steps, steps_done: batches of all epochs together,
+    and those that were begun. remedy: the fix in the error where losses are not finite. stage: of the build, for
+    progress.
     """
 
     remedy: str
@@ -148,6 +149,17 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         elif event == "on_train_epoch_end":
             self._record_losses({name: float(value) for name, value in self.tloss.items()})
 
+    def rate_factor(self) -> float:
+        """Return the factor of the learning rate at this update: Ultralytics' own schedule, epoch by epoch."""
+        return float(self.lf(self.epoch))
+
+    def optimizer_step(self) -> None:
+        """Update the weights, with the learning rate of this update."""
+        factor = self.rate_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        super().optimizer_step()
+
     def _follow_batches(self) -> None:
         """Count steps anew: where a GPU has too little memory, Ultralytics halves batches and restarts the epoch."""
         self.steps = len(self.train_loader) * self.epochs
@@ -188,6 +200,8 @@ def base_settings(step: Any, side: int | None, folder: str) -> dict[str, Any]:
         **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
         **{"epochs": step.epochs, "batch": step.batch, "imgsz": side, "seed": step.seed},
         **{"val": False, "plots": False, "verbose": False, "patience": 0},
+        # Else gradients of several batches would be added up to one update. Warm-up is that of `Loop.rate_factor`.
+        **{"nbs": step.batch, "warmup_epochs": 0.0},
     }
 
 

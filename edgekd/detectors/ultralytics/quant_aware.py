@@ -68,7 +68,7 @@ def distill_quantized(
         trainer.make_loss = lambda model: DistillationLoss(model, teacher_network, step.labels, one_to_one)
         trainer.train()
     write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
-    return TrainingRun(step.epochs, tuple(trainer.losses), time.monotonic() - began)
+    return TrainingRun(step.epochs, trainer.ema.updates, tuple(trainer.losses), time.monotonic() - began)
 
 
 def _require_sensible(step: QuantAwareDistill) -> None:
@@ -207,7 +207,7 @@ def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]
     """Return the settings of Ultralytics' trainer: its loop without its schedule, checks and files."""
     return {
         **base_settings(step, side, folder),
-        **{"nbs": step.batch, "lrf": 1.0, "cos_lr": False, "warmup_epochs": 0.0, "amp": False, "save": False},
+        **{"amp": False, "save": False},
         # Mild: the student has to follow its teacher where the teacher is good.
         **{"mosaic": 0.0, "close_mosaic": 0, "scale": 0.25, "translate": 0.1, "fliplr": 0.5},
     }
@@ -237,13 +237,11 @@ class _Trainer(Loop):
         # Only now: the moving average has copied the model, and needs no copy of the teacher.
         self.model.criterion = self.make_loss(self.model)
 
-    def optimizer_step(self) -> None:
+    def rate_factor(self) -> float:
         done, steps = self.steps_done - 1, self.steps
         rising = (done + 1) / max(WARM_UP_SHARE * steps, 1)
         falling = 0.5 + 0.5 * math.cos(math.pi * done / steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * min(rising, falling)
-        super().optimizer_step()
+        return min(rising, falling)
 
     def save_model(self) -> bool:
         return False

@@ -23,7 +23,8 @@ class DetectionCounts:
         name: Class or size; `all` for all of them.
         objects: Number of labelled objects.
         kept: Objects that are found before and after.
-        lost, gained: Objects that are found before only, or after only.
+        lost: Objects that are found before only.
+        gained: Objects that are found after only.
         missed: Objects that are never found.
         false_before, false_after: Detections that find nothing of their class.
         shift: Mean change of score of objects that both networks detect; null without any.

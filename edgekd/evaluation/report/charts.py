@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from edgekd.evaluation.report.text import known
-from edgekd.evaluation.report.types import Latency
+from edgekd.evaluation.report.types import FrameLatency
 
 BINS = 60
 """Of a latency histogram."""
@@ -75,7 +75,7 @@ def log_axis(values: Sequence[float]) -> Axis:
     return Axis(tuple(10.0**power for power in range(first, max(last, first + 1) + 1)), log=True)
 
 
-def latency_axis(latencies: Sequence[Latency]) -> Axis:
+def latency_axis(latencies: Sequence[FrameLatency]) -> Axis:
     """Return the scale of a latency chart, in ms.
 
     It ends a little after the slowest p99: rare outliers would squeeze everything else.

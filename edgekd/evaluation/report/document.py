@@ -11,7 +11,7 @@ from edgekd.evaluation.analysis.counts import Confusion, DetectionCounts, ScoreS
 from edgekd.evaluation.analysis.matching import IOU
 from edgekd.evaluation.analysis.times import LayerTimes
 from edgekd.evaluation.analysis.types import Analysis, ChangeKind, LayerAnalysis
-from edgekd.evaluation.report.types import Change, LayerRow, Report, SizeRow
+from edgekd.evaluation.report.types import BeforeAfter, LayerRow, Report, SizeRow
 from edgekd.hardware.budget import Basis
 
 
@@ -56,7 +56,8 @@ class ReportedDetections:
         iou: Least overlap of a detection and the object that it finds.
         thresholds: Least score that counts, by class: those that ship, before and after alike.
         total: All objects and false alarms.
-        classes, sizes: The same of every class, and of small, medium and large objects.
+        classes: The same of every class.
+        sizes: The same of small, medium and large objects.
         reasons: Number of lost objects that are `unsure` (a box that fits scores too little), `confused` (it has
             another class), `misplaced` (the box does not fit) and `unseen`.
         confusions: Confusions of classes, those that changed most first.
@@ -105,12 +106,14 @@ class ReportedLayer:
         op: Operator of ONNX.
         precision: Format of its weights.
         bits: Stored bits of a weight, scales included.
-        bytes_before, bytes_after: Bytes of its weights before, and as they ship.
+        bytes_before: Bytes of its weights in the given detector.
+        bytes_after: Bytes of its weights in the graph that ships.
         error_share: Its share of the estimated cost of quantization; null where that was not estimated.
         snr_db: Signal by noise at its own output in INT8; null for others.
         shape: Shape of its weights.
         options: Measured error of each format that a plan could give it; empty without a plan.
-        us_before, us_after: Microseconds before, and as it ships; null where they are not known.
+        us_before: Microseconds in the given detector; null where they are not known.
+        us_after: Microseconds in the graph that ships; null where they are not known.
         cka: Similarity in each comparison of `inside.compared`; null where it has no counterpart.
     """
 
@@ -162,7 +165,8 @@ class TimesSources:
     """The sources of the times of layers.
 
     Args:
-        before, after: The graph before, and that which ships.
+        before: The graph of the given detector.
+        after: The graph that ships.
     """
 
     before: TimesSource
@@ -241,7 +245,7 @@ class Analysed(Result):
     target: str
     recipe: str
     images: int | None
-    map50_95: Change
+    map50_95: BeforeAfter
     missing: tuple[str, ...]
     classes: tuple[ReportedClass, ...]
     sizes: tuple[SizeRow, ...]

@@ -16,7 +16,7 @@ from edgekd.evaluation.report import changes, layers, text
 from edgekd.evaluation.report.charts import Axis, latency_axis, nice_ticks
 from edgekd.evaluation.report.page import render_page
 from edgekd.evaluation.report.search import trial_spots
-from edgekd.evaluation.report.types import BudgetRow, Change, ClassRow, Latency, Moment, Report, SizeRow
+from edgekd.evaluation.report.types import BeforeAfter, BudgetRow, ClassRow, FrameLatency, Moment, Report, SizeRow
 
 CHART_ROWS = 20
 """Classes of a chart; all of them are in a table."""
@@ -31,10 +31,10 @@ def render(report: Report) -> str:
         report=report,
         budget=verdict(report.budget),
         after=after,
-        speed=Change(before.p50_ms if before else None, after.p50_ms if after else None),
+        speed=BeforeAfter(before.p50_ms if before else None, after.p50_ms if after else None),
         slower=_slower_samples(report.latencies),
         changed_most=_most_changed(report.classes),
-        rare=Change(mean_known([row.before for row in rare]), mean_known([row.after for row in rare])),
+        rare=BeforeAfter(mean_known([row.before for row in rare]), mean_known([row.after for row in rare])),
         accuracy_axis=_accuracy_axis,
         TAIL=TAIL,
         search_spots=trial_spots(report.search),
@@ -66,11 +66,11 @@ def verdict(budget: Sequence[BudgetRow]) -> tuple[str, str]:
     return "met", "Budget met"
 
 
-def _first(latencies: Sequence[Latency], label: Moment) -> Latency | None:
+def _first(latencies: Sequence[FrameLatency], label: Moment) -> FrameLatency | None:
     return next((row for row in latencies if row.label == label), None)
 
 
-def _slower_samples(latencies: Sequence[Latency]) -> int:
+def _slower_samples(latencies: Sequence[FrameLatency]) -> int:
     """Return how many samples lie beyond the end of the latency chart."""
     end = latency_axis(latencies).ticks[-1] if latencies else 0.0
     return sum(sample > end for row in latencies for sample in row.samples_ms)

@@ -24,7 +24,7 @@ Moment = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
-class Change:
+class BeforeAfter:
     """One number before and after the build.
 
     Args:
@@ -69,9 +69,9 @@ class ClassRow:
     rare: bool = False
 
     @property
-    def change(self) -> Change:
+    def change(self) -> BeforeAfter:
         """Return both numbers together."""
-        return Change(self.before, self.after)
+        return BeforeAfter(self.before, self.after)
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class SizeRow:
     after: float | None
 
     @property
-    def change(self) -> Change:
+    def change(self) -> BeforeAfter:
         """Return both numbers together."""
-        return Change(self.before, self.after)
+        return BeforeAfter(self.before, self.after)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Latency:
+class FrameLatency:
     """Time from frame to detections of one graph on one runtime.
 
     samples_ms: The total of every timed frame, empty for a prediction. preprocess_ms, inference_ms, postprocess_ms:
@@ -149,10 +149,10 @@ class Latency:
 
 def latency_of(
     label: Moment, engine: str, summary: TimingSummary | ArtifactResult, samples_ms: Sequence[float]
-) -> Latency:
+) -> FrameLatency:
     """Return the row of a graph that was timed."""
     total = summary.total_ms
-    return Latency(
+    return FrameLatency(
         label=label,
         engine=engine,
         basis=summary.basis,
@@ -240,9 +240,9 @@ class Report:
     model: str
     target: str
     recipe: str
-    map50_95: Change
-    map50: Change
-    bytes: Change
+    map50_95: BeforeAfter
+    map50: BeforeAfter
+    bytes: BeforeAfter
     bundle_bytes: int | None = None
     bundle_limit: int | None = None
     images: int | None = None
@@ -251,7 +251,7 @@ class Report:
     classes: tuple[ClassRow, ...] = ()
     sizes: tuple[SizeRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
-    latencies: tuple[Latency, ...] = ()
+    latencies: tuple[FrameLatency, ...] = ()
     class_names: tuple[str, ...] = ()
     pictures: tuple[SamplePicture, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)

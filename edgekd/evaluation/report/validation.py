@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from edgekd.agent.validation.evidence import FAILED, Attempt, Evidence
+from edgekd.agent.validation.evidence import FAILED, Attempt, ValidationEvidence
 from edgekd.agent.validation.verdicts import (
     CONFIRMED,
     INCOMPLETE,
@@ -23,7 +23,7 @@ MAX_LOG = 50
 """Lines of a builder's log on the page; the file has all."""
 
 
-def render(name: str, evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
+def render(name: str, evidence: ValidationEvidence, verdicts: Sequence[Verdict]) -> str:
     """Return the page. name: File name of the evidence."""
     counts = Counter(each.outcome for each in verdicts)
     mode = evidence.power_mode

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.graph.runtimes.types import Availability, Engine, Session
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session
 
-__all__ = ["Availability", "Engine", "Session", "engine_named", "engines"]
+__all__ = ["Availability", "HostRuntime", "Session", "runtime_named", "runtimes"]
 
 GROUP = "edgekd.runtimes"
 """The group of entry points that name runtimes of other packages."""
@@ -20,14 +20,14 @@ BUILT_IN = (
 )
 
 
-def engines() -> tuple[Engine, ...]:
+def runtimes() -> tuple[HostRuntime, ...]:
     """Return the runtimes of edgekd, then those of other packages. Raises SpecError."""
     return registered(GROUP, BUILT_IN)
 
 
-def engine_named(name: str) -> Engine:
-    """Return the engine called `name`. Raises SpecError, suggesting the nearest name."""
-    by_name = {engine.name: engine for engine in engines()}
+def runtime_named(name: str) -> HostRuntime:
+    """Return the runtime called `name`. Raises SpecError, suggesting the nearest name."""
+    by_name = {runtime.name: runtime for runtime in runtimes()}
     if name not in by_name:
         expected = f"one of {', '.join(by_name)}"
         raise SpecError(f"unknown engine {name}", expected=expected, fix=did_you_mean(name, by_name))

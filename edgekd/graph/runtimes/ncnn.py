@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file, require_single
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, require, require_file, require_single
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ PARAM, BIN = ".param", ".bin"
 """The suffixes of a network and of its weights, which lie beside each other."""
 
 
-class Ncnn(Engine):
+class Ncnn(HostRuntime):
     """ncnn's CPU kernels. What is not INT8 computes in float32, however its weights are stored."""
 
     def _available_once_imported(self) -> Availability:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 from edgekd.graph.nvfp4 import runnable
-from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file, require_single
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, require, require_file, require_single
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 e
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(Engine):
+class HostOnnxRuntime(HostRuntime):
     """ONNX Runtime with one execution provider.
 
     driver_libraries: shared libraries of the system without which the provider is there but cannot start; memory: ONNX
@@ -151,14 +151,14 @@ def _names(arguments: list[Any]) -> tuple[str, ...]:
     return tuple(argument.name for argument in arguments)
 
 
-ONNXRUNTIME_CPU = OnnxRuntime(
+ONNXRUNTIME_CPU = HostOnnxRuntime(
     name="onnxruntime-cpu",
     module="onnxruntime",
     provider="CPUExecutionProvider",
     distributions=("onnxruntime", "onnxruntime-gpu"),
     install="pip install onnxruntime",
 )
-ONNXRUNTIME_CUDA = OnnxRuntime(
+ONNXRUNTIME_CUDA = HostOnnxRuntime(
     name="onnxruntime-cuda",
     module="onnxruntime",
     provider="CUDAExecutionProvider",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file, require_single
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, require, require_file, require_single
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IR = ".xml"
 
 
-class OpenVino(Engine):
+class HostOpenVino(HostRuntime):
     """OpenVINO's CPU plugin, tuned for the latency of one frame, or for several streams. Opens ONNX and its own IR."""
 
     def _available_once_imported(self) -> Availability:
@@ -133,4 +133,4 @@ def _names(ports: list[Any]) -> tuple[str, ...]:
     return tuple(port.get_any_name() if port.get_names() else f"port{index}" for index, port in enumerate(ports))
 
 
-OPENVINO_CPU = OpenVino("openvino-cpu", "openvino", ("openvino",), "pip install openvino")
+OPENVINO_CPU = HostOpenVino("openvino-cpu", "openvino", ("openvino",), "pip install openvino")

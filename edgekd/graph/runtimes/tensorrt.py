@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import Availability, Engine, Session
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session
 
 
-class TensorRt(Engine):
+class HostTensorRt(HostRuntime):
     """TensorRT, as far as a host knows it: never usable from here."""
 
     def available(self) -> Availability:
@@ -33,4 +33,4 @@ class TensorRt(Engine):
 
 
 _ON_DEVICE = "engines are built on the device at install time"
-TENSORRT = TensorRt("tensorrt", "tensorrt", ("tensorrt",), "pip install tensorrt")
+TENSORRT = HostTensorRt("tensorrt", "tensorrt", ("tensorrt",), "pip install tensorrt")

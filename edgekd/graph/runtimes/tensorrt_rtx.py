@@ -16,7 +16,7 @@ from typing import Any
 
 from edgekd.core.atomic_files import new_file
 from edgekd.core.errors import DeviceError
-from edgekd.graph.runtimes.types import Availability, Engine, Session, require, require_file
+from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, require, require_file
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CompiledEngine:
     log: tuple[str, ...]
 
 
-class TensorRtRtx(Engine):
+class TensorRtRtx(HostRuntime):
     """TensorRT for RTX, as a compiler, which needs no GPU."""
 
     def _available_once_imported(self) -> Availability:

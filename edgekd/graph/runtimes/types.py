@@ -1,4 +1,4 @@
-"""Runtimes: an `Engine` can be used on this host or not, and opens a `Session` on a graph.
+"""Runtimes: a `HostRuntime` opens a `Session` on a graph, where this host has its library.
 
 Errors of libraries are wrapped here, once, as `DeviceError`; nothing above this folder sees them.
 """
@@ -68,7 +68,7 @@ class Session(ABC):
 
 
 @dataclass(frozen=True)
-class Engine(ABC):
+class HostRuntime(ABC):
     """One runtime on one kind of processor.
 
     name: as users write it, such as `onnxruntime-cpu`; module: that Python imports; distributions: packages that bring
@@ -126,7 +126,7 @@ def import_problem(module: str) -> str | None:
     return None
 
 
-def require(engine: Engine) -> None:
+def require(engine: HostRuntime) -> None:
     """Raise DeviceError, with the command that helps, unless `engine` can be used on this host."""
     availability = engine.available()
     if not availability.usable:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgekd.builds.search.cost_filter import Cost, CostFilter, Network, excesses, predicted, scaled_layer
+from edgekd.builds.search.cost_filter import BaseGraph, Cost, CostFilter, excesses, predicted, scaled_layer
 from edgekd.builds.search.space import FLOAT, INT8, Candidate, DetectorFacts, space_for
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.work import convolution, multiply_adds
@@ -20,7 +20,7 @@ WHOLE = Candidate(None, 640)
 
 @pytest.fixture
 def found() -> CostFilter:
-    return CostFilter(SPACE, {None: Network(640, WORKS)}, 100_000, TARGET)
+    return CostFilter(SPACE, {None: BaseGraph(640, WORKS)}, 100_000, TARGET)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -70,7 +70,7 @@ def test_what_was_tried_corrects_what_is_alike(found: CostFilter) -> None:
 def test_a_target_without_figures_is_not_predicted_and_its_time_not_limited() -> None:
     cpu = load_target("cpu")
     assert predicted(WORKS, cpu, True) == (None, None)
-    found = CostFilter(space_for(DetectorFacts(640), cpu, 0), {None: Network(640, WORKS)}, 0, cpu)
+    found = CostFilter(space_for(DetectorFacts(640), cpu, 0), {None: BaseGraph(640, WORKS)}, 0, cpu)
     assert found.cost(WHOLE).latency_ms is None
     assert found.refusal(WHOLE, Budget(min_fps=1e9)) is None
     assert excesses(found.cost(WHOLE), Budget(min_fps=1e9)) == {}

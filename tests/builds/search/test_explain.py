@@ -15,13 +15,13 @@ from edgekd.core.typed_values import from_plain
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.page import environment
 from edgekd.evaluation.report.search import Spot
-from edgekd.evaluation.report.types import Change, Report
+from edgekd.evaluation.report.types import BeforeAfter, Report
 from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.budget import Budget
 
 
 def report_on(search: SearchResult | None) -> str:
-    nothing = Change(None, None)
+    nothing = BeforeAfter(None, None)
     return render(Report("t", "m.onnx", "CPU", "ptq", nothing, nothing, nothing, search=search))
 
 

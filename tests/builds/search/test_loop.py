@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.builds.search.cost_filter import CostFilter, Network
+from edgekd.builds.search.cost_filter import BaseGraph, CostFilter
 from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
@@ -42,7 +42,9 @@ SETUP = SearchSetup(
 class World:
     """Costs as they are reckoned, a tenth dearer; accuracy by a formula; every try is counted."""
 
-    filter: CostFilter = field(default_factory=lambda: CostFilter(SPACE, {None: Network(640, WORKS)}, 100_000, TARGET))
+    filter: CostFilter = field(
+        default_factory=lambda: CostFilter(SPACE, {None: BaseGraph(640, WORKS)}, 100_000, TARGET)
+    )
     tries: list[TrialRequest] = field(default_factory=list)
 
     def point(self, candidate: Candidate, rung: int = 2) -> Point:
@@ -66,7 +68,7 @@ def search(
     **more: Any,
 ) -> tuple[Search, World]:
     world = World()
-    networks = {None: Network(640, WORKS)}
+    networks = {None: BaseGraph(640, WORKS)}
     made = Search(
         space,
         CostFilter(space, networks, 100_000, TARGET),

@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from edgekd.core.bundle.archive import extract, file_entry, pack, read_manifest, verify
 from edgekd.core.bundle.manifest import (
     RESERVED,
+    BuildLimits,
+    DetectionThresholds,
     Evidence,
+    GraphScore,
     Licence,
-    Limits,
     Lineage,
     Manifest,
-    Score,
     TargetName,
-    Thresholds,
     to_json,
 )
 from edgekd.core.errors import BundleError, HashError, SpecError
@@ -70,10 +70,10 @@ def manifest_of(sources: dict[str, Path]) -> Manifest:
             },
             "head": {"kind": "yolo", "nms": True, "strides": (8, 16, 32)},
         },
-        thresholds=Thresholds((0.25, 0.25), 0.7, 300),
+        thresholds=DetectionThresholds((0.25, 0.25), 0.7, 300),
         files=tuple(entries),
-        limits=Limits(None, None, None),
-        evidence=Evidence(8, Score(0.4, 0.5, 100, (0.4, None)), Score(0.4, 0.5, 50, (0.4, None)), 1.0),
+        limits=BuildLimits(None, None, None),
+        evidence=Evidence(8, GraphScore(0.4, 0.5, 100, (0.4, None)), GraphScore(0.4, 0.5, 50, (0.4, None)), 1.0),
         lineage=Lineage(HASH, None, HASH, None, "ptq", HASH, 0, {}, ()),
         licences=(Licence("model", "NOASSERTION"),),
     )

@@ -33,7 +33,7 @@ from edgekd.core.bundle.delta import (
     NEAR,
     NEW,
     PART,
-    Record,
+    DeltaRecord,
     opening,
 )
 from edgekd.core.bundle.manifest import MAX_BYTES
@@ -165,7 +165,7 @@ class Bundles:
 
 
 def packed(kind: int, length: int, *, part: int = 0, file: int = 0, at: int = 0, data: bytes = b"") -> bytes:
-    return Record(kind, length, part, file, at, len(data)).packed() + data
+    return DeltaRecord(kind, length, part, file, at, len(data)).packed() + data
 
 
 def header_of(length: int, stored: int, tensors: list[list[object]], *streams: str) -> bytes:

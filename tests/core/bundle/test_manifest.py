@@ -17,18 +17,19 @@ from edgekd.core.bundle.manifest import (
     MAX_BYTES,
     MAX_FILES,
     MAX_TOTAL,
+    MODEL_NAME,
     ROLES,
+    BuildLimits,
+    DetectionThresholds,
     Evidence,
     FileEntry,
+    GraphScore,
     Latency,
     Licence,
-    Limits,
     Lineage,
     Manifest,
-    Score,
     StageKey,
     TargetName,
-    Thresholds,
     from_json,
     to_json,
 )
@@ -44,13 +45,13 @@ MANIFEST = Manifest(
     target=TargetName("xavier", "nvidia,p2972-0000"),
     tensorrt=("8.5", "8.6.1"),
     detector=asdict(SPEC),
-    thresholds=Thresholds((0.25, 0.3), 0.7, 300),
+    thresholds=DetectionThresholds((0.25, 0.3), 0.7, 300),
     files=(FileEntry("graph.onnx", 12, HASH, "graph"), FileEntry("report/index.html", 0, HASH, "report")),
-    limits=Limits(12_000_000, 0.98, None),
+    limits=BuildLimits(12_000_000, 0.98, None),
     evidence=Evidence(
         48,
-        Score(0.412, 0.57, 10_710_834, (0.412, None)),
-        Score(0.4, 0.56, 3_000_000, (0.4, None)),
+        GraphScore(0.412, 0.57, 10_710_834, (0.412, None)),
+        GraphScore(0.4, 0.56, 3_000_000, (0.4, None)),
         0.971,
         (Latency("predicted", "xavier", 2.7, 2.1, 3.5, None),),
     ),
@@ -91,7 +92,7 @@ latencies = st.builds(
     st.floats(0, 1e9),
     st.none() | st.dictionaries(texts, counts, max_size=3),
 )
-limits = st.builds(Limits, st.none() | counts, st.none() | shares, st.none() | st.floats(0, 1e9))
+limits = st.builds(BuildLimits, st.none() | counts, st.none() | shares, st.none() | st.floats(0, 1e9))
 json_values = st.recursive(
     st.none() | st.booleans() | counts | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -105,7 +106,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     spec = draw(specs)
     share = st.lists(st.none() | shares, min_size=len(spec.classes), max_size=len(spec.classes)).map(tuple)
     sure = st.lists(shares, min_size=len(spec.classes), max_size=len(spec.classes)).map(tuple)
-    scores = st.builds(Score, shares, shares, counts, share)
+    scores = st.builds(GraphScore, shares, shares, counts, share)
     others = [FileEntry(path, draw(counts) % 2**20, draw(hashes), draw(other_roles)) for path in draw(paths)]
     graph = FileEntry("graph.onnx", draw(counts) % 2**30, draw(hashes), "graph")
     versions = sorted(draw(st.tuples(st.integers(8, 11), st.integers(8, 11))))
@@ -116,7 +117,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         target=TargetName(draw(texts), draw(texts)),
         tensorrt=draw(st.none() | st.just((f"{versions[0]}.2", f"{versions[1]}.10.1"))),
         detector=asdict(spec),
-        thresholds=Thresholds(draw(sure), draw(shares), draw(counts)),
+        thresholds=DetectionThresholds(draw(sure), draw(shares), draw(counts)),
         files=(*others, graph),
         limits=draw(limits),
         evidence=Evidence(
@@ -138,6 +139,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             tuple(draw(st.lists(st.builds(StageKey, texts, hashes), max_size=3))),
         ),
         licences=tuple(draw(st.lists(st.builds(Licence, texts, texts), max_size=3))),
+        role=draw(st.none() | st.from_regex(MODEL_NAME, fullmatch=True)),
         extensions=draw(st.dictionaries(texts.map("x-{}".format), json_values, max_size=3)),
     )
 
@@ -165,6 +167,11 @@ def test_the_byte_form_is_pinned() -> None:
     )
 
 
+def test_a_role_is_written_only_where_there_is_one() -> None:
+    assert b'"role":"night"' in to_json(replace(MANIFEST, role="night"))
+    assert b'"role":' not in to_json(MANIFEST).replace(b'"role":"graph"', b"").replace(b'"role":"report"', b"")
+
+
 @given(specs)
 def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
     count, evidence = len(spec.classes), MANIFEST.evidence
@@ -172,7 +179,7 @@ def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
     told = replace(
         MANIFEST,
         detector=asdict(spec),
-        thresholds=Thresholds((0.25,) * count, 0.7, 300),
+        thresholds=DetectionThresholds((0.25,) * count, 0.7, 300),
         evidence=replace(evidence, before=before, after=after),
     )
     manifest = from_json(to_json(told))
@@ -221,6 +228,9 @@ def remove(*route: Any) -> Callable[[dict[str, Any]], None]:
         (change("name", to="a\ud800"), "JSON cannot hold"),
         (change("x-note", to="\ud800"), "JSON cannot hold"),
         (change("x-note", to=float("inf")), "JSON cannot hold"),
+        (change("role", to=None), "manifest.role: wrong; expected 1 to 32 of a-z 0-9 _ -"),
+        (change("role", to="Night"), "manifest.role"),
+        (change("role", to="../day"), "manifest.role"),
         (change("target", to=None), "manifest.target: wrong; expected an object; found null"),
         (change("tensorrt", to=["8.6", "8.5"]), "manifest.tensorrt"),
         (change("tensorrt", to=["8.10", "8.9"]), "manifest.tensorrt"),

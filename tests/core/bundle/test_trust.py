@@ -28,7 +28,7 @@ from edgekd.core.bundle.trust import (
     require_signed,
     to_json,
 )
-from edgekd.core.errors import SignatureError
+from edgekd.core.errors import Cause, SignatureError
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 LATER = datetime(2027, 6, 1, tzinfo=timezone.utc)
@@ -40,9 +40,17 @@ def names(trust: Trust, *signatures: Signature, sha256: str = BUNDLE, now: datet
     return [key.name for key in require_signed(trust, sha256, signatures, now)]
 
 
-def refused(message: str, trust: Trust, *signatures: Signature, sha256: str = BUNDLE, now: datetime = NOW) -> None:
-    with pytest.raises(SignatureError, match=message):
+def refused(
+    message: str,
+    trust: Trust,
+    *signatures: Signature,
+    sha256: str = BUNDLE,
+    now: datetime = NOW,
+    cause: Cause | None = None,
+) -> None:
+    with pytest.raises(SignatureError, match=message) as refusal:
         require_signed(trust, sha256, signatures, now)
+    assert cause in (None, refusal.value.cause)
 
 
 # ---------------------------------------------------------------------------------------------------------- bundles
@@ -53,12 +61,15 @@ def test_a_signed_bundle_is_taken() -> None:
 
 
 def test_an_unsigned_bundle_is_refused() -> None:
-    refused("not signed; expected valid signatures of 1 of the 1 keys of trust file 1", trust_of())
+    refused("^not signed; expected valid signatures of 1 of the 1 keys of trust file 1", trust_of(), cause="unsigned")
 
 
 def test_another_key_does_not_count() -> None:
-    refused("not trusted.*found 0", trust_of(), *signed_by("bundle", BUNDLE, 2))
-    refused("not trusted.*found 0", trust_of(), *signed_by("bundle", BUNDLE, 8))
+    (other,) = signed_by("bundle", BUNDLE, 2)
+    message = rf"^signed by unknown keys alone;.*found 0 of 1 signatures: {other.key} \(unknown\)"
+    refused(message, trust_of(), other, cause="unknown-key")
+    message = r"found 0 of 1 signatures: key 8 \(not for such files\)"
+    refused(message, trust_of(), *signed_by("bundle", BUNDLE, 8), cause="unknown-key")
 
 
 def test_a_wrong_signature_is_refused_even_where_others_suffice() -> None:
@@ -73,17 +84,18 @@ def test_signatures_of_keys_that_are_not_known_are_passed_over() -> None:
 
 def test_a_threshold_takes_different_keys() -> None:
     trust = trust_of(bundle=(1, 2, 3), thresholds=(2, 2))
-    refused(r"expected valid signatures of 2 of the 3 keys.*found 1 \(key 1\)", trust, *signed_by("bundle", BUNDLE, 1))
+    message = "too few signatures; expected valid signatures of 2 of the 3 keys.*found 1 of 2 signatures: key 1; fix"
+    refused(message, trust, *signed_by("bundle", BUNDLE, 1), cause="too-few")
     (one,) = signed_by("bundle", BUNDLE, 1)
-    refused("found 1", trust, *signed_by("bundle", BUNDLE, 4), one)
+    refused("found 1 of 2", trust, *signed_by("bundle", BUNDLE, 4), one, cause="too-few")
     assert len(names(trust, *signed_by("bundle", BUNDLE, 3, 1))) == 2
 
 
 def test_a_key_counts_once_however_often_it_signed() -> None:
     trust = trust_of(bundle=(1, 2, 3), thresholds=(2, 2))
     (one,) = signed_by("bundle", BUNDLE, 1)
-    refused(r"found 1 \(key 1\)", trust, one, one)
-    with pytest.raises(SignatureError, match=r"found 1 \(key 8\)"):
+    refused("found 1 of 2 signatures: key 1;", trust, one, one)
+    with pytest.raises(SignatureError, match="found 1 of 2 signatures: key 8;"):
         require_complete(SignedTrust(trust, signed_by("trust", trust.sha256, 8) * 2))
 
 
@@ -100,7 +112,7 @@ def test_one_key_under_two_ids_is_refused(y: int) -> None:
 
 
 def test_mix_and_match_a_signature_is_of_one_bundle_only() -> None:
-    refused("signature of key key 1: wrong", trust_of(), *signed_by("bundle", OTHER, 1))
+    refused("signature of key key 1: wrong", trust_of(), *signed_by("bundle", OTHER, 1), cause="wrong-signature")
 
 
 def test_mix_and_match_a_signature_of_a_trust_file_is_none_of_a_bundle() -> None:
@@ -108,7 +120,8 @@ def test_mix_and_match_a_signature_of_a_trust_file_is_none_of_a_bundle() -> None
 
 
 def test_freeze_nothing_is_taken_by_an_expired_trust_file() -> None:
-    refused(f"trust file 1: expired; expected a time before {EXPIRES}", trust_of(), now=LATER)
+    message = f"trust file 1: expired; expected a time before {EXPIRES}"
+    refused(message, trust_of(), now=LATER, cause="expired-trust-file")
     forever = replace(trust_of(), expires=None)
     assert names(forever, *signed_by("bundle", BUNDLE, 1), now=LATER)
 
@@ -122,12 +135,22 @@ def test_a_clock_that_is_behind_is_taken_to_be_at_the_day_of_issue() -> None:
 def test_a_key_that_has_expired_does_not_count() -> None:
     trust = with_expiry(trust_of(), 1, "2026-06-01T00:00:01Z")
     assert names(trust, *signed_by("bundle", BUNDLE, 1))
-    refused("found 0", trust, *signed_by("bundle", BUNDLE, 1), now=NOW.replace(second=1))
+    message = r"^signed by an expired key;.*found 0 of 1 signatures: key 1 \(expired 2026-06-01T00:00:01Z\)"
+    refused(message, trust, *signed_by("bundle", BUNDLE, 1), now=NOW.replace(second=1), cause="expired-key")
+    both = with_expiry(trust_of(bundle=(1, 2), thresholds=(2, 2)), 2, trust_of().issued)
+    refused("found 1 of 2", both, *signed_by("bundle", BUNDLE, 1, 2), cause="expired-key")
+
+
+def test_a_revoked_key_does_not_count() -> None:
+    trust = replace(trust_of(bundle=(1, 2), thresholds=(2, 2)), revoked_keys=ids(3))
+    message = rf"^signed by a revoked key;.*found 1 of 2 signatures: key 1; {ids(3)[0]} \(revoked\)"
+    refused(message, trust, *signed_by("bundle", BUNDLE, 1, 3), cause="revoked-key")
+    assert len(names(trust, *signed_by("bundle", BUNDLE, 1, 2, 3))) == 2, "it does no harm beside enough others"
 
 
 def test_a_revoked_bundle_is_refused_whoever_signed_it() -> None:
     trust = replace(trust_of(), revoked_bundles=(BUNDLE,))
-    refused(f"bundle {BUNDLE}: revoked", trust, *signed_by("bundle", BUNDLE, 1))
+    refused(f"bundle {BUNDLE}: revoked", trust, *signed_by("bundle", BUNDLE, 1), cause="revoked-bundle")
     assert names(trust, *signed_by("bundle", OTHER, 1), sha256=OTHER)
 
 
@@ -144,9 +167,9 @@ def refused_next(message: str, new: SignedTrust, held: SignedTrust = HELD, now: 
 def test_keys_are_rotated_with_the_old_and_the_new() -> None:
     new = trust_of(2, bundle=(2,), trust=(9, 10))
     require_next(HELD, sealed(new, 8, 9, 10), NOW)
-    refused_next("trust file 2: not trusted.*keys of version 1; found 1", sealed(new, 9, 10))
-    refused_next("trust file 2: not trusted.*its own keys; found 1", sealed(new, 8, 9))
-    refused_next("keys of version 1; found 0", sealed(new))
+    refused_next("^trust file 2: too few signatures.*keys of version 1; found 1 of 2", sealed(new, 9, 10))
+    refused_next("^trust file 2: too few signatures.*its own keys; found 1 of 2", sealed(new, 8, 9))
+    refused_next("^trust file 2: not signed.*keys of version 1; found 0 of 2", sealed(new))
 
 
 def test_one_stolen_key_is_not_enough_to_take_over() -> None:

@@ -58,7 +58,9 @@ def test_an_unsigned_one_is_made_and_not_taken_by_who_wants_a_signature(
 ) -> None:
     need("mender-artifact")
     out = tmp_path / "model.mender"
-    ran = edgekd("pack", bundle, "--out", out, "--compatible", "one", "--compatible", "two")
+    flags = ("--compatible", "one", "--compatible", "two")
+    assert "mender: no signature" in edgekd("pack", bundle, "--out", out, *flags).err
+    ran = edgekd("pack", bundle, "--out", out, *flags, "--firmware-unsigned")
     assert ran.code == 0, ran.err
     assert "not signed; for one, two" in ran.out
     assert "no signature" in accepted("mender-artifact", "read", out)

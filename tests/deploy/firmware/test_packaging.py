@@ -21,7 +21,7 @@ def test_what_it_says(edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path) 
     assert told["firmware"] == {"system": "swupdate", "version": "3", "compatible": [COMPATIBLE], "signed": True}
     assert (told["file"], told["bytes"]) == (str(out), out.stat().st_size)
     assert told["version"] == 3
-    assert "in a file for swupdate" in edgekd("pack", bundle, "--out", out).out
+    assert "in a file for swupdate" in edgekd("pack", bundle, "--out", out, "--firmware-unsigned").out
 
 
 def test_a_plain_bundle_is_none(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
@@ -31,6 +31,23 @@ def test_a_plain_bundle_is_none(edgekd: EdgeKD, bundle: Path, tmp_path: Path) ->
     assert read_head(tmp_path / "odd.swu") == read_head(bundle)
 
 
+def test_a_bundle_with_a_role_is_in_no_file_that_installs_the_model_without_a_name(
+    edgekd: EdgeKD, bundle: Path, tmp_path: Path
+) -> None:
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu", "--role", "night")
+    assert (ran.code, "fix: agent.pyz install --model night" in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "model.swu").exists()
+    assert edgekd("pack", bundle, "--out", tmp_path / "model.oci.tar", "--role", "night").code == 0
+
+
+def test_the_name_of_another_kind_of_file_is_refused(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model.deb")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "found .deb; fix: --format edgekd" in ran.err
+    assert not list(tmp_path.iterdir())
+    assert edgekd("pack", bundle, "--out", tmp_path / "model.deb", "--format", "edgekd").code == 0
+
+
 TOKEN = "pkcs11:token=release;object=firmware"
 
 
@@ -38,7 +55,8 @@ TOKEN = "pkcs11:token=release;object=firmware"
     ("flags", "words"),
     [
         (["--format", "rauk"], "did you mean 'rauc'?"),
-        (["--rauc-plain"], "has no options of firmware systems"),
+        ([], "expected a name that ends in .edgekd, .mender, .oci.tar, .raucb, .swu; found no suffix; fix: --format"),
+        (["--format", "edgekd", "--rauc-plain"], "has no options of firmware systems"),
         (["--format", "swupdate", "--rauc-plain"], "for RAUC only"),
         (["--format", "swupdate", "--mender-module", "edgekd"], "for Mender only"),
         (["--format", "swupdate", "--state", "relative"], "an absolute path on the camera"),
@@ -48,6 +66,10 @@ TOKEN = "pkcs11:token=release;object=firmware"
         (["--format", "swupdate", "--firmware-cert", "{pem}"], "a certificate without its key"),
         (["--format", "swupdate", "--firmware-key", "pkcs11:token=a;object=b?pin-value=1234"], "a PIN in an address"),
         (["--format", "oci", "--firmware-key", "{pem}"], "not signed here"),
+        (["--format", "oci", "--firmware-unsigned"], "not signed here"),
+        (["--format", "edgekd", "--firmware-unsigned"], "has no options of firmware systems"),
+        (["--format", "swupdate"], "swupdate: no signature; expected --firmware-key FILE; found no key"),
+        (["--format", "swupdate", "--firmware-unsigned", "--firmware-key", "{pem}"], "expected one of them"),
         (["--format", "oci", "--compatible", "x"], "has no kinds of devices"),
         (["--format", "oci", "--state", "/x"], "installs nothing on a camera"),
     ],
@@ -127,7 +149,7 @@ def test_a_disk_that_is_full(edgekd: EdgeKD, bundle: Path, tmp_path: Path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("edgekd.deploy.firmware.swupdate.cpio", full)
-    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu")
+    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu", "--firmware-unsigned")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "free some space" in ran.err
     assert not (tmp_path / "model.swu").exists()

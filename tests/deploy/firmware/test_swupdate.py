@@ -144,7 +144,7 @@ def test_a_certificate_between_is_in_the_signature(
 
 def test_cpio_finds_every_checksum_right(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
     need("cpio")
-    swu = packed(edgekd, bundle, tmp_path / "model.swu")
+    swu = packed(edgekd, bundle, tmp_path / "model.swu", "--firmware-unsigned")
     listed = subprocess.run(["cpio", "-t", "--only-verify-crc"], stdin=swu.open("rb"), capture_output=True, text=True)
     assert (listed.returncode, listed.stderr.replace("blocks", "").strip().isdigit()) == (0, True), listed.stderr
     listed = subprocess.run(["cpio", "-t", "--quiet"], stdin=swu.open("rb"), capture_output=True, text=True)
@@ -177,5 +177,5 @@ def test_what_is_there_is_replaced_whole(edgekd: EdgeKD, bundle: Path, tmp_path:
     out.write_text("old", "utf-8")
     assert edgekd("pack", bundle, "--out", out, "--firmware-cert", bundle).code == 2
     assert out.read_text("utf-8") == "old"
-    packed(edgekd, bundle, out)
+    packed(edgekd, bundle, out, "--firmware-unsigned")
     assert out.stat().st_size > bundle.stat().st_size

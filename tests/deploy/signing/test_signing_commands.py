@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_from_build_to_a_camera_that_trusts(
     signed = edgekd("sign", bundle, "--key", keys / "release.key", "--json").json
     assert_documented(signed, "signed")
     assert signed["identity"] == unsigned["identity"]
+    assert signed["identity"] in edgekd("verify", bundle).out, "whole, to be revoked by"
     good = edgekd("verify", bundle, "--trust", trust, "--json").json
     assert (good["trusted"], good["trust_version"]) == (True, 1)
     assert [row["name"] for row in good["signatures"]] == ["release"]
@@ -152,6 +154,28 @@ def test_a_trust_file_follows_another(edgekd: EdgeKD, keys: Path, trust: Path, t
     assert "an earlier revocation is missing" in ran.err
     assert "not newer" in edgekd("trust", table, "--out", tmp_path / "2b.json", "--previous", second, *both).err
     assert not (tmp_path / "3.json").exists()
+
+
+def test_a_table_revokes_a_bundle_by_its_path(edgekd: EdgeKD, keys: Path, tiny_build: Built, tmp_path: Path) -> None:
+    shutil.copy(tiny_build.bundle, keys / "bad.edgekd")
+    identity = read_head(tiny_build.bundle).identity
+    table = keys / "revoking.toml"
+    table.write_text(TABLE.format(version=2) + f'\n[revoked]\nbundles = ["bad.edgekd", "{"a" * 64}"]\n', "utf-8")
+    assert edgekd("trust", table, "--out", tmp_path / "2.json").code == 0
+    assert read_trust_file(tmp_path / "2.json").trust.revoked_bundles == tuple(sorted((identity, "a" * 64)))
+    table.write_text(table.read_text("utf-8").replace("bad.edgekd", "a07e..."), "utf-8")
+    assert "revoked.bundles; expected identities" in edgekd("trust", table, "--out", tmp_path / "3.json").err
+
+
+def test_what_has_expired_already_is_a_warning(edgekd: EdgeKD, keys: Path, tmp_path: Path) -> None:
+    text = TABLE.format(version=1).replace("2126-01-01", "2026-01-03")
+    table = keys / "expired.toml"
+    table.write_text(text.replace('"release.pub"', '"release.pub"\nexpires = 2026-01-02'), "utf-8")
+    ran = edgekd("trust", table, "--out", tmp_path / "1.json", "--json")
+    assert_documented(ran.json, "signed")
+    assert f"{tmp_path / '1.json'} expired at 2026-01-03T00:00:00Z: nothing is accepted by it" in ran.err
+    assert "key release expired at 2026-01-02T00:00:00Z" in ran.err
+    assert "expired" not in edgekd("trust", keys / "trust.toml", "--out", tmp_path / "2.json").err
 
 
 def test_a_table_resets_counters_and_keeps_the_reset(edgekd: EdgeKD, keys: Path, trust: Path, tmp_path: Path) -> None:
@@ -262,6 +286,19 @@ def test_a_folder_is_packed_with_what_lies_there_now(edgekd: EdgeKD, tiny_build:
     assert verify(out) == found
     assert "cannot read" in edgekd("pack", tmp_path, "--out", out).err
     assert "no such folder" in edgekd("pack", tiny_build.bundle, "--out", tmp_path / "none" / "a.edgekd").err
+
+
+def test_a_bundle_is_packed_for_one_model_of_a_camera(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> None:
+    out, again = tmp_path / "night.edgekd", tmp_path / "again.edgekd"
+    assert edgekd("pack", tiny_build.bundle, "--out", out, "--role", "night").code == 0
+    assert verify(out) == replace(verify(tiny_build.bundle), role="night")
+    assert "for cameras' --model night alone" in edgekd("inspect", out).out
+    inspected = edgekd("inspect", out, "--json").json
+    assert_documented(inspected, "inspect")
+    assert inspected["role"] == "night"
+    assert edgekd("pack", out, "--out", again, "--name", "other").code == 0
+    assert verify(again).role == "night", "it stays where no other is given"
+    assert "manifest.role" in edgekd("pack", out, "--out", again, "--role", "Night").err
 
 
 def test_latencies_measured_on_the_device_are_added(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from edgekd.evaluation.analysis.times import LayerTimes
 from edgekd.evaluation.analysis.types import Analysis, FrameAttention, GraphSimilarity, LayerAnalysis, LayerAttention
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import (
+    BeforeAfter,
     BudgetRow,
-    Change,
     ClassRow,
-    Latency,
+    FrameLatency,
     LayerRow,
     Report,
     SamplePicture,
@@ -42,12 +42,14 @@ NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
 
 def latency(
     label: str, median: float, engine: str = "ONNX Runtime 1.23, 2 threads", basis: str = "stand-in"
-) -> Latency:
+) -> FrameLatency:
     """1000 timings with a long tail, as a busy host gives them."""
     samples = median * np.random.default_rng(7).gamma(40.0, 1 / 40.0, 1000)
     p50, p90, p99 = np.percentile(samples, (50, 90, 99))
     parts = (0.12 * median, 0.8 * median, 0.08 * median)
-    return Latency(label, engine, basis, tuple(samples), *parts, p50, p90, p99, samples.mean(), 1000 / samples.mean())  # type: ignore[arg-type]
+    return FrameLatency(
+        label, engine, basis, tuple(samples), *parts, p50, p90, p99, samples.mean(), 1000 / samples.mean()
+    )  # type: ignore[arg-type]
 
 
 def picture(title: str, seed: int) -> SamplePicture:
@@ -87,9 +89,9 @@ def full_report() -> Report:
         model="yolo11n.pt",
         target="Jetson AGX Xavier 32 GB (JetPack 5.1, TensorRT 8.5)",
         recipe="ptq",
-        map50_95=Change(0.4512, 0.4463),
-        map50=Change(0.6034, 0.6011),
-        bytes=Change(10_742_103, 2_914_220),
+        map50_95=BeforeAfter(0.4512, 0.4463),
+        map50=BeforeAfter(0.6034, 0.6011),
+        bytes=BeforeAfter(10_742_103, 2_914_220),
         bundle_bytes=3_405_120,
         bundle_limit=12_000_000,
         images=128,

@@ -18,8 +18,8 @@ from edgekd.core.detection.types import Detections
 from edgekd.evaluation.report import charts, pictures, text
 from edgekd.evaluation.report.html import CHART_ROWS, render, verdict
 from edgekd.evaluation.report.types import (
+    BeforeAfter,
     BudgetRow,
-    Change,
     ClassRow,
     LayerRow,
     Report,
@@ -64,7 +64,7 @@ class Page(HTMLParser):
         return [attributes for found, attributes in self.elements if found == name]
 
 
-BARE = Report("t", "m.onnx", "CPU", "ptq", Change(None, None), Change(None, None), Change(None, None))
+BARE = Report("t", "m.onnx", "CPU", "ptq", BeforeAfter(None, None), BeforeAfter(None, None), BeforeAfter(None, None))
 
 
 def test_the_same_report_gives_the_same_bytes(full_report: Report) -> None:
@@ -260,7 +260,7 @@ def test_one_miss_decides_the_verdict(met: list[bool | None], state: str, words:
         (text.difference(-0.0123), "▼ −0.012"),
         (text.difference(0.0123), "▲ +0.012"),
         (text.difference(-0.0001), "0.000"),
-        (text.percent(Change(0.0, 0.3).share), "–"),
+        (text.percent(BeforeAfter(0.0, 0.3).share), "–"),
         (text.times(0.4, "faster", "slower"), "2.5× faster"),
         (text.times(1.04, "faster", "slower"), "1.04× slower"),
         (text.times(1.0, "faster", "slower"), "unchanged"),

@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.graph.runtimes import engine_named, engines
+from edgekd.graph.runtimes import runtime_named, runtimes
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, BoundSession, OnnxRuntimeSession
 from edgekd.graph.runtimes.openvino import OPENVINO_CPU
 from edgekd.graph.runtimes.tensorrt import TENSORRT
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
-from edgekd.graph.runtimes.types import Engine
+from edgekd.graph.runtimes.types import HostRuntime
 
 BOUND = replace(ONNXRUNTIME_CPU, name="onnxruntime-bound", memory="cpu")
 """What ONNX Runtime does on a GPU, done in the host's memory."""
@@ -29,7 +29,7 @@ RUNNERS = (ONNXRUNTIME_CPU, BOUND, OPENVINO_CPU)
 needs_rtx = pytest.mark.skipif(TENSORRT_RTX.version() is None, reason="tensorrt-rtx is not installed")
 
 
-def usable(engine: Engine) -> Engine:
+def usable(engine: HostRuntime) -> HostRuntime:
     available = engine.available()
     if not available.usable:
         pytest.skip(f"{engine.name}: {available.why}")
@@ -143,7 +143,7 @@ def test_a_graph_that_cannot_be_recorded_runs_without(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_an_output_outlives_the_next_run(tmp_path: Path, engine: Engine) -> None:
+def test_an_output_outlives_the_next_run(tmp_path: Path, engine: HostRuntime) -> None:
     with usable(engine).load(float_graph(tmp_path)) as session:
         kept = session.run(batch())
         copy = kept.copy()
@@ -159,7 +159,7 @@ def test_threads_are_pinned_to_what_was_asked_or_to_the_usable_cores(tmp_path: P
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_streams_run_at_the_same_time_and_agree(tmp_path: Path, engine: Engine) -> None:
+def test_streams_run_at_the_same_time_and_agree(tmp_path: Path, engine: HostRuntime) -> None:
     graph = quantized_graph(tmp_path)
     frames = [np.full((1, 3, 16, 16), value, np.float32) for value in (0.0, 0.25, 0.5)]
     with usable(engine).load(graph) as session:
@@ -181,7 +181,7 @@ def test_streams_share_the_threads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
 @pytest.mark.parametrize("content", [b"not a graph" * 99, b""], ids=["garbage", "empty"])
-def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path, engine: Engine, content: bytes, capfd) -> None:
+def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path, engine: HostRuntime, content: bytes, capfd) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     with pytest.raises(DeviceError, match=r"broken\.onnx") as caught:
@@ -191,13 +191,13 @@ def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path, engine: Engine, con
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_a_missing_file_is_named(tmp_path: Path, engine: Engine) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, engine: HostRuntime) -> None:
     with pytest.raises(DeviceError, match=r"gone\.onnx is not there"):
         usable(engine).load(tmp_path / "gone.onnx")
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_a_wrong_batch_is_a_device_error_that_names_its_shape(tmp_path: Path, engine: Engine) -> None:
+def test_a_wrong_batch_is_a_device_error_that_names_its_shape(tmp_path: Path, engine: HostRuntime) -> None:
     with (
         usable(engine).load(float_graph(tmp_path)) as session,
         pytest.raises(DeviceError, match=r"\(1, 3, 8, 8\)"),
@@ -206,7 +206,7 @@ def test_a_wrong_batch_is_a_device_error_that_names_its_shape(tmp_path: Path, en
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_a_closed_session_says_so(tmp_path: Path, engine: Engine) -> None:
+def test_a_closed_session_says_so(tmp_path: Path, engine: HostRuntime) -> None:
     with usable(engine).load(float_graph(tmp_path)) as session:
         pass
     with pytest.raises(DeviceError, match="closed"):
@@ -214,7 +214,7 @@ def test_a_closed_session_says_so(tmp_path: Path, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", RUNNERS, ids=lambda engine: engine.name)
-def test_a_graph_with_two_outputs_is_refused_by_name(tmp_path: Path, engine: Engine) -> None:
+def test_a_graph_with_two_outputs_is_refused_by_name(tmp_path: Path, engine: HostRuntime) -> None:
     weights = tensor(np.ones((4, 3, 1, 1), np.float32), "w")
     nodes = [
         helper.make_node("Conv", ["images", "w"], ["boxes"]),
@@ -226,9 +226,9 @@ def test_a_graph_with_two_outputs_is_refused_by_name(tmp_path: Path, engine: Eng
 
 
 def test_engines_are_found_by_name_and_a_near_miss_is_suggested() -> None:
-    assert [engine_named(engine.name) for engine in engines()] == list(engines())
+    assert [runtime_named(engine.name) for engine in runtimes()] == list(runtimes())
     with pytest.raises(SpecError, match="did you mean 'openvino-cpu'"):
-        engine_named("openvino-cup")
+        runtime_named("openvino-cup")
 
 
 def test_an_unusable_engine_names_the_command_that_helps(tmp_path: Path, monkeypatch) -> None:
