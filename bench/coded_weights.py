@@ -16,7 +16,8 @@ from frame import Blocks, Document, Given, Option, Result, cell, head, main, not
 from graphs import Reference
 from onnx import helper, numpy_helper
 
-from edgekd.compress.quantization.mixed_precision import Costs, measure_costs, plan_for
+from edgekd.builds.stages.plan import plan_within
+from edgekd.compress.quantization.mixed_precision import Costs, measure_costs
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
@@ -73,11 +74,11 @@ class Case:
     ) -> Document:
         out, room = self._given.scratch / f"{self.model}.{form}.onnx", max_bytes
         for _ in range(TRIES):
-            plan = plan_for(costs, room)
+            plan = plan_within(costs, room)
             quantized = Detector(out, self._source.spec)
             _, seconds = cpu_seconds(lambda: self._source.quantized(out, frames, step, plan.forms, plan.steps))  # noqa: B023
             size = len(packed_graph.pack(out.read_bytes()))
-            if size <= max_bytes:
+            if size <= max_bytes or plan.predicted_bytes > room:
                 break
             room = plan.predicted_bytes - (size - max_bytes)
         row = Document(form=form, bytes=size, quantize_s=round(seconds, 1), noise=self._reference.noise(out))

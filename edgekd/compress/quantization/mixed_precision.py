@@ -133,7 +133,7 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
                 "plan: no choice of formats is small enough",
                 expected=f"at most {max_bytes} bytes",
                 found=f"at least {smallest} bytes",
-                fix="allow fp4x for every layer, raise the limit, or start from a smaller network",
+                fix="allow coded for every layer, raise the limit, or start from a smaller network",
             )
         chosen = solve(options, max_bytes - costs.rest_bytes)
     layers = []
