@@ -193,7 +193,8 @@ def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int
     peaks = np.abs(weights).reshape(*weights.shape[:2], -1, taps).max(axis=3)
     wanted = step * np.sqrt(np.square(weights).mean(axis=2))
     rooms = LEVELS * wanted / np.maximum(PEAK_MARGIN * peaks.max(axis=2), MIN_POWER)
-    mean_step = np.clip(np.quantile(rooms, PEAKED_SHARE), 1, MAX_MEAN_STEP)
+    not_zero = rooms[rooms > 0]
+    mean_step = np.clip(np.quantile(not_zero, PEAKED_SHARE), 1, MAX_MEAN_STEP) if not_zero.size else 1
     steps = np.clip(np.rint(mean_step * spread), 1, LEVELS).astype(np.float32)
     largest = np.minimum(coded_int8.MAX_SYMBOL * steps, LEVELS)
     scales = np.maximum(wanted / mean_step, PEAK_MARGIN * (peaks / largest).max(axis=2))

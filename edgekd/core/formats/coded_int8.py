@@ -75,7 +75,7 @@ def encode(codes: np.ndarray) -> CodedInt8 | None:
 def decode(rows: np.ndarray, columns: Columns, read: Callable[[int, int], bytes]) -> np.ndarray:
     """Return the codes int8 [O, I * T] of consecutive rows, by their sizes int8 [O].
 
-    read: returns the next symbols of a class, given its index and their number. Memory: about five bytes a code. Raises
+    read: returns the next symbols of a class, given its index and their number. Memory: a dozen bytes a code. Raises
     ValueError for sizes, steps or symbols out of range, and for codes beyond -127..127.
     """
     sizes = np.concatenate((rows, columns.inputs, columns.taps)).astype(np.int16)
