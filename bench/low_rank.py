@@ -126,11 +126,12 @@ def remade(
 
     from edgekd.compress.low_rank import WeightedLayer
     from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
-    from edgekd.detectors.ultralytics.factorize import in_sequence, observe_inputs
+    from edgekd.detectors.ultralytics.factorize import drawn_frames, in_sequence, observe_inputs
 
     network = network_in(one.checkpoint)
     with torch.no_grad():
-        reads = observe_inputs(network, list(done.layers), one.data, step, one.size, SILENT)
+        frames = drawn_frames(network, one.data, step, one.size, SILENT)
+        reads = observe_inputs(network, list(done.layers), frames, SILENT)
         for name, product in done.layers.items():
             layer = network.get_submodule(name)
             products = WeightedLayer(layer.conv.weight, known(reads[name])).products(product.ranks)
@@ -195,13 +196,14 @@ def on_targets(one: Subject, given: Given) -> Iterator[Document]:
 
     from edgekd.compress.low_rank import WeightedLayer, choose, parts
     from edgekd.detectors.ultralytics.channels import convolutions_of
-    from edgekd.detectors.ultralytics.factorize import candidates, observe_inputs
+    from edgekd.detectors.ultralytics.factorize import candidates, drawn_frames, observe_inputs
 
     network, step = network_in(one.checkpoint), LowRank(images=given.watched, image_size=given.image_size)
     with torch.no_grad():
         layers = convolutions_of(network, one.size)
         names = candidates(network, layers, step.channels)
-        reads, kept = observe_inputs(network, names, one.data, step, one.size, SILENT), {}
+        frames = drawn_frames(network, one.data, step, one.size, SILENT)
+        reads, kept = observe_inputs(network, names, frames, SILENT), {}
         for name in names:
             layer = network.get_submodule(name)
             counts = layer.bn.weight.abs() / (layer.bn.running_var + layer.bn.eps).sqrt()

@@ -17,7 +17,7 @@ from edgekd.compress.quantization.activation_scales import activation_scales
 from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.formats.plain_graph import plain_graph
-from edgekd.detectors.onnx import to_opset
+from edgekd.graph.opset import to_opset
 
 OPSETS = (13, 17)
 DETECTORS = ("yolo11n.pt", "yolo11s.yaml", "yolo26n.pt", "yolov8n.yaml", "yolox_nano.onnx", "demo")
@@ -58,7 +58,7 @@ def measure(name: str, opset: int, folder: Path, given: Given) -> Document:
     large = name == LARGEST
     floating, qdq, form = (folder / f"{part}.onnx" for part in ("float", "qdq", "form"))
     exact = exported(source_of(name, folder, given.shared), floating, opset)
-    onnx.save(to_opset(onnx.load(floating), opset, floating), floating)  # an ONNX detector is exported as it is
+    onnx.save(to_opset(onnx.load(floating), opset, str(floating)), floating)  # an ONNX detector is exported as it is
     images = images_of(split_of(given.shared, "coco256", "train"), 2 if large else given.images)
     frames = list(exact.frames(images))
     done = exact.quantized(qdq, frames)

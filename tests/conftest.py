@@ -43,11 +43,12 @@ def timed_briefly() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def trusted_models() -> Iterator[None]:
-    """Models that tests make are not rehearsed in a child process first, which takes seconds for each."""
-    from edgekd.graph import rehearsal
+    """Models that tests make are not rehearsed in a child process, and converted in this one: each takes seconds."""
+    from edgekd.graph import opset, rehearsal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "run_limited", lambda *_, **__: None)
+        patch.setattr(opset, "run_limited", lambda _, arguments, *__: opset.convert_file(*arguments))
         yield
 
 

@@ -35,6 +35,7 @@ from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
+from edgekd.commands.describe import Described
 from edgekd.commands.distill import Distilled
 from edgekd.commands.doctor import Check
 from edgekd.commands.evaluate import Scored
@@ -46,7 +47,7 @@ from edgekd.commands.quantize import Quantized
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
-from edgekd.core.documents import INTERNAL
+from edgekd.core.documents import INTERNAL, OPTIONAL
 from edgekd.core.errors import CAUSES, EdgeKDError
 from edgekd.deploy.converters.result import Converted
 from edgekd.deploy.delta import DeltaResult
@@ -64,8 +65,6 @@ FOLDER = Path(__file__).parent
 KEYS_PAGE = FOLDER.parent / "json-keys.md"
 ERROR_PAGE = FOLDER.parent / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-OPTIONAL = types.MappingProxyType({"optional": True})
-"""Metadata of a field that a document may lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +112,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "compare": ("`edgekd compare --json`", Compared),
     "convert": ("`edgekd convert --json`", Converted),
     "delta": ("`edgekd delta --json`", DeltaResult),
+    "describe": ("`edgekd describe --json`", Described),
     "distill": ("`edgekd distill --json`, and the file distill.json", Distilled),
     "doctor": ("`edgekd doctor --json`", tuple[Check, ...]),
     "engine": ("`edgekd engine --device DEVICE --json`", InstallReport),

@@ -47,6 +47,7 @@ from edgekd.agent.trust_state import (
 from edgekd.agent.trusted_clock import current_time
 from edgekd.core.atomic_files import new_file
 from edgekd.core.bundle.archive import BundleHead, BundleReader, opened_bundle
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.documents import INLINE
 from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackError
 
@@ -85,7 +86,7 @@ def verify(camera: Camera, bundle: Path, trust: Path | None = None) -> VerifyRes
     now = current_time(camera.state, camera.clock())
     held = read_trust(trust) if trust else held_trust(camera.state, camera.root)
     with opened_bundle(bundle, head_judge(held, now)) as reader:
-        reader.verify()
+        verify_bundle(reader)
         head, size = reader.head, reader.size
     return VerifyResult(
         bundle_status(head.manifest, head.identity),

@@ -24,6 +24,7 @@ from edgekd.agent.trust_state import camera_judge
 from edgekd.core.atomic_files import publish, write_file, writing
 from edgekd.core.bundle.archive import BundleReader
 from edgekd.core.bundle.delta import is_delta
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import DeviceError, HashError, SpecError
 from edgekd.core.private_files import default_file_mode, read_private
@@ -166,7 +167,7 @@ def _require_valid(camera: Camera, request: FetchRequest, download: _Download) -
     judge = camera_judge(camera.state, camera.root, camera.clock())
     with opened_update(part, judge) as update:
         if isinstance(update, BundleReader):
-            update.verify()
+            verify_bundle(update)
     download.useless = False
 
 

@@ -16,11 +16,14 @@ from edgekd.core.bundle.manifest import Origin
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.host_facts import HostFacts
+from edgekd.core.input_files import is_file, read_input
 from edgekd.core.typed_values import from_plain
 from edgekd.evaluation.search_result import SearchCounts
 from edgekd.hardware.budget import LimitResult
 
 LEDGER = "ledger.json"
+MAX_BYTES = 1 << 26
+"""Bytes of a ledger; that of the demo has 9 kB."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,11 @@ def write_ledger(folder: Path, ledger: Ledger) -> Path:
 def read_ledger(folder: Path) -> Ledger:
     """Read the ledger in a result folder. Raises SpecError where no build was finished there."""
     path = folder / LEDGER
-    try:
-        return from_plain(Ledger, json.loads(path.read_bytes()), str(path), extra=True)
-    except FileNotFoundError as error:
+    if not is_file(path):
         fix = "pass the folders that `edgekd build --out` wrote"
-        raise SpecError(f"{folder}: no finished build", expected=f"a {LEDGER} in it", fix=fix) from error
-    except (OSError, ValueError, RecursionError, SpecError) as error:
+        raise SpecError(f"{folder}: no finished build", expected=f"a folder with a {LEDGER}", fix=fix)
+    content = read_input(path, MAX_BYTES, SpecError)
+    try:
+        return from_plain(Ledger, json.loads(content), str(path), extra=True)
+    except (ValueError, RecursionError, SpecError) as error:
         raise SpecError(f"{path}: cannot be read", found=str(error) or type(error).__name__) from error

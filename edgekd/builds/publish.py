@@ -47,6 +47,7 @@ from edgekd.core.bundle.manifest import (
     TargetName,
 )
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.formats.golden_set import to_bytes
 from edgekd.core.version import __version__
@@ -283,7 +284,7 @@ def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Line
         counter=request.counter,
         target=TargetName(request.target.name, request.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
-        detector=json.loads(canonical_json(asdict(record.after.result.spec))),
+        detector=json.loads(canonical_json(to_plain(record.after.result.spec))),
         thresholds=record.thresholds,
         files=entries,
         limits=BuildLimits(budget.max_bytes, budget.min_retention, budget.min_fps),

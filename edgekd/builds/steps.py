@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from edgekd.builds.compression import exported, input_size, latency_of, with_detector
 from edgekd.builds.publish import bytes_beside_graph
@@ -13,6 +14,7 @@ from edgekd.builds.run import BuildRecord
 from edgekd.builds.stages import calibrate, label, low_rank, plan, prune, quantize, resize, train
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.step_kinds import StepKind
+from edgekd.compress.quantization.plan import load_plan
 from edgekd.compress.steps import Distill, LowRank, Prune, QuantAwareDistill, Quantize, Resize
 from edgekd.core.errors import SpecError
 from edgekd.data.types import Dataset
@@ -164,8 +166,10 @@ def _limits(record: BuildRecord, step: Quantize) -> plan.PlanLimits:
     return plan.PlanLimits(graph_bytes, budget.min_retention, beside=(quantize.CACHE, quantize.PLAN))
 
 
-def _require_limit(step: Quantize, recipe: Recipe, budget: Budget) -> None:
-    """Raise SpecError where formats are to be chosen under no limit."""
+def _require_plan(step: Quantize, recipe: Recipe, budget: Budget) -> None:
+    """Raise SpecError where the plan's file cannot be read, or formats are to be chosen under no limit."""
+    if step.plan is not None:
+        load_plan(Path(step.plan))
     limits = (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention)
     if step.plan is None and len(step.formats) > 1 and limits == (None,) * 4:
         raise SpecError(
@@ -182,7 +186,7 @@ QUANTIZE = StepKind(
     effect="quantizes the detector",
     apply=_quantize,
     stages=(calibrate.CALIBRATE, quantize.PLAN_COSTS, plan.SEARCH, quantize.QUANTIZE),
-    refuse=_require_limit,
+    refuse=_require_plan,
     command="quantize",
 )
 

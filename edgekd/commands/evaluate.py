@@ -52,7 +52,8 @@ def score_model(
     *,
     split: Split = "val",
     tail: Annotated[
-        float | None, Option("Also score the classes with less than this share of the training objects.")
+        float | None,
+        Option("Also score the classes with less than this share of the training objects.", minimum=0, maximum=1),
     ] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgekd.commands.options import Bundle
 from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest, to_json
+from edgekd.core.bundle.network import verify_bundle
 
 
 @dataclass(frozen=True)
@@ -28,5 +29,5 @@ def inspect(bundle: Bundle) -> Inspected:
     """Verify a bundle and read its manifest. Raises BundleError, HashError. The command: `edgekd inspect`."""
     bundle = Path(bundle)
     with opened_bundle(bundle) as reader:
-        reader.verify()
+        verify_bundle(reader)
         return Inspected(bundle, reader.manifest, len(reader.head.envelope.signatures))

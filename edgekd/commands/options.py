@@ -21,7 +21,7 @@ TargetName = Annotated[str | Path | Target, Option("Shipped target (`edgekd targ
 MaybeTarget = Annotated[
     str | Path | Target | None, Option("What it is for, if not for this machine: `edgekd targets`.")
 ]
-Head = Annotated[str | None, Option("ONNX head that is not recognised: yolo, yolox, end2end or a .toml.")]
+Head = Annotated[str | None, Option("Head of an ONNX model: a kind, a family of docs/heads.md, or a .toml.")]
 RecipeName = Annotated[
     str | Path | Mapping[str, Any] | Recipe | None, Option("Shipped recipe or .toml of your own.", parse=str)
 ]

@@ -19,15 +19,19 @@ from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.commands.arguments import path_or_none, paths_of, signers_of
 from edgekd.commands.options import Counter, Keys, Licence, Paths, SecretFile
 from edgekd.commands.parameter import Argument, Option
-from edgekd.core.atomic_files import contents
+from edgekd.core.atomic_files import contents, writing
 from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
 from edgekd.core.bundle.archive import pack as pack_archive
 from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Basis, Latency, Manifest, from_json
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file, read_input
 from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.signed import Verified, sign_bundle, verify
+
+MAX_TIMINGS_BYTES = 1 << 26
+"""Bytes of a file of timings; one document has 2 kB, with all its layers 100 kB."""
 
 
 def pack(
@@ -95,7 +99,8 @@ def repack(
     """
     if packaging:
         require_packager(packaging)
-    scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(out))
+    with writing(out):
+        scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(out))
     with _unpacked(source) as (manifest, folder), scratch_folder as scratch:
         packed = Path(scratch) / "bundle.edgekd"
         files = {entry.path: folder / entry.path for entry in manifest.files}
@@ -136,13 +141,14 @@ def _unpacked(source: Path) -> Iterator[tuple[Manifest, Path]]:
 def _of_folder(folder: Path) -> Manifest:
     """Return the manifest in a folder, with current lengths and hashes of the files. Raises SpecError, BundleError."""
     path = folder / MANIFEST
+    if not is_file(path):
+        expected, fix = f"a bundle, or a folder with its {MANIFEST}", "unpack a bundle there: tar -xf NAME.edgekd"
+        raise SpecError(f"{folder}: no unpacked bundle", expected=expected, fix=fix)
+    manifest = from_json(read_input(path, MAX_BYTES, SpecError))
     try:
-        with path.open("rb") as stream:
-            manifest = from_json(stream.read(MAX_BYTES + 1))
         there = {file.relative_to(folder).as_posix() for file in contents(folder) if not file.is_dir()} - set(RESERVED)
     except OSError as error:
-        fix = "unpack a bundle there: tar -xf NAME.edgekd"
-        raise SpecError(f"{path}: cannot read", found=error.strerror, fix=fix) from error
+        raise SpecError(f"{folder}: cannot read", found=error.strerror, fix="check its rights") from error
     listed = {entry.path for entry in manifest.files}
     if there != listed:
         (odd, *_) = sorted(there ^ listed)
@@ -202,12 +208,11 @@ def measured_latencies(path: Path, target: str) -> list[Latency]:
 
     Layers from the agent's `build` are added to the `bench` of the same engine. Raises SpecError.
     """
+    content = read_input(path, MAX_TIMINGS_BYTES, SpecError)
     try:
-        results = [_result(document) for document in _documents(path.read_text("utf-8"))]
+        results = [_result(document) for document in _documents(content.decode("utf-8"))]
         layers = {result["key"]: result["layers"] for result in results if "layers" in result and "key" in result}
         found = [_latency(result, layers, target) for result in results if "inference_ms" in result]
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(
             f"{path}: no timings", expected="what `agent.pyz bench` or `edgekd bench --json` prints", found=str(error)

@@ -37,6 +37,7 @@ from edgekd.deploy.artifact import PACKED_SUFFIX, expanded
 from edgekd.deploy.devices.named import device_named
 from edgekd.deploy.engine import REHEARSED, Contents, EngineJob, contents, install
 from edgekd.deploy.engine_report import DeviceReport, EngineLatency, InstallReport
+from edgekd.evaluation.report.bench_files import require_place
 from edgekd.hardware.predict.device import PRECISIONS, PredictedPrecision, require_precision
 from edgekd.hardware.predict.table import MeasuredNetwork, MeasuredTable, table_toml
 from edgekd.hardware.target import Target, load_target
@@ -120,10 +121,10 @@ def profile(
         chosen = _common_target(target, parts)
         with writing(table_path):
             table_path.parent.mkdir(parents=True, exist_ok=True)
-        reports = []
-        for path, each in zip(paths, parts, strict=True):
-            reports.append(install(replace(usual, bundle=path), each, progress))
-            _require_measured_there(reports[-1], target)
+        require_place(table_path)
+        reports = [
+            _timed(replace(usual, bundle=path), each, target, progress) for path, each in zip(paths, parts, strict=True)
+        ]
         precision = _common_precision(reports, chosen)
         graphs = [_keep_graph(table_path, each, report.identity) for each, report in zip(parts, reports, strict=True)]
     networks = tuple(
@@ -154,8 +155,9 @@ def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
     return load_target(names.pop())
 
 
-def _require_measured_there(report: InstallReport, given: str | None) -> None:
-    """Require a measurement on a device that is known to be the target. Raises SpecError."""
+def _timed(job: EngineJob, parts: Contents, given: str | None, progress: Progress) -> InstallReport:
+    """Time a bundle on a device that is known to be the target. Raises SpecError, and the errors of `engine`."""
+    report = install(job, parts, progress)
     device, target = report.device.name, report.target
     if report.basis == REHEARSED:
         what, fix = f"{device}: nothing was computed there", "name a device, and another runtime than null"
@@ -165,6 +167,7 @@ def _require_measured_there(report: InstallReport, given: str | None) -> None:
         raise SpecError(
             f"{device}: not confirmed to be a {target}", expected="a device that reports its model", fix=fix
         )
+    return report
 
 
 def _common_precision(reports: Sequence[InstallReport], target: Target) -> PredictedPrecision:

@@ -48,7 +48,7 @@ from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
-from edgekd.detectors.onnx import describe
+from edgekd.detectors.onnx import understand
 from edgekd.graph.view import load_graph
 from edgekd.hardware.budget import Budget, LimitName, LimitResult, judge, verdict
 from edgekd.hardware.target import EXPORT_OPSET
@@ -202,7 +202,7 @@ def _is_network(job: QuantizeJob) -> bool:
     except DataError:
         classes = ()  # the error is raised later, if the network is a detector
     try:
-        describe(model, job.model, job.head, classes)
+        understand(model, job.model, job.head, classes)
     except SpecError as error:
         if job.head is not None:
             raise

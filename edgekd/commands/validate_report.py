@@ -13,6 +13,7 @@ from edgekd.commands.parameter import Argument, Option
 from edgekd.core.atomic_files import write_file
 from edgekd.core.documents import Result
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import read_input
 from edgekd.evaluation.report.validation import render
 
 
@@ -68,11 +69,8 @@ def validate_report(
 
 def read_evidence(path: Path) -> ValidationEvidence:
     """Read and check a file from an unknown source. Raises SpecError that names the file."""
+    content = read_input(path, MAX_BYTES, SpecError)
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
         return loads(content)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read", found=error.strerror) from error
     except SpecError as error:
         raise SpecError(f"{path}: {error.what}", expected=error.expected, found=error.found) from error

@@ -148,14 +148,15 @@ class Prune(_Sized):
         max_size: Of the checkpoint, such as `3MB`.
         min_fps: On the target.
         importance: Of a channel: the first-order change of the loss on the labels (`taylor`), the gradients alone, or
-            the magnitude of the weights alone, which needs no images.
+            the magnitude of the weights alone.
         ranking: Over all layers, or among layers of the same structure.
         multiple: Widths stay multiples of it; None for the target's preference.
         most: Largest share of a layer's channels to remove in all.
         caps: The same for layers whose names match a pattern, such as `model.2.*`; 0 keeps them.
         rounds: Number of rounds, each of which removes the same share.
+        refit: Refit the weights of all layers to the outputs of before, by least squares on the images.
         recovery: Training between two rounds, with the original detector as teacher.
-        images: Of the training split, for gradients.
+        images: Of the training split, for gradients and the refit.
         batch: Images of a step.
         image_size: Their side in pixels; None for the detector's own.
         seed: Of the choice of images.
@@ -172,8 +173,9 @@ class Prune(_Sized):
     most: float = 0.8
     caps: dict[str, float] = field(default_factory=dict)
     rounds: int = 1
+    refit: bool = True
     recovery: Distill | None = None
-    images: int = 64
+    images: int = 128
     batch: int = 8
     image_size: int | None = None
     seed: int = 0
@@ -190,6 +192,11 @@ class Prune(_Sized):
             fix = "ask for more rounds, or train by a step distill after this one"
             raise SpecError("prune: recovery", expected="several rounds, to train between them", found="one", fix=fix)
         _ = self.max_bytes  # raises where it is no size
+
+    @property
+    def needs_images(self) -> bool:
+        """True where training images are read."""
+        return self.refit or self.importance != "magnitude"
 
     @property
     def share(self) -> float:
@@ -214,7 +221,8 @@ class LowRank(Step):
     Args:
         energy: Least share of the variance of a convolution's output that its product keeps.
         channels: Convolutions with fewer on either side are kept.
-        images: Of the training split, to measure activations on.
+        refit: Refit the weights of products and of layers after them to the outputs of before, by least squares.
+        images: Of the training split, to measure activations on and for the refit.
         image_size: Their side in pixels; None for the detector's own.
         seed: Of the choice of images.
     """
@@ -223,6 +231,7 @@ class LowRank(Step):
 
     energy: float = 0.97
     channels: int = 64
+    refit: bool = True
     images: int = 64
     image_size: int | None = None
     seed: int = 0

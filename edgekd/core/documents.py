@@ -16,6 +16,9 @@ INLINE = MappingProxyType({"inline": True})
 INTERNAL = MappingProxyType({"internal": True})
 """Metadata of a field that the document does not have."""
 
+OPTIONAL = MappingProxyType({"optional": True})
+"""Metadata of a field that a document lacks where it has its default, as documents of older versions do."""
+
 
 def to_plain(value: Any) -> Any:
     """Return a value as plain JSON types: dataclasses and mappings as objects, paths as text."""
@@ -23,6 +26,8 @@ def to_plain(value: Any) -> Any:
         document: dict[str, Any] = {}
         for field in dataclasses.fields(value):
             if field.metadata.get("internal"):
+                continue
+            if field.metadata.get("optional") and getattr(value, field.name) == field.default:
                 continue
             plain = to_plain(getattr(value, field.name))
             document.update(plain if field.metadata.get("inline") else {field.name: plain})

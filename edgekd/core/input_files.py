@@ -58,8 +58,10 @@ def read_input(path: Path, limit: int, error: type[EdgeKDError] = DataError) -> 
         # Without O_NONBLOCK a pipe that has taken the file's place since would block.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as stream:
-            _checked(path, os.fstat(handle), limit, error)
-            content = stream.read(limit + 1)
+            # Not `limit` bytes at once, for which Python would allocate gigabytes.
+            content = stream.read(_checked(path, os.fstat(handle), limit, error))
+            if stream.peek(1):  # it has grown since
+                content += stream.read(limit + 1 - len(content))
     except OSError as problem:
         raise _unreadable(path, problem, error) from problem
     if len(content) > limit:

@@ -32,7 +32,8 @@ _STATM = Path("/proc/self/statm")
 class ProcessLimits:
     """Limits of a child.
 
-    memory_bytes: address space beyond what its libraries take; cpu_seconds: processor time of all its threads.
+    memory_bytes: address space beyond what its libraries take, at most the memory of this machine; cpu_seconds:
+    processor time of all its threads.
     """
 
     memory_bytes: int
@@ -53,7 +54,7 @@ def run_limited(function: str, arguments: Sequence[Any], limits: ProcessLimits, 
         "function": function,
         "arguments": list(arguments),
         "imports": imports,
-        "memory": limits.memory_bytes,
+        "memory": min(limits.memory_bytes, _physical_memory()),
         "cpu": limits.cpu_seconds,
     }
     # Each thread of an allocator reserves address space, on large machines more than the limit.
@@ -113,6 +114,11 @@ def _limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def _physical_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _address_space() -> int:

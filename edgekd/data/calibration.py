@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.atomic_files import write_file
 from edgekd.core.detection.types import Preprocess
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError, did_you_mean
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.toml import parse_table, read_toml, toml_text
@@ -98,7 +99,7 @@ class CalibrationSet:
     @property
     def sha256(self) -> str:
         """Identity: hash of image contents and preprocessing, independent of paths."""
-        preprocess = asdict(self.preprocess) if self.preprocess else None
+        preprocess = to_plain(self.preprocess) if self.preprocess else None
         identity = json.dumps([[file.sha256 for file in self.files], preprocess], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
 
@@ -256,7 +257,7 @@ def write_calibration(calibration: CalibrationSet, path: Path) -> None:
         "rule": asdict(calibration.rule),
     }
     if calibration.preprocess:
-        table["preprocess"] = asdict(calibration.preprocess)
+        table["preprocess"] = to_plain(calibration.preprocess)
     table["files"] = {file.path: file.sha256 for file in calibration.files}
     comment = "# Calibration set: images, by path from the data set's folder, and their SHA-256.\n"
     write_file(path, (comment + toml_text(table)).encode("utf-8", "surrogateescape"))

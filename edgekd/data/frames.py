@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import DataError
-from edgekd.core.input_files import is_folder, read_input
+from edgekd.core.input_files import is_folder, read_input, regular_file
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import MAX_IMAGE_BYTES, decode_image
 
 MAX_FRAMES = 64  # read of a folder or video; measurements repeat them
+MAX_VIDEO_BYTES = 1 << 40
+"""Bytes of a video; only its first frames are read."""
 
 Decode = Callable[[Any], np.ndarray]
 
@@ -87,6 +89,7 @@ def _images(folder: Path) -> FrameSource:
 
 
 def _video(file: Path) -> FrameSource:
+    regular_file(file, MAX_VIDEO_BYTES)
     video = _Video(file)
     frames: list[np.ndarray] = []
     while len(frames) < MAX_FRAMES and (frame := video.next()) is not None:

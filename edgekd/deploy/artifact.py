@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgekd.agent.state.slots import EXTRA_GRAPH_BYTES, MAX_GRAPH_GROWTH
 from edgekd.core.bundle.archive import extract
+from edgekd.core.bundle.network import max_network_bytes, require_network
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DeviceError, SpecError
-from edgekd.core.formats.packed_graph import MAX_BYTES, unpack
+from edgekd.core.formats.packed_graph import unpack
+from edgekd.core.formats.packed_layout import MAX_BYTES
 from edgekd.core.input_files import is_folder, read_input
 from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.detectors.family import require_family
-from edgekd.detectors.onnx import describe
+from edgekd.detectors.onnx import understand
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -47,9 +48,13 @@ def opened(
             artifact = expanded(artifact, Path(scratch) / _GRAPH)
         detector = load(artifact, head, classes, trust_checkpoint)
         if require_family(artifact).is_graph:
-            spec = describe(load_graph(artifact), artifact, head, classes)
-            rehearse(artifact, (spec.preprocess.height, spec.preprocess.width))
-            yield artifact, spec
+            model = load_graph(artifact)
+            understood = understand(model, artifact, head, classes)
+            if understood.completed is not None:
+                artifact = Path(scratch) / _GRAPH
+                artifact.write_bytes(model.SerializeToString())
+            rehearse(artifact, (understood.spec.preprocess.height, understood.spec.preprocess.width))
+            yield artifact, understood.spec
         else:
             graph = Path(scratch) / _GRAPH
             yield graph, export(detector, graph, EXPORT_OPSET).spec
@@ -79,7 +84,8 @@ def expanded(packed: Path, graph: Path) -> Path:
     """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
     content = read_input(packed, MAX_BYTES, SpecError)
     try:
-        graph.write_bytes(unpack(content, min(MAX_BYTES, MAX_GRAPH_GROWTH * len(content) + EXTRA_GRAPH_BYTES)))
+        require_network(content)
+        graph.write_bytes(unpack(content, max_network_bytes(len(content))))
     except OSError as error:
         raise SpecError(f"{graph}: cannot write", found=error.strerror, fix="free some space there") from error
     except ValueError as error:
@@ -89,14 +95,14 @@ def expanded(packed: Path, graph: Path) -> Path:
 
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
-    """Yield the graph that a build for `target` starts from; an ONNX file that cannot be exported is not changed."""
+    """Yield the graph that a build for `target` starts from; an ONNX file without a known head is not changed."""
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / _GRAPH
         try:
             detector.export(graph, opset_for(target))
         except SpecError:
-            if not require_family(model).is_graph:
+            if head is not None or not require_family(model).is_graph:
                 raise
             rehearse(model, weights=False)
             graph = model

@@ -44,6 +44,7 @@ from edgekd.core.canonical import file_sha256
 from edgekd.core.documents import Result
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats import packed_graph
+from edgekd.core.formats.packed_layout import SKELETON
 
 BLOCK_BYTES = 1 << 16  # stored by one method
 NEAR_BYTES = 1 << 14  # compressed with one dictionary
@@ -106,7 +107,7 @@ def run(old: Path, new: Path, out: Path) -> DeltaResult:
             bundle.extract(after)
             head = bundle.head
         with OldBundle(before, Path(scratch)) as source:
-            writer = _Writer(source)
+            writer = _DeltaWriter(source)
             for entry in head.manifest.files:
                 writer.add(entry, (after / entry.path).read_bytes())
             delta = Path(scratch) / "delta"
@@ -128,7 +129,7 @@ def _require_same(delta: Path, source: OldBundle, new: Path, again: Path) -> Non
         raise SpecError(f"{new}: the delta leads to something else", fix="send the whole bundle, and report this")
 
 
-def _result(writer: _Writer, head: BundleHead, out: Path, new: Path) -> DeltaResult:
+def _result(writer: _DeltaWriter, head: BundleHead, out: Path, new: Path) -> DeltaResult:
     size, whole = out.stat().st_size, new.stat().st_size
     pieces = DeltaPieces(*(writer.given[kind] for kind in (COPY, XOR, NEAR, NEW)))
     return DeltaResult(out, writer.old.identity, head.identity, size, whole, round(size / whole, 4), pieces)
@@ -162,7 +163,7 @@ class _Encoding:
         return sum(len(each) + RECORD.size for each in self.data)
 
 
-class _Writer:
+class _DeltaWriter:
     """Writes the records of files. content: the delta's data, in parts; given: bytes of the new bundle by kind."""
 
     def __init__(self, old: OldBundle) -> None:
@@ -285,7 +286,7 @@ def _parts(entry: FileEntry, content: bytes) -> Mapping[str, bytes]:
     except ValueError:
         return {}
     small = sum(map(len, parts.values())) <= entry.length * MAX_GROWTH + EXTRA_GROWTH
-    plain = len(parts[packed_graph.HEADER]) + len(parts[packed_graph.SKELETON]) <= MAX_GRAPH_TEXT
+    plain = len(parts[packed_graph.HEADER]) + len(parts[SKELETON]) <= MAX_GRAPH_TEXT
     return parts if same and small and plain else {}
 
 

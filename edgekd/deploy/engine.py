@@ -21,6 +21,7 @@ from edgekd.agent.cli import COMMANDS, STATE, ErrorReport
 from edgekd.agent.engines.records import Form
 from edgekd.core.bundle.archive import opened_bundle
 from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import (
     BundleError,
@@ -354,6 +355,7 @@ def contents(bundle: Path, required: RequiredSignatures | None = None) -> Iterat
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder, own_agent = Path(scratch, "bundle"), Path(scratch, agent_zipapp.NAME)
         with opened_bundle(bundle, judge) as reader:
+            verify_bundle(reader)
             reader.extract(folder)
             head = reader.head
         own_agent.write_bytes(agent_zipapp.agent_archive())

@@ -74,6 +74,7 @@ class Channels:
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
+        self._outputs = {name: each.outputs for name, each in convolutions.items()}
         self._network = network
         self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
@@ -107,6 +108,20 @@ class Channels:
         for name, count in removed.items():
             for group in self._groups[name] if count else ():
                 group.remove(count)
+
+    def kept_outputs(self, removed: Mapping[str, int]) -> dict[str, list[int]]:
+        """Return which output channels layers keep, by name, where some are removed."""
+        kept: dict[str, list[int]] = {}
+        for name, count in removed.items():
+            for group in self._groups[name] if count else ():
+                away = set(least_important(group.importance, count))
+                for layer, writes, own, roots in group.parts:
+                    if writes:
+                        gone = {place for place, root in zip(own, roots, strict=True) if root in away}
+                        kept[layer] = [
+                            each for each in kept.get(layer, range(self._outputs[layer])) if each not in gone
+                        ]
+        return kept
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:

@@ -25,9 +25,10 @@ from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import read_image
 from edgekd.detectors.onnx import MIN_OPSET
 from edgekd.graph.nvfp4 import runnable
+from edgekd.graph.opset import raise_opset
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.session import cpu_session
-from edgekd.graph.view import inputs_of, load_graph, raise_opset
+from edgekd.graph.view import inputs_of, load_graph
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 MAX_ELEMENT_BYTES = 16
@@ -80,13 +81,7 @@ def prepare(source: Path, out: Path) -> Input:
             found=str(list(shape)),
             fix="export it with fixed sizes",
         )
-    try:
-        model = raise_opset(model, MIN_OPSET)
-    except (RuntimeError, onnx.shape_inference.InferenceError) as error:
-        raise SpecError(
-            f"{source}: its opset cannot be raised", expected=f"opset {MIN_OPSET}", fix="export it again"
-        ) from error
-    onnx.save(onnxslim.slim(model), out)
+    onnx.save(onnxslim.slim(raise_opset(model, MIN_OPSET, str(source))), out)
     return Input(inputs[0].name, shape)
 
 

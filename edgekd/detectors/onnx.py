@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
-from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
-from edgekd.core.errors import SpecError, first_line
-from edgekd.core.toml import parse_table, read_toml
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.documents import to_plain
+from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
+from edgekd.detectors.heads.completion import Completion, complete, has_roles, is_yolov5
+from edgekd.detectors.heads.decoding import append_decoding
+from edgekd.detectors.heads.description import HeadDescription, read_description
+from edgekd.detectors.heads.inputs import fix_input, image_inputs, set_constants
 from edgekd.detectors.literals import read_literal
+from edgekd.graph.opset import to_opset
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.session import copied
 from edgekd.graph.view import inputs_of, load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
@@ -28,29 +31,22 @@ SPEC_KEY = "edgekd.detector"
 
 MIN_OPSET = 13
 """Least opset of an exported graph: Q/DQ per channel needs it."""
-_FLOAT32 = 1  # TensorProto.FLOAT
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
-    "describe it with --head yolo|yolox|end2end, or --head FILE.toml with `kind` and, where they differ, `nms`, "
-    "`strides`, `classes`, `color`, `scale`, `mean`, `std`, `pad_value`, `center`, `upscale`"
+    "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
+    "`edgekd describe` prints such a file"
 )
 
 
 @dataclass(frozen=True)
-class _HeadFile:
-    """A TOML file that describes a detector; None for the default of the kind, or what the graph says."""
+class Understood:
+    """A detector in a graph. spec: of the graph, which has decoding appended where its own outputs need it.
 
-    kind: Literal["yolo", "yolox", "end2end"]
-    nms: bool | None = None
-    strides: tuple[int, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    color: Literal["rgb", "bgr"] | None = None
-    scale: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    pad_value: int | None = None
-    center: bool | None = None
-    upscale: bool | None = None
+    completed: the description of a head whose outputs have roles; None for one output of a known kind.
+    """
+
+    spec: DetectorSpec
+    completed: Completion | None = None
 
 
 class OnnxDetector:
@@ -73,56 +69,117 @@ class OnnxDetector:
         import onnx
 
         model = load_graph(self.path)
-        spec = describe(model, self.path, self._head, self._classes)
-        rehearse(self.path, (spec.preprocess.height, spec.preprocess.width))
-        inputs = inputs_of(model)
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        shape = model.graph.input[0].type.tensor_type.shape
-        for axis, size in zip(shape.dim, (1, 3, spec.preprocess.height, spec.preprocess.width), strict=True):
-            axis.dim_value = size
-        onnx.save(to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), self.path), graph)
+        understood = understand(model, self.path, self._head, self._classes, opset)
+        spec, size = understood.spec, (understood.spec.preprocess.height, understood.spec.preprocess.width)
+        if understood.completed is None:
+            rehearse(self.path, size)
+            fix_input(model, size)
+            model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), str(self.path))
+        onnx.save(model, graph)
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """Return the file's own output in float32 for a batch [1, 3, h, w]."""
-        with ONNXRUNTIME_CPU.load(self.path) as session:
-            return session.run(batch)
+        """Return the file's own output in float32 for a batch [1, 3, h, w], decoded where it has several."""
+        import onnx
+
+        model = load_graph(self.path)
+        if understand(model, self.path, self._head, self._classes).completed is None:
+            with ONNXRUNTIME_CPU.load(self.path) as session:
+                return session.run(batch)
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+            decoded = Path(scratch) / "decoded.onnx"
+            onnx.save(model, decoded)
+            with ONNXRUNTIME_CPU.load(decoded) as session:
+                return session.run(batch)
 
 
 FAMILY = Family(name="onnx", title="ONNX", suffix=".onnx", load=OnnxDetector, is_graph=True)
 
 
-def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
+def understand(
+    model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = (), opset: int | None = None
+) -> Understood:
     """Describe the detector in a graph: by edgekd's metadata, by `head`, or recognised by its shapes and names.
 
-    names: of the classes, where the graph has none.
+    A graph whose outputs are of no kind that the agent decodes gets their decoding appended, in place. names: of the
+    classes, where the graph has none; opset: most that the graph may have then. Raises SpecError.
     """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    given = read_description(head)
+    if head is None and SPEC_KEY in metadata:
+        return Understood(_own_description(model, metadata[SPEC_KEY], path))
+    size = _input_size(model, metadata, given, path)
+    if not _decoded_by_the_agent(model, given, size):
+        return _with_decoding(model, given, size, path, names, opset)
+    return Understood(describe(model, path, head, names))
+
+
+def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
+    """Describe the detector in a graph with one output of a known kind, as `understand` does."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if head is None and SPEC_KEY in metadata:
         return _own_description(model, metadata[SPEC_KEY], path)
+    given = read_description(head)
     if len(model.graph.output) != 1:
-        raise SpecError(
-            f"{path}: wrong outputs",
-            expected="one output that holds all detections",
-            found=", ".join(f"{o.name} {_shape(o)}" for o in model.graph.output),
-            fix="export the model with its predictions concatenated",
-        )
-    size = _input_size(model, metadata, path)
+        raise SpecError(f"{path}: wrong outputs", expected="one output", found=_outputs_text(model))
+    size = _input_size(model, metadata, given, path)
     classes = _class_names(metadata)
-    described = _read_head(head)
     shape = _shape(model.graph.output[0])
-    kind: Any = described.pop("kind", None) or _recognise(model, shape, size, len(classes), path)
+    kind: Any = given.kind or _recognise(model, shape, size, len(classes), path)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
-    strides = tuple(described.pop("strides", None) or fitting)
-    nms = described.pop("nms", kind != "end2end")
-    classes = tuple(described.pop("classes", classes)) or names or _numbered(kind, shape, path)
+    nms = given.nms if given.nms is not None else kind != "end2end"
+    classes = given.classes or classes or names or _numbered(kind, shape, path)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
-    spec = DetectorSpec(classes, replace(usual, **described), Head(kind, nms=nms, strides=strides))
+    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms=nms, strides=given.strides or fitting))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
+
+
+def _outputs_text(model: Any) -> str:
+    return ", ".join(f"{each.name} {_shape(each)}" for each in model.graph.output)
+
+
+def _decoded_by_the_agent(model: Any, given: HeadDescription, size: tuple[int, int]) -> bool:
+    """Return True for one input, and one output that is of a kind or may be recognised as one."""
+    one = len(inputs_of(model)) == 1 and len(model.graph.output) == 1
+    if given.kind or not one:
+        return one
+    return not has_roles(given) and not is_yolov5(_shape(model.graph.output[0]), size)
+
+
+def _with_decoding(
+    model: Any,
+    given: HeadDescription,
+    size: tuple[int, int],
+    path: Path,
+    names: tuple[str, ...],
+    opset: int | None,
+) -> Understood:
+    """Append the decoding of outputs that have roles, in place."""
+    if given.kind:
+        expected = f'one output, as `kind = "{given.kind}"` says'
+        raise SpecError(f"{path}: wrong outputs", expected=expected, found=_outputs_text(model), fix=_DESCRIBE)
+    rehearse(path, size)
+    own = opset_of(model)
+    fix_input(model, size)
+    set_constants(model, given.constants or {}, size, str(path))
+    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
+    completed = complete(model, given, size, str(path))
+    head = append_decoding(model, completed.description, size, str(path))
+    known = given.classes or _class_names({entry.key: entry.value for entry in model.metadata_props}) or names
+    shape = _shape(model.graph.output[0])
+    count = shape[1] - 4 if head.kind == "yolo" else len(known)
+    classes = known or _numbered(head.kind, shape, path)
+    if len(classes) != count:
+        expected = f"{count} class names, one for each column of scores"
+        fix = "set `classes`, or `class_columns` and `background`, in a TOML file for --head"
+        raise SpecError(f"{path}: wrong classes", expected=expected, found=f"{len(classes)} names", fix=fix)
+    # Transformers without a grid of cells are trained on frames that are stretched to the input.
+    usual = Preprocess(*size, stretch=completed.description.unit == "fraction")
+    spec = DetectorSpec(classes, given.preprocess(usual), head)
+    return Understood(checked_spec(spec, f"{path}: detector"), completed)
 
 
 def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:
@@ -148,7 +205,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
     size = [spec.preprocess.height, spec.preprocess.width]
     entries = {
-        SPEC_KEY: json.dumps(asdict(spec), sort_keys=True),
+        SPEC_KEY: json.dumps(to_plain(spec), sort_keys=True),
         "names": str(dict(enumerate(spec.classes))),
         "stride": str(max(spec.head.strides)),
         "task": "detect",
@@ -195,35 +252,18 @@ def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
         )
 
 
-def _read_head(head: str | None) -> dict[str, Any]:
-    """Read `--head`: a dictionary with at least `kind`; empty without it."""
-    if head is None:
-        return {}
-    if head in HEADS:
-        return {"kind": head}
-    if not head.endswith(".toml"):
-        raise SpecError("--head", expected=", ".join(HEADS) + " or a .toml file", found=head)
-    described = parse_table(_HeadFile, read_toml(Path(head)), head)
-    for key, values, low, high in (
-        ("strides", described.strides or (), 1, math.inf),
-        ("std", described.std or (), sys.float_info.min, math.inf),
-        ("pad_value", (described.pad_value or 0,), 0, 255),
-    ):
-        if not all(low <= value <= high for value in values):
-            raise SpecError(f"{head}: {key}", expected=f"{low:g} to {high:g}", found=str(values))
-    return {key: value for key, value in asdict(described).items() if value is not None}
-
-
-def _input_size(model: Any, metadata: dict[str, str], path: Path) -> tuple[int, int]:
+def _input_size(model: Any, metadata: dict[str, str], given: HeadDescription, path: Path) -> tuple[int, int]:
     """Return height and width of the input; for a dynamic input, the size of its training from the metadata."""
-    inputs = inputs_of(model)
-    shape = _shape(inputs[0]) if len(inputs) == 1 else []
-    if len(shape) != 4 or shape[1] != 3 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
+    images = image_inputs(model)
+    others = len(inputs_of(model)) > 1 and (given.kind or (len(model.graph.output) == 1 and not has_roles(given)))
+    shape = _shape(images[0]) if len(images) == 1 and not others else []
+    if len(shape) != 4 or shape[1] != 3:
         raise SpecError(
             f"{path}: wrong inputs",
             expected="one input float32 [1, 3, height, width]",
             found=", ".join(
-                f"{value.name} {onnx_type_name(value.type.tensor_type.elem_type)} {_shape(value)}" for value in inputs
+                f"{value.name} {onnx_type_name(value.type.tensor_type.elem_type)} {_shape(value)}"
+                for value in inputs_of(model)
             )
             or "none",
             fix="export the network alone, in float32 and without preprocessing",
@@ -274,50 +314,3 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 def _shape(value: Any) -> list[int]:
     """Return the shape of a graph's input or output; 0 for a dynamic dimension."""
     return [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
-
-def to_opset(model: Any, opset: int, path: Path) -> Any:
-    """Return the model at an opset; a parity check has to verify it. Raises SpecError."""
-    import onnx
-
-    own = opset_of(model)
-    if own == opset:
-        return model
-    try:
-        return _lowered(model, own, opset) if own > opset else onnx.version_converter.convert_version(model, opset)
-    except Exception as error:
-        raise SpecError(
-            f"{path}: opset {own} cannot be converted",
-            expected=f"opset {opset}",
-            found=first_line(error),
-            fix=f"export the model again with opset {opset}",
-        ) from error
-
-
-def _lowered(model: Any, own: int, opset: int) -> Any:
-    """Return the same nodes at an older opset; raises for an operator, input or attribute that it lacks.
-
-    onnx's converter refuses to pass Reshape 14, and most changes that only added types. The parity check of the export
-    verifies that no operator changed its meaning.
-    """
-    import onnx
-
-    lowered = copied(model)
-    for entry in lowered.opset_import:
-        entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
-    for node in lowered.graph.node:
-        if node.domain in ("", "ai.onnx"):
-            older, newer = (onnx.defs.get_schema(node.op_type, version) for version in (opset, own))
-            kept = [a for a in node.attribute if a.name in older.attributes or not _is_default(a, newer)]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    onnx.checker.check_model(lowered, full_check=True)
-    return lowered
-
-
-def _is_default(attribute: Any, schema: Any) -> bool:
-    """Return whether an attribute has its default value."""
-    import onnx
-
-    default = schema.attributes[attribute.name].default_value
-    return bool(default.name) and onnx.helper.get_attribute_value(attribute) == onnx.helper.get_attribute_value(default)

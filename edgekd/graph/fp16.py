@@ -12,7 +12,8 @@ from typing import Any
 from edgekd.core.errors import CompressError, first_line
 from edgekd.core.formats.qdq_graph import COMPUTING
 from edgekd.graph.model_file import read_model
-from edgekd.graph.view import opset_of, raise_opset
+from edgekd.graph.opset import raise_opset
+from edgekd.graph.view import opset_of
 
 MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
 
@@ -29,8 +30,9 @@ def half(source: Path, out: Path) -> int:
 
     model = read_model(source)
     try:
+        raised = raise_opset(model, MIN_OPSET, source.name)
         halved = convert_float_to_float16(
-            raise_opset(model, MIN_OPSET), keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
+            raised, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
         )
         _keep_wide(halved.graph)
         OnnxModel.graph_topological_sort(halved.graph)

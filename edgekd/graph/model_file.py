@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import SpecError, first_line
+from edgekd.core.formats.model_limits import ExternalData, external_data
 from edgekd.core.input_files import regular_file, shown_path
-from edgekd.graph.model_limits import ExternalData, external_data
 
 MAX_BYTES = (1 << 31) - 1
 """Bytes of an ONNX file: the largest message of Protocol Buffers. More weights need external data."""
@@ -68,7 +68,8 @@ def _require_beside(folder: Path, data: ExternalData) -> None:
     location = data.entries.get("location", "")
     parts = location.split("/")
     where = f"external data {location[:100]!r} of tensor {data.tensor[:80]!r}"
-    if not location.isprintable() or "\\" in location or any(part in ("", ".", "..") for part in parts):
+    # ONNX Runtime takes `*/_ORT_MEM_ADDR_/*` for a place in its memory.
+    if not location.isprintable() or {"\\", "*"} & {*location} or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{where}: expected the path of a file in the model's folder")
     place = folder
     for part in parts:

@@ -12,7 +12,6 @@ from edgekd.core.formats.fp4x import pack_nibbles
 from edgekd.core.formats.nvfp4 import BLOCK, Nvfp4, unpack
 from edgekd.graph.model_file import read_model
 from edgekd.graph.session import copied
-from edgekd.graph.view import raise_opset
 
 OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1
 IR_VERSION = 11  # the first with tensors of FLOAT4E2M1
@@ -72,10 +71,3 @@ def expanded(model: Any) -> Any:
     copy.graph.node.extend(nodes)
     copy.graph.initializer.extend([*kept, *(each for each in replaced.values() if each is not None)])
     return copy
-
-
-def at_opset(model: Any) -> Any:
-    """Return a float model at an opset that has NVFP4. Raises RuntimeError where it cannot be converted."""
-    upgraded = raise_opset(model, OPSET)
-    upgraded.ir_version = max(upgraded.ir_version, IR_VERSION)
-    return upgraded

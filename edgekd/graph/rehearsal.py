@@ -1,12 +1,12 @@
-"""Rehearsal of an ONNX file: what libraries do with it later, done once in a child process with limits.
+"""Rehearsal of a file of others: what libraries do with it later, done once in a child process with limits.
 
-Shapes are inferred, the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros. A graph whose loops
-depend on the frame may still take long on another one.
+Of an ONNX file shapes are inferred, the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros. A
+graph whose loops depend on the frame may still take long on another one. What is done with a checkpoint is up to its
+family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -44,33 +44,47 @@ def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool =
     size: height and width of a frame, where the file's input is dynamic; without it such a graph is not run.
     weights: whether the graph is going to be run; without them only shapes are inferred.
     """
-    length = regular_file(path, MAX_BYTES, SpecError)
-    status = path.stat()
-    _rehearsed(str(path.absolute()), size, weights, (status.st_dev, status.st_ino, status.st_mtime_ns, length))
-
-
-@cache
-def _rehearsed(path: str, size: tuple[int, int] | None, weights: bool, _identity: tuple[int, ...]) -> None:
-    """Rehearse a file once; _identity: device, inode, time in nanoseconds and length."""
-    shape = _frame_shape(read_model(Path(path), external=False), size)
+    regular_file(path, MAX_BYTES, SpecError)
+    shape = _frame_shape(read_model(path, external=False), size)
     values = prod(shape or ())
     if values > MAX_VALUES:
         raise SpecError(f"{path}: input too large", expected=f"at most {MAX_VALUES} values", found=str(shape))
-    rehearse_call("edgekd.graph.rehearsal:use", [path, shape, weights], Path(path), values, _IMPORTS)
+    rehearse_call("edgekd.graph.rehearsal:use", path, (shape, weights), values, _IMPORTS)
 
 
-def rehearse_call(function: str, arguments: Sequence[Any], path: Path, values: int, imports: str) -> None:
-    """Call a function, MODULE:NAME, in a child with the limits for a file and an input of so many values.
+def rehearse_call(function: str, path: Path, arguments: tuple[Any, ...], values: int, imports: str) -> None:
+    """Call a function, MODULE:NAME, in a child with the limits for a file and an input of so many values; once.
 
-    imports: the libraries that it needs, separated by commas. Raises SpecError.
+    The function gets the path, and the arguments. imports: the libraries that it needs, separated by commas. Raises
+    SpecError.
     """
-    length = path.stat().st_size
+    status = path.stat()
+    identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+    _called(function, path.absolute(), arguments, values, imports, status.st_size, identity)
+
+
+@cache
+def _called(
+    function: str,
+    path: Path,
+    arguments: tuple[Any, ...],
+    values: int,
+    imports: str,
+    length: int,
+    _identity: tuple[int, ...],
+) -> None:
+    """Call the function, once for a file. _identity: device, inode, and time in nanoseconds."""
+    run_limited(function, [str(path), *arguments], limits_for(length, values), shown_path(path), imports=imports)
+
+
+def limits_for(length: int, values: int) -> ProcessLimits:
+    """Return the limits for a file of so many bytes, and an input of so many values."""
     memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
     cpu = CPU_SECONDS + (CPU_PER_MEGABYTE * length + CPU_PER_MEGAVALUE * values) // 10**6
-    run_limited(function, arguments, ProcessLimits(memory, cpu), shown_path(path), imports=imports)
+    return ProcessLimits(memory, cpu)
 
 
-def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:
+def _frame_shape(model: Any, size: tuple[int, int] | None) -> tuple[int, ...] | None:
     """Return the shape of a frame for the only input, a float32; None where there is none, or sides are unknown."""
     inputs = inputs_of(model)
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
@@ -80,7 +94,7 @@ def _frame_shape(model: Any, size: tuple[int, int] | None) -> list[int] | None:
         shape[0] = 1
     if size and len(shape) == 4:
         shape[2:] = size
-    return shape if shape and min(shape) > 0 else None
+    return tuple(shape) if shape and min(shape) > 0 else None
 
 
 def use(path: str, shape: list[int] | None, weights: bool) -> None:

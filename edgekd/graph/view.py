@@ -151,13 +151,6 @@ def opset_of(model: Any) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def raise_opset(model: Any, opset: int) -> Any:
-    """Return a model at this opset or a newer one. onnx's converter raises where it cannot be converted."""
-    import onnx
-
-    return onnx.version_converter.convert_version(model, opset) if opset_of(model) < opset else model
-
-
 def where(nodes: Iterable[Any]) -> str:
     """Return a description of nodes for messages: `Conv /a/conv, /b/conv, /c/conv and 12 more`."""
     nodes = list(nodes)

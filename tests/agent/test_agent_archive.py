@@ -18,7 +18,7 @@ from edgekd.deploy import agent_zipapp
 from edgekd.deploy.agent_zipapp import agent_modules
 
 PACKAGE = Path(edgekd.__file__).parent
-LIMIT = 245_000  # bytes; 225,000 before the checks against hostile files
+LIMIT = 255_000  # bytes; 225,000 before the checks against hostile files, of which those of networks take 9,000
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_it_is_small() -> None:
 
 def test_it_has_every_module_of_the_agent_as_it_is(archive: zipfile.ZipFile) -> None:
     own = {path.relative_to(PACKAGE.parent).as_posix() for path in (PACKAGE / "agent").rglob("*.py")}
-    assert own <= names_in(archive)
+    assert own - {"edgekd/agent/__main__.py"} <= names_in(archive)
+    assert archive.read("__main__.py") == (PACKAGE / "agent" / "__main__.py").read_bytes()
     for name in names_in(archive):
         assert archive.read(name) == (PACKAGE.parent / name).read_bytes()
 

@@ -157,14 +157,14 @@ def test_what_is_narrower_and_not_faster_is_refused_with_its_widths(
 ) -> None:
     said = r"not faster.*10\.00 ms.*a clock \(predicted\).*10\.50 ms with model\..* \d+ -> \d+;"
     with pytest.raises(CompressError, match=said):
-        narrowing(Clock(10.0, lambda graph: 10.5)).run(Prune(importance="magnitude", multiple=8))
+        narrowing(Clock(10.0, lambda graph: 10.5)).run(Prune(importance="magnitude", refit=False, multiple=8))
 
 
 def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], ChannelPruner]) -> None:
     """Half of the bytes takes half of the time and a millisecond: the first guess is too slow."""
     size = narrowing(Clock(0, lambda graph: 0)).before.result.bytes
     clock = Clock(10.0, lambda graph: 1.0 + 9.0 * graph.result.bytes / size)
-    step = Prune(min_fps=150, importance="magnitude", multiple=8)
+    step = Prune(min_fps=150, importance="magnitude", refit=False, multiple=8)
     found = narrowing(clock).run(step)
     assert found.latency_ms[1] <= 1000 / 150
     assert found.latency_ms[1] > 0.8 * 1000 / 150, "not much more than was asked for"
@@ -176,7 +176,7 @@ def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Chann
 def test_a_speed_that_no_width_reaches_is_refused_with_what_was_reached(
     narrowing: Callable[[Clock], ChannelPruner],
 ) -> None:
-    step = Prune(min_fps=150, importance="magnitude", multiple=8, most=0.95)
+    step = Prune(min_fps=150, importance="magnitude", refit=False, multiple=8, most=0.95)
     with pytest.raises(CompressError, match=r"150 FPS not reached.*9\.00 ms \(predicted\), \d+% of the"):
         narrowing(Clock(10.0, lambda graph: 9.0)).run(step)
 
@@ -184,7 +184,7 @@ def test_a_speed_that_no_width_reaches_is_refused_with_what_was_reached(
 def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], ChannelPruner]) -> None:
     """What is fast enough may still be too large; what is small enough has nothing to lose."""
     clock = Clock(10.0, lambda graph: 9.0)
-    step = Prune(min_fps=50, max_size="700kB", importance="magnitude", multiple=8)
+    step = Prune(min_fps=50, max_size="700kB", importance="magnitude", refit=False, multiple=8)
     found = narrowing(clock).run(step)
     assert 600_000 < found.checkpoint.stat().st_size <= 700_000
     with pytest.raises(CompressError, match=r"nothing to do.*more than 1GB in half precision"):

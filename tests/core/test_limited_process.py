@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edgekd.core import limited_process
 from edgekd.core.errors import SpecError
 from edgekd.core.limited_process import ProcessLimits, run_limited
 
@@ -35,6 +36,12 @@ def test_a_limit_or_a_crash_ends_the_child_alone(function: str, arguments: list[
     with pytest.raises(SpecError, match=found) as caught:
         run(function, *arguments)
     assert str(caught.value).startswith("a file: ")
+
+
+def test_a_limit_is_at_most_the_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_process, "_physical_memory", lambda: 1 << 20)
+    with pytest.raises(SpecError, match="MemoryError"):
+        run("builtins:bytearray", 1 << 27)
 
 
 def test_an_error_of_edgekd_keeps_its_parts() -> None:

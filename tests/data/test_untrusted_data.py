@@ -159,8 +159,9 @@ def test_a_pipe_for_an_image_is_an_error_of_whoever_reads_it(tmp_path: Path) -> 
     for read in (read_image, read_thumbnail, load_frames):
         with pytest.raises(DataError):
             read(tmp_path / "0.png" if read is not load_frames else tmp_path)
-    with pytest.raises(DataError, match="regular file"):
-        file_hashes([tmp_path / "0.png"])
+    for take in (lambda path: file_hashes([path]), load_frames):  # the second as a video
+        with pytest.raises(DataError, match="regular file"):
+            take(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("path", ["a" * 5_000, "b" * 300 + ".yaml", "c/" * 3_000, "nul\0.yaml", "x" * 5_000 + ".json"])

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.toml import toml_text
 from edgekd.deploy.converters import contract, deepstream
@@ -163,7 +164,7 @@ def test_names_of_classes_with_control_characters_are_refused_in_every_source(va
             describe(model, Path("m.onnx"), str(head))
     spec = replace(spec_from_json(PLAIN), classes=(value,))
     (tmp_path / contract.NAME).write_text(
-        json.dumps({"format": "onnx", "entry": "m", "engine": None, "detector": asdict(spec)})
+        json.dumps({"format": "onnx", "entry": "m", "engine": None, "detector": to_plain(spec)})
     )
     with pytest.raises(SpecError, match="printable"):
         contract.read_contract(tmp_path)
@@ -206,7 +207,7 @@ def test_configuration_labels_and_contract_are_read_back(spec: DetectorSpec) -> 
     metadata = yaml.safe_load(contract._metadata(spec))
     assert metadata["names"] == dict(enumerate(spec.classes))
     assert metadata["imgsz"] == [spec.preprocess.height, spec.preprocess.width]
-    assert spec_from_json(tomllib.loads(toml_text(asdict(spec)))) == spec
+    assert spec_from_json(tomllib.loads(toml_text(to_plain(spec)))) == spec
 
 
 @given(SPECS)

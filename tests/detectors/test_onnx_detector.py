@@ -240,7 +240,6 @@ def test_a_head_file_changes_only_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("nms = true", "kind"),
         ('kind = "ssd"', "ssd"),
         ('kind = "yolo"\nstride = [8]', "stride"),
         ('kind = "yolo"\nstrides = 8', "strides"),

@@ -96,6 +96,17 @@ def test_the_more_is_kept_the_nearer_is_what_the_network_says(model: str, tiny_d
     assert left[0] < left[1] < 1
 
 
+def test_a_refit_brings_the_outputs_nearer(
+    factorized: tuple[Path, FactorizationRecord], detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    factorize_detector(detector, tmp_path / "plain.pt", tiny_data, replace(STEP, refit=False), cost=counted)
+    frames = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    wanted, plain, refitted = (
+        raw(load_checkpoint(path).model.float(), frames) for path in (detector, tmp_path / "plain.pt", factorized[0])
+    )
+    assert (refitted - wanted).square().mean() < 0.5 * (plain - wanted).square().mean()
+
+
 def test_what_is_told_is_what_is_there(factorized: tuple[Path, FactorizationRecord], detector: Path) -> None:
     path, done = factorized
     before, after = (load_checkpoint(each).model for each in (detector, path))

@@ -176,9 +176,12 @@ def test_each_way_to_choose_chooses_otherwise(
     assert done.multiply_adds[1] <= 0.6 * done.multiply_adds[0]
 
 
-def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, PruningRecord], tiny_data: Path) -> None:
+def test_without_a_refit_batch_norms_know_what_their_layers_write_now(
+    detector: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     """Of the images that channels were chosen by: the mean of what the first one reads is what it holds."""
-    network = load_checkpoint(pruned[0]).model.float()
+    prune_detector(detector, tmp_path / "pruned.pt", tiny_data, replace(STEP, refit=False))
+    network = load_checkpoint(tmp_path / "pruned.pt").model.float()
     samples = draw_images(load_dataset(tiny_data).split("train").samples, STEP.images, STEP.seed)
     first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     held = first.running_mean.clone()
@@ -190,8 +193,34 @@ def test_batch_norms_know_what_their_layers_write_now(pruned: tuple[Path, Prunin
     assert torch.allclose(held, torch.stack(seen).mean(0), atol=2e-3)
 
 
-def test_by_magnitude_no_image_is_read(detector: Path, tmp_path: Path) -> None:
-    step = replace(STEP, importance="magnitude")
+def test_a_refit_keeps_the_outputs_nearer_than_new_statistics_do(
+    detector: Path, pruned: tuple[Path, PruningRecord], tiny_data: Path, tmp_path: Path
+) -> None:
+    prune_detector(detector, tmp_path / "plain.pt", tiny_data, replace(STEP, refit=False))
+    assert error(pruned[0], detector, tiny_data, SIDE) < 0.5 * error(tmp_path / "plain.pt", detector, tiny_data, SIDE)
+
+
+@pytest.mark.slow
+def test_a_refit_keeps_the_outputs_of_a_trained_detector(shared: Path, tmp_path: Path) -> None:
+    model, data, side = shared / "models" / "yolo11n-ppe.pt", shared / "data" / "ppe", 160
+    step = Prune(ratio=0.3, images=32, image_size=side)
+    for name, refit in (("plain", False), ("refitted", True)):
+        prune_detector(model, tmp_path / f"{name}.pt", data, replace(step, refit=refit), trust=True)
+    errors = {name: error(tmp_path / f"{name}.pt", model, data, side) for name in ("plain", "refitted")}
+    assert errors["refitted"] < 0.5 * errors["plain"]
+
+
+def error(changed: Path, original: Path, data: Path, side: int) -> float:
+    """Return how far class probabilities are off on images of the split `val`: error power over power."""
+    frames = _batch(draw_images(load_dataset(data).split("val").samples, 8, 0), (side, side))["img"]
+    found = [
+        output(load_checkpoint(path, trust=True).model.float(), frames)[:, 4:].double() for path in (changed, original)
+    ]
+    return float((found[0] - found[1]).square().sum() / found[1].square().sum())
+
+
+def test_by_magnitude_and_without_a_refit_no_image_is_read(detector: Path, tmp_path: Path) -> None:
+    step = replace(STEP, importance="magnitude", refit=False)
     assert prune_detector(detector, tmp_path / "one.pt", tmp_path / "nowhere", step).parameters[1] > 0
 
 
@@ -309,14 +338,14 @@ def test_a_size_is_kept_also_where_little_has_to_go(detector: Path, tmp_path: Pa
     told = {"imgsz": SIDE, "name": "a" * 30_000}
     torch.save({"model": network, "train_args": told}, tmp_path / "one.pt")
     size = len(checkpoint_bytes(network, told))
-    step = Prune(max_size=f"{size - 3000}B", importance="magnitude", multiple=4)
+    step = Prune(max_size=f"{size - 3000}B", importance="magnitude", refit=False, multiple=4)
     prune_detector(tmp_path / "one.pt", tmp_path / "out.pt", tmp_path, step)
     assert (tmp_path / "out.pt").stat().st_size <= size - 3000
 
 
 def test_what_cannot_be_followed_is_refused(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of another kind that split what they write, and channels that something still reads."""
-    step = replace(STEP, importance="magnitude")
+    step = replace(STEP, importance="magnitude", refit=False)
     write_detector(tmp_path / "p6.pt", "yolov8n-p6")
     with pytest.raises(CompressError, match=r"cannot be followed.*has no channel"):
         prune_detector(tmp_path / "p6.pt", tmp_path / "out.pt", tmp_path, step)
@@ -351,7 +380,7 @@ def test_the_branch_that_does_not_ship_costs_nothing(one_to_one: bool) -> None:
 def test_what_cannot_be_pruned_is_refused(
     change: dict[str, Any], error: type[Exception], said: str, detector: Path, tmp_path: Path
 ) -> None:
-    step = replace(STEP, importance="magnitude", **change)
+    step = replace(STEP, importance="magnitude", refit=False, **change)
     with pytest.raises(error, match=said):
         prune_detector(detector, tmp_path / "one.pt", tmp_path, step)
     assert not (tmp_path / "one.pt").exists()

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
+from edgekd.core.detection.decode import SCORING
 from edgekd.core.errors import SpecError
 from edgekd.core.limited_process import run_limited
-from edgekd.detectors.ultralytics.detector import UltralyticsDetector, strides_of
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector, resize_detector, strides_of, unfused_network
 from edgekd.graph import rehearsal
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+from rtdetr import write_rtdetr  # noqa: E402
+
+from edgekd.detectors.ultralytics.features import UltralyticsTeacher, rtdetr  # noqa: E402
 
 
 def saved(network: Any, folder: Path) -> Path:
@@ -32,6 +37,41 @@ def test_a_layer_that_takes_all_memory_is_refused(network: Any, tmp_path: Path) 
     network.model[0].conv.padding = (40_000, 40_000)
     with pytest.raises(SpecError, match="too much memory or time"):
         UltralyticsDetector(saved(network, tmp_path)).export(tmp_path / "out.onnx", 17)
+
+
+@pytest.fixture
+def teacher(network: Any, tmp_path: Path) -> Path:
+    """An RT-DETR, which is never exported."""
+    return write_rtdetr(tmp_path / "rtdetr.pt", ("red", "green", "blue"), 64)
+
+
+def test_an_rtdetr_that_takes_all_memory_is_refused(teacher: Path) -> None:
+    content = torch.load(teacher, weights_only=False)
+    content["model"].model[0].conv.padding = (40_000, 40_000)
+    torch.save(content, teacher)
+    with pytest.raises(SpecError, match="too much memory or time"):
+        rtdetr(teacher, SCORING)
+
+
+@pytest.mark.slow
+def test_an_ordinary_rtdetr_passes(teacher: Path) -> None:
+    assert rtdetr(teacher, SCORING)
+    assert UltralyticsTeacher(teacher, trust=False).classes == ("red", "green", "blue")
+
+
+def test_every_network_is_rehearsed_once_however_it_is_used(
+    network: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = saved(network, tmp_path)
+    rehearsed = []
+    monkeypatch.setattr(rehearsal, "run_limited", lambda *told, **_: rehearsed.append(told[:2]))
+    unfused_network(student, trust=False)
+    resize_detector(student, 96, tmp_path / "resized.pt")
+    UltralyticsTeacher(student, trust=False)
+    UltralyticsTeacher(teacher, trust=False)
+    unfused_network(student, trust=True)
+    function = "edgekd.detectors.ultralytics.detector:run_once"
+    assert rehearsed == [(function, [str(path), 64, 64]) for path in (student, teacher)]
 
 
 def test_an_ordinary_network_passes(network: Any, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from onnx.reference import ReferenceEvaluator
 
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.nvfp4 import Nvfp4, quantize
-from edgekd.graph.nvfp4 import IR_VERSION, OPSET, at_opset, dequantizers, expanded, runnable
+from edgekd.graph.nvfp4 import IR_VERSION, OPSET, dequantizers, expanded, runnable
+from edgekd.graph.opset import raise_for_nvfp4
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 
@@ -92,7 +93,7 @@ def test_an_older_graph_gets_the_opset_and_keeps_names_and_notes() -> None:
     weights = expanded(product(tensor()))
     old = helper.make_model(weights.graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     old.metadata_props.add(key="edgekd", value="detector")
-    found = at_opset(old)
+    found = raise_for_nvfp4(old, "old.onnx")
     assert [entry.version for entry in found.opset_import] == [OPSET]
     assert found.ir_version == IR_VERSION
     assert [(entry.key, entry.value) for entry in found.metadata_props] == [("edgekd", "detector")]

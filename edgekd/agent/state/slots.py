@@ -29,6 +29,7 @@ from edgekd.core.atomic_files import (
 from edgekd.core.bundle import signatures
 from edgekd.core.bundle.archive import MANIFEST, SIGNATURES, BundleHead, BundleReader
 from edgekd.core.bundle.manifest import MODEL_NAME, MODEL_NAME_TEXT, Manifest, from_json
+from edgekd.core.bundle.network import max_network_bytes, network_errors, require_network, verify_bundle
 from edgekd.core.bundle.signatures import Signature
 from edgekd.core.canonical import canonical_json
 from edgekd.core.errors import BundleError, DeviceError, DiskFullError, SpecError
@@ -37,10 +38,6 @@ from edgekd.core.private_files import lock_file, lock_holder, private_folder
 
 NAMES = ("a", "b")
 SELF_TEST = "selftest.json"
-MAX_GRAPH_GROWTH = 32
-"""Maximum bytes of an expanded network, relative to the packed one; 2 to 4 are usual."""
-EXTRA_GRAPH_BYTES = 1 << 24
-"""Maximum bytes in addition: tiny networks of equal weights shrink more."""
 LOCK_WAIT_S = 2.0
 """Seconds to wait for another operation: a start or a commit takes less; an installation takes minutes."""
 _KNOWN = ("active", "clock.json", "incoming", "lock", "models", "slots", "timings", "trust.json", "upload")
@@ -228,10 +225,10 @@ class State:
         Raises BundleError or HashError for a bad bundle, DiskFullError where there is no room, SpecError where the
         folder cannot be written. The slot is then unchanged, or empty.
         """
-        bundle.verify()  # else a bad bundle would replace the target of a rollback
+        graph_bytes = verify_bundle(bundle)  # else a bad bundle would replace the target of a rollback
         name = next(name for name in NAMES if name != self.active_name)
         path = self.root / "slots" / name
-        require_room(self.root, _needs(bundle), freed=_disk_usage(path))
+        require_room(self.root, _needs(bundle, graph_bytes), freed=_disk_usage(path))
         if path.exists():
             remove_folder(path)
         with new_folder(path) as temporary:
@@ -317,35 +314,19 @@ def _expand_graph(bundle: BundleReader, packed: Path, out: Path) -> None:
     """
     from edgekd.core.formats.packed_graph import expand
 
-    with packed.open("rb") as source, out.open("xb") as stream, _damaged_graph(bundle):
-        for piece in expand(file_view(source), _max_graph_bytes(bundle)):
+    with packed.open("rb") as source, out.open("xb") as stream, network_errors(bundle):
+        content = file_view(source)
+        require_network(content)
+        for piece in expand(content, max_network_bytes(len(content))):
             stream.write(piece)
 
 
-def _needs(bundle: BundleReader) -> dict[str, int]:
-    """Return the disk space that a bundle needs, in bytes. Raises BundleError where its graph is damaged or a bomb.
+def _needs(bundle: BundleReader, graph_bytes: int) -> dict[str, int]:
+    """Return the disk space that a bundle needs, in bytes.
 
     The size of the engine is unknown before the build: the size of the graph stands for it.
     """
-    from edgekd.core.formats.packed_graph import expanded_bytes
-
-    with _damaged_graph(bundle):
-        graph = expanded_bytes(bundle.view(bundle.manifest.graph), _max_graph_bytes(bundle))
-    return {"the bundle": bundle.size, "its graph": graph, "about as much for an engine": graph}
-
-
-def _max_graph_bytes(bundle: BundleReader) -> int:
-    return bundle.manifest.graph.length * MAX_GRAPH_GROWTH + EXTRA_GRAPH_BYTES
-
-
-@contextmanager
-def _damaged_graph(bundle: BundleReader) -> Iterator[None]:
-    """Turn a ValueError in the block into a BundleError."""
-    try:
-        yield
-    except ValueError as error:
-        what = f"{bundle.path}: {bundle.manifest.graph.path} cannot be expanded"
-        raise BundleError(what, found=str(error), fix="get the bundle again") from error
+    return {"the bundle": bundle.size, "its graph": graph_bytes, "about as much for an engine": graph_bytes}
 
 
 def _disk_usage(folder: Path) -> int:

@@ -11,6 +11,7 @@ from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import StageContext
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError
 from edgekd.data.calibration import (
     CalibrationRule,
@@ -104,7 +105,7 @@ def run(
         chosen_from = {"set": context.sha256(source)}
     else:
         chosen_from = {"rule": asdict(source), "train": context.fingerprint(dataset.split("train"))}
-    stage = context.run(CALIBRATE, {**chosen_from, "scored": data, "preprocess": asdict(spec.preprocess)}, work)
+    stage = context.run(CALIBRATE, {**chosen_from, "scored": data, "preprocess": to_plain(spec.preprocess)}, work)
     images = read_calibration(stage.path / CALIBRATION, dataset)
     return Calibrated(stage, images, Frames(images.sha256, read))
 

@@ -47,7 +47,7 @@ class FactorizeResult(StageResult):
         return multiply_adds_text(self.multiply_adds)
 
 
-FACTORIZE = StageKind("factorize", 2, FactorizeResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+FACTORIZE = StageKind("factorize", 3, FactorizeResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
 
 
 @dataclass(frozen=True)

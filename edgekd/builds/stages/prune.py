@@ -65,7 +65,7 @@ class SensitivityResult(StageResult):
 
 
 _TOOLS = ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics")
-PRUNE = StageKind("prune", 4, PruneResult, _TOOLS)
+PRUNE = StageKind("prune", 5, PruneResult, _TOOLS)
 SENSITIVITY = StageKind("sensitivity", 1, SensitivityResult, _TOOLS)
 
 
@@ -196,13 +196,12 @@ class ChannelPruner:
             size = out.stat().st_size
             return PruneResult(size, done.parameters, done.multiply_adds, dict(done.widths), importance)
 
-        needs_images = step.importance != "magnitude"
         elsewhere = ("min_fps", "recovery", "rounds")  # settings that no single round depends on
         settings = {name: value for name, value in asdict(step).items() if name not in elsewhere}
         inputs = {
             "model": self.context.sha256(checkpoint),
             "teacher": self.context.sha256(teacher) if teacher else None,
-            "train": self.context.fingerprint(self.dataset.split("train")) if needs_images else None,
+            "train": self.context.fingerprint(self.dataset.split("train")) if step.needs_images else None,
             "step": settings,
             "left": left if step.max_size else None,
             "latency": self.latency.identity,

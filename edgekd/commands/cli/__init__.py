@@ -73,6 +73,7 @@ COMMANDS: dict[str, Command] = {
         "Say what is impossible or slow on a target, and what to change. ONNX answers in a second, without PyTorch.",
         function="check.check_model",
     ),
+    "describe": Command("Show how outputs of MODEL become detections, as a file for `--head`, and what is a guess."),
     "targets": Command("List the targets, or explain one: every number with its source."),
     "doctor": Command(
         "Say what is installed, which engines and devices work, and the one command that adds each missing thing."

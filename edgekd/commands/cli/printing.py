@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgekd.builds.speedup import DetectorFigures, Lightened
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
+    from edgekd.commands.describe import Described
     from edgekd.commands.distill import Distilled, ScoredDetector
     from edgekd.commands.doctor import Diagnosis
     from edgekd.commands.evaluate import Scored
@@ -329,6 +330,16 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     print_table(["", "what", "state", "detail", "to add it"], rows)
 
 
+def print_described(described: Described) -> None:
+    """Print the result of `edgekd describe`: a file for `--head`, with what has to be checked as comments."""
+    size = described.detector.preprocess
+    print(f"# {described.model.name}: input {size.width}x{size.height}, {len(described.detector.classes)} classes")
+    if described.unsure:
+        print(f"# usual for such outputs, but not confirmed by the graph: {', '.join(described.unsure)}")
+    print("# no graph says how frames are prepared; compare with the training: color, scale, mean, std")
+    print(described.description, end="")
+
+
 PRINTERS: Mapping[str, Callable[[Any], None]] = {
     "adapt": print_adapted,
     "bench": print_bench,
@@ -343,6 +354,7 @@ PRINTERS: Mapping[str, Callable[[Any], None]] = {
     "quantize": print_quantized,
     "eval": print_scores,
     "check": print_checked,
+    "describe": print_described,
     "targets": print_targets,
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,

@@ -27,10 +27,11 @@ from edgekd.compress.quantization.rewrite import (
 from edgekd.compress.quantization.scales import choose_scales
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
-from edgekd.core.errors import CompressError
+from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.model_file import read_model
-from edgekd.graph.nvfp4 import OPSET, at_opset
+from edgekd.graph.nvfp4 import OPSET
+from edgekd.graph.opset import raise_for_nvfp4
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
@@ -146,12 +147,12 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
     model = read_model(source)
     name_nodes(model)  # before nodes are added, which names by their number would depend on
     try:
-        model = at_opset(model) if for_nvfp4 else model
-    except RuntimeError as error:
+        model = raise_for_nvfp4(model, source.name) if for_nvfp4 else model
+    except SpecError as error:
         raise CompressError(
             f"{source.name}: its opset cannot be raised",
             expected=f"opset {OPSET}, for nvfp4",
-            found=str(error),
+            found=error.found,
             fix="export it at that opset, or plan without nvfp4",
         ) from error
     name_nodes(model)

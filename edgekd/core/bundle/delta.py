@@ -375,7 +375,8 @@ def _content(entry: FileEntry, records: _Records, old: OldBundle) -> Iterator[by
             raise ValueError(f"expected {entry.length} bytes, found {first.length}")
         yield from records.pieces(first.length)
         return
-    from edgekd.core.formats.packed_graph import SKELETON, PartsPacker
+    from edgekd.core.formats.packed_graph import PartsPacker
+    from edgekd.core.formats.packed_layout import SKELETON
 
     limit = entry.length * MAX_GROWTH + EXTRA_GROWTH
     with writing(old.scratch), unnamed_file(old.scratch) as spool:

@@ -19,6 +19,7 @@ DETECTOR = object_of(
     classes=list_of(text, 1),
     preprocess=object_of(
         dict,
+        ("stretch",),
         height=_SIDE,
         width=_SIDE,
         color=one_of("rgb", "bgr"),
@@ -28,6 +29,7 @@ DETECTOR = object_of(
         pad_value=integer(0, 255),
         center=flag,
         upscale=flag,
+        stretch=flag,
     ),
     head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
 )

@@ -9,12 +9,12 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.bundle.manifest import MAX_BYTES
 from edgekd.core.bundle.rules import list_of, text
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import BundleError, SpecError
 
 MAX_CLASSES = 10_000
@@ -30,7 +30,7 @@ _CLASSES = list_of(text, 1, MAX_CLASSES)
 def checked_spec(spec: DetectorSpec, where: str) -> DetectorSpec:
     """Return the description as it is. Raises SpecError, which begins with `where`, for one that breaks a rule."""
     try:
-        DETECTOR(asdict(spec), where)
+        DETECTOR(to_plain(spec), where)
     except BundleError as error:
         raise SpecError(error.what, expected=error.expected, found=error.found) from error
     _require_short_names(spec.classes, where)

@@ -1,4 +1,4 @@
-"""Letterboxing: from a camera frame to the network's input, and boxes back.
+"""Preprocessing: from a camera frame to the network's input, and boxes back.
 
 Shared with the device: Python 3.8 and NumPy; resizing uses OpenCV, which JetPack ships.
 """
@@ -27,6 +27,8 @@ class Placement:
 
 def place(width: int, height: int, preprocess: Preprocess) -> Placement:
     """Return the placement of a frame. Halves round as in Ultralytics' LetterBox, so that scores are comparable."""
+    if preprocess.stretch:
+        return Placement(0, 0, preprocess.width, preprocess.height, width, height)
     ratio = min(preprocess.height / height, preprocess.width / width)
     if not preprocess.upscale:
         ratio = min(ratio, 1.0)

@@ -6,10 +6,12 @@ Shared with the device: Python 3.8, standard library and NumPy only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from edgekd.core.documents import OPTIONAL
 
 HEADS = ("yolo", "yolox", "end2end")
 
@@ -20,7 +22,8 @@ class Preprocess:
 
     A frame uint8 [h, w, 3] BGR is resized with its aspect ratio kept to fit `height` x `width`, the rest is filled with
     `pad_value` (around the frame when `center`, else right and below), channels are put in `color` order, and
-    every value becomes `(value * scale - mean) / std`, giving float32 [1, 3, height, width].
+    every value becomes `(value * scale - mean) / std`, giving float32 [1, 3, height, width]. With `stretch` the frame
+    is resized to exactly `height` x `width`, and nothing is filled.
 
     Args:
         height, width: Size of the input in pixels.
@@ -31,6 +34,7 @@ class Preprocess:
         pad_value: Grey level of what is filled.
         center: True where the frame is in the middle, else at the top left.
         upscale: True where smaller frames are enlarged.
+        stretch: True where the aspect ratio is not kept; `pad_value`, `center` and `upscale` then have no meaning.
     """
 
     height: int
@@ -42,6 +46,7 @@ class Preprocess:
     pad_value: int = 114
     center: bool = True
     upscale: bool = True
+    stretch: bool = field(default=False, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Detections:
 
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
-    """Return the spec from its `dataclasses.asdict`, as JSON or not."""
+    """Return the spec from its plain JSON types."""
     preprocess, head = dict(value["preprocess"]), value["head"]
     return DetectorSpec(
         classes=tuple(value["classes"]),

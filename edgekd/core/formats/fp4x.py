@@ -9,11 +9,12 @@ describes the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 
-BLOCK = 16
+from edgekd.core.formats.fp4x_size import BLOCK as BLOCK
+from edgekd.core.formats.fp4x_size import block_count, matrix_shape, packed_bytes
+
 MULTIPLIERS = 10
 MAGNITUDES = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
 LEVELS = 120
@@ -105,7 +106,7 @@ def pack(codes: np.ndarray) -> bytes:
     """
     rows = _matrix(_int8(codes))
     nibbles = np.empty(rows.shape, np.uint8)
-    multipliers = np.empty((len(rows), _block_count(rows.shape[1])), np.uint8)
+    multipliers = np.empty((len(rows), block_count(rows.shape[1])), np.uint8)
     for part in _chunks(rows.shape):
         fitting = _fitting(rows[part])
         if not fitting.all():
@@ -117,23 +118,17 @@ def pack(codes: np.ndarray) -> bytes:
     return pack_nibbles(nibbles) + pack_nibbles(multipliers)
 
 
-def packed_bytes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the bytes of the weights and of the multipliers of a tensor."""
-    channels, depth = _matrix_shape(shape)
-    return (channels * depth + 1) // 2, (channels * _block_count(depth) + 1) // 2
-
-
 def unpack(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Return codes int8 of a shape from the result of `pack`. Raises ValueError for other bytes.
 
     Whether a block's multiplier is the smallest that fits is not checked.
     """
-    (channels, depth), (weight_bytes, block_bytes) = _matrix_shape(shape), packed_bytes(shape)
+    (channels, depth), (weight_bytes, block_bytes) = matrix_shape(shape), packed_bytes(shape)
     if len(data) != weight_bytes + block_bytes:
         raise ValueError(f"expected {weight_bytes + block_bytes} bytes for shape {shape}, found {len(data)}")
     if len(data[:weight_bytes].translate(None, _NEGATIVE_ZERO)) != weight_bytes:
         raise ValueError("expected no negative zero, found one")
-    blocks = _block_count(depth)
+    blocks = block_count(depth)
     multipliers = unpack_nibbles(data[weight_bytes:], channels * blocks).reshape(channels, blocks)
     if multipliers.max(initial=0) >= MULTIPLIERS:
         raise ValueError(f"expected multipliers of 1 to {MULTIPLIERS}, found {multipliers.max() + 1}")
@@ -205,7 +200,7 @@ def _best_multipliers(
 
 def _fitting(rows: np.ndarray) -> np.ndarray:
     """Return uint16 [o, blocks]: the multipliers that fit every code of each block, as in _FITS."""
-    masks = np.full((len(rows), _block_count(rows.shape[1]) * BLOCK), _FITS[0], np.uint16)
+    masks = np.full((len(rows), block_count(rows.shape[1]) * BLOCK), _FITS[0], np.uint16)
     masks[:, : rows.shape[1]] = _FITS[rows.view(np.uint8)]
     fitting: np.ndarray = np.bitwise_and.reduce(masks.reshape(len(rows), -1, BLOCK), axis=2)
     return fitting
@@ -214,23 +209,13 @@ def _fitting(rows: np.ndarray) -> np.ndarray:
 def _blocks(rows: np.ndarray) -> np.ndarray:
     """Return [o, K] as [16, o, blocks], padded with zeros, so that sums over a block are fast."""
     channels, depth = rows.shape
-    padded = np.zeros((channels, _block_count(depth) * BLOCK), np.float32)
+    padded = np.zeros((channels, block_count(depth) * BLOCK), np.float32)
     padded[:, :depth] = rows
-    return np.ascontiguousarray(padded.reshape(channels, _block_count(depth), BLOCK).transpose(2, 0, 1))
-
-
-def _block_count(depth: int) -> int:
-    return -(-depth // BLOCK)
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    if not shape:
-        raise ValueError("expected a tensor with channels, found a scalar")
-    return shape[0], prod(shape[1:])
+    return np.ascontiguousarray(padded.reshape(channels, block_count(depth), BLOCK).transpose(2, 0, 1))
 
 
 def _matrix(tensor: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(tensor).reshape(_matrix_shape(tensor.shape))
+    return np.ascontiguousarray(tensor).reshape(matrix_shape(tensor.shape))
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,25 +22,26 @@ import numpy as np
 
 from edgekd.core.file_view import FileView
 from edgekd.core.formats import coded_int8, fp4x
+from edgekd.core.formats.fp4x_size import packed_bytes
 from edgekd.core.formats.inflate_stream import InflateStream
 from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
-from edgekd.core.formats.packed_graph_header import (
+from edgekd.core.formats.packed_layout import (
+    CHUNK,
     CODED,
+    MAGIC,
+    MAX_BYTES,
     MAX_COLUMNS,
+    MAX_HEADER,
+    PREFIX,
+    SKELETON,
     SYMBOLS,
-    CutTensor,
+    Cut,
     Header,
     header_json,
-    parse_header,
+    open_packed,
+    read_header,
 )
-from edgekd.core.formats.packed_graph_header import SKELETON as SKELETON
 
-MAGIC = b"EDGEKDPG"
-MAX_FORMAT = 1
-"""Latest format that is read; format 0 is the same without coded INT8."""
-MAX_BYTES = 2**31 - 1
-"""Maximum bytes of an ONNX file: the limit of a Protocol Buffers message."""
-MAX_HEADER = 1 << 22
 MIN_CUT = 64
 """Minimum bytes of a tensor that is cut out."""
 _MAX_ELEMENTS = 1 << 18
@@ -49,8 +49,6 @@ _MAX_ELEMENTS = 1 << 18
 HEADER = "header"
 """Name of the header in `parts`."""
 
-_PREFIX = struct.Struct("<8sIIII")  # magic, format, CRC-32 of what follows, stored and expanded length of the header
-_CHUNK = 1 << 16
 _WIDTHS = {FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes; 1 for other types
 
 
@@ -108,7 +106,7 @@ def parts(data: bytes) -> dict[str, bytes]:
 
 def expanded_parts(data: bytes | FileView) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Yield what `parts` returns, part by part, each in small chunks. Raises ValueError."""
-    header, streams = _opened(data, MAX_BYTES)
+    header, streams = open_packed(data, MAX_BYTES)
     yield HEADER, iter((header_json(header),))
     for name, count in header.expanded.items():
         yield name, streams[name].chunks(count)
@@ -122,7 +120,7 @@ def assemble(expanded: Mapping[str, bytes]) -> bytes:
         raise ValueError("expected the streams of the header, found others")
     for name in packer.lengths:
         content = expanded[name]
-        packer.add(name, (content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK)))
+        packer.add(name, (content[at : at + CHUNK] for at in range(0, len(content), CHUNK)))
     return b"".join(packer.content())
 
 
@@ -135,7 +133,7 @@ class PartsPacker:
 
     def __init__(self, header: bytes, spool: BinaryIO) -> None:
         """Begin with the header. Raises ValueError where it is damaged."""
-        parsed = parse_header(header)
+        parsed = read_header(header)
         self.lengths: Mapping[str, int] = parsed.expanded
         self._format = parsed.format
         self._spool = spool
@@ -158,7 +156,7 @@ class PartsPacker:
         yield _prefix(self._format, self._checksum, self._stored_header, self._expanded_header)
         yield self._stored_header
         self._spool.seek(0)
-        yield from iter(lambda: self._spool.read(_CHUNK), b"")
+        yield from iter(lambda: self._spool.read(CHUNK), b"")
 
     def _store(self, content: bytes) -> None:
         self._checksum = zlib.crc32(content, self._checksum)
@@ -166,7 +164,7 @@ class PartsPacker:
 
 
 def _prefix(version: int, checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
-    return _PREFIX.pack(MAGIC, version, checksum, len(stored_header), expanded_header)
+    return PREFIX.pack(MAGIC, version, checksum, len(stored_header), expanded_header)
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
@@ -179,17 +177,12 @@ def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
 
 def expand(data: bytes | FileView, limit: int = MAX_BYTES) -> Iterator[bytes]:
     """Yield what `unpack` returns, in small pieces and bounded memory. Raises ValueError, of the content at its end."""
-    header, streams = _opened(data, limit)
+    header, streams = open_packed(data, limit)
     digest = hashlib.sha256()
     for piece in _pieces(header, streams, [], max_elements=_MAX_ELEMENTS):
         digest.update(piece)
         yield piece
     _require_same(header, digest.hexdigest())
-
-
-def expanded_bytes(data: bytes | FileView, limit: int = MAX_BYTES) -> int:
-    """Return the length of the ONNX file by the header. Raises ValueError where that is damaged, or above `limit`."""
-    return _opened(data, limit)[0].length
 
 
 def sections(data: bytes) -> list[Section]:
@@ -205,9 +198,9 @@ def sections(data: bytes) -> list[Section]:
     return [*listed, Section("", (), SKELETON, stored[-1], skeleton)]
 
 
-def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[CutTensor, ...], list[int]]:
+def _unpack(data: bytes, limit: int) -> tuple[bytes, tuple[Cut, ...], list[int]]:
     """Return the ONNX file; its cuts; the stored bytes of each cut, and last of the skeleton."""
-    header, streams = _opened(data, limit)
+    header, streams = open_packed(data, limit)
     stored: list[int] = []
     onnx = b"".join(_pieces(header, streams, stored))
     _require_same(header, hashlib.sha256(onnx).hexdigest())
@@ -245,7 +238,7 @@ def _pieces(
     stored.append(streams[SKELETON].consumed)
 
 
-def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[CutTensor, dict[str, bytes]]:
+def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[Cut, dict[str, bytes]]:
     """Return a tensor's cut, and its bytes for each stream, from its raw data."""
     width, count = _WIDTHS.get(tensor.data_type, 1), prod(tensor.shape)
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
@@ -260,19 +253,19 @@ def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[CutTensor, dict[str, 
             narrow = wide.astype("<f2")
         # Not for NaN, whose bits depend on the processor.
         if not np.isnan(wide).any() and narrow.astype("<f4").tobytes() == raw:
-            return _in_planes(CutTensor(gap, "float16", count, 2), narrow.tobytes())
-    return _in_planes(CutTensor(gap, "raw", len(raw) // width, width), raw)
+            return _in_planes(Cut(gap, "float16", count, 2), narrow.tobytes())
+    return _in_planes(Cut(gap, "raw", len(raw) // width, width), raw)
 
 
-def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[CutTensor, dict[str, bytes]] | None:
+def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] | None:
     """Return cut and streams of codes int8 [O, ...] in fp4x or coded INT8; None where neither stores them."""
     rows = codes.reshape(len(codes), -1)
-    split, multipliers = fp4x.packed_bytes(rows.shape)
+    split, multipliers = packed_bytes(rows.shape)
     if rows.shape[1] > MAX_COLUMNS:
         return None
     if split + multipliers < codes.size and fp4x.representable(rows):
         packed = fp4x.pack(rows)
-        return CutTensor(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
+        return Cut(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
     coded = coded_int8.encode(codes)
     if coded is None:
         return None
@@ -283,10 +276,10 @@ def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[CutTensor, dict[str, byt
         "coded-steps": columns.steps.tobytes(),
         **{name: symbols for name, symbols in zip(SYMBOLS, coded.symbols) if symbols},  # noqa: B905 Python 3.10
     }
-    return CutTensor(gap, CODED, *rows.shape, len(columns.taps)), parts
+    return Cut(gap, CODED, *rows.shape, len(columns.taps)), parts
 
 
-def _coded(cut: CutTensor, parts: Iterable[CutTensor], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+def _coded(cut: Cut, parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
     """Yield the content of a tensor in coded INT8, in `parts` of some rows."""
 
     def symbols(index: int, count: int) -> bytes:
@@ -303,7 +296,7 @@ def _coded(cut: CutTensor, parts: Iterable[CutTensor], streams: Mapping[str, Inf
         yield coded_int8.decode(rows, columns, symbols).tobytes()
 
 
-def _uncoded(parts: Iterable[CutTensor], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+def _uncoded(parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
     """Yield the content of a tensor in another encoding, in `parts` of some rows."""
     for part in parts:
         stored = [streams[name].read(count) for name, count in part.streams]
@@ -314,7 +307,7 @@ def _uncoded(parts: Iterable[CutTensor], streams: Mapping[str, InflateStream]) -
             yield np.frombuffer(joined, "<f2").astype("<f4").tobytes() if part.encoding == "float16" else joined
 
 
-def _in_planes(cut: CutTensor, raw: bytes) -> tuple[CutTensor, dict[str, bytes]]:
+def _in_planes(cut: Cut, raw: bytes) -> tuple[Cut, dict[str, bytes]]:
     """Return a cut with the bytes of each significance."""
     return cut, {name: raw[place :: cut.columns] for place, (name, _) in enumerate(cut.streams)}
 
@@ -328,34 +321,3 @@ def _deflater(name: str) -> zlib._Compress:
     # Weights hardly repeat: matches only spoil their Huffman codes. Names and nodes do repeat.
     strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
     return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
-
-
-def _opened(data: bytes | FileView, limit: int) -> tuple[Header, dict[str, InflateStream]]:
-    """Open header and streams of a packed graph, checked by each other and by the length of the file."""
-    if len(data) < _PREFIX.size or bytes(data[: len(MAGIC)]) != MAGIC:
-        raise ValueError(f"not a packed graph: expected a file that begins with {MAGIC.decode()}")
-    _, version, checksum, stored, expanded = _PREFIX.unpack(bytes(data[: _PREFIX.size]))
-    if version > MAX_FORMAT:
-        raise ValueError(f"expected format 0 to {MAX_FORMAT}, found {version}: update edgekd")
-    content = (memoryview(data) if isinstance(data, bytes) else data)[_PREFIX.size :]
-    found = 0
-    for at in range(0, len(content), _CHUNK):
-        found = zlib.crc32(bytes(content[at : at + _CHUNK]), found)
-    if found != checksum:
-        raise ValueError("cut short or damaged: its content has another checksum")
-    if expanded > MAX_HEADER:
-        raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, found {expanded}")
-    head = InflateStream(content[:stored])
-    header = parse_header(head.read(expanded))
-    head.finish()
-    if version != header.format:
-        raise ValueError(f"expected format {header.format} by the header, found {version}")
-    if header.length > limit:
-        raise ValueError(f"expected an ONNX file of at most {limit} bytes, found {header.length}")
-    streams, offset = {}, stored
-    for name, length in header.streams:
-        streams[name] = InflateStream(content[offset : offset + length])
-        offset += length
-    if offset != len(content):
-        raise ValueError(f"expected header and streams of {offset} bytes, found {len(content)}")
-    return header, streams

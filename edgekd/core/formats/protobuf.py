@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types: encodings of a field's value."""
+MAX_TAG = (1 << 32) - 1
+"""Largest number of a field with its wire type. Of a larger one libraries drop bits, and see another field."""
 
 
 def fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -17,6 +19,8 @@ def fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int
     while at < end:
         tag, at = varint(message, at, end)
         first, wire = at, tag & 7
+        if not 8 <= tag <= MAX_TAG:
+            raise ValueError(f"not an ONNX file: no field at byte {first}")
         if wire == VARINT:
             at = varint(message, at, end)[1]
         elif wire == BYTES:

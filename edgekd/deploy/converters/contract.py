@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
@@ -40,7 +41,7 @@ def write_contract(folder: Path, contract: Contract, details: Mapping[str, Any])
         "format": contract.format,
         "entry": contract.entry,
         "engine": contract.runtime,
-        "detector": asdict(contract.spec),
+        "detector": to_plain(contract.spec),
         **details,
     }
     (folder / NAME).write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

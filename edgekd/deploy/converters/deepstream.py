@@ -109,9 +109,9 @@ def _require_supported(spec: DetectorSpec, request: ConversionRequest) -> None:
 
 def _notes(spec: DetectorSpec) -> tuple[str, ...]:
     notes = []
-    if spec.preprocess.pad_value:
+    if spec.preprocess.pad_value and not spec.preprocess.stretch:
         notes.append(f"nvinfer pads the input with black, not with {spec.preprocess.pad_value} as in scores")
-    if not spec.preprocess.upscale:
+    if not (spec.preprocess.upscale or spec.preprocess.stretch):
         notes.append("nvinfer enlarges frames that are smaller than the input, unlike scores")
     return tuple(notes)
 
@@ -190,7 +190,7 @@ def config(spec: DetectorSpec, mode: int, engine: str | None, *, cached: bool) -
         "model-color-format": int(preprocess.color == "bgr"),
         "net-scale-factor": f"{preprocess.scale / preprocess.std[0]:.12g}",
         "offsets": ";".join(f"{mean / preprocess.scale:.9g}" for mean in preprocess.mean),
-        "maintain-aspect-ratio": 1,
+        "maintain-aspect-ratio": int(not preprocess.stretch),
         "symmetric-padding": int(preprocess.center),
         "labelfile-path": LABELS,
         "num-detected-classes": len(spec.classes),

@@ -18,8 +18,9 @@ def convert(source: Source, folder: Path, name: str, request: ConversionRequest)
     """Write `NAME.onnx` with its contract in its metadata; INT8 stays Q/DQ, for TensorRT 8 with FP32 weights."""
     import onnx
 
-    from edgekd.detectors.onnx import describe_in, to_opset
+    from edgekd.detectors.onnx import describe_in
     from edgekd.graph.fp16 import half
+    from edgekd.graph.opset import to_opset
     from edgekd.graph.view import load_graph
 
     out = folder / f"{name}{ONNX.suffix}"
@@ -30,7 +31,7 @@ def convert(source: Source, folder: Path, name: str, request: ConversionRequest)
         graph = out
     model = load_graph(graph)
     if request.opset is not None and request.opset != opset_of(model):
-        model = to_opset(model, request.opset, source.graph)
+        model = to_opset(model, request.opset, str(source.graph))
     describe_in(model, source.spec)
     onnx.save(model, out)
     if request.tensorrt is not None and not generation(request.tensorrt).int8_constants:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.core.bundle import ed25519
-from edgekd.core.bundle.archive import opened_bundle
+from edgekd.core.bundle.archive import opened, opened_bundle
+from edgekd.core.bundle.network import verify_bundle
 from edgekd.core.bundle.signatures import Signature, SignatureEnvelope, holds, key_id, merged, statement
 from edgekd.core.bundle.trust import SignedTrust, require_complete, require_next, require_signed
 from edgekd.core.documents import Result
@@ -155,7 +156,7 @@ def verify(path: Path, trust: Path | None = None, keys: Mapping[str, bytes] | No
         names = {**_names(held), **_names(signed)}
     else:
         with opened_bundle(path, _signature_check(held, keys, now)) as bundle:
-            bundle.verify()
+            verify_bundle(bundle)
             head, size = bundle.head, bundle.size
         kind, identity, signatures = "bundle", head.identity, head.envelope.signatures
         version, expires = head.manifest.counter, None
@@ -217,9 +218,6 @@ def _names(signed: SignedTrust | None) -> dict[str, str]:
 
 
 def _is_trust(path: Path) -> bool:
-    """Return whether a file is a trust file, which begins with a brace, rather than a bundle."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(1) == b"{"
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error
+    """Return whether a file is a trust file, which begins with a brace, rather than a bundle. Raises BundleError."""
+    with opened(path) as stream:
+        return stream.read(1) == b"{"

@@ -10,9 +10,10 @@ from typing import Any
 from edgekd.core.atomic_files import write_file
 from edgekd.core.bundle.archive import read_head
 from edgekd.core.bundle.signatures import key_id
-from edgekd.core.bundle.trust import TIME, CounterReset, Key, Role, SignedTrust, Trust, from_json, to_json
+from edgekd.core.bundle.trust import MAX_BYTES, TIME, CounterReset, Key, Role, SignedTrust, Trust, from_json, to_json
 from edgekd.core.canonical import is_sha256
 from edgekd.core.errors import SpecError, naming
+from edgekd.core.input_files import read_input
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.deploy.signing.key_files import read_public
 
@@ -84,10 +85,7 @@ def trust_from_toml(path: Path) -> SignedTrust:
 
 def read_trust_file(path: Path) -> SignedTrust:
     """Read a trust file without checking its signatures. Raises SignatureError, SpecError."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read", found=error.strerror, fix="check the path") from error
+    content = read_input(path, MAX_BYTES, SpecError)
     with naming(path):
         return from_json(content)
 

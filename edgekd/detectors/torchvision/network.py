@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from edgekd.core.errors import SpecError, did_you_mean, first_line
 from edgekd.detectors.checkpoint_scan import scan_checkpoint
 from edgekd.detectors.torch_support import write_content
 from edgekd.detectors.torchvision.family import BUILDERS, FAMILY
+from edgekd.graph.rehearsal import rehearse_call
 
 _CLASS_LAYER = re.compile(r"head\.classification_head\.(cls_logits|module_list\.\d+\.1)\.")
 STEP = 32
@@ -228,8 +231,32 @@ def save_network(network: TorchvisionNetwork, path: Path) -> None:
     write_content(content, path)
 
 
+@dataclass(frozen=True)
+class _Description:
+    """The content of a `.tv.pt` file, checked. state: the weights, by name."""
+
+    builder: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    state: Mapping[str, Any]
+
+
 def load_network(path: Path) -> TorchvisionNetwork:
-    """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed. Raises SpecError."""
+    """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed.
+
+    It is built and run once in a child with limits before: weights may be shared, and of any width. Raises SpecError.
+    """
+    described = _read(path)
+    rehearse_call(f"{__name__}:run_once", path, (), 3 * prod(described.image_size), "torch,torchvision")
+    return _built(described, path)
+
+
+def run_once(path: str) -> None:
+    """Build the network in a file, which runs it on frames of zeros to find its maps: what is done in the child."""
+    _built(_read(Path(path)), Path(path))
+
+
+def _read(path: Path) -> _Description:
     names = scan_checkpoint(path)
     if names:
         raise _unreadable(path, ", ".join(sorted(names))[:200])
@@ -246,15 +273,20 @@ def load_network(path: Path) -> TorchvisionNetwork:
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
         raise _unreadable(path, f"image_size {size!r:.100}")
     checked_spec(DetectorSpec(tuple(classes), Preprocess(size[0], size[1]), Head("yolo")), f"{path}: detector")
-    network = TorchvisionNetwork(builder, classes, (size[0], size[1]))
+    return _Description(builder, tuple(classes), (size[0], size[1]), state)
+
+
+def _built(described: _Description, path: Path) -> TorchvisionNetwork:
+    network = TorchvisionNetwork(described.builder, described.classes, described.image_size)
     try:
-        network.fit_widths(state)
+        network.fit_widths(described.state)
         # A plain dictionary has no version, so batch norms may lack the counter that frozen ones never had.
-        network.model.load_state_dict(dict(state))
+        network.model.load_state_dict(dict(described.state))
         network._find_maps()
     except RuntimeError as error:
         raise SpecError(
-            f"{path}: its weights are not those of {builder} with {len(classes)} classes and the background",
+            f"{path}: its weights are not those of {described.builder} with {len(described.classes)} classes and the"
+            " background",
             found=" ".join(str(error).split())[:200],
             fix="save the state_dict of the network that this builder makes",
         ) from error

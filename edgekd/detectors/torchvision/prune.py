@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from math import inf
@@ -36,6 +37,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
+from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import Teacher, paired_aids
 from edgekd.detectors.torch_support import parameters_in
@@ -70,15 +72,20 @@ def prune_detector(
     before, max_weights = parameters_in(network), inf
     if step.max_bytes is not None:
         max_weights = weights_to_keep(network, checkpoint.stat().st_size - step.max_bytes, 4, rounds)
-    samples: Sequence[LabelledImage] = ()
+    classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
     if step.importance != "magnitude":
-        classes, samples = pruning_images(data, step, progress)
         loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
         _accumulate(network, loss, samples, step, progress)
+    original = deepcopy(network)
     channels, convolutions = _channels(network, step)
     removed = channels.prune(step, cost, max_weights)
     network.zero_grad(set_to_none=True)
-    renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, network.image_size).frames)
+    if step.refit:
+        frames = torch.cat([_batch([each], network.image_size).frames for each in samples])
+        networks, kept = (_Dense(network), _Dense(original)), channels.kept_outputs(removed)
+        refit(*networks, kept, frames, partial(object_certainty, load_teacher(checkpoint, trust)), step.seed, progress)
+    else:
+        renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, network.image_size).frames)
     save_network(network, out)
     sizes = (before, parameters_in(network))
     return channels.pruned(removed, convolutions().values(), sizes, time.monotonic() - began)

@@ -15,7 +15,7 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.literals import read_literal
 from edgekd.detectors.torch_support import requiring, write_onnx
-from edgekd.detectors.ultralytics.checkpoint import load_checkpoint, write_checkpoint
+from edgekd.detectors.ultralytics.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from edgekd.graph.rehearsal import rehearse_call
 
 HEADS = ("Detect", "v10Detect")
@@ -49,9 +49,6 @@ class UltralyticsDetector:
         height, width = input_size(train_args, max(strides))
         spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), Head("yolo", nms, strides))
         checked_spec(spec, f"{self.path}: detector")
-        if not self._trust:
-            function, values = f"{__name__}:run_once", 3 * height * width
-            rehearse_call(function, [str(self.path), height, width], self.path, values, "torch,ultralytics")
         model.fuse(verbose=False)
         head.export, head.format, head.dynamic = True, "onnx", False
         write_onnx(model, height, width, graph, opset)
@@ -72,14 +69,22 @@ class UltralyticsDetector:
         model_classes(self.path)
         checkpoint = load_checkpoint(self.path, self._trust)
         require_box_detector(checkpoint.model, self.path)
+        if not self._trust:
+            rehearse_network(checkpoint, self.path)
         return checkpoint.model, checkpoint.train_args
 
 
+def rehearse_network(checkpoint: Checkpoint, path: Path) -> None:
+    """Run the network in a checkpoint once in a child with limits. path: of its file. Raises SpecError."""
+    height, width = input_size(checkpoint.train_args, max(strides_of(checkpoint.model)))
+    rehearse_call(f"{__name__}:run_once", path, (height, width), 3 * height * width, "torch,ultralytics")
+
+
 def run_once(path: str, height: int, width: int) -> None:
-    """Run the network in a checkpoint on one frame of zeros: what is rehearsed in a child, whatever its layers do."""
+    """Run the network in a checkpoint on one frame of zeros: what is done in the child, whatever its layers do."""
     import torch
 
-    model, _ = UltralyticsDetector(Path(path)).network()
+    model = load_checkpoint(Path(path)).model
     keep_one_branch(model.model[-1])
     with torch.no_grad():
         model(torch.zeros(1, 3, height, width))

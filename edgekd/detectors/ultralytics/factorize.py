@@ -8,7 +8,8 @@ one, and finds a layer's input by the index that the sequence has taken over.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import draw_images
+from edgekd.detectors.family import load_teacher
+from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import FactorizationRecord, LowRankProduct
 from edgekd.detectors.torch_support import parameters_in
-from edgekd.detectors.ultralytics.channels import TRACED, convolutions_of
+from edgekd.detectors.ultralytics.channels import TRACED, branches_alone, convolutions_of
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfused_network
 from edgekd.detectors.ultralytics.loop import quiet
@@ -58,12 +61,16 @@ def factorize_detector(
     with quiet(), torch.no_grad():
         before = convolutions_of(network, size)
         layers = {name: before[f"{name}.conv"] for name in candidates(network, before, step.channels)}
-        inputs = observe_inputs(network, list(layers), data, step, size, progress)
-        products = {}
+        frames = drawn_frames(network, data, step, size, progress)
+        inputs = observe_inputs(network, list(layers), frames, progress)
+        products, original = {}, deepcopy(network)
         for name, layer in progress.items(layers.items(), "factorize", len(layers)):
             product = _factorize(network, name, layer, inputs.pop(name), step, cost or default_cost)
             if product is not None:
                 products[name] = product
+        if step.refit and products:
+            certainty = partial(object_certainty, load_teacher(checkpoint, trust))
+            _refit(network, original, products, frames, certainty, step, progress)
         after = convolutions_of(network, size)
     _require_some(products, len(layers), step)
     write_checkpoint(network, {"task": "detect", **train_args, "imgsz": list(size)}, out)
@@ -112,12 +119,19 @@ def _head_input_layers(network: Any) -> set[Any]:
     return {layer for layer, output in written.items() if any(output is each for each in read)}
 
 
-def observe_inputs(
-    network: Any, names: list[str], data: Path, step: LowRank, size: tuple[int, int], progress: Progress
-) -> dict[str, InputMoments]:
-    """Return the moments of the inputs of the layers named, on training images drawn by the step's seed."""
+def drawn_frames(
+    network: Any, data: Path, step: LowRank, size: tuple[int, int], progress: Progress
+) -> list[torch.Tensor]:
+    """Return training images drawn by the step's seed, float32 [1, 3, h, w] each."""
     images = draw_images(load_dataset(data).split("train").samples, step.images, step.seed, progress)
     preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, max(strides_of(network))))
+    return [torch.from_numpy(letterbox(image, preprocess)[0]) for _, image in images]
+
+
+def observe_inputs(
+    network: Any, names: list[str], frames: Sequence[torch.Tensor], progress: Progress
+) -> dict[str, InputMoments]:
+    """Return the moments of the inputs of the layers named, on frames."""
     layers = {name: network.get_submodule(name).conv for name in names}
     statistics = {
         name: InputStatistics(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()
@@ -127,8 +141,8 @@ def observe_inputs(
         statistics[name].add(inputs[0])
 
     hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
-    for _, image in progress.items(images, "watch layers", len(images)):
-        network(torch.from_numpy(letterbox(image, preprocess)[0]))
+    for frame in progress.items(frames, "watch layers", len(frames)):
+        network(frame)
     for hook in hooks:
         hook.remove()
     return {name: each.moments() for name, each in statistics.items()}
@@ -175,9 +189,32 @@ def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
         layers[-1].weight = nn.Parameter(weight)
     layer.conv = layers.pop()
     sequence = nn.Sequential(*layers, layer)
+    return _linked(sequence, layer)
+
+
+def _linked(sequence: nn.Sequential, layer: Any) -> nn.Sequential:
+    """Return a sequence that takes a layer's place."""
     links = {name: vars(layer)[name] for name in ("i", "f", "type", "np") if name in vars(layer)}
     vars(sequence).update(links)  # by which Ultralytics finds a layer's input
     return sequence.train(layer.training)
+
+
+def _refit(
+    network: Any,
+    original: Any,
+    products: Iterable[str],
+    frames: Sequence[torch.Tensor],
+    certainty: Callable[[torch.Tensor], torch.Tensor],
+    step: LowRank,
+    progress: Progress,
+) -> None:
+    """Refit the last part of each product to the outputs of the layer that it replaces, and all layers after it."""
+    for name in products:
+        layer, parts = original.get_submodule(name), len(network.get_submodule(name))
+        # So that the layer has the name of the product's last part.
+        original.set_submodule(name, _linked(nn.Sequential(*[nn.Identity()] * (parts - 1), layer), layer))
+    with branches_alone(network), branches_alone(original):
+        refit(network, original, {}, torch.cat(list(frames)), certainty, step.seed, progress)
 
 
 def _require_some(products: Mapping[str, LowRankProduct], tried: int, step: LowRank) -> None:

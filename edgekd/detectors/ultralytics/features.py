@@ -20,7 +20,13 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
 from edgekd.detectors.teacher import DirectDetector
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics.detector import class_names, input_size, require_box_detector, strides_of
+from edgekd.detectors.ultralytics.detector import (
+    class_names,
+    input_size,
+    rehearse_network,
+    require_box_detector,
+    strides_of,
+)
 from edgekd.detectors.ultralytics.upstream import RTDETRDetectionModel
 
 PROBE_SIDE = 256
@@ -122,6 +128,9 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
         self._anchors = type(network) is not RTDETRDetectionModel
         if self._anchors:
             require_box_detector(network, checkpoint)
+        if not trust:
+            rehearse_network(loaded, checkpoint)
+        if self._anchors:
             head = network.model[-1]
             if getattr(head, "one2one_cv2", None) is None:
                 network.fuse(verbose=False)  # which would drop one branch of a head with two
@@ -148,6 +157,8 @@ def rtdetr(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -> Dir
     network = loaded.model
     if type(network) is not RTDETRDetectionModel:
         return None
+    if not trust:
+        rehearse_network(loaded, checkpoint)
     height, width = input_size(loaded.train_args, max(strides_of(network)))
     spec = DetectorSpec(class_names(network), Preprocess(height, width), Head("end2end", nms=False))
 

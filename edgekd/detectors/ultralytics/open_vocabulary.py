@@ -26,7 +26,7 @@ from edgekd.core.errors import SpecError
 from edgekd.data.images import Image
 from edgekd.data.pseudo_labels import LABELLING
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
-from edgekd.detectors.ultralytics.detector import class_names, input_size, model_classes, strides_of
+from edgekd.detectors.ultralytics.detector import class_names, input_size, model_classes, rehearse_network, strides_of
 
 
 def open_vocabulary(
@@ -75,6 +75,8 @@ def _network(checkpoint: Path, trust: bool) -> tuple[Any, Any]:
             expected="an Ultralytics WorldModel or YOLOEModel",
             found=type(loaded.model).__name__,
         )
+    if not trust:
+        rehearse_network(loaded, checkpoint)
     return loaded.model.requires_grad_(False), loaded.train_args
 
 

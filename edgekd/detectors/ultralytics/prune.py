@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from edgekd.detectors.channel_groups import (
     weights_to_keep,
 )
 from edgekd.detectors.family import load_teacher
+from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
@@ -69,7 +71,7 @@ def prune_detector(
     Arguments: `Family.prune`. `step.images` training images are read, for gradients. The step's `share` and `max_size`
     are the goal; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input has the teacher's size.
     quantized: the detector's Q/DQ graph, on which gradients are taken: of the loss on labels and of the distance from
-    the detector. Nothing is trained.
+    the detector. The weights that are left are refitted where the step says so; nothing is trained.
     """
     began = time.monotonic()
     network, train_args, size = _load(checkpoint, trust)
@@ -80,10 +82,9 @@ def prune_detector(
         excess = len(checkpoint_bytes(deepcopy(network), train_args)) - step.max_bytes
         max_weights = weights_to_keep(network, excess, 2, rounds)
     image_size = _gradient_size(step, network, size)
-    samples: Sequence[LabelledImage] = ()
+    classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
     with quiet(), in_halves(network):
         if step.importance != "magnitude":
-            classes, samples = pruning_images(data, step, progress)
             if quantized:
                 model, loss = _quantized(checkpoint, quantized, trust)
             else:
@@ -91,10 +92,16 @@ def prune_detector(
             _accumulate(model, loss, samples, image_size, step, progress)
             if quantized:
                 _copy_gradients(model, network)
+        original = deepcopy(network).eval()
         channels = channels_of(network, size, step.importance)
-        with branches_alone(network):
+        with branches_alone(network), branches_alone(original):
             removed = channels.prune(step, cost, max_weights)
-            renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
+            if step.refit:
+                frames = torch.cat([_batch([each], image_size)["img"] for each in samples])
+                certainty = partial(object_certainty, load_teacher(checkpoint, trust))
+                refit(network, original, channels.kept_outputs(removed), frames, certainty, step.seed, progress)
+            else:
+                renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
     network.zero_grad(set_to_none=True)
     after = convolutions_of(network, size).values()
     write_checkpoint(network, train_args, out)

@@ -40,6 +40,7 @@ from edgekd.core.bundle.manifest import MAX_BYTES
 from edgekd.core.bundle.signatures import SignatureEnvelope
 from edgekd.core.bundle.signatures import to_json as envelope_json
 from edgekd.core.formats import packed_graph
+from edgekd.core.formats.protobuf import field
 
 PEAK = 64 << 20
 """Bytes that a process may take, Python and NumPy included."""
@@ -269,12 +270,14 @@ def test_a_delta_of_a_bundle_that_is_much_larger(tmp_path: Path, bundles: Bundle
 
 
 def bomb(length: int, *, sha256: str = "0" * 64, kind: str = "raw") -> bytes:
-    """A packed graph of equal bytes."""
+    """A packed graph of equal bytes, in a field that no library reads."""
+    skeleton = field(50, bytes(length))[:-length]
+    gap = len(skeleton)
     tensors = {
-        "raw": [[0, "raw", length, 1]],
-        "float16": [[0, "float16", length // 4, 2]],
-        "fp4x": [[0, "fp4x", length // 4096, 4096]],
-        "coded": [[0, "coded-int8", length // 4096, 4096, 1]],
+        "raw": [[gap, "raw", length, 1]],
+        "float16": [[gap, "float16", length // 4, 2]],
+        "fp4x": [[gap, "fp4x", length // 4096, 4096]],
+        "coded": [[gap, "coded-int8", length // 4096, 4096, 1]],
     }[kind]
     streams = {
         "raw": {"bytes-1-0": length},
@@ -282,11 +285,10 @@ def bomb(length: int, *, sha256: str = "0" * 64, kind: str = "raw") -> bytes:
         "fp4x": {"fp4x-multipliers": length // 32, "fp4x-weights": length // 2},
         "coded": {"coded-00": length, "coded-columns": 4097, "coded-rows": length // 4096, "coded-steps": 4096},
     }[kind]
-    stored = {
-        name: deflated(bytes([name == "coded-steps"]) * count) for name, count in {**streams, "skeleton": 0}.items()
-    }
+    stored = {name: deflated(bytes([name == "coded-steps"]) * count) for name, count in streams.items()}
+    stored["skeleton"] = deflated(skeleton)
     document = {
-        "length": length,
+        "length": gap + length,
         "sha256": sha256,
         "streams": [[name, len(content)] for name, content in stored.items()],
         "tensors": tensors,
@@ -313,4 +315,20 @@ def test_a_network_that_expands_as_far_as_it_may(tmp_path: Path, kind: str) -> N
     """16 MiB from 16 KB, and the wrong hash at the end."""
     bad = holding(tmp_path, bomb(1 << 24, kind=kind))
     assert "another SHA-256" in refused(FILL, bad, tmp_path / "state")
+    assert not list((tmp_path / "state").glob("slots/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("graph", "error"),
+    [
+        (field(1, b"") * 200_000, "too many nodes"),
+        (field(5, field(1, b"\1" * 60) + field(9, b"x")) * 15_000, "too many nodes"),
+        (b"".join(field(1, field(4, b"%d" % number)) for number in range(30_000)), "different operators"),
+        (field(1, field(4, bytes(1 << 24))), "a name of"),
+    ],
+    ids=["nodes", "shapes", "operators", "names"],
+)
+def test_a_network_that_takes_long_to_look_at(tmp_path: Path, graph: bytes, error: str) -> None:
+    bad = holding(tmp_path, packed_graph.pack(field(7, graph)))
+    assert error in refused(FILL, bad, tmp_path / "state")
     assert not list((tmp_path / "state").glob("slots/*/*"))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.bundle.manifest import (
     BASES,
     MAX_BYTES,
@@ -34,6 +35,7 @@ from edgekd.core.bundle.manifest import (
     to_json,
 )
 from edgekd.core.detection.types import HEADS, DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import BundleError
 
 HASH = "0123456789abcdef" * 4
@@ -44,7 +46,7 @@ MANIFEST = Manifest(
     counter=7,
     target=TargetName("xavier", "nvidia,p2972-0000"),
     tensorrt=("8.5", "8.6.1"),
-    detector=asdict(SPEC),
+    detector=to_plain(SPEC),
     thresholds=DetectionThresholds((0.25, 0.3), 0.7, 300),
     files=(FileEntry("graph.onnx", 12, HASH, "graph"), FileEntry("report/index.html", 0, HASH, "report")),
     limits=BuildLimits(12_000_000, 0.98, None),
@@ -116,7 +118,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         counter=draw(counts),
         target=TargetName(draw(texts), draw(texts)),
         tensorrt=draw(st.none() | st.just((f"{versions[0]}.2", f"{versions[1]}.10.1"))),
-        detector=asdict(spec),
+        detector=DETECTOR(to_plain(spec), "detector"),
         thresholds=DetectionThresholds(draw(sure), draw(shares), draw(counts)),
         files=(*others, graph),
         limits=draw(limits),
@@ -178,7 +180,7 @@ def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
     before, after = (replace(score, classes=(None,) * count) for score in (evidence.before, evidence.after))
     told = replace(
         MANIFEST,
-        detector=asdict(spec),
+        detector=to_plain(spec),
         thresholds=DetectionThresholds((0.25,) * count, 0.7, 300),
         evidence=replace(evidence, before=before, after=after),
     )
@@ -187,7 +189,7 @@ def test_the_detector_becomes_a_spec_again(spec: DetectorSpec) -> None:
 
 
 def test_integers_are_numbers_and_become_floats() -> None:
-    detector = asdict(replace(SPEC, preprocess=replace(SPEC.preprocess, scale=1, std=(1, 2, 3))))
+    detector = to_plain(replace(SPEC, preprocess=replace(SPEC.preprocess, scale=1, std=(1, 2, 3))))
     assert to_json(replace(MANIFEST, detector=detector)).count(b'"scale":1.0,"std":[1.0,2.0,3.0]') == 1
 
 

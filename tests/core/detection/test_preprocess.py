@@ -119,3 +119,14 @@ def test_boxes_come_back_as_in_ultralytics(frame: tuple[int, int]) -> None:
     boxes = np.random.default_rng(1).uniform(0, 640, (50, 4)).astype(np.float32)
     at = place(frame[1], frame[0], Preprocess(640, 640))
     np.testing.assert_allclose(to_frame(boxes, at), ops.scale_boxes((640, 640), boxes.copy(), frame), atol=1e-3)
+
+
+def test_a_stretched_frame_fills_the_input_and_boxes_come_back() -> None:
+    preprocess = Preprocess(64, 96, stretch=True)
+    frame = np.full((30, 90, 3), 200, np.uint8)
+    batch, placement = letterbox(frame, preprocess)
+    np.testing.assert_allclose(batch, 200 / 255, rtol=1e-6)
+    boxes = np.array([[9, 3, 45, 30]], np.float32)
+    inside = to_input(boxes / np.array([90, 30, 90, 30], np.float32), placement)
+    np.testing.assert_allclose(inside, [[9.6, 6.4, 48, 64]], rtol=1e-6)
+    np.testing.assert_allclose(to_frame(inside, placement), boxes, rtol=1e-6)

@@ -21,6 +21,7 @@ from tiny_int8 import INPUT_SCALES
 from edgekd.commands import convert as convert_module
 from edgekd.core import atomic_files
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError, EdgeKDError, ParityError, SpecError
 from edgekd.deploy.converters import FORMATS, format_named
 from edgekd.deploy.converters.contract import METADATA, NAME, read_contract
@@ -338,9 +339,8 @@ def test_a_folder_that_is_no_conversion_is_refused(
 
 
 def test_a_contract_cannot_lead_out_of_its_folder(tmp_path: Path, tiny_model: Path) -> None:
-    from dataclasses import asdict
 
-    told = {"format": "onnx", "entry": "../../a.onnx", "engine": None, "detector": asdict(spec_of(tiny_model))}
+    told = {"format": "onnx", "entry": "../../a.onnx", "engine": None, "detector": to_plain(spec_of(tiny_model))}
     (tmp_path / NAME).write_text(json.dumps(told))
     assert read_contract(tmp_path).entry == "a.onnx"
 

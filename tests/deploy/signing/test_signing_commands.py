@@ -284,7 +284,10 @@ def test_a_folder_is_packed_with_what_lies_there_now(edgekd: EdgeKD, tiny_build:
     (folder / "labels.txt").symlink_to("/etc/passwd")
     assert "a symbolic link" in edgekd("pack", folder, "--out", out).err
     assert verify(out) == found
-    assert "cannot read" in edgekd("pack", tmp_path, "--out", out).err
+    assert (
+        "no unpacked bundle; expected a bundle, or a folder with its manifest.json"
+        in edgekd("pack", tmp_path, "--out", out).err
+    )
     assert "no such folder" in edgekd("pack", tiny_build.bundle, "--out", tmp_path / "none" / "a.edgekd").err
 
 

@@ -1,0 +1,283 @@
+"""Decoding of raw outputs as part of the graph: ONNX operators that leave one output of a kind that the agent decodes.
+
+A network of several outputs, with boxes as distances, distributions, anchors or fractions, so becomes one with an
+output `yolo` (boxes in pixels and scores of classes) or `end2end` (finished detections); all that follows - parity,
+quantization, engines, the agent, parsers in C++ - knows these alone. The nodes compute in float: they are no
+convolutions and matrix products, which alone are quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.detection.types import Head
+from edgekd.core.errors import SpecError
+from edgekd.detectors.heads.completion import cells
+from edgekd.detectors.heads.description import HeadDescription
+
+OUTPUT = "detections"
+_PREFIX = "edgekd.head"
+
+
+def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int], where: str) -> Head:
+    """Replace the outputs of a graph, in place, by one that is decoded as a complete description says.
+
+    size: height and width of the input. Raises SpecError where the shapes of outputs contradict the description.
+    """
+    import onnx
+
+    writer = _Writer(model, where)
+    head = Head("end2end", nms=bool(described.nms), strides=described.strides or (1,))
+    if described.labels is not None:
+        last = _finished(writer, described, size)
+        shape: list[int | str] = [1, "detections", 6]
+    else:
+        last, count = _candidates(writer, described, size)
+        head = Head("yolo", nms=bool(described.nms), strides=head.strides)
+        shape = [1, 4 + count, "boxes"]
+    writer.add("Identity", [last], OUTPUT)
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape))
+    return head
+
+
+class _Writer:
+    """Appends nodes to a graph, and knows the shapes of what it began with."""
+
+    def __init__(self, model: Any, where: str) -> None:
+        from edgekd.graph.view import Graph
+
+        self.graph = model.graph
+        self.shapes = Graph(model).shapes
+        self.where = where
+        self._count = 0
+
+    def add(self, operator: str, inputs: Sequence[Any], output: str = "", **attributes: Any) -> str:
+        """Append a node; arrays among the inputs become initializers. Return the name of its output."""
+        import onnx
+
+        names = [self.constant(each) if isinstance(each, np.ndarray) else each for each in inputs]
+        output = output or self._name(operator)
+        self.graph.node.append(onnx.helper.make_node(operator, names, [output], f"{output}.node", **attributes))
+        return output
+
+    def constant(self, value: np.ndarray) -> str:
+        """Append an initializer."""
+        import onnx
+
+        name = self._name("constant")
+        self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        return name
+
+    def reshape(self, tensor: str, *shape: int) -> str:
+        return self.add("Reshape", [tensor, np.array(shape, np.int64)])
+
+    def columns(self, rows: str, start: int, stop: int) -> str:
+        """Return columns of rows [1, n, c]."""
+        limits = [np.array([value], np.int64) for value in (start, stop, 2)]
+        return self.add("Slice", [rows, *limits])
+
+    def joined(self, tensors: Sequence[str], axis: int) -> str:
+        return self.add("Concat", tensors, axis=axis) if len(tensors) > 1 else tensors[0]
+
+    def _name(self, what: str) -> str:
+        self._count += 1
+        return f"{_PREFIX}.{self._count}.{what.lower()}"
+
+
+def _finished(writer: _Writer, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return finished detections [1, n, 6] from boxes, scores and labels."""
+    boxes = _box_corners(writer, writer.reshape(described.boxes[0], 1, -1, 4), described, size)
+    scores = writer.reshape(described.scores[0], 1, -1, 1)
+    labels = writer.add("Cast", [writer.reshape(str(described.labels), 1, -1, 1)], to=1)
+    if described.background == "first":
+        labels = writer.add("Sub", [labels, np.ones(1, np.float32)])
+    if described.class_columns:
+        table = np.full(max(described.class_columns) + 2, -1, np.float32)  # the last entry is for all higher numbers
+        table[list(described.class_columns)] = np.arange(len(described.class_columns))
+        zero, most = np.array(0, np.float32), np.array(len(table) - 1, np.float32)
+        known = writer.add("Clip", [labels, zero, most])
+        labels = writer.add("Gather", [table, writer.add("Cast", [known], to=7)])
+        scores = writer.add("Where", [writer.add("Less", [labels, zero]), zero, scores])
+        labels = writer.add("Max", [labels, zero])
+    return writer.joined([boxes, scores, labels], 2)
+
+
+def _candidates(writer: _Writer, described: HeadDescription, size: tuple[int, int]) -> tuple[str, int]:
+    """Return an output `yolo` [1, 4 + classes, n], and the number of classes."""
+    width = 4 * (described.bins or 1)
+    objectness = ""
+    if described.predictions:
+        rows, total = _rows(writer, described, described.predictions, None)
+        widths = {"boxes": width, "objectness": 1}
+        scores_width = total - sum(widths.get(part, 0) for part in described.columns)
+        starts = np.cumsum([0, *(widths.get(part, scores_width) for part in described.columns)]).tolist()
+        parts = {
+            part: writer.columns(rows, start, stop)
+            for part, start, stop in zip(described.columns, starts, starts[1:], strict=False)
+        }
+        boxes, scores, objectness = parts["boxes"], parts["scores"], parts.get("objectness", "")
+    else:
+        boxes, _ = _rows(writer, described, described.boxes, width)
+        scores, scores_width = _rows(writer, described, described.scores, None)
+        if described.objectness:
+            objectness, _ = _rows(writer, described, described.objectness, 1)
+    scores, count = _scores(writer, described, scores, scores_width, objectness)
+    boxes = _box_centres(writer, boxes, described, size)
+    return writer.add("Transpose", [writer.joined([boxes, scores], 2)], perm=[0, 2, 1]), count
+
+
+def _rows(writer: _Writer, described: HeadDescription, outputs: Sequence[str], columns: int | None) -> tuple[str, int]:
+    """Return the outputs of all levels as rows [1, n, columns], and the number of columns."""
+    found = [_level_rows(writer, described, name, columns) for name in outputs]
+    widths = {width for _, width in found}
+    if len(widths) != 1:
+        raise SpecError(f"{writer.where}: {', '.join(outputs)}", expected="as many columns in each", found=str(widths))
+    return writer.joined([rows for rows, _ in found], 1), widths.pop()
+
+
+def _level_rows(writer: _Writer, described: HeadDescription, name: str, columns: int | None) -> tuple[str, int]:
+    """Return one output as rows [1, n, columns]. columns: expected, None for any."""
+    shape = writer.shapes[name]
+    anchors = len(described.anchors[0]) // 2 if described.anchors else 1
+    if len(shape) == 5:  # [1, anchors, h, w, c]
+        width = shape[4] or 0
+        rows = writer.reshape(name, 1, -1, width)
+    elif len(shape) == 4 and columns is not None and shape[3] == columns != shape[1]:  # [1, h, w, c]
+        width = columns
+        rows = writer.reshape(name, 1, -1, width)
+    elif len(shape) == 4:  # [1, anchors * c, h, w]
+        width = (shape[1] or 0) // anchors
+        flat = writer.reshape(name, 1, anchors, width, -1)
+        rows = writer.reshape(writer.add("Transpose", [flat], perm=[0, 1, 3, 2]), 1, -1, width)
+    elif len(shape) == 3 and _transposed(shape, columns):  # [1, c, n]
+        width = shape[1] or 0
+        rows = writer.add("Transpose", [name], perm=[0, 2, 1])
+    else:
+        width = shape[-1] or 0
+        rows = writer.reshape(name, 1, -1, width) if len(shape) == 2 else name
+    if not width or columns not in (None, width):
+        expected = f"{columns or 'a fixed number of'} columns"
+        raise SpecError(f"{writer.where}: output {name}", expected=expected, found=str(list(shape)))
+    return rows, width
+
+
+def _transposed(shape: Sequence[int | None], columns: int | None) -> bool:
+    """Return True for [1, c, n]. Without a known number of columns the longer side is n."""
+    if columns is not None:
+        return shape[1] == columns != shape[2]
+    return (shape[2] or 0) > (shape[1] or 0)
+
+
+def _scores(writer: _Writer, described: HeadDescription, scores: str, width: int, objectness: str) -> tuple[str, int]:
+    """Return scores of classes [1, n, classes] from 0 to 1, and the number of classes."""
+    first = 1 if described.background == "first" else 0
+    wanted = list(range(first, width - (described.background == "last")))
+    if described.class_columns:
+        if max(described.class_columns) >= len(wanted):
+            expected = f"numbers below {len(wanted)}, the columns of scores without the background"
+            found = str(max(described.class_columns))
+            raise SpecError(f"{writer.where}: class_columns", expected=expected, found=found)
+        wanted = [wanted[column] for column in described.class_columns]
+    if described.activation == "softmax":
+        scores = writer.add("Softmax", [scores], axis=2)
+    if wanted != list(range(width)):
+        scores = writer.add("Gather", [scores, np.array(wanted, np.int64)], axis=2)
+    if described.activation == "sigmoid":
+        scores = writer.add("Sigmoid", [scores])
+    if objectness:
+        objectness = writer.add("Sigmoid", [objectness]) if described.activation == "sigmoid" else objectness
+        scores = writer.add("Mul", [scores, objectness])
+    return scores, len(wanted)
+
+
+def _box_centres(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return boxes [1, n, 4] cx, cy, w, h in pixels of the input."""
+    if described.coding == "cxcywh":
+        return _in_pixels(writer, boxes, described, size)
+    if described.coding in ("grid", "anchors"):
+        return _grid_boxes(writer, boxes, described, size)
+    first, second = _corners(writer, boxes, described, size)
+    half = np.array([0.5], np.float32)
+    centre = writer.add("Mul", [writer.add("Add", [first, second]), half])
+    return writer.joined([centre, writer.add("Sub", [second, first])], 2)
+
+
+def _box_corners(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return boxes [1, n, 4] x1, y1, x2, y2 in pixels of the input."""
+    boxes = _in_pixels(writer, boxes, described, size)
+    if described.coding == "xyxy":
+        return boxes
+    centre, sides = writer.columns(boxes, 0, 2), writer.columns(boxes, 2, 4)
+    half = writer.add("Mul", [sides, np.array([0.5], np.float32)])
+    return writer.joined([writer.add("Sub", [centre, half]), writer.add("Add", [centre, half])], 2)
+
+
+def _corners(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> tuple[str, str]:
+    """Return the corners [1, n, 2] at the top left and at the bottom right, in pixels, of `xyxy` and `ltrb` boxes."""
+    if described.coding == "xyxy":
+        boxes = _in_pixels(writer, boxes, described, size)
+        return writer.columns(boxes, 0, 2), writer.columns(boxes, 2, 4)
+    bins = described.bins or 1
+    if bins > 1:
+        likely = writer.add("Softmax", [writer.reshape(boxes, 1, -1, 4, bins)], axis=3)
+        weighted = writer.add("Mul", [likely, np.arange(bins, dtype=np.float32)])
+        boxes = writer.add("ReduceSum", [weighted, np.array([3], np.int64)], keepdims=0)
+    boxes = _in_pixels(writer, boxes, described, size)
+    corners, strides = grid(size, described.strides)
+    points = corners + (described.cell_offset or 0.0) * strides
+    before, after = writer.columns(boxes, 0, 2), writer.columns(boxes, 2, 4)
+    return writer.add("Sub", [points, before]), writer.add("Add", [points, after])
+
+
+def _grid_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return boxes cx, cy, w, h in pixels from positions in cells, as YOLOX or YOLOv5 have them."""
+    corners, strides = grid(size, described.strides, len(described.anchors[0]) // 2 if described.anchors else 1)
+    if described.coding == "grid":
+        centre = writer.add("Mul", [writer.columns(boxes, 0, 2), strides])
+        sides = writer.add("Mul", [writer.add("Exp", [writer.columns(boxes, 2, 4)]), strides])
+        return writer.joined([writer.add("Add", [centre, corners]), sides], 2)
+    if described.activation == "sigmoid":
+        boxes = writer.add("Sigmoid", [boxes])
+    # Centres within a cell and half a cell around it; sides up to four times an anchor's.
+    centre = writer.add("Mul", [writer.columns(boxes, 0, 2), 2 * strides])
+    doubled = writer.add("Mul", [writer.columns(boxes, 2, 4), np.array([2], np.float32)])
+    sides = writer.add("Mul", [writer.add("Mul", [doubled, doubled]), _anchor_sizes(size, described, writer.where)])
+    return writer.joined([writer.add("Add", [centre, corners - strides / 2]), sides], 2)
+
+
+def _in_pixels(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return boxes or distances [1, n, 4] in pixels of the input."""
+    if described.unit == "fraction":
+        return writer.add("Mul", [boxes, np.array([size[1], size[0]] * 2, np.float32)])
+    if described.unit == "cells":
+        return writer.add("Mul", [boxes, grid(size, described.strides)[1]])
+    return boxes
+
+
+def grid(size: tuple[int, int], strides: Sequence[int], boxes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners float32 [1, n, 2] x, y of cells in pixels, and the stride of each, float32 [1, n, 1].
+
+    boxes: in each cell; within a level all cells of the first box come before those of the second.
+    """
+    corners, steps = [], []
+    for stride in strides:
+        ys, xs = np.mgrid[: -(-size[0] // stride), : -(-size[1] // stride)]
+        corners.append(np.tile(np.stack([xs.ravel(), ys.ravel()], axis=1), (boxes, 1)) * stride)
+        steps.append(np.full((boxes * xs.size, 1), stride))
+    return np.concatenate(corners).astype(np.float32)[None], np.concatenate(steps).astype(np.float32)[None]
+
+
+def _anchor_sizes(size: tuple[int, int], described: HeadDescription, where: str) -> np.ndarray:
+    """Return width and height of each box's anchor, float32 [1, n, 2]."""
+    if len(described.anchors) != len(described.strides) or len({len(level) for level in described.anchors}) != 1:
+        expected = f"as many widths and heights for each of {len(described.strides)} levels"
+        raise SpecError(f"{where}: anchors", expected=expected, found=str([list(each) for each in described.anchors]))
+    sizes = [
+        np.repeat(np.array(level, np.float32).reshape(-1, 2), cells(size, (stride,)), axis=0)
+        for level, stride in zip(described.anchors, described.strides, strict=True)
+    ]
+    return np.concatenate(sizes)[None]
