@@ -130,7 +130,8 @@ def page(found: Document) -> Blocks:
         "Plans of the recipe `mixed` with INT8, float16 and one of the two, for the same bytes of the packed "
         "graph. Noise: relative to the float graph's signal where its last convolutions end, on "
         f"{JUDGED} images of `val`. mAP50-95 on every image of a split. Each draw is three quarters of {found.frames} "
-        "training images. Processor seconds: to measure the costs of a plan, and to quantize by it."
+        "training images. Processor seconds: to measure the costs of a plan, and to quantize by it. Where no plan is "
+        "small enough, the row is the smallest."
     )
     whole = {row.model: row for row in found.rows if row.form == "float32"}
     lines = []

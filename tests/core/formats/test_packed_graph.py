@@ -26,6 +26,7 @@ from edgekd.compress.quantization.placement import float_head
 from edgekd.core.canonical import canonical_json
 from edgekd.core.file_view import file_view
 from edgekd.core.formats import fp4x
+from edgekd.core.formats.coded_int8 import CLASSES
 from edgekd.core.formats.packed_graph import (
     MIN_CUT,
     PartsPacker,
@@ -38,6 +39,7 @@ from edgekd.core.formats.packed_graph import (
     unpack,
 )
 from edgekd.core.formats.packed_layout import MAX_BYTES, MAX_HEADER
+from edgekd.core.formats.packed_layout import SYMBOLS as SYMBOL_STREAMS
 from edgekd.graph.view import Graph
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
@@ -161,6 +163,10 @@ def test_each_tensor_gets_the_smallest_encoding_that_is_exact() -> None:
     assert encodings(content) == {
         f"t{index}": name for index, name in enumerate("fp4x raw float16 raw raw raw".split())
     }
+
+
+def test_each_class_of_coded_int8_has_a_stream() -> None:
+    assert len(SYMBOL_STREAMS) == CLASSES
 
 
 def test_coarse_codes_are_coded_and_take_about_their_entropy() -> None:
