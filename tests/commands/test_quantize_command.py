@@ -74,7 +74,7 @@ def test_a_detector_is_judged_by_its_labels(edgekd: EdgeKD, tiny_model: Path, ti
     assert names == {"graph.onnx", "graph.packed", "calibration.toml", "quantize.json", "stages"}
     assert (ran.json["metric"], ran.json["frames"], ran.json["plan"]) == ("map50_95", 8, None)
     assert ran.json["kept"] == ran.json["after"]["map50_95"] / ran.json["before"]["map50_95"] > 0.95
-    assert ran.json["forms"] == {"float16": 3, "int8": 3, "fp4x": 0, "nvfp4": 0}
+    assert ran.json["forms"] == {"float16": 3, "int8": 3, "coded": 0, "fp4x": 0, "nvfp4": 0}
     found = edgekd("eval", ran.json["packed"], "--data", tiny_data, "--json").json
     assert found["map50_95"] == ran.json["after"]["map50_95"]
 
@@ -129,7 +129,7 @@ def test_a_transformer_is_quantized_like_any_network(
     network, frames = transformer
     ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "a", "--json")
     assert ran.code == 0, ran.err
-    assert ran.json["forms"] == {"float16": 1, "int8": 9, "fp4x": 0, "nvfp4": 0}
+    assert ran.json["forms"] == {"float16": 1, "int8": 9, "coded": 0, "fp4x": 0, "nvfp4": 0}
     assert ran.json["kept"] > 0.98
     assert ran.json["after"]["bytes"] < ran.json["before"]["bytes"] / 3
     limit = int(0.75 * ran.json["after"]["bytes"])
@@ -153,7 +153,7 @@ def test_nvfp4_is_used_where_a_recipe_names_it(edgekd: EdgeKD, transformer: tupl
     ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "out", *flags)
     assert ran.code == 3, "the smallest, but not of one byte"
     assert_documented(ran.json, "quantize")
-    assert ran.json["forms"] == {"float16": 1, "int8": 1, "fp4x": 0, "nvfp4": 8}
+    assert ran.json["forms"] == {"float16": 1, "int8": 1, "coded": 0, "fp4x": 0, "nvfp4": 8}
     assert ran.json["kept"] > 0.95
     plan = (tmp_path / "out" / "plan.toml").read_text("utf-8")
     assert plan.count('form = "nvfp4"') == 8
