@@ -16,7 +16,7 @@ from frame import Blocks, Document, Given, Option, Result, cell, head, main, not
 from graphs import Reference
 from onnx import helper, numpy_helper
 
-from edgekd.builds.stages.plan import plan_within
+from edgekd.builds.stages.plan import FILL, plan_within
 from edgekd.compress.quantization.mixed_precision import Costs, measure_costs
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Quantize
@@ -80,7 +80,7 @@ class Case:
             size = len(packed_graph.pack(out.read_bytes()))
             if size <= max_bytes or plan.predicted_bytes > room:
                 break
-            room = plan.predicted_bytes - (size - max_bytes)
+            room = int((plan.predicted_bytes - (size - max_bytes)) * FILL)
         row = Document(form=form, bytes=size, quantize_s=round(seconds, 1), noise=self._reference.noise(out))
         note(self.model, form, row)
         return Document(row, layers=Counter(plan.forms.values()), scores=self._scores(quantized))

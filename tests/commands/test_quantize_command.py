@@ -137,7 +137,7 @@ def test_a_transformer_is_quantized_like_any_network(
     smaller = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "b", *flags)
     assert smaller.code == 0, smaller.err
     assert smaller.json["after"]["bytes"] <= limit
-    assert smaller.json["forms"]["fp4x"] >= 3
+    assert smaller.json["forms"]["coded"] >= 3
     missed = edgekd(
         "quantize", network, "--data", frames, "--out", tmp_path / "c", "--max-size", "1B", "--keep", "99.9%"
     )
@@ -183,7 +183,7 @@ def test_a_network_of_one_product_says_why_nothing_is_left(edgekd: EdgeKD, tmp_p
 # ------------------------------------------------------------------------------------------------------- size and plan
 
 
-def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_again(
+def test_a_size_is_kept_with_coded_layers_and_the_plan_gives_the_same_bytes_again(
     edgekd: EdgeKD, network: Path, arrays: Path, free: dict[str, Any], tmp_path: Path
 ) -> None:
     limit = free["after"]["bytes"] - 300
@@ -191,8 +191,8 @@ def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_a
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "quantize")
     assert ran.json["after"]["bytes"] <= limit
-    assert ran.json["forms"]["fp4x"] >= 1
-    assert any(section.encoding == "fp4x" for section in sections(Path(ran.json["packed"]).read_bytes()))
+    assert ran.json["forms"]["coded"] >= 1
+    assert any(section.encoding == "coded-int8" for section in sections(Path(ran.json["packed"]).read_bytes()))
     plan = tmp_path / "a" / "plan.toml"
     again = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "b", "--plan", plan, "--json")
     for name in ("graph.onnx", "graph.packed", "plan.toml"):
@@ -200,7 +200,7 @@ def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_a
     assert "plan" not in [stage["name"] for stage in again.json["stages"]], "nothing is planned anew"
 
     edited = tmp_path / "edited.toml"
-    edited.write_text(plan.read_text("utf-8").replace('"fp4x"', '"int8"'), "utf-8")
+    edited.write_text(plan.read_text("utf-8").replace('"coded"', '"int8"'), "utf-8")
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "c", "--plan", edited, "--json")
     assert ran.json["forms"] == free["forms"]
 
@@ -213,7 +213,7 @@ def test_a_plan_in_a_recipe_is_found_beside_it(edgekd: EdgeKD, network: Path, ar
     recipe.write_text('name = "own"\n[[steps]]\nkind = "quantize"\nplan = "p.toml"\n', "utf-8")
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "b", "--recipe", recipe, "--json")
     assert (tmp_path / "b" / "graph.onnx").read_bytes() == (tmp_path / "a" / "graph.onnx").read_bytes()
-    assert ran.json["forms"]["fp4x"] == 3
+    assert ran.json["forms"]["coded"] == 3
 
 
 def test_a_search_takes_the_smallest_plan_that_keeps_enough(

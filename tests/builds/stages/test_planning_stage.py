@@ -59,7 +59,7 @@ def test_the_shipped_recipes_say_what_they_may_choose() -> None:
     mixed = load_recipe("mixed").quantize
     assert mixed
     assert mixed.planned
-    assert set(mixed.formats) == {"float16", "int8", "fp4x"}
+    assert set(mixed.formats) == {"float16", "int8", "coded"}
     assert load_recipe("qad").trains
     assert not load_recipe("mixed").trains
     assert load_recipe("float").quantize is None
