@@ -32,7 +32,7 @@ Run = Callable[[Given], "Result | Iterator[Result]"]
 Page = Callable[["Document"], Iterable[str]]  # yields the blocks of the page about a result
 Job = Callable[..., Mapping[str, Any]]
 """Work for a separate process: a function of a script; keyword arguments that JSON can hold in, a JSON object out."""
-PLACES = {"help", "out", "page", "work", "shared", "venvs", "peer", "note", "python", "packages"}
+PLACES = {"help", "out", "again", "page", "work", "shared", "venvs", "peer", "note", "python", "packages"}
 """Options that say where things are, and not what is measured: not part of the recorded command."""
 
 

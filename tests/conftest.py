@@ -42,12 +42,14 @@ def timed_briefly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def trusted_models() -> Iterator[None]:
+def trusted_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Models that tests make are not rehearsed in a child process, and converted in this one: each takes seconds."""
+    records = tmp_path_factory.mktemp("rehearsed")
     from edgekd.graph import opset, rehearsal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "run_limited", lambda *_, **__: None)
+        patch.setattr(rehearsal, "_records", lambda: records)
         patch.setattr(opset, "run_limited", lambda _, arguments, *__: opset.convert_file(*arguments))
         yield
 

@@ -75,6 +75,10 @@ def _loader() -> Any:
                     raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
             return super().compose_node(parent, index)
 
+    def integer(loader: Any, node: Any) -> int:
+        return short_int(str(loader.construct_yaml_int(node)))  # hexadecimal ones have no limit of digits
+
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
     return Loader
 
 

@@ -111,17 +111,16 @@ class Channels:
 
     def kept_outputs(self, removed: Mapping[str, int]) -> dict[str, list[int]]:
         """Return which output channels layers keep, by name, where some are removed."""
-        kept: dict[str, list[int]] = {}
+        gone: dict[str, set[int]] = {}
         for name, count in removed.items():
             for group in self._groups[name] if count else ():
                 away = set(least_important(group.importance, count))
                 for layer, writes, own, roots in group.parts:
                     if writes:
-                        gone = {place for place, root in zip(own, roots, strict=True) if root in away}
-                        kept[layer] = [
-                            each for each in kept.get(layer, range(self._outputs[layer])) if each not in gone
-                        ]
-        return kept
+                        gone.setdefault(layer, set()).update(
+                            place for place, root in zip(own, roots, strict=True) if root in away
+                        )
+        return {name: [each for each in range(self._outputs[name]) if each not in gone[name]] for name in gone}
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:

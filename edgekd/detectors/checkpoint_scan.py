@@ -61,8 +61,8 @@ def scan_checkpoint(path: Path) -> frozenset[str]:
             if len(pickles) != 1 or records[pickles[0]] > MAX_PICKLE_BYTES:
                 raise ValueError(f"{len(pickles)} records data.pkl, where one of at most {MAX_PICKLE_BYTES} bytes is")
             content = archive.read(pickles[0])
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise _refusal(path, str(error)) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise _refusal(path, str(error) or "cut short") from error
     reader = _RestrictedUnpickler(content, pickles[0].removesuffix("data.pkl"), records)
     try:
         reader.load()

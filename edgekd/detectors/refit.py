@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgekd.compress.least_squares import LeastSquares, Window, patches
+from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.teacher import Teacher
 
@@ -130,7 +131,13 @@ def _layers_run(network: Any, frame: torch.Tensor) -> dict[str, _Layer]:
 
 
 def _linear_layers(network: Any) -> list[tuple[str, Any]]:
-    return [(name, each) for name, each in network.named_modules() if isinstance(each, _Linear)]
+    """List linear layers by name; those that pad with other values than zeros keep their weights."""
+    return [
+        (name, each)
+        for name, each in network.named_modules()
+        if isinstance(each, nn.Linear)
+        or (isinstance(each, _Linear) and each.padding_mode == "zeros" and isinstance(each.padding, tuple))
+    ]
 
 
 @contextmanager
@@ -214,10 +221,10 @@ def _refit_first(network: Any, waiting: list[_Layer], frames: torch.Tensor, done
         _accumulate(equations[name], layer, inputs[0], entry.samples[counts[name]])
         counts[name] += 1
         if counts[name] == entry.calls:
-            _replace_weights(layer, entry.norm, equations.pop(name))
+            _replace_weights(layer, entry, equations.pop(name))
             entry.samples.clear()
             done()
-            if entry is waiting[last] and (entry.calls > 1 or last == len(waiting) - 1):
+            if entry is waiting[last]:
                 raise _PassDoneError
 
     hooks = [
@@ -247,18 +254,19 @@ def _accumulate(equations: LeastSquares, layer: Any, maps: torch.Tensor, samples
         equations.add(grouped, wanted)
 
 
-def _replace_weights(layer: Any, norm: Any, equations: LeastSquares) -> None:
+def _replace_weights(layer: Any, entry: _Layer, equations: LeastSquares) -> None:
     """Give a layer the weights that fit; the offset goes into the batch norm's mean, or the layer's bias."""
-    old = _as_matrices(layer)
-    weights, offsets = equations.solve(old, RIDGE)
+    weights, offsets = equations.solve(_as_matrices(layer), RIDGE)
+    if not (weights.isfinite().all() and offsets.isfinite().all()):
+        raise CompressError(f"refit: layer {entry.name} cannot be refitted", expected="finite weights and maps")
     if isinstance(layer, nn.ConvTranspose2d):
         inputs, outputs, *kernel = layer.weight.shape
         shape = (layer.groups, outputs, inputs // layer.groups, *kernel)
         layer.weight.copy_(weights.reshape(shape).transpose(1, 2).reshape(layer.weight.shape))
     else:
         layer.weight.copy_(weights.reshape(layer.weight.shape))
-    if norm is not None:
-        norm.running_mean += (0 if layer.bias is None else layer.bias) - offsets.flatten()
+    if entry.norm is not None:
+        entry.norm.running_mean += (0 if layer.bias is None else layer.bias) - offsets.flatten()
     elif layer.bias is not None:
         layer.bias.copy_(offsets.flatten())
 

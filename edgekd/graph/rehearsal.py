@@ -3,18 +3,27 @@
 Of an ONNX file shapes are inferred, the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros. A
 graph whose loops depend on the frame may still take long on another one. What is done with a checkpoint is up to its
 family.
+
+A file that has passed is recorded by its SHA-256 in a folder of this user, and passes at once from then on, with the
+same versions of libraries.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import regular_file, shown_path
 from edgekd.core.limited_process import ProcessLimits, run_limited
+from edgekd.core.private_files import private_file, private_folder
+from edgekd.core.version import __version__
 from edgekd.graph.model_file import MAX_BYTES, read_model
 from edgekd.graph.nvfp4 import runnable
 from edgekd.graph.session import cpu_session
@@ -74,7 +83,19 @@ def _called(
     _identity: tuple[int, ...],
 ) -> None:
     """Call the function, once for a file. _identity: device, inode, and time in nanoseconds."""
+    libraries = {name: version(name) for name in imports.split(",")}
+    passed = _records() / json_sha256([__version__, function, file_sha256(path), arguments, libraries])
+    if passed.is_file():
+        return
     run_limited(function, [str(path), *arguments], limits_for(length, values), shown_path(path), imports=imports)
+    with suppress(OSError, SpecError):  # no home, or none that can be written: the next process rehearses again
+        private_folder(passed.parent)
+        os.close(private_file(passed))
+
+
+def _records() -> Path:
+    """Return the folder with an empty file for each file that has passed."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "edgekd" / "rehearsed"
 
 
 def limits_for(length: int, values: int) -> ProcessLimits:

@@ -76,6 +76,7 @@ BILLION = "".join(
         "train: images\nnames: " + "[" * 20_000,
         "train: images\nnames: " + "{a: " * 5_000,
         "train: images\nnames: [" + "9" * 5_000 + "]\n",
+        "train: images\nnames: [0x" + "f" * 5_000 + "]\n",
         "train: images\nnames: [2024-13-45]\n",
         "train: images\nnames: ['a\\nb']\n",
         'train: images\nnames: ["a\\nb"]\n',

@@ -190,6 +190,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return saved({"model": torch.nn.Linear(2, 2)}, tmp_path_factory.mktemp("honest")).read_bytes()
 
 
+def test_a_record_that_begins_after_the_end_is_refused(honest: bytes, tmp_path: Path) -> None:
+    (tmp_path / "damaged.pt").write_bytes(honest[:28] + b"\xff\xff" + honest[30:])  # length of the header's extra field
+    with pytest.raises(SpecError, match="cut short"):
+        scan_checkpoint(tmp_path / "damaged.pt")
+
+
 @given(st.data())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_checkpoint_is_an_error_of_one_kind(honest: bytes, tmp_path: Path, data: st.DataObject) -> None:

@@ -261,7 +261,7 @@ def test_a_head_file_with_a_mistake_names_it(text: str, named: str, tmp_path: Pa
     assert named in message
 
 
-@pytest.mark.parametrize("head", ["ssd", "yolov5", "head.json"])
+@pytest.mark.parametrize("head", ["ssd", "yolov4", "head.json"])
 def test_an_unknown_head_is_refused(head: str) -> None:
     assert head in refusal(model_of([1, 6, CELLS]), head=head)
 

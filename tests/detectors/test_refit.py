@@ -13,6 +13,7 @@ pytest.importorskip("torch_pruning")
 
 from torch import nn  # noqa: E402
 
+from edgekd.core.errors import CompressError  # noqa: E402
 from edgekd.detectors import refit as module  # noqa: E402
 from edgekd.detectors.refit import refit  # noqa: E402
 
@@ -169,3 +170,17 @@ def test_as_many_frames_are_used_as_fit_into_memory(monkeypatch: pytest.MonkeyPa
     original.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
     refit(network, original, {}, torch.randn(FRAMES, 3, SIDE, SIDE), anywhere)
     assert sum(seen) == 5
+
+
+def test_weights_that_are_no_numbers_are_an_error_that_names_the_layer() -> None:
+    original = nn.Sequential(nn.Conv2d(3, 2, 1))
+    with pytest.raises(CompressError, match="layer 0 cannot be refitted"):
+        refit(deepcopy(original), original, {}, torch.full((FRAMES, 3, SIDE, SIDE), torch.nan), anywhere)
+
+
+def test_layers_that_pad_otherwise_keep_their_weights() -> None:
+    layers = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding="same"), nn.Conv2d(CHANNELS, 2, 3, padding_mode="reflect")]
+    original = Scaled(torch.tensor(1.0), nn.Sequential(*layers))
+    changed = Scaled(torch.tensor(2.0), deepcopy(original.then))
+    refit(changed, original, {}, torch.randn(FRAMES, CHANNELS, SIDE, SIDE), anywhere)
+    assert all(torch.equal(one.weight, other.weight) for one, other in zip(layers, changed.then, strict=True))

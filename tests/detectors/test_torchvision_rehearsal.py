@@ -22,6 +22,7 @@ SMALL = "ssdlite320_mobilenet_v3_large"
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(rehearsal, "run_limited", run_limited)
+    monkeypatch.setattr(rehearsal, "_records", lambda: tmp_path / "rehearsed")
     save_network(TorchvisionNetwork(SMALL, ("red", "green"), (64, 64)), tmp_path / "small.tv.pt")
     return tmp_path / "small.tv.pt"
 

@@ -28,8 +28,9 @@ def saved(network: Any, folder: Path) -> Path:
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Any:
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(rehearsal, "run_limited", run_limited)
+    monkeypatch.setattr(rehearsal, "_records", lambda: tmp_path / "rehearsed")
     return tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False).eval()
 
 

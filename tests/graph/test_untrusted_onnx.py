@@ -290,9 +290,10 @@ def test_every_graph_is_read_by_the_module_that_checks_it() -> None:
 
 
 @pytest.fixture
-def rehearse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def rehearse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], None]:
     """Rehearse in a child, as no other test does; with less time, for graphs that never end."""
     monkeypatch.setattr(rehearsal, "run_limited", run_limited)
+    monkeypatch.setattr(rehearsal, "_records", lambda: tmp_path / "rehearsed")
     monkeypatch.setattr(rehearsal, "CPU_SECONDS", 5)
     return rehearsal.rehearse
 
@@ -349,3 +350,49 @@ def test_the_module_is_the_one_that_commands_use() -> None:
 
     for module in (artifact, generic_onnx, onnx_detector):
         assert module.rehearse is rehearsal.rehearse
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The files that a child process is started for, where a process of its own asks each time."""
+    started: list[str] = []
+
+    def run(_: str, arguments: Any, *__: Any, **___: Any) -> None:
+        started.append(Path(arguments[0]).name)
+        if "bad" in started[-1]:
+            raise SpecError("too much")
+
+    monkeypatch.setattr(rehearsal, "run_limited", run)
+    monkeypatch.setattr(rehearsal, "_records", lambda: tmp_path / "cache" / "rehearsed")
+    monkeypatch.setattr(rehearsal, "_called", rehearsal._called.__wrapped__)
+    return started
+
+
+def test_a_file_that_has_passed_is_not_rehearsed_again(calls: list[str], tmp_path: Path) -> None:
+    model = saved(model_of([helper.make_node("Relu", ["x"], ["y"])]), tmp_path)
+    rehearsal.rehearse(model)
+    rehearsal.rehearse(model)
+    copied = model.rename(tmp_path / "again.onnx")
+    rehearsal.rehearse(copied)
+    assert calls == ["model.onnx"]
+    assert (tmp_path / "cache" / "rehearsed").stat().st_mode & 0o777 == 0o700
+    rehearsal.rehearse(copied, weights=False)
+    copied.write_bytes(copied.read_bytes() + field(4, b"domain"))  # of the model: other content, the same file
+    rehearsal.rehearse(copied)
+    assert calls == ["model.onnx", "again.onnx", "again.onnx"]
+
+
+def test_a_file_that_was_refused_is_rehearsed_again(calls: list[str], tmp_path: Path) -> None:
+    model = saved(model_of([helper.make_node("Relu", ["x"], ["y"])]), tmp_path).rename(tmp_path / "bad.onnx")
+    for _ in range(2):
+        with pytest.raises(SpecError, match="too much"):
+            rehearsal.rehearse(model)
+    assert calls == ["bad.onnx"] * 2
+
+
+def test_without_a_folder_for_records_every_process_rehearses(calls: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    model = saved(model_of([helper.make_node("Relu", ["x"], ["y"])]), tmp_path)
+    rehearsal.rehearse(model)
+    rehearsal.rehearse(model)
+    assert calls == ["model.onnx"] * 2

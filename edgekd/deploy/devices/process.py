@@ -63,5 +63,7 @@ class _LocalPipes:
     async def ended(self) -> tuple[int | None, str]:
         assert self._process.stderr
         stderr = bytearray()
-        await read_tail(self._process.stderr.read, stderr)
-        return await self._process.wait(), stderr.decode("utf-8", "replace")
+        with contextlib.suppress(asyncio.TimeoutError):  # it may answer wrongly, and stay
+            await asyncio.wait_for(read_tail(self._process.stderr.read, stderr), _CLOSING_S)
+            await asyncio.wait_for(self._process.wait(), _CLOSING_S)
+        return self._process.returncode, stderr.decode("utf-8", "replace")

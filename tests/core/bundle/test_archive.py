@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.core.bundle.archive import extract, file_entry, pack, read_manifest, verify
+from edgekd.core.bundle.archive import extract, file_entry, opened_bundle, pack, read_manifest, verify
 from edgekd.core.bundle.manifest import (
     RESERVED,
     BuildLimits,
@@ -163,6 +163,20 @@ def test_a_bundle_cut_short_or_lengthened_is_never_accepted(bundle: Path, tmp_pa
     assert all(refused(tmp_path / "bad.edgekd", good[:length]) for length in range(0, len(good), 7))
     assert all(refused(tmp_path / "bad.edgekd", good + bytes(count)) for count in (1, 512, 1024, 8192))
     assert refused(tmp_path / "bad.edgekd", good + good)
+
+
+def test_the_contents_are_seen_where_they_are(bundle: Path) -> None:
+    with opened_bundle(bundle) as reader:
+        for entry in reader.manifest.files:
+            assert bytes(reader.view(entry)[:]) == reader.read(entry) == CONTENTS[entry.path]
+
+
+@pytest.mark.parametrize(("change", "words"), [(-1, "cut short"), (1, "something after its end")])
+def test_a_size_that_the_manifest_does_not_give_is_named(bundle: Path, change: int, words: str) -> None:
+    with opened_bundle(bundle) as reader:
+        os.truncate(bundle, reader.size + change)
+        with pytest.raises(BundleError, match=words):
+            reader.require_size()
 
 
 def test_members_swapped_repeated_dropped_or_added_are_never_accepted(bundle: Path, tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ def test_a_device_that_takes_no_bytes_does_not_keep_the_host_waiting(
             connection.put(tmp_path / "file", "/upload", ["0" * 64])
 
 
+def test_a_program_that_answers_wrongly_and_stays_is_not_waited_for(
+    site: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.deploy.devices.process._CLOSING_S", 0.2)
+    python = site("nonsense", last=f"sleep 8\ntouch {tmp_path}/stayed")
+    with pytest.raises(DeviceError, match="nonsense"), connect_local("cam", python):
+        pass
+    assert not (tmp_path / "stayed").exists()
+
+
 def test_a_long_answer_is_refused_before_it_is_parsed(site: Callable[..., str]) -> None:
     answer = json.dumps({"code": 0, "out": "a" * MAX_ANSWER_BYTES, "err": ""})
     with (
@@ -202,7 +212,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
     """A bundle, as far as it matters here."""
     bundle = tmp_path_factory.mktemp("bundle") / "a.edgekd"
     bundle.write_bytes(os.urandom(8))
-    manifest: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"))
+    manifest: Any = SimpleNamespace(name="a", target=SimpleNamespace(name="xavier"), role=None)
     return bundle, Contents(manifest, IDENTITY, bundle, None, bundle)
 
 
