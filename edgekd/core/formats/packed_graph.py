@@ -94,9 +94,7 @@ def pack(onnx: bytes) -> bytes:
     text = header_json(header)
     if len(text) > MAX_HEADER:
         raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(text)}")
-    stored_header = _deflated(text, HEADER)
-    body = b"".join((stored_header, *streams.values()))
-    return _prefix(header.format, zlib.crc32(body), stored_header, len(text)) + body
+    return _assembled(header.format, text, streams.values())
 
 
 def parts(data: bytes) -> dict[str, bytes]:
@@ -161,6 +159,12 @@ class PartsPacker:
     def _store(self, content: bytes) -> None:
         self._checksum = zlib.crc32(content, self._checksum)
         self._spool.write(content)
+
+
+def _assembled(version: int, header: bytes, streams: Iterable[bytes]) -> bytes:
+    stored = _deflated(header, HEADER)
+    content = b"".join((stored, *streams))
+    return _prefix(version, zlib.crc32(content), stored, len(header)) + content
 
 
 def _prefix(version: int, checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
