@@ -116,9 +116,10 @@ class Detector:
         frames: Iterable[np.ndarray],
         step: Quantize | None = None,
         plan: Mapping[str, WeightFormat] | None = None,
+        coded_steps: Mapping[str, float] | None = None,
     ) -> QuantizationResult:
         """Write the quantized graph; by default as step `quantize` does without settings."""
-        return quantize(self.graph, out, frames, step or Quantize(), plan)
+        return quantize(self.graph, out, frames, step or Quantize(), plan, coded_steps)
 
 
 def exported(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> Detector:

@@ -313,15 +313,20 @@ def delta_records(folder: Path) -> Parser:
 
 def packed(folder: Path) -> Parser:
     """Packed graph, with the checksum that fits it"""
+    import numpy as np
+    from onnx import numpy_helper
     from small_graph import small_model
 
     from edgekd.core.formats import packed_graph
     from edgekd.core.formats.packed_layout import PREFIX
     from edgekd.deploy.artifact import expanded
 
-    onnx = small_model().SerializeToString()
+    model = small_model()
+    coarse = 3 * np.random.default_rng(0).integers(-9, 10, (8, 2, 3, 3)).astype(np.int8)
+    model.graph.initializer.append(numpy_helper.from_array(coarse, "coarse"))  # is stored in coded INT8
+    onnx = model.SerializeToString()
     valid, out = packed_graph.pack(onnx), folder / "graph.onnx"
-    stored = PREFIX.unpack_from(valid)[3]
+    _, version, _, stored, _ = PREFIX.unpack_from(valid)
     header, streams = packed_graph.parts(valid)[packed_graph.HEADER], valid[PREFIX.size + stored :]
 
     def change(_: bytes, chance: random.Random) -> bytes:
@@ -332,7 +337,7 @@ def packed(folder: Path) -> Parser:
             if chance.random() < 0.5
             else (header, mutated(streams, chance))
         )
-        return packed_graph._assembled(new[0], [new[1]])
+        return packed_graph._assembled(version, new[0], [new[1]])
 
     def another(content: bytes) -> bool:
         (folder / "a.packed").write_bytes(content)

@@ -77,6 +77,7 @@ WITH_NUMPY = (
     "core.detection.decode",
     "core.detection.parity",
     "core.formats.int8",
+    "core.formats.coded_int8",
     "core.formats.fp4x",
     "core.formats.golden_set",
     "core.formats.nvfp4",
@@ -142,6 +143,12 @@ graph = b"\\x3a\\x4a\\x2a\\x48" + tensor
 packed = packed_graph.pack(graph)
 assert packed_graph.unpack(packed) == graph
 assert [section.encoding for section in packed_graph.sections(packed)] == ["fp4x", "skeleton"]
+codes = (np.arange(64 * 64) % 120 - 60).astype(np.int8).reshape(64, 64)
+tensor = b"\\x08\\x40\\x08\\x40\\x10\\x03\\x4a\\x80\\x20" + codes.tobytes()
+graph = b"\\x3a\\x8c\\x20\\x2a\\x89\\x20" + tensor
+packed = packed_graph.pack(graph)
+assert packed_graph.unpack(packed) == graph
+assert [section.encoding for section in packed_graph.sections(packed)] == ["coded-int8", "skeleton"]
 """
 
 

@@ -67,7 +67,8 @@ def edgekd() -> Quantize:
         most = limit = job.model.stat().st_size // int(job.method)
         costs = measure_costs(job.model, list(job.batches()), step)
         while True:
-            quantize(job.model, job.out, job.batches(), step, plan_for(costs, limit).forms)
+            plan = plan_for(costs, limit)
+            quantize(job.model, job.out, job.batches(), step, plan.forms, plan.steps)
             over = len(pack(job.out.read_bytes())) - most
             if over <= 0:
                 return

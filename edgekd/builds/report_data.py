@@ -17,6 +17,7 @@ from edgekd.builds.stages.benchmark import SAMPLES, TimingResult
 from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import COSTS, QuantizeResult
 from edgekd.builds.stages.score import DETECTIONS
+from edgekd.compress.quantization.sensitivity_4bit import TYPICAL_STEP
 from edgekd.core.formats.packed_graph import sections
 from edgekd.core.version import __version__
 from edgekd.data.images import read_image
@@ -195,12 +196,19 @@ def _noise(graphs: BuildGraphs) -> Mapping[str, float]:
 
 
 def _options(steps: Sequence[AnyStage]) -> dict[str, dict[str, float]]:
-    """Return the error of each format of each layer, as measured for the last plan; empty without a plan."""
+    """Return the error of each format of each layer, as measured for the last plan; empty without a plan.
+
+    Of coded INT8 with a step that takes about as many bits as fp4x.
+    """
     plan = next((stage for stage in reversed(steps) if COSTS in stage.files), None)
     if plan is None:
         return {}
     layers = json.loads((plan.path / COSTS).read_bytes())["layers"]
-    return {layer["name"]: {option["form"]: option["error"] for option in layer["options"]} for layer in layers}
+    return {layer["name"]: _errors(layer["options"]) for layer in layers}
+
+
+def _errors(options: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {option["form"]: option["error"] for option in options if option["step"] in (None, TYPICAL_STEP)}
 
 
 def provenance(record: BuildRecord) -> dict[str, str]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from edgekd.compress.weight_formats import WeightFormat
+from edgekd.compress.weight_formats import WEIGHT_FORMATS, WeightFormat
 from edgekd.core.errors import SpecError
 from edgekd.core.units import parse_size
 
@@ -82,7 +82,7 @@ class Quantize(_Sized):
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise SpecError("quantize: formats", expected="at least one of float16, int8, fp4x and nvfp4", found="none")
+            raise SpecError("quantize: formats", expected=f"at least one of {', '.join(WEIGHT_FORMATS)}", found="none")
         _require(self, "more than 0 and at most 32", lambda bits: 0 < bits <= 32, "bits")
         _ = self.max_bytes  # raises where it is no size
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-WeightFormat = Literal["float16", "int8", "fp4x", "nvfp4"]
-"""Storage format of the weights of a layer, a convolution or a matrix product. With `int8` and `fp4x` it computes in
-INT8, with the others in floating point; `nvfp4` is for products alone."""
+WeightFormat = Literal["float16", "int8", "coded", "fp4x", "nvfp4"]
+"""Storage format of the weights of a layer, a convolution or a matrix product. With `int8`, `coded`
+and `fp4x` it computes in INT8, with the others in floating point; `nvfp4` is for products alone."""
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)

@@ -74,7 +74,7 @@ def test_a_detector_is_judged_by_its_labels(edgekd: EdgeKD, tiny_model: Path, ti
     assert names == {"graph.onnx", "graph.packed", "calibration.toml", "quantize.json", "stages"}
     assert (ran.json["metric"], ran.json["frames"], ran.json["plan"]) == ("map50_95", 8, None)
     assert ran.json["kept"] == ran.json["after"]["map50_95"] / ran.json["before"]["map50_95"] > 0.95
-    assert ran.json["forms"] == {"float16": 3, "int8": 3, "fp4x": 0, "nvfp4": 0}
+    assert ran.json["forms"] == {"float16": 3, "int8": 3, "coded": 0, "fp4x": 0, "nvfp4": 0}
     found = edgekd("eval", ran.json["packed"], "--data", tiny_data, "--json").json
     assert found["map50_95"] == ran.json["after"]["map50_95"]
 
@@ -129,7 +129,7 @@ def test_a_transformer_is_quantized_like_any_network(
     network, frames = transformer
     ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "a", "--json")
     assert ran.code == 0, ran.err
-    assert ran.json["forms"] == {"float16": 1, "int8": 9, "fp4x": 0, "nvfp4": 0}
+    assert ran.json["forms"] == {"float16": 1, "int8": 9, "coded": 0, "fp4x": 0, "nvfp4": 0}
     assert ran.json["kept"] > 0.98
     assert ran.json["after"]["bytes"] < ran.json["before"]["bytes"] / 3
     limit = int(0.75 * ran.json["after"]["bytes"])
@@ -137,7 +137,7 @@ def test_a_transformer_is_quantized_like_any_network(
     smaller = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "b", *flags)
     assert smaller.code == 0, smaller.err
     assert smaller.json["after"]["bytes"] <= limit
-    assert smaller.json["forms"]["fp4x"] >= 3
+    assert smaller.json["forms"]["coded"] >= 3
     missed = edgekd(
         "quantize", network, "--data", frames, "--out", tmp_path / "c", "--max-size", "1B", "--keep", "99.9%"
     )
@@ -153,7 +153,7 @@ def test_nvfp4_is_used_where_a_recipe_names_it(edgekd: EdgeKD, transformer: tupl
     ran = edgekd("quantize", network, "--data", frames, "--out", tmp_path / "out", *flags)
     assert ran.code == 3, "the smallest, but not of one byte"
     assert_documented(ran.json, "quantize")
-    assert ran.json["forms"] == {"float16": 1, "int8": 1, "fp4x": 0, "nvfp4": 8}
+    assert ran.json["forms"] == {"float16": 1, "int8": 1, "coded": 0, "fp4x": 0, "nvfp4": 8}
     assert ran.json["kept"] > 0.95
     plan = (tmp_path / "out" / "plan.toml").read_text("utf-8")
     assert plan.count('form = "nvfp4"') == 8
@@ -183,7 +183,7 @@ def test_a_network_of_one_product_says_why_nothing_is_left(edgekd: EdgeKD, tmp_p
 # ------------------------------------------------------------------------------------------------------- size and plan
 
 
-def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_again(
+def test_a_size_is_kept_with_coded_layers_and_the_plan_gives_the_same_bytes_again(
     edgekd: EdgeKD, network: Path, arrays: Path, free: dict[str, Any], tmp_path: Path
 ) -> None:
     limit = free["after"]["bytes"] - 300
@@ -191,8 +191,8 @@ def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_a
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "quantize")
     assert ran.json["after"]["bytes"] <= limit
-    assert ran.json["forms"]["fp4x"] >= 1
-    assert any(section.encoding == "fp4x" for section in sections(Path(ran.json["packed"]).read_bytes()))
+    assert ran.json["forms"]["coded"] >= 1
+    assert any(section.encoding == "coded-int8" for section in sections(Path(ran.json["packed"]).read_bytes()))
     plan = tmp_path / "a" / "plan.toml"
     again = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "b", "--plan", plan, "--json")
     for name in ("graph.onnx", "graph.packed", "plan.toml"):
@@ -200,7 +200,7 @@ def test_a_size_is_kept_with_four_bit_layers_and_the_plan_gives_the_same_bytes_a
     assert "plan" not in [stage["name"] for stage in again.json["stages"]], "nothing is planned anew"
 
     edited = tmp_path / "edited.toml"
-    edited.write_text(plan.read_text("utf-8").replace('"fp4x"', '"int8"'), "utf-8")
+    edited.write_text(plan.read_text("utf-8").replace('"coded"', '"int8"'), "utf-8")
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "c", "--plan", edited, "--json")
     assert ran.json["forms"] == free["forms"]
 
@@ -213,7 +213,7 @@ def test_a_plan_in_a_recipe_is_found_beside_it(edgekd: EdgeKD, network: Path, ar
     recipe.write_text('name = "own"\n[[steps]]\nkind = "quantize"\nplan = "p.toml"\n', "utf-8")
     ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path / "b", "--recipe", recipe, "--json")
     assert (tmp_path / "b" / "graph.onnx").read_bytes() == (tmp_path / "a" / "graph.onnx").read_bytes()
-    assert ran.json["forms"]["fp4x"] == 3
+    assert ran.json["forms"]["coded"] == 3
 
 
 def test_a_search_takes_the_smallest_plan_that_keeps_enough(
@@ -263,13 +263,17 @@ def test_a_missed_share_says_how_much_larger_a_plan_would_do(
 ) -> None:
     smallest = edgekd("quantize", network, "--data", arrays, "--out", tmp_path, "--max-size", "1B", "--json").json
     keep = (smallest["kept"] + free["kept"]) / 2
-    flags = ("--max-size", smallest["after"]["bytes"], "--keep", f"{keep:.4f}")
-    ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path, *flags)
-    assert ran.code == 3
-    more = re.search(r"fix: a --max-size larger by about (\d+) bytes", ran.err)
-    assert more
-    flags = ("--max-size", smallest["after"]["bytes"] + int(more[1]) + 20, "--keep", f"{keep:.4f}")
-    assert edgekd("quantize", network, "--data", arrays, "--out", tmp_path, *flags).code == 0
+    size, codes = smallest["after"]["bytes"], []
+    for _ in range(4):  # of a network of 3 kB sizes are predicted to a few percent
+        flags = ("--max-size", size, "--keep", f"{keep:.4f}")
+        ran = edgekd("quantize", network, "--data", arrays, "--out", tmp_path, *flags)
+        codes.append(ran.code)
+        more = re.search(r"fix: a --max-size larger by about (\d+) bytes", ran.err)
+        if more is None:
+            break
+        size += int(more[1]) + 20
+    assert (codes[0], codes[-1]) == (3, 0)
+    assert size < free["after"]["bytes"]
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

@@ -37,12 +37,12 @@ from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import Target
 
 QuantizedStage = Stage[QuantizedResult]
-RUNGS = 16
-"""Plans at even steps of size, of which a search tries four."""
+RUNGS = 32
+"""Plans at even steps of size, of which a search tries five."""
 SOLVES = 3
 """Attempts at a size: how well codes compress is known only afterwards."""
-INITIAL_FILL = 0.999
-"""Share of its room that a first plan takes."""
+FILL = 0.999
+"""Share of its room that a plan takes, because sizes are predicted."""
 BYTES_PER_LAYER = 100
 """Bytes of a layer in the plan, or in the calibration cache."""
 HELD_OUT = 128
@@ -76,7 +76,7 @@ class PlanSearchResult(StageResult):
 
 SEARCH = StageKind(
     "search",
-    2,
+    3,
     PlanSearchResult,
     ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
 )
@@ -141,8 +141,9 @@ def quantized(
 
 
 def offered(step: Quantize, target: Target) -> Quantize:
-    """Return the step with NVFP4 added to formats with fp4x, where the target multiplies in NVFP4."""
-    if "fp4x" not in step.formats or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
+    """Return the step with NVFP4 added to formats with coded INT8 or fp4x, where the target multiplies in NVFP4."""
+    few_bits = {"coded", "fp4x"} & {*step.formats}
+    if not few_bits or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
         return step
     return replace(step, formats=(*step.formats, "nvfp4"))
 
@@ -261,7 +262,7 @@ def _solved(
     quantized_by: Callable[[Plan], QuantizedStage],
 ) -> QuantizedStage:
     """Quantize by the best plan that keeps a size, or nearly."""
-    room = int(max_bytes * INITIAL_FILL) - BYTES_PER_LAYER * len(beside) * len(costs.layers)
+    room = int(max_bytes * FILL) - BYTES_PER_LAYER * len(beside) * len(costs.layers)
     for _ in range(SOLVES):
         plan = plan_within(costs, room)
         graph = quantized_by(plan)
@@ -269,7 +270,7 @@ def _solved(
         excess = encode.run(context, graph, "int8").result.bytes + others - max_bytes
         if excess <= 0 or plan.predicted_bytes > room:
             break
-        room = plan.predicted_bytes - excess
+        room = int((plan.predicted_bytes - excess) * FILL)
     return graph
 
 
@@ -292,7 +293,8 @@ def _searched(
         while failing - best > 1:
             middle = (best + failing) // 2
             attempt = folder / "attempt.onnx"
-            write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plans[middle].forms)
+            plan = plans[middle]
+            write_quantized(graph.path / GRAPH, attempt, frames.read(), step, plan.forms, plan.steps)
             kept = scorer.score(attempt) / whole if whole else 0.0
             tried.append(TriedPlan(len(pack(attempt.read_bytes())), round(kept, 5)))
             context.note(f"search: {tried[-1].bytes / 1e6:.2f} MB keep {kept:.1%} on {scorer.frames}")

@@ -83,8 +83,8 @@ class QuantizeResult(QuantizedResult):
         return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
 
 
-PLAN_COSTS = StageKind("plan", 2, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
-QUANTIZE = StageKind("quantize", 5, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+PLAN_COSTS = StageKind("plan", 3, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
+QUANTIZE = StageKind("quantize", 6, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
@@ -97,7 +97,7 @@ def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, fram
         return CostsResult(len(costs.layers))
 
     inputs = {"graph": graph.sha256, "frames": frames.sha256, "step": settings_of(step)}
-    return context.run(PLAN_COSTS, inputs | {"nvfp4": "nvfp4" in step.formats}, work)
+    return context.run(PLAN_COSTS, inputs | {"forms": mixed_precision.measured_forms(step)}, work)
 
 
 def run(
@@ -111,7 +111,8 @@ def run(
     """Quantize a graph; tensorrt: the version to write a calibration cache for."""
 
     def work(folder: Path) -> QuantizeResult:
-        done = quantize(graph.path / GRAPH, folder / GRAPH, frames.read(), step, plan.forms if plan else None)
+        planned = (plan.forms, plan.steps) if plan else (None, None)
+        done = quantize(graph.path / GRAPH, folder / GRAPH, frames.read(), step, *planned)
         if plan:
             (folder / PLAN).write_text(plan_toml(plan), "utf-8")
         cache = write_cache(folder / GRAPH, folder / CACHE, frames.read, tensorrt) if tensorrt else None

@@ -76,7 +76,8 @@ def _changed(
         raise CompressError("adapt: nothing to change", expected="convolutions with constant weights", found="none")
     count = frames_to_fit(graph, (), len(known), walks=2)
     before = Graph(copied(graph.model))
-    stored = reconstruct(before, graph, forms, known[:count], shown[:count], "nearest")
+    steps = {layer.node: layer.mean_step for layer in layers if forms.get(layer.node) == "coded"}
+    stored = reconstruct(before, graph, forms, known[:count], shown[:count], "nearest", steps)
     return [_fitted(layer, views[layer.node], graph, stored.get(layer.node)) for layer in layers if layer.node in forms]
 
 

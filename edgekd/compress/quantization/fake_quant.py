@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgekd.core.formats import fp4x, int8
+from edgekd.core.formats import coded_int8, fp4x, int8
 
 _EXPONENT = 0x7F800000  # bits of a float32
 _ROUNDS_TO_INTEGERS = 1.5 * 2**23  # adding and subtracting it leaves no fraction in a float32
@@ -25,6 +25,12 @@ _CHUNK = 2000  # blocks at a time: they fit a core's cache, and are too few for 
 def int8_codes(latent: torch.Tensor) -> torch.Tensor:
     """Return the nearest INT8 codes to latent weights, both float32 of any shape, as `formats.int8` does."""
     return latent.round().clamp(-int8.LEVELS, int8.LEVELS)
+
+
+def coded_codes(latent: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Return the nearest codes of coded INT8 to latent weights [O, I, kh, kw], with steps [I, 1, 1]; all float32."""
+    largest = (int8.LEVELS / steps).floor().clamp(max=coded_int8.MAX_SYMBOL)
+    return torch.minimum(torch.maximum((latent / steps).round(), -largest), largest) * steps
 
 
 def fp4x_codes(latent: torch.Tensor) -> torch.Tensor:
@@ -69,16 +75,21 @@ def _best_multipliers(magnitudes: torch.Tensor) -> torch.Tensor:
 _CODES = {"int8": int8_codes, "fp4x": fp4x_codes}
 
 
+def codes_of(latent: torch.Tensor, form: str, steps: torch.Tensor | None) -> torch.Tensor:
+    """Return the codes of latent weights float32 [O, I, kh, kw] in a form; steps [I, 1, 1]: of `coded` alone."""
+    return _CODES[form](latent) if steps is None else coded_codes(latent, steps)
+
+
 class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
     """Rounds forward, and passes the gradient unchanged backward."""
 
     @staticmethod
-    def forward(context: Any, latent: torch.Tensor, form: str) -> torch.Tensor:
-        return _CODES[form](latent)
+    def forward(context: Any, latent: torch.Tensor, form: str, steps: torch.Tensor | None) -> torch.Tensor:
+        return codes_of(latent, form, steps)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient, None, None
 
 
 class ActivationRange(nn.Module):  # type: ignore[misc]
@@ -111,7 +122,8 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
     """A convolution with weights, and with a range `entry` also an input, rounded as in the engine.
 
     like: the float convolution, whose geometry and bias it takes over; latent float32 [O, I, kh, kw]: its weights in
-    codes; scales float32 [O]; form: `int8` or `fp4x`; learned: whether the scales are trained, too.
+    codes; scales float32 [O]; form: `int8`, `coded` or `fp4x`; learned: whether the scales are trained, too; steps
+    float32 [I, 1, 1]: of the inputs in `coded`, None in other forms.
     """
 
     def __init__(
@@ -122,9 +134,11 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
         form: str,
         entry: ActivationRange | None,
         learned: bool,
+        steps: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.form = form
+        self.register_buffer("steps", steps)
         self.entry = entry
         self.weight = nn.Parameter(latent)
         self.register_parameter("bias", like.bias)
@@ -139,7 +153,7 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
 
     def codes(self) -> torch.Tensor:
         """The INT8 codes that ship, as float32 [O, I, kh, kw]."""
-        codes: torch.Tensor = _StraightThrough.apply(self.weight, self.form)
+        codes: torch.Tensor = _StraightThrough.apply(self.weight, self.form, self.steps)
         return codes
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:
@@ -149,15 +163,17 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
         return functional.conv2d(activation, weights, self.bias, *self._geometry)
 
 
-def latent_weights(weights: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, form: str) -> torch.Tensor:
+def latent_weights(
+    weights: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, form: str, steps: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the initial latent weights: the float weights, in codes, where they round to the given codes, else those.
 
-    weights, codes float32 [O, ...], scales float32 [O]. The codes of a graph need not be the nearest ones: they may
-    compensate each other's errors. Training starts from them; where possible from inside a rounding cell and not from
-    its middle, half a step away from every neighbour.
+    weights, codes float32 [O, ...], scales float32 [O], steps as of `codes_of`. The codes of a graph need not be the
+    nearest ones: they may compensate each other's errors. Training starts from them; where possible from inside a
+    rounding cell and not from its middle, half a step away from every neighbour.
     """
     exact = weights / scales.reshape(-1, *[1] * (weights.ndim - 1))
-    latent = torch.where(_CODES[form](exact) == codes, exact, codes)
+    latent = torch.where(codes_of(exact, form, steps) == codes, exact, codes)
     if form == "fp4x":
         # Mixed blocks may prefer another multiplier; blocks of codes alone never do.
         whole = _blocks_where(fp4x_codes(latent) == codes)

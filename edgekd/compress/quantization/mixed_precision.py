@@ -9,7 +9,7 @@ makes the sum smaller; all layers are assumed to gain by it alike.
 
 `float16` is on offer for the head, which has no other, and where INT8 would be noisier than the step allows: elsewhere
 it would cost speed without a gain in accuracy. `nvfp4` is on offer for matrix products, where the step names it: few
-GPUs support it.
+GPUs support it. `coded` is on offer with many steps, so that all layers can lose alike for the bytes they save.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgekd.compress.quantization.quantize import PROBES, frames_to_fit, prepare
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.compress.quantization.rewrite import apply, insert_activation_pairs, store_weights, stored_names
 from edgekd.compress.quantization.scales import choose_scales
-from edgekd.compress.quantization.sensitivity_4bit import Rounded, measure_rounded
+from edgekd.compress.quantization.sensitivity_4bit import MIN_POWER, Rounded, measure_rounded
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.canonical import file_sha256
@@ -43,11 +43,12 @@ from edgekd.graph.view import Graph
 
 @dataclass(frozen=True)
 class FormCost:
-    """A form of a layer: stored bytes of its weights and scales, and the output error it adds."""
+    """A form of a layer: stored bytes of its weights and scales, the output error it adds, and the step of `coded`."""
 
     form: WeightFormat
     bytes: int
     error: float
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,40 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     histograms = observe(source, placement.quantized, fitting)
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, fitting[:PROBES])
     views = _layers(graph)
-    forms = {name: _forms(layer, placement, "nvfp4" in step.formats) for name, layer in views.items()}
-    four_bits = {name: [form for form in forms[name] if form in ("fp4x", "nvfp4")] for name in placement.layers}
-    rounded = {(each.form, each.name): each for each in measure_rounded(graph, four_bits, fitting)}
-    codes: dict[WeightFormat, dict[str, Stored]] = {"float16": {}, "int8": {}}
-    codes["int8"].update({name: quantize_channels(views[name].weights) for name in four_bits})
-    for (form, name), each in rounded.items():
-        codes.setdefault(form, {})[name] = each.stored
-    sizes = {form: _stored_bytes(graph, placement, scales, stored) for form, stored in codes.items()}
-
-    def option(form: WeightFormat, name: str) -> FormCost:
-        error = _error(form, name, rounded, snr_db[name]) if name in snr_db else 0.0
-        return FormCost(form, sizes[form][0][name], _short(error))
-
+    forms = {name: _forms(layer, placement) for name, layer in views.items()}
+    few_bits = {name: [form for form in measured_forms(step) if form in forms[name]] for name in placement.layers}
+    rounded: dict[str, list[Rounded]] = {name: [] for name in views}
+    codes: dict[tuple[WeightFormat, float | None], dict[str, Stored]] = {("float16", None): {}}
+    codes["int8", None] = {name: quantize_channels(views[name].weights) for name in few_bits}
+    for each in measure_rounded(graph, few_bits, fitting):
+        rounded[each.name].append(each)
+        codes.setdefault((each.form, each.step), {})[each.name] = each.stored
+    sizes = {key: _stored_bytes(graph, placement, scales, stored) for key, stored in codes.items()}
     layers = []
     for name, layer in views.items():
+        bytes_in = {key: of_layers[name] for key, (of_layers, _) in sizes.items()}
+        options = _options(rounded[name], bytes_in, snr_db.get(name))
         quiet = name in snr_db and snr_db[name] >= step.min_snr_db
-        offered = [form for form in forms[name] if not (quiet and form == "float16")]
-        layers.append(LayerCosts(name, layer.weights.size, tuple(option(form, name) for form in offered)))
-    return Costs(file_sha256(source), sizes["int8"][1], tuple(layers))
+        layers.append(LayerCosts(name, layer.weights.size, options[1:] if quiet else options))
+    # The header of a graph with coded weights is larger.
+    rest = max(rest for (form, _), (_, rest) in sizes.items() if form in ("int8", "coded"))
+    return Costs(file_sha256(source), rest, tuple(layers))
+
+
+def measured_forms(step: Quantize) -> tuple[WeightFormat, ...]:
+    """Return the forms of few bits that are measured for a step: its own, and fp4x where it has none for every layer.
+
+    By one of them the error of INT8 is known, too.
+    """
+    own: tuple[WeightFormat, ...] = ("coded", "fp4x", "nvfp4")
+    named = tuple(form for form in own if form in step.formats)
+    return named if {"coded", "fp4x"} & {*named} else ("fp4x", *named)
 
 
 def choices(source: Path) -> dict[str, tuple[WeightFormat, ...]]:
     """Return the forms that each layer of the float ONNX graph `source` can have, for `plan.require_fits`."""
     graph, placement = _read(source)
-    return {name: _forms(layer, placement, nvfp4=True) for name, layer in _layers(graph).items()}
+    return {name: _forms(layer, placement) for name, layer in _layers(graph).items()}
 
 
 def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
@@ -123,13 +133,13 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
                 "plan: no choice of formats is small enough",
                 expected=f"at most {max_bytes} bytes",
                 found=f"at least {smallest} bytes",
-                fix="allow fp4x for every layer, raise the limit, or start from a smaller network",
+                fix="allow coded for every layer, raise the limit, or start from a smaller network",
             )
         chosen = solve(options, max_bytes - costs.rest_bytes)
     layers = []
     for layer, index in zip(costs.layers, chosen, strict=True):
         option = layer.options[index]
-        layers.append(PlannedLayer(layer.name, option.form, layer.weights, option.bytes, option.error))
+        layers.append(PlannedLayer(layer.name, option.form, layer.weights, option.bytes, option.error, option.step))
     size = costs.rest_bytes + sum(layer.bytes for layer in layers)
     return Plan(tuple(layers), costs.graph_sha256, size, _short(sum(layer.error for layer in layers)), max_bytes)
 
@@ -182,24 +192,53 @@ def _layers(graph: Graph) -> dict[str, LayerView]:
     return {layer.name: layer for layer in layers if layer is not None}
 
 
-def _forms(layer: LayerView, placement: QuantizerPlacement, nvfp4: bool) -> tuple[WeightFormat, ...]:
-    """Return the forms of a layer; nvfp4: whether it is on offer for those that can have it."""
+def _forms(layer: LayerView, placement: QuantizerPlacement) -> tuple[WeightFormat, ...]:
+    """Return the forms that a layer can have."""
     if layer.name not in placement.layers:
         return ("float16",)
-    fits = nvfp4 and isinstance(layer, ProductView) and nvfp4_fits(layer.weights.shape)
-    return ("float16", "int8", "fp4x", "nvfp4") if fits else ("float16", "int8", "fp4x")
+    fits = isinstance(layer, ProductView) and nvfp4_fits(layer.weights.shape)
+    return ("float16", "int8", "coded", "fp4x", *(("nvfp4",) if fits else ()))
 
 
-def _error(form: WeightFormat, name: str, rounded: Mapping[tuple[WeightFormat, str], Rounded], snr_db: float) -> float:
-    """Return the output error of a form. That of INT8 is not measured, but scaled as fp4x's in the same layers."""
-    if form == "float16":
-        return 0.0
-    if form == "nvfp4":
-        return rounded[form, name].output_error
-    fp4x = rounded["fp4x", name]
-    gain = fp4x.output_error / fp4x.local_noise if fp4x.local_noise else 1.0
+def _options(
+    rounded: Sequence[Rounded], bytes_in: Mapping[tuple[WeightFormat, float | None], int], snr_db: float | None
+) -> tuple[FormCost, ...]:
+    """Return the forms of a layer, float16 first.
+
+    rounded: the layer in each form and step that was measured, none for one without INT8; bytes_in: of its weights, by
+    form and step; snr_db: in INT8.
+    """
+    options = [FormCost("float16", bytes_in["float16", None], 0.0)]
+    if not rounded or snr_db is None:
+        return tuple(options)
+    # The error of INT8 is not measured at the outputs, but scaled as another form's in the same layer.
+    by_noise = next(each for each in rounded if each.form != "nvfp4")
+    gain = by_noise.output_error / by_noise.local_noise if by_noise.local_noise else 1.0
     int8 = gain * 10 ** (-snr_db / 10)
-    return int8 if form == "int8" else int8 + fp4x.output_error
+    options.append(FormCost("int8", bytes_in["int8", None], _short(int8)))
+    coded = [each for each in rounded if each.form == "coded"]
+    if coded:
+        options += _coded_options(coded, [bytes_in["coded", each.step] for each in coded], int8)
+    for each in rounded:
+        if each.form != "coded":
+            error = each.output_error + (0.0 if each.form == "nvfp4" else int8)
+            options.append(FormCost(each.form, bytes_in[each.form, None], _short(error)))
+    return tuple(options)
+
+
+def _coded_options(rounded: Sequence[Rounded], sizes: Sequence[int], int8: float) -> list[FormCost]:
+    """Return coded INT8 with steps at quarters of octaves, by measured ones and their sizes, finest first.
+
+    Between these, bytes are nearly linear in the logarithm of the step, and so is the logarithm of the error.
+    """
+    measured = np.log2([each.step or 1.0 for each in rounded])
+    wanted = np.arange(round(4 * measured[0]), round(4 * measured[-1]) + 1) / 4
+    lengths = np.interp(wanted, measured, sizes)
+    errors = np.exp2(np.interp(wanted, measured, np.log2([max(each.output_error, MIN_POWER) for each in rounded])))
+    return [
+        FormCost("coded", round(length), _short(int8 + error), _short(2**step))
+        for step, length, error in zip(wanted.tolist(), lengths.tolist(), errors.tolist(), strict=True)
+    ]
 
 
 def _stored_bytes(
@@ -234,6 +273,6 @@ def _stored_bytes(
     return of_layers, len(packed) - sum(of_layers.values())
 
 
-def _short(error: float) -> float:
+def _short(value: float) -> float:
     """Round to four digits: more are not significant, and a plan is read by people."""
-    return float(f"{error:.4g}")
+    return float(f"{value:.4g}")

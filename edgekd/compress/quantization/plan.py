@@ -11,12 +11,16 @@ from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
 
+MAX_STEP = 8.0
+"""Largest step of a coded layer: with more nearly all of its weights are zero."""
+
 
 @dataclass(frozen=True)
 class PlannedLayer:
     """A layer, with the number and format of its weights. bytes: predicted, in the packed graph.
 
-    error: relative error of the network's outputs, noise by signal, that this layer is predicted to add.
+    error: relative error of the network's outputs, noise by signal, that this layer is predicted to add; step: of
+    `coded` weights, relative to the root mean square of an output's weights.
     """
 
     name: str
@@ -24,6 +28,7 @@ class PlannedLayer:
     weights: int
     bytes: int
     error: float
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Plan:
         """The form of each layer, by node name."""
         return {layer.name: layer.form for layer in self.layers}
 
+    @property
+    def steps(self) -> dict[str, float]:
+        """The step of each layer in `coded`, by node name."""
+        return {layer.name: layer.step for layer in self.layers if layer.form == "coded" and layer.step is not None}
+
 
 def plan_toml(plan: Plan) -> str:
     """Return the plan as readable TOML, which `load_plan` reads back."""
@@ -59,6 +69,7 @@ _HEADER = """\
 # To change it, change a `form`:
 #   fp4x     4 bits a weight, computes in INT8
 #   int8     8 bits a weight, computes in INT8
+#   coded    as many bits as its `step` needs, computes in INT8: 4.7 with 0.125, one less for twice the step
 #   float16  16 bits a weight, computes in floating point; the head has no other form
 #   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it
 # bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by
@@ -70,7 +81,8 @@ def _row(layer: PlannedLayer) -> str:
     """Return one line, with comparable numbers in columns before the name."""
     form, weights, size = f'"{layer.form}",', f"{layer.weights},", f"{layer.bytes},"
     numbers = f"weights = {weights:9} bytes = {size:9} error = {layer.error!r:10}"
-    return f"  {{ form = {form:10} {numbers}, {toml_text({'name': layer.name}).strip()} }},\n"
+    step = "" if layer.step is None else f"step = {layer.step!r}, "
+    return f"  {{ form = {form:10} {numbers}, {step}{toml_text({'name': layer.name}).strip()} }},\n"
 
 
 def load_plan(path: Path) -> Plan:
@@ -85,6 +97,10 @@ def load_plan(path: Path) -> Plan:
     twice = [name for name, count in Counter(layer.name for layer in plan.layers).items() if count > 1]
     if twice:
         raise SpecError(f"{path}: layers {_some(twice)}", expected="each once", found="each more than once")
+    for layer in plan.layers:
+        if layer.form == "coded" and not 0 < (layer.step or 0) <= MAX_STEP:
+            what, expected = f"{path}: layer {layer.name}", f"a step above 0 and up to {MAX_STEP:g} with form coded"
+            raise SpecError(what, expected=expected, found="none" if layer.step is None else f"{layer.step:g}")
     return plan
 
 

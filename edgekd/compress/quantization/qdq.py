@@ -17,10 +17,13 @@ from edgekd.compress.quantization.rewrite import weights_pair
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError
-from edgekd.core.formats import fp4x
+from edgekd.core.formats import coded_int8, fp4x
 from edgekd.core.formats.int8 import dequantize_channels
 from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
+
+MIN_RMS = 1e-3
+"""Smallest divisor of a step, in codes: for outputs whose weights are all zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +44,27 @@ class QdqConvolution:
 
     @property
     def form(self) -> WeightFormat:
-        """Format of the weights: `fp4x` where the codes are such, else `int8`; `float16` without codes."""
+        """Format of the weights: `fp4x` or `coded` where the codes are such, else `int8`; `float16` without codes."""
         if self.scales is None:
             return "float16"
-        return "fp4x" if fp4x.representable(self.weights) else "int8"
+        if fp4x.representable(self.weights):
+            return "fp4x"
+        return "int8" if coded_int8.encode(self.weights) is None else "coded"
+
+    @property
+    def coded_steps(self) -> np.ndarray | None:
+        """Integer step of each input in `coded`, float32 [I, 1, 1]; None in other forms."""
+        coded = coded_int8.encode(self.weights) if self.form == "coded" else None
+        return None if coded is None else coded.columns.steps.astype(np.float32)[:, None, None]
+
+    @property
+    def mean_step(self) -> float:
+        """Step with which codes in `coded` were made, as of `reconstruct.coded_with_feedback`, about."""
+        steps = self.coded_steps
+        assert steps is not None, "a layer in `coded`"
+        mean_step = np.exp(np.log(steps).mean())
+        rms = np.sqrt(np.square(self.weights.astype(np.float32)).mean(axis=(1, 2, 3)))
+        return float(np.median(mean_step / np.maximum(rms, MIN_RMS)))
 
     @property
     def values(self) -> np.ndarray:

@@ -69,7 +69,7 @@ class QuantizationResult:
     @property
     def int8(self) -> tuple[str, ...]:
         """The layers that compute in INT8."""
-        return tuple(name for name, form in self.forms.items() if form in ("int8", "fp4x"))
+        return tuple(name for name, form in self.forms.items() if form in ("int8", "coded", "fp4x"))
 
 
 def quantize(
@@ -78,11 +78,13 @@ def quantize(
     frames: Iterable[np.ndarray],
     step: Quantize,
     plan: Mapping[str, WeightFormat] | None = None,
+    coded_steps: Mapping[str, float] | None = None,
 ) -> QuantizationResult:
     """Write `out`, the Q/DQ version of the float ONNX graph `source`.
 
     frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
     node name; without one all are INT8 except the head and layers below the step's signal-to-noise ratio.
+    coded_steps: step of each layer in `coded`, as of `reconstruct.coded_with_feedback`.
     Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
     """
     import onnx
@@ -91,9 +93,9 @@ def quantize(
     graph = prepared(source, "nvfp4" in planned.values())
     kept_float = unreadable(graph)
     placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
-    four_bits = [name for name, form in planned.items() if form in ("fp4x", "nvfp4")]
-    require_weights(graph, [*placement.layers, *four_bits], source)
-    with_feedback = [*four_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
+    few_bits = [name for name, form in planned.items() if form in ("coded", "fp4x", "nvfp4")]
+    require_weights(graph, [*placement.layers, *few_bits], source)
+    with_feedback = [*few_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
     count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
     kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
     histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}
@@ -112,7 +114,8 @@ def quantize(
     forms = _forms(graph, placement, planned)
     quantized = Graph(copied(graph.model))
     insert_activation_pairs(quantized, placement, scales)
-    store_weights(quantized, reconstruct(graph, quantized, forms, kept, kept, step.int8_rounding))
+    stored = reconstruct(graph, quantized, forms, kept, kept, step.int8_rounding, coded_steps or {})
+    store_weights(quantized, stored)
     apply(quantized)
     onnx.checker.check_model(quantized.model)
     onnx.save(quantized.model, out)
@@ -208,6 +211,7 @@ def reconstruct(
     frames: Sequence[np.ndarray],
     read_frames: Sequence[np.ndarray],
     int8_rounding: str,
+    coded_steps: Mapping[str, float],
 ) -> dict[str, Stored]:
     """Decide the weights of all layers, in graph order; return those that are quantized as they are stored.
 
@@ -224,7 +228,7 @@ def reconstruct(
         layer = layer_of(graph, nodes[name])
         assert layer is not None, "only such layers have a format"
         pair = reference.values(nodes[name].input[0]), approximate.values(inputs[name][0])
-        return _decide(layer, forms[name], *pair, int8_rounding == "feedback")
+        return _decide(layer, forms[name], *pair, int8_rounding == "feedback", coded_steps.get(name))
 
     # With its own threads in each worker, linear algebra takes twice as long, and its sums depend on the machine.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
@@ -244,7 +248,12 @@ _Decided = tuple[dict[str, np.ndarray], Stored | None]
 
 
 def _decide(
-    layer: LayerView, form: WeightFormat, reference: list[np.ndarray], read: list[np.ndarray], int8_feedback: bool
+    layer: LayerView,
+    form: WeightFormat,
+    reference: list[np.ndarray],
+    read: list[np.ndarray],
+    int8_feedback: bool,
+    step: float | None,
 ) -> _Decided:
     """Return a layer's initializers as the engine uses them, and quantized weights as they are stored."""
     halves = _halves(layer, reference, read)
@@ -257,7 +266,7 @@ def _decide(
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape)
+        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, step)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
     return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
 

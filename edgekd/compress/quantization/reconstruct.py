@@ -9,7 +9,7 @@ before it are quantized, too. Two steps, both in closed form and without labels:
 
 Sources: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization", 2022 (feedback); M. Nagel et al., "Up or Down?
 Adaptive Rounding", 2020 (the objective: a layer's output, not its weights); Y. Li et al., "BRECQ", 2021 (layers in
-order, each on the quantized output of those before).
+order, each on the quantized output of those before); "WaterSIC", arXiv 2603.04956, 2026 (steps by input).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from typing import TypeVar
 
 import numpy as np
 
 from edgekd.core.errors import CompressError
-from edgekd.core.formats import fp4x, nvfp4
+from edgekd.core.formats import coded_int8, fp4x, nvfp4
 from edgekd.core.formats.int8 import LEVELS, channel_scales, dequantize_channels
 from edgekd.core.formats.nvfp4 import Nvfp4
 
@@ -33,6 +34,14 @@ DAMPING = 0.003
 """Share of the mean of a covariance's diagonal that is added to it, for patches that did not occur."""
 MIN_POWER = 1e-20
 """Smallest divisor of a power."""
+MAX_SPREAD = 1.5
+"""Largest logarithm of an input's step relative to the mean of its layer."""
+MAX_MEAN_STEP = 8
+"""Integer step of an input with the mean step of its layer, if codes are large enough: so finely steps are graded."""
+PEAK_MARGIN = 1.01
+"""Factor on the scale at which a peak is the largest code: room for feedback and for cutting the scale's bits."""
+PEAKED_SHARE = 0.1
+"""Share of the outputs that get a larger step than the others because of their peaks, so that steps can be graded."""
 _BLOCK = fp4x.BLOCK
 _Factor = TypeVar("_Factor")
 
@@ -154,14 +163,59 @@ def nvfp4_with_feedback(weights: np.ndarray, covariance: np.ndarray) -> Nvfp4:
     return Nvfp4(nvfp4.nearest(codes[0] / steps[0] / 2), chosen, 2 * scales[0, 0])
 
 
+def coded_with_feedback(
+    weights: np.ndarray, covariance: np.ndarray, taps: int, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes int8 [g, o, K] of coded INT8, and INT8 scales float32 [g, o], for weights [g, o, K].
+
+    The distance of two codes of an output is `step` times the root mean square of its weights, and larger or smaller by
+    input: an input that the ones after it can make up for has large steps. taps: weights of an input.
+    """
+    damped = _damped(covariance)
+    factor = _inverse_factor(damped)
+    graded = np.log(np.diagonal(factor, axis1=1, axis2=2)).reshape(len(factor), -1, taps).mean(axis=(0, 2))
+    spread = np.exp(np.clip(graded - graded.mean(), -MAX_SPREAD, MAX_SPREAD))
+    steps, scales = _coded_steps(weights, step, spread, taps)
+    of_weights = steps.repeat(taps)
+    # In units of an input's step all symbols are integers, and the covariance is that of inputs times their steps.
+    exact = weights / (scales[:, :, None] * of_weights)
+    symbols, ones = _feedback(exact, factor / of_weights, "coded")
+    _improve(exact, symbols, ones, damped * np.outer(of_weights, of_weights), "coded")
+    largest = np.minimum(LEVELS // of_weights, coded_int8.MAX_SYMBOL)
+    return (np.clip(symbols, -largest, largest) * of_weights).astype(np.int8), scales
+
+
+def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the integer step of each input, float32 [I], and the INT8 scales [g, o] of coded INT8.
+
+    spread: wanted steps of the inputs [I], relative to their mean.
+    """
+    peaks = np.abs(weights).reshape(*weights.shape[:2], -1, taps).max(axis=3)
+    wanted = step * np.sqrt(np.square(weights).mean(axis=2))
+    rooms = LEVELS * wanted / np.maximum(PEAK_MARGIN * peaks.max(axis=2), MIN_POWER)
+    not_zero = rooms[rooms > 0]
+    mean_step = np.clip(np.quantile(not_zero, PEAKED_SHARE), 1, MAX_MEAN_STEP) if not_zero.size else 1
+    steps = np.clip(np.rint(mean_step * spread), 1, LEVELS).astype(np.float32)
+    largest = np.minimum(coded_int8.MAX_SYMBOL * steps, LEVELS)
+    scales = np.maximum(wanted / mean_step, PEAK_MARGIN * (peaks / largest).max(axis=2))
+    return steps, fp4x.rounded_scales(scales)
+
+
 def stored_in(
-    form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...]
+    form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...], step: float | None = None
 ) -> tuple[Stored, np.ndarray]:
-    """Round weights [g, o, K] of a layer's `shape` with feedback: as `form` stores them, and their values [g, o, K]."""
+    """Round weights [g, o, K] of a layer's `shape` with feedback: as `form` stores them, and their values [g, o, K].
+
+    step: of coded INT8, as of `coded_with_feedback`.
+    """
     if form == "nvfp4":
         tensor = nvfp4_with_feedback(weights, covariance)
         return tensor, tensor.values.reshape(weights.shape)
-    codes, scales = round_with_feedback(weights, covariance, form)
+    if form == "coded":
+        assert step is not None, "a coded layer has a step"
+        codes, scales = coded_with_feedback(weights, covariance, prod(shape[2:]), step)
+    else:
+        codes, scales = round_with_feedback(weights, covariance, form)
     values = dequantize_channels(codes.reshape(shape), scales.ravel()).reshape(weights.shape)
     return (codes.reshape(shape), scales.ravel()), values
 
@@ -171,7 +225,7 @@ def _rounded(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np
     damped = _damped(covariance)
     scales = _SCALES[form](weights, damped)
     exact = weights / scales[:, :, None]
-    codes, multipliers = _feedback(exact, damped, form)
+    codes, multipliers = _feedback(exact, _inverse_factor(damped), form)
     for _ in range(_SWEEPS[form]):
         if not _improve(exact, codes, multipliers, damped, form):
             break
@@ -185,12 +239,13 @@ def _damped(covariance: np.ndarray) -> np.ndarray:
     return np.asarray(covariance + extra[:, None, None] * np.eye(covariance.shape[1], dtype=np.float32))
 
 
-def _feedback(exact: np.ndarray, damped: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+def _feedback(exact: np.ndarray, factor: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
     """Return codes [g, o, K] and the multiplier of each weight's block, for weights in codes.
 
-    Each multiplier that a block can have is tried with its feedback inside the block; the best one stays.
+    factor: of their covariance, as of `_inverse_factor`. Each multiplier that a block can have is tried with its
+    feedback inside the block; the best one stays.
     """
-    nearest, factor = _NEAREST[form], _inverse_factor(damped)
+    nearest = _NEAREST[form]
     left, codes, multipliers = exact.copy(), np.empty_like(exact), np.empty_like(exact)
     for start in range(0, exact.shape[2], _BLOCK):
         block = slice(start, min(start + _BLOCK, exact.shape[2]))
@@ -282,6 +337,10 @@ def _nearest_int8(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(np.rint(values), -LEVELS, LEVELS))
 
 
+def _nearest_symbol(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.clip(np.rint(values), -coded_int8.MAX_SYMBOL, coded_int8.MAX_SYMBOL))
+
+
 def _nearest_e2m1(values: np.ndarray) -> np.ndarray:
     """Return the nearest of twice the values of E2M1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives."""
     size = np.abs(values)
@@ -305,8 +364,11 @@ def _nvfp4_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
     return np.full(weights.shape[:2], nvfp4.tensor_scale(weights) / 2, np.float32)
 
 
-_NEAREST = {"int8": _nearest_int8, "fp4x": _nearest_e2m1, "nvfp4": _nearest_e2m1}
-_MULTIPLIERS = {"int8": np.ones(1, np.float32), "fp4x": np.arange(1, fp4x.MULTIPLIERS + 1, dtype=np.float32)}
+_NEAREST = {"int8": _nearest_int8, "coded": _nearest_symbol, "fp4x": _nearest_e2m1, "nvfp4": _nearest_e2m1}
+_MULTIPLIERS = {
+    **dict.fromkeys(("int8", "coded"), np.ones(1, np.float32)),
+    "fp4x": np.arange(1, fp4x.MULTIPLIERS + 1, dtype=np.float32),
+}
 # Bits of 0, 1, 2, 3, 4, 6, 8, 12 and their signs after entropy coding, from their shares in trained detectors.
 _BITS = np.array([2.9, 3.2, 3.4, 3.7, 4.1, 0, 4.1, 0, 5.3, 0, 0, 0, 6.6], np.float32)
 _SWEEPS = {"int8": 0, "fp4x": 2, "nvfp4": 2}  # INT8's rounding is a hundredth of its noise: no gain

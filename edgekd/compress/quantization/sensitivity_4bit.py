@@ -1,4 +1,4 @@
-"""Sensitivity of the network to 4-bit weights of each single layer, measured without labels.
+"""Sensitivity of the network to weights of few bits in each single layer, measured without labels.
 
 The float graph runs layer by layer (`compress.walk`). Each layer's weights are rounded with feedback, as in the
 quantized graph, and the rest of the graph runs with them. Errors are measured on other frames than the rounding has
@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd.compress.quantization.layers import LayerView, is_dfl, layer_of
 from edgekd.compress.quantization.layerwise import Walk, levels_of
-from edgekd.compress.quantization.reconstruct import Stored, moments_of, stored_in
+from edgekd.compress.quantization.reconstruct import Moments, Stored, moments_of, stored_in
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph
@@ -26,13 +26,21 @@ MAX_MEASURED_FRAMES = 4
 """Most frames on which errors are measured, the last ones, but a quarter at most; the others are for rounding."""
 PATCHES = 8192
 """Patches of its input, over all frames, by which a layer's weights are rounded."""
+MIN_POWER = 1e-30
+"""Smallest divisor of a power."""
+
+TYPICAL_STEP = 0.25
+"""Step of coded INT8 with about 3.9 bits a weight."""
+STEPS = (0.125, 0.354, 1.0)
+"""Steps of coded INT8 that are measured, about 4.7, 3.5 and 2.3 bits a weight; what lies between is interpolated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """The layer `name` in `form`, as it is stored, with its bias float32 [O].
 
-    local_noise: noise by signal at its own output; output_error: at the network's last layers (`relative_error`).
+    step: of coded INT8 (`reconstruct.coded_with_feedback`), None in other forms; local_noise: noise by signal at its
+    own output; output_error: at the network's last layers (`relative_error`).
     """
 
     name: str
@@ -41,12 +49,15 @@ class Rounded:
     bias: np.ndarray
     local_noise: float
     output_error: float
+    step: float | None = None
 
 
 def measure_rounded(
     graph: Graph, forms: Mapping[str, Sequence[WeightFormat]], frames: Sequence[np.ndarray]
 ) -> Iterator[Rounded]:
-    """Measure each layer in each of its 4-bit `forms`, as the only one in a float graph, on frames float32.
+    """Measure each layer in each of its `forms` of few bits, as the only one in a float graph, on frames float32.
+
+    `coded` is measured at the output with its finest step; with the others the error grows as the local noise does.
 
     They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
     Memory: the tensors that are live between two layers, for each frame.
@@ -61,11 +72,16 @@ def measure_rounded(
             for form in forms.get(node.name, ()) if levels[node.name] == level else ():
                 layer = layer_of(graph, node)
                 assert layer is not None, "`forms` has only layers with constant weights"
-                stored, used, bias, noise = _round(layer, walk.values(node.input[0]), measured, form)
-                outputs = rest.run(layer.initializers(used, bias), measured)
-                # Ends before this level are unchanged.
-                errors = [relative_error(reference[end], value) for end, value in outputs.items()]
-                yield Rounded(node.name, form, stored, bias, noise, sum(errors) / len(ends))
+                moments, unseen = _sampled(layer, walk.values(node.input[0]), measured)
+                gain = None
+                for step in STEPS if form == "coded" else (None,):
+                    stored, used, bias, noise = _round(layer, moments, unseen, form, step)
+                    if gain is None:
+                        outputs = rest.run(layer.initializers(used, bias), measured)
+                        # Ends before this level are unchanged.
+                        errors = [relative_error(reference[end], value) for end, value in outputs.items()]
+                        gain = sum(errors) / len(ends) / max(noise, MIN_POWER)
+                    yield Rounded(node.name, form, stored, bias, noise, gain * noise, step)
         walk.advance(level)
 
 
@@ -95,18 +111,22 @@ def relative_error(expected: Sequence[np.ndarray], values: Sequence[np.ndarray])
     stacked = np.concatenate(expected).astype(np.float64)
     noise = np.square(np.concatenate(values) - stacked).sum()
     over = (0, *range(2, stacked.ndim)) if stacked.ndim > 2 else None
-    return float(noise / max(np.square(stacked - stacked.mean(axis=over, keepdims=True)).sum(), 1e-30))
+    return float(noise / max(np.square(stacked - stacked.mean(axis=over, keepdims=True)).sum(), MIN_POWER))
 
 
-def _round(
-    layer: LayerView, inputs: Sequence[np.ndarray], measured: int, form: WeightFormat
-) -> tuple[Stored, np.ndarray, np.ndarray, float]:
-    """Round a layer by its input on each frame: as stored, weights, bias, and local noise on the last frames."""
+def _sampled(layer: LayerView, inputs: Sequence[np.ndarray], measured: int) -> tuple[Moments, np.ndarray]:
+    """Return the moments of a layer's input on the first frames, and patches [g, n, K] of the last frames."""
     indices = layer.draw_patches(inputs, PATCHES)
     patches = [layer.patches(value, index) for value, index in zip(inputs, indices, strict=True)]
     seen, unseen = (np.concatenate(part, axis=1) for part in (patches[:-measured] or patches, patches[-measured:]))
-    moments = moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None)
-    stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape)
+    return moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None), unseen
+
+
+def _round(
+    layer: LayerView, moments: Moments, unseen: np.ndarray, form: str, step: float | None
+) -> tuple[Stored, np.ndarray, np.ndarray, float]:
+    """Round a layer by the moments of its input: as stored, weights, bias, and local noise on unseen patches."""
+    stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape, step)
     change = used - layer.matrices
     noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
     signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
@@ -115,7 +135,7 @@ def _round(
         stored,
         used.reshape(layer.weights.shape),
         bias,
-        float(np.square(noise).sum() / max(np.square(signal).sum(), 1e-30)),
+        float(np.square(noise).sum() / max(np.square(signal).sum(), MIN_POWER)),
     )
 
 

@@ -83,7 +83,7 @@ def quantize(
     weighed = None if importance is None else _relative(importance, rows.shape)
     if scales is None:
         peaks = np.abs(rows).max(axis=1, initial=0).astype(np.float64)
-        candidates = _rounded(np.outer(_FACTORS, peaks / LEVELS))
+        candidates = rounded_scales(np.outer(_FACTORS, peaks / LEVELS))
     else:
         candidates = _checked_scales(scales, len(rows))[None]
     codes, best = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
@@ -164,7 +164,7 @@ def _quantize_rows(
     return np.where(rows < 0, -unblocked, unblocked), scales
 
 
-def _rounded(scales: np.ndarray) -> np.ndarray:
+def rounded_scales(scales: np.ndarray) -> np.ndarray:
     """Return scales in range, cut to the 8 significant bits of bfloat16, whose zero bytes compress well."""
     bits = np.clip(scales, SMALLEST_SCALE, LARGEST_SCALE).astype(np.float32).view(np.uint32)
     cut: np.ndarray = (bits & np.uint32(0xFFFF0000)).view(np.float32)

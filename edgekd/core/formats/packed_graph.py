@@ -21,19 +21,20 @@ from typing import BinaryIO
 import numpy as np
 
 from edgekd.core.file_view import FileView
-from edgekd.core.formats import fp4x
+from edgekd.core.formats import coded_int8, fp4x
 from edgekd.core.formats.fp4x_size import packed_bytes
 from edgekd.core.formats.inflate_stream import InflateStream
 from edgekd.core.formats.onnx_bytes import FLOAT, INT8, Tensor, initializers
 from edgekd.core.formats.packed_layout import (
     CHUNK,
-    FORMAT,
+    CODED,
     MAGIC,
     MAX_BYTES,
     MAX_COLUMNS,
     MAX_HEADER,
     PREFIX,
     SKELETON,
+    SYMBOLS,
     Cut,
     Header,
     header_json,
@@ -47,6 +48,7 @@ _MAX_ELEMENTS = 1 << 18
 """Elements of a tensor that `expand` decodes together, but for long rows."""
 HEADER = "header"
 """Name of the header in `parts`."""
+
 _WIDTHS = {FLOAT: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # bytes; 1 for other types
 
 
@@ -77,19 +79,22 @@ def pack(onnx: bytes) -> bytes:
     for tensor in initializers(onnx):
         if tensor.end - tensor.begin < MIN_CUT:
             continue
-        encoding, rows, columns, parts = _encode(tensor, onnx[tensor.begin : tensor.end])
-        cuts.append(Cut(tensor.begin - offset, encoding, rows, columns))
-        for place, (name, _) in enumerate(cuts[-1].streams):
-            collected[name].append(parts[place])
+        cut, content = _encode(tensor, onnx[tensor.begin : tensor.end], tensor.begin - offset)
+        cuts.append(cut)
+        for name, part in content.items():
+            collected[name].append(part)
         collected[SKELETON].append(onnx[offset : tensor.begin])
         offset = tensor.end
     collected[SKELETON].append(onnx[offset:])
     streams = {name: _deflated(b"".join(parts), name) for name, parts in sorted(collected.items())}
     lengths = tuple((name, len(stored)) for name, stored in streams.items())
-    header = header_json(Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts)))
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(header)}")
-    return _assembled(header, streams.values())
+    header = Header(len(onnx), hashlib.sha256(onnx).hexdigest(), lengths, tuple(cuts))
+    if header.format:
+        header = replace(header, symbols=tuple(sum(map(len, collected[name])) for name in SYMBOLS))
+    text = header_json(header)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"too many initializers: expected a header of at most {MAX_HEADER} bytes, found {len(text)}")
+    return _assembled(header.format, text, streams.values())
 
 
 def parts(data: bytes) -> dict[str, bytes]:
@@ -126,7 +131,9 @@ class PartsPacker:
 
     def __init__(self, header: bytes, spool: BinaryIO) -> None:
         """Begin with the header. Raises ValueError where it is damaged."""
-        self.lengths: Mapping[str, int] = read_header(header).expanded
+        parsed = read_header(header)
+        self.lengths: Mapping[str, int] = parsed.expanded
+        self._format = parsed.format
         self._spool = spool
         self._expanded_header = len(header)
         self._stored_header = _deflated(header, HEADER)
@@ -144,7 +151,7 @@ class PartsPacker:
 
     def content(self) -> Iterator[bytes]:
         """Yield the packed graph, after all streams were added."""
-        yield _prefix(self._checksum, self._stored_header, self._expanded_header)
+        yield _prefix(self._format, self._checksum, self._stored_header, self._expanded_header)
         yield self._stored_header
         self._spool.seek(0)
         yield from iter(lambda: self._spool.read(CHUNK), b"")
@@ -154,14 +161,14 @@ class PartsPacker:
         self._spool.write(content)
 
 
-def _assembled(header: bytes, streams: Iterable[bytes]) -> bytes:
+def _assembled(version: int, header: bytes, streams: Iterable[bytes]) -> bytes:
     stored = _deflated(header, HEADER)
     content = b"".join((stored, *streams))
-    return _prefix(zlib.crc32(content), stored, len(header)) + content
+    return _prefix(version, zlib.crc32(content), stored, len(header)) + content
 
 
-def _prefix(checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
-    return PREFIX.pack(MAGIC, FORMAT, checksum, len(stored_header), expanded_header)
+def _prefix(version: int, checksum: int, stored_header: bytes, expanded_header: int) -> bytes:
+    return PREFIX.pack(MAGIC, version, checksum, len(stored_header), expanded_header)
 
 
 def unpack(data: bytes, limit: int = MAX_BYTES) -> bytes:
@@ -214,20 +221,20 @@ def _pieces(
 ) -> Iterator[bytes]:
     """Yield the ONNX file. stored: gets the stored bytes of each cut, and last of the skeleton.
 
-    max_elements: of a tensor that are decoded together; None for all of them.
+    max_elements: of a tensor that are decoded together, if not in coded INT8; None for all of them.
     """
     remaining = header.skeleton
     for cut in header.cuts:
         remaining -= cut.gap
         yield from streams[SKELETON].steps(cut.gap)
-        used = [streams[name] for name, _ in cut.streams]
+        used = [streams[name] for name in cut.used_streams if name in streams]
         before = sum(stream.consumed for stream in used)
+        # The few bytes of a row and of all columns could claim gigabytes of coded INT8.
+        elements = _MAX_ELEMENTS if cut.encoding == CODED else max_elements
         # Two rows of an odd number of nibbles end with a byte.
-        step = cut.rows if max_elements is None else max(max_elements // cut.columns // 2 * 2, 2)
-        for first in range(0, cut.rows, step):
-            part = replace(cut, rows=min(step, cut.rows - first))
-            sizes = [count for _, count in part.streams]
-            yield _decoded(part, [stream.read(count) for stream, count in zip(used, sizes)])  # noqa: B905 Python 3.10
+        step = cut.rows if elements is None else max(elements // cut.columns // 2 * 2, 2)
+        parts = (replace(cut, rows=min(step, cut.rows - first)) for first in range(0, cut.rows, step))
+        yield from _coded(cut, parts, streams) if cut.encoding == CODED else _uncoded(parts, streams)
         stored.append(sum(stream.consumed for stream in used) - before)
     yield from streams[SKELETON].steps(remaining)
     for stream in streams.values():
@@ -235,36 +242,78 @@ def _pieces(
     stored.append(streams[SKELETON].consumed)
 
 
-def _encode(tensor: Tensor, raw: bytes) -> tuple[str, int, int, list[bytes]]:
-    """Return encoding, rows, columns, and the bytes for each of its streams, of a tensor's raw data."""
+def _encode(tensor: Tensor, raw: bytes, gap: int) -> tuple[Cut, dict[str, bytes]]:
+    """Return a tensor's cut, and its bytes for each stream, from its raw data."""
     width, count = _WIDTHS.get(tensor.data_type, 1), prod(tensor.shape)
     if count * width != len(raw):  # not a valid tensor, but bytes all the same
         width = 1
     elif tensor.data_type == INT8 and len(tensor.shape) >= 2:
-        codes = np.frombuffer(raw, np.int8).reshape(tensor.shape[0], -1)
-        split, multipliers = packed_bytes(codes.shape)
-        if split + multipliers < len(raw) and codes.shape[1] <= MAX_COLUMNS and fp4x.representable(codes):
-            packed = fp4x.pack(codes)
-            return "fp4x", codes.shape[0], codes.shape[1], [packed[:split], packed[split:]]
+        found = _encoded_int8(np.frombuffer(raw, np.int8).reshape(tensor.shape), gap)
+        if found is not None:
+            return found
     elif tensor.data_type == FLOAT:
         wide = np.frombuffer(raw, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             narrow = wide.astype("<f2")
         # Not for NaN, whose bits depend on the processor.
         if not np.isnan(wide).any() and narrow.astype("<f4").tobytes() == raw:
-            return "float16", count, 2, _planes(narrow.tobytes(), 2)
-    return "raw", len(raw) // width, width, _planes(raw, width)
+            return _in_planes(Cut(gap, "float16", count, 2), narrow.tobytes())
+    return _in_planes(Cut(gap, "raw", len(raw) // width, width), raw)
 
 
-def _decoded(cut: Cut, parts: list[bytes]) -> bytes:
-    if cut.encoding == "fp4x":
-        return fp4x.unpack(b"".join(parts), (cut.rows, cut.columns)).tobytes()
-    joined = np.stack([np.frombuffer(part, np.uint8) for part in parts], axis=1).tobytes()
-    return np.frombuffer(joined, "<f2").astype("<f4").tobytes() if cut.encoding == "float16" else joined
+def _encoded_int8(codes: np.ndarray, gap: int) -> tuple[Cut, dict[str, bytes]] | None:
+    """Return cut and streams of codes int8 [O, ...] in fp4x or coded INT8; None where neither stores them."""
+    rows = codes.reshape(len(codes), -1)
+    split, multipliers = packed_bytes(rows.shape)
+    if rows.shape[1] > MAX_COLUMNS:
+        return None
+    if split + multipliers < codes.size and fp4x.representable(rows):
+        packed = fp4x.pack(rows)
+        return Cut(gap, "fp4x", *rows.shape), {"fp4x-weights": packed[:split], "fp4x-multipliers": packed[split:]}
+    coded = coded_int8.encode(codes)
+    if coded is None:
+        return None
+    columns = coded.columns
+    parts = {
+        "coded-rows": coded.rows.tobytes(),
+        "coded-columns": columns.inputs.tobytes() + columns.taps.tobytes(),
+        "coded-steps": columns.steps.tobytes(),
+        **{name: symbols for name, symbols in zip(SYMBOLS, coded.symbols) if symbols},  # noqa: B905 Python 3.10
+    }
+    return Cut(gap, CODED, *rows.shape, len(columns.taps)), parts
 
 
-def _planes(raw: bytes, width: int) -> list[bytes]:
-    return [raw[place::width] for place in range(width)]
+def _coded(cut: Cut, parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+    """Yield the content of a tensor in coded INT8, in `parts` of some rows."""
+
+    def symbols(index: int, count: int) -> bytes:
+        if SYMBOLS[index] not in streams:
+            raise ValueError(f"expected no symbols of class {index}, found {count}")
+        return streams[SYMBOLS[index]].read(count)
+
+    inputs = cut.columns // cut.taps
+    steps = np.frombuffer(streams["coded-steps"].read(inputs), np.uint8)
+    sizes = np.frombuffer(streams["coded-columns"].read(inputs + cut.taps), np.int8)
+    columns = coded_int8.Columns(steps, sizes[:inputs], sizes[inputs:])
+    for part in parts:
+        rows = np.frombuffer(streams["coded-rows"].read(part.rows), np.int8)
+        yield coded_int8.decode(rows, columns, symbols).tobytes()
+
+
+def _uncoded(parts: Iterable[Cut], streams: Mapping[str, InflateStream]) -> Iterator[bytes]:
+    """Yield the content of a tensor in another encoding, in `parts` of some rows."""
+    for part in parts:
+        stored = [streams[name].read(count) for name, count in part.streams]
+        if part.encoding == "fp4x":
+            yield fp4x.unpack(b"".join(stored), (part.rows, part.columns)).tobytes()
+        else:
+            joined = np.stack([np.frombuffer(each, np.uint8) for each in stored], axis=1).tobytes()
+            yield np.frombuffer(joined, "<f2").astype("<f4").tobytes() if part.encoding == "float16" else joined
+
+
+def _in_planes(cut: Cut, raw: bytes) -> tuple[Cut, dict[str, bytes]]:
+    """Return a cut with the bytes of each significance."""
+    return cut, {name: raw[place :: cut.columns] for place, (name, _) in enumerate(cut.streams)}
 
 
 def _deflated(content: bytes, name: str) -> bytes:

@@ -107,9 +107,10 @@ def quantized_network(network: Any, layers: Sequence[QdqConvolution], learned: b
             module.weight.data = torch.tensor(layer.weights)
             continue
         codes, scales = torch.tensor(layer.weights).float(), torch.tensor(layer.scales)
-        latent = latent_weights(module.weight.data, codes, scales, layer.form)
+        steps = None if layer.coded_steps is None else torch.tensor(layer.coded_steps)
+        latent = latent_weights(module.weight.data, codes, scales, layer.form, steps)
         entry = None if layer.input_scale is None else ranges[layer.input_scale]
-        student.set_submodule(name, FakeQuantConv2d(module, latent, scales, layer.form, entry, learned))
+        student.set_submodule(name, FakeQuantConv2d(module, latent, scales, layer.form, entry, learned, steps))
     _quantize_skips(student)
     return student
 

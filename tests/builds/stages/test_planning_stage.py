@@ -21,6 +21,7 @@ from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import Calibrated, CalibrateResult, Frames, calibration_source
 from edgekd.builds.stages.plan import held_out, offered
 from edgekd.compress.quantization.plan import load_plan
+from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Quantize
 from edgekd.core.bundle.archive import extract, verify
 from edgekd.core.canonical import file_sha256
@@ -58,7 +59,7 @@ def test_the_shipped_recipes_say_what_they_may_choose() -> None:
     mixed = load_recipe("mixed").quantize
     assert mixed
     assert mixed.planned
-    assert set(mixed.formats) == {"float16", "int8", "fp4x"}
+    assert set(mixed.formats) == {"float16", "int8", "coded"}
     assert load_recipe("qad").trains
     assert not load_recipe("mixed").trains
     assert load_recipe("float").quantize is None
@@ -87,7 +88,7 @@ def test_a_recipe_with_nvfp4_is_refused_for_a_target_without(
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ('formats = ["int4"]', ("formats[0]", "float16, int8, fp4x")),
+        ('formats = ["int4"]', ("formats[0]", "float16, int8, coded, fp4x")),
         ("formats = []", ("formats", "at least one")),
         ('max_size = "2 XB"', ("max_size 2 XB", "12MB")),
         ('[[steps]]\nkind = "quantize"', ("steps", "at most once each", "quantize, quantize")),
@@ -249,12 +250,13 @@ def checkpoint(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's and Ultralytics' own
+@pytest.mark.parametrize("form", ["fp4x", "coded"])
 def test_a_recipe_that_trains_ships_the_trained_graph(
-    edgekd: EdgeKD, checkpoint: Path, tiny_data: Path, tmp_path: Path
+    edgekd: EdgeKD, checkpoint: Path, tiny_data: Path, tmp_path: Path, form: str
 ) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text(
-        'name = "short"\n[[steps]]\nkind = "quantize"\nmin_snr_db = -100.0\nformats = ["fp4x", "int8"]\nframes = 2\n'
+        f'name = "short"\n[[steps]]\nkind = "quantize"\nmin_snr_db = -100.0\nformats = ["{form}", "int8"]\nframes = 2\n'
         'max_size = "2MB"\n[[steps]]\nkind = "quant_aware_distill"\nepochs = 2\nbatch = 4\nlearning_rate = 1e-3\n',
         "utf-8",
     )
@@ -284,6 +286,8 @@ def test_a_recipe_that_trains_ships_the_trained_graph(
     packed = {entry.path: entry for entry in verify(out / "tiny-xavier.edgekd").files}
     assert packed["graph.packed"].length <= 2_000_000
     assert {"plan.toml", "calibration.cache"} <= set(packed)
+    forms = {layer.form for layer in read_layers(out / "graph.onnx")}
+    assert form in forms
     assert "in the last; epochs: 2" in (out / "report.html").read_text("utf-8")
 
 

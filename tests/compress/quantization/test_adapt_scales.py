@@ -20,7 +20,8 @@ from edgekd.core.errors import CompressError
 from edgekd.graph.fp16 import half
 from edgekd.graph.session import cpu_session
 
-WEIGHT_FORMATS: Mapping[str, WeightFormat] = {"stem": "int8", "body": "fp4x", "neck": "int8"}
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = {"stem": "int8", "body": "fp4x", "neck": "coded"}
+STEPS = {"neck": 0.1}
 COUNT = 24
 
 
@@ -42,7 +43,8 @@ def known() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def base(known: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    quantize(write(small_model(), folder), folder / "int8.onnx", known, Quantize(min_snr_db=-1000), WEIGHT_FORMATS)
+    step = Quantize(min_snr_db=-1000)
+    quantize(write(small_model(), folder), folder / "int8.onnx", known, step, WEIGHT_FORMATS, STEPS)
     return folder / "int8.onnx"
 
 

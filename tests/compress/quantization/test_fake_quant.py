@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.core.formats import fp4x
+from edgekd.core.formats import coded_int8, fp4x
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 
 torch = pytest.importorskip("torch")
@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 from edgekd.compress.quantization.fake_quant import (  # noqa: E402
     ActivationRange,
     FakeQuantConv2d,
+    coded_codes,
     fp4x_codes,
     int8_codes,
     latent_weights,
@@ -80,6 +81,31 @@ def test_fp4x_codes_can_always_be_packed(values: list[float], size: float) -> No
 def test_codes_that_are_fp4x_stay_what_they_are(seed: int, depth: int) -> None:
     codes, _ = fp4x.quantize(np.random.default_rng(seed).normal(size=(3, depth)).astype(np.float32))
     assert np.array_equal(fp4x_codes(torch.from_numpy(codes).float()).numpy(), codes)
+
+
+STEPS = torch.tensor([1.0, 2.0, 3.0, 5.0, 13.0, 127.0])[:, None, None]
+
+
+def test_coded_codes_are_the_nearest_multiples_of_their_steps_and_can_be_stored() -> None:
+    latent = 80 * torch.randn(40, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    codes = coded_codes(latent, STEPS)
+    assert coded_int8.encode(codes.numpy().astype(np.int8)) is not None
+    assert codes.abs().max() <= 127
+    inside = (codes - latent).abs()[latent.abs() < 60]
+    assert (inside <= (STEPS / 2).expand_as(latent)[latent.abs() < 60]).all()
+    assert torch.equal(coded_codes(codes, STEPS), codes)
+
+
+def test_a_coded_layer_trains_in_its_own_steps() -> None:
+    like = torch.nn.Conv2d(6, 16, 3)
+    scales = torch.full((16,), 0.01)
+    codes = coded_codes(like.weight.detach() / 0.01, STEPS)
+    latent = latent_weights(like.weight.detach(), codes, scales, "coded", STEPS)
+    assert torch.equal(latent, like.weight / 0.01)
+    quantized = FakeQuantConv2d(like, latent, scales, "coded", None, learned=False, steps=STEPS)
+    assert torch.equal(quantized.codes(), codes)
+    quantized(torch.randn(1, 6, 8, 8)).sum().backward()
+    assert quantized.weight.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("form", ["int8", "fp4x"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.compress.quantization.plan import Plan, PlannedLayer, load_plan, plan_toml, require_fits
+from edgekd.compress.quantization.plan import MAX_STEP, Plan, PlannedLayer, load_plan, plan_toml, require_fits
 from edgekd.compress.weight_formats import WEIGHT_FORMATS
 from edgekd.core.errors import SpecError
 
@@ -48,8 +48,10 @@ def refusal(folder: Path, old: str, new: str) -> str:
 COUNTS = st.integers(0, 2**40)
 ERRORS = st.floats(0, allow_nan=False, allow_infinity=False)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]))
+UNCODED = st.sampled_from([form for form in WEIGHT_FORMATS if form != "coded"])
 LAYERS = st.lists(
-    st.builds(PlannedLayer, NAMES, st.sampled_from(WEIGHT_FORMATS), COUNTS, COUNTS, ERRORS),
+    st.builds(PlannedLayer, NAMES, UNCODED, COUNTS, COUNTS, ERRORS)
+    | st.builds(PlannedLayer, NAMES, st.just("coded"), COUNTS, COUNTS, ERRORS, st.floats(1e-9, MAX_STEP)),
     unique_by=lambda layer: layer.name,
 )
 
@@ -72,6 +74,21 @@ def test_a_form_is_edited_by_hand_and_the_predictions_stay(tmp_path: Path) -> No
     assert edited.forms == {**PLAN.forms, "/model.1/conv/Conv": "int8"}
     assert edited.predicted_bytes == PLAN.predicted_bytes
     require_fits(edited, CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [("", "none"), ("step = 0.0, ", "0"), ("step = -1, ", "-1"), ("step = 9, ", "9"), ("step = nan, ", "nan")],
+)
+def test_coded_weights_need_a_step(step: str, found: str, tmp_path: Path) -> None:
+    message = refusal(tmp_path, '"fp4x", ', f'"coded", {step}')
+    assert "layer /model.1/conv/Conv; expected a step above 0 and up to 8 with form coded; found " + found in message
+
+
+def test_the_step_of_a_layer_with_another_form_does_not_count(tmp_path: Path) -> None:
+    text = plan_toml(PLAN).replace('"fp4x", ', '"coded", step = 0.25, ')
+    assert load_plan(written(tmp_path, text)).steps == {"/model.1/conv/Conv": 0.25}
+    assert load_plan(written(tmp_path, text.replace('"coded"', '"int8"'))).steps == {}
 
 
 def test_an_unknown_form_names_the_layer_and_the_nearest(tmp_path: Path) -> None:

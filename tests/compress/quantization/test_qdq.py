@@ -13,6 +13,7 @@ from small_graph import frames, small_model, write
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.compress.steps import Quantize
+from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError
 from edgekd.core.formats import fp4x
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -45,6 +46,20 @@ def test_every_convolution_is_read(graph: Path) -> None:
     assert stem.input_scale is not None
     assert stem.scales.shape == stem.bias.shape == (8,)
     assert (boxes.parameter, boxes.form, boxes.scales, boxes.input_scale) == ("boxes.weight", "float16", None, None)
+
+
+def test_coded_weights_are_known_by_their_codes_with_their_step(tmp_path: Path) -> None:
+    plan: dict[str, WeightFormat] = {"stem": "int8", "body": "coded", "neck": "coded"}
+    step, wanted = Quantize(min_snr_db=-1000), {"body": 0.25, "neck": 0.5}
+    quantize(write(small_model(), tmp_path), tmp_path / "coded.onnx", frames(4), step, plan, wanted)
+    layers = named(tmp_path / "coded.onnx")
+    assert {name: layer.form for name, layer in layers.items() if layer.scales is not None} == plan
+    assert {name: layers[name].mean_step for name in wanted} == pytest.approx(wanted, rel=0.15)
+    assert layers["stem"].coded_steps is None
+    body = layers["body"]
+    assert body.coded_steps is not None
+    assert body.coded_steps.shape == (body.weights.shape[1], 1, 1)
+    assert not (body.weights % body.coded_steps).any()
 
 
 def test_what_is_read_is_what_the_engine_computes_with(graph: Path) -> None:

@@ -11,13 +11,14 @@ from edgekd.compress.quantization.reconstruct import (
     Fit,
     Moments,
     bias_for,
+    coded_with_feedback,
     moments_of,
     nvfp4_with_feedback,
     pooled,
     refit,
     round_with_feedback,
 )
-from edgekd.core.formats import fp4x, nvfp4
+from edgekd.core.formats import coded_int8, fp4x, nvfp4
 from edgekd.core.formats.int8 import quantize_channels
 
 FORMS = ("int8", "fp4x")
@@ -275,6 +276,63 @@ def test_on_what_it_knows_of_feedback_is_hardly_ever_worse(form: str) -> None:
     assert np.mean(ratios) < 0.6
     assert np.quantile(ratios, 0.95) < 1.02
     assert max(ratios) < 1.25
+
+
+def noise(weights: np.ndarray, read: np.ndarray, covariance: np.ndarray, taps: int, step: float) -> float:
+    """Mean squared error of the output on patches, of coded weights."""
+    codes, scales = coded_with_feedback(weights, covariance, taps, step)
+    return mean_squared(output(weights - codes * scales[..., None], read - read.mean(axis=1, keepdims=True)))
+
+
+def test_coded_weights_lose_six_decibels_for_twice_the_step() -> None:
+    rng = np.random.default_rng(11)
+    weights, seen, fresh = rng.normal(size=(1, 32, 144)).astype(np.float32), *(mixed(rng, 1, 4000, 144) for _ in "ab")
+    covariance = moments_of(weights, seen, seen).covariance
+    errors = [noise(weights, fresh, covariance, 9, step) for step in (0.125, 0.25, 0.5)]
+    assert errors[1] == pytest.approx(4 * errors[0], rel=0.35)
+    assert errors[2] == pytest.approx(4 * errors[1], rel=0.35)
+
+
+def test_inputs_that_matter_less_have_larger_steps() -> None:
+    """The error of a weight counts by the variance of its input: the step falls with its root."""
+    rng = np.random.default_rng(12)
+    weights = rng.normal(size=(1, 64, 40)).astype(np.float32)
+    deviations = np.repeat([1.0, 0.5, 2.0, 1.0], 10)
+    codes, _ = coded_with_feedback(weights, np.diag(deviations**2)[None].astype(np.float32), 10, 0.3)
+    coded = coded_int8.encode(codes.reshape(64, 4, 10))
+    assert coded is not None
+    one, half, double, same = coded.columns.steps.tolist()
+    assert one == same
+    assert (half / one, one / double) == (pytest.approx(2, rel=0.15), pytest.approx(2, rel=0.15))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    outputs=st.integers(1, 6),
+    inputs=st.sampled_from([1, 3, 8]),
+    taps=st.sampled_from([1, 9]),
+    size=st.sampled_from([1e-30, 1e-6, 1.0, 1e6]),
+    reads=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
+    step=st.sampled_from([0.01, 0.125, 1.0, 8.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_coded_weights_are_codes_whatever_the_weights_and_what_they_read(
+    groups: int, outputs: int, inputs: int, taps: int, size: float, reads: float, step: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = weights_for(rng, groups, outputs, inputs * taps) * np.float32(size)
+    weights[rng.random(weights.shape[:2]) < 0.2] = 0
+    read = mixed(rng, groups, 50, inputs * taps) * np.float32(reads)
+    codes, scales = coded_with_feedback(weights, moments_of(weights, read, read).covariance, taps, step)
+    assert (codes.shape, codes.dtype) == (weights.shape, np.int8)
+    assert (scales.shape, scales.dtype) == (weights.shape[:2], np.float32)
+    assert (scales > 0).all()
+    assert np.abs(codes.astype(int)).max() <= 127
+    assert not codes[~weights.any(axis=2)].any()
+    by_input = codes.reshape(groups * outputs, inputs, taps).astype(int)
+    steps = np.maximum(np.gcd.reduce(by_input, axis=(0, 2)), 1)
+    assert np.abs(by_input // steps[:, None]).max() <= coded_int8.MAX_SYMBOL
 
 
 def test_known_codes_are_kept() -> None:

@@ -277,22 +277,26 @@ def bomb(length: int, *, sha256: str = "0" * 64, kind: str = "raw") -> bytes:
         "raw": [[gap, "raw", length, 1]],
         "float16": [[gap, "float16", length // 4, 2]],
         "fp4x": [[gap, "fp4x", length // 4096, 4096]],
+        "coded": [[gap, "coded-int8", length // 4096, 4096, 1]],
     }[kind]
     streams = {
         "raw": {"bytes-1-0": length},
         "float16": {"bytes-2-0": length // 4, "bytes-2-1": length // 4},
         "fp4x": {"fp4x-multipliers": length // 32, "fp4x-weights": length // 2},
+        "coded": {"coded-00": length, "coded-columns": 4097, "coded-rows": length // 4096, "coded-steps": 4096},
     }[kind]
-    stored = {name: deflated(bytes(count)) for name, count in streams.items()} | {"skeleton": deflated(skeleton)}
+    stored = {name: deflated(bytes([name == "coded-steps"]) * count) for name, count in streams.items()}
+    stored["skeleton"] = deflated(skeleton)
     document = {
         "length": gap + length,
         "sha256": sha256,
         "streams": [[name, len(content)] for name, content in stored.items()],
         "tensors": tensors,
+        **({"symbols": [length, *[0] * 15]} if kind == "coded" else {}),
     }
     header = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     content = b"".join((deflated(header), *stored.values()))
-    return packed_graph._prefix(zlib.crc32(content), deflated(header), len(header)) + content
+    return packed_graph._prefix(kind == "coded", zlib.crc32(content), deflated(header), len(header)) + content
 
 
 def holding(folder: Path, graph: bytes) -> Path:
@@ -306,7 +310,7 @@ def test_a_network_that_expands_without_end(tmp_path: Path) -> None:
     assert "expected an ONNX file of at most" in refused(FILL, bad, tmp_path / "state")
 
 
-@pytest.mark.parametrize("kind", ["raw", "float16", "fp4x"])
+@pytest.mark.parametrize("kind", ["raw", "float16", "fp4x", "coded"])
 def test_a_network_that_expands_as_far_as_it_may(tmp_path: Path, kind: str) -> None:
     """16 MiB from 16 KB, and the wrong hash at the end."""
     bad = holding(tmp_path, bomb(1 << 24, kind=kind))

@@ -26,6 +26,7 @@ from edgekd.compress.quantization.placement import float_head
 from edgekd.core.canonical import canonical_json
 from edgekd.core.file_view import file_view
 from edgekd.core.formats import fp4x
+from edgekd.core.formats.coded_int8 import CLASSES
 from edgekd.core.formats.packed_graph import (
     MIN_CUT,
     PartsPacker,
@@ -38,6 +39,7 @@ from edgekd.core.formats.packed_graph import (
     unpack,
 )
 from edgekd.core.formats.packed_layout import MAX_BYTES, MAX_HEADER
+from edgekd.core.formats.packed_layout import SYMBOLS as SYMBOL_STREAMS
 from edgekd.graph.view import Graph
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
@@ -60,6 +62,13 @@ def model_of(*initializers: Any, doc: str = "") -> bytes:
 def stored_codes(*shape: int) -> np.ndarray:
     """INT8 codes that fp4x can hold."""
     return fp4x.quantize(RNG.normal(size=shape).astype(np.float32))[0]
+
+
+def coarse_codes(*shape: int) -> np.ndarray:
+    """INT8 codes for coded INT8: multiples of 2 or 3, far below 127."""
+    steps = RNG.integers(2, 4, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
+    codes: np.ndarray = (np.rint(4 * RNG.normal(size=shape)).clip(-20, 20) * steps).astype(np.int8)
+    return codes
 
 
 def encodings(content: bytes) -> dict[str, str]:
@@ -86,7 +95,7 @@ def sealed(header: bytes, streams: bytes, expanded: int | None = None) -> bytes:
     stored = deflated(header)
     content = stored + streams
     lengths = len(stored), len(header) if expanded is None else expanded
-    return PREFIX.pack(b"EDGEKDPG", 0, zlib.crc32(content), *lengths) + content
+    return PREFIX.pack(b"EDGEKDPG", b'"coded-int8"' in header, zlib.crc32(content), *lengths) + content
 
 
 @contextmanager
@@ -101,13 +110,17 @@ def at_most(mebibytes: float) -> Iterator[None]:
 
 
 SMALL = model_of(stored_codes(4, 20), RNG.normal(size=40).astype(np.float32), np.arange(40, dtype=np.float32))
+CODED = model_of(coarse_codes(8, 2, 3, 3), stored_codes(4, 20))
+BOTH = pytest.mark.parametrize("content", [SMALL, CODED], ids=["format-0", "format-1"])
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> np.ndarray:
     shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 16, 17, 40]), max_size=3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from([*DTYPES, "fp4x", "narrow"]))
+    kind = draw(st.sampled_from([*DTYPES, "fp4x", "narrow", "coarse"]))
+    if kind == "coarse":
+        return np.asarray((rng.integers(-9, 10, shape) * 5).astype(np.int8))
     if kind == "fp4x" and shape:
         return fp4x.quantize(rng.normal(size=shape).astype(np.float32))[0]
     if kind in ("fp4x", "narrow"):
@@ -149,6 +162,25 @@ def test_each_tensor_gets_the_smallest_encoding_that_is_exact() -> None:
     content = model_of(codes, other, exact, exact + np.float32(1e-6), codes.ravel(), codes.view(np.uint8))
     assert encodings(content) == {
         f"t{index}": name for index, name in enumerate("fp4x raw float16 raw raw raw".split())
+    }
+
+
+def test_each_class_of_coded_int8_has_a_stream() -> None:
+    assert len(SYMBOL_STREAMS) == CLASSES
+
+
+def test_coarse_codes_are_coded_and_take_about_their_entropy() -> None:
+    """Symbols of a standard deviation of 4 have 4.05 bits; format 0 remains where nothing is coded."""
+    codes = coarse_codes(64, 64, 3, 3)
+    packed = pack(model_of(codes))
+    (section, _) = sections(packed)
+    assert (section.encoding, section.expanded_bytes) == ("coded-int8", codes.size)
+    assert 4.0 < 8 * section.stored_bytes / codes.size < 4.15
+    assert packed[8] == 1
+    assert pack(SMALL)[8] == 0
+    fine = RNG.integers(-127, 128, (64, 64)).astype(np.int8)
+    assert encodings(model_of(fine, codes, stored_codes(64, 64), coarse_codes(1, 256))) == {
+        f"t{index}": name for index, name in enumerate("raw coded-int8 fp4x raw".split())
     }
 
 
@@ -244,14 +276,15 @@ def test_a_real_detector_in_fp4x_is_small(
     assert len(packed) < graph.path.stat().st_size / share
 
 
-def test_every_flipped_bit_is_found() -> None:
-    packed = bytearray(pack(SMALL))
+@BOTH
+def test_every_flipped_bit_is_found(content: bytes) -> None:
+    packed = bytearray(pack(content))
     for bit in range(8 * len(packed)):
         packed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ValueError, match=r"."):
             unpack(bytes(packed))
         packed[bit // 8] ^= 1 << bit % 8
-    assert unpack(bytes(packed)) == SMALL
+    assert unpack(bytes(packed)) == content
 
 
 def test_every_truncation_is_found_and_so_is_what_follows() -> None:
@@ -263,8 +296,9 @@ def test_every_truncation_is_found_and_so_is_what_follows() -> None:
         unpack(packed + b"\0")
 
 
-def test_every_truncation_of_a_stream_is_found_behind_the_checksum() -> None:
-    header, streams = opened(pack(SMALL))
+@BOTH
+def test_every_truncation_of_a_stream_is_found_behind_the_checksum(content: bytes) -> None:
+    header, streams = opened(pack(content))
     at = 0
     for index, (name, length) in enumerate(header["streams"]):
         for kept in range(length):
@@ -286,23 +320,24 @@ def test_bytes_after_the_end_of_a_stream_are_found() -> None:
         unpack(sealed(canonical_json({**header, "streams": longer}), streams + b"\0"))
 
 
+@BOTH
 @pytest.mark.parametrize("seed", range(20))
-def test_heavy_damage_behind_the_checksum_ends_soon(seed: int) -> None:
+def test_heavy_damage_behind_the_checksum_ends_soon(seed: int, content: bytes) -> None:
     """A stream that ends before its bytes do must not be read for ever."""
-    header, streams = opened(pack(SMALL))
+    header, streams = opened(pack(content))
     rng = np.random.default_rng(seed)
     for _ in range(200):
         damaged = bytearray(streams)
         for at in rng.integers(0, len(damaged), 3):
             damaged[at] ^= int(rng.integers(1, 256))
         with suppress(ValueError):
-            assert unpack(sealed(canonical_json(header), bytes(damaged))) == SMALL
+            assert unpack(sealed(canonical_json(header), bytes(damaged))) == content
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.data())
-def test_damage_behind_the_checksum_never_gives_another_file(data: st.DataObject) -> None:
-    header, streams = opened(pack(SMALL))
+@given(st.sampled_from([SMALL, CODED]), st.data())
+def test_damage_behind_the_checksum_never_gives_another_file(content: bytes, data: st.DataObject) -> None:
+    header, streams = opened(pack(content))
     text, damaged = bytearray(canonical_json(header)), bytearray(streams)
     part = data.draw(st.sampled_from([text, damaged]))
     for at in data.draw(st.lists(st.integers(0, len(part) - 1), min_size=1, max_size=3)):
@@ -311,11 +346,14 @@ def test_damage_behind_the_checksum_never_gives_another_file(data: st.DataObject
         found = unpack(sealed(bytes(text), bytes(damaged)))
     except ValueError:
         return
-    assert found == SMALL  # as after a flip in the unused bits at the end of a stream
+    assert found == content  # as after a flip in the unused bits at the end of a stream
 
 
 HEADER, STREAMS = opened(pack(SMALL))
 FIRST = HEADER["tensors"][0]
+CODED_HEADER, CODED_STREAMS = opened(pack(CODED))
+CODED_FIRST, *CODED_OTHERS = CODED_HEADER["tensors"]
+SYMBOLS = CODED_HEADER["symbols"]
 
 
 def with_first(**changed: Any) -> dict[str, Any]:
@@ -374,6 +412,43 @@ def test_a_header_that_is_wrong_is_refused(header: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        {key: value for key, value in CODED_HEADER.items() if key != "symbols"},
+        {**CODED_HEADER, "symbols": None},
+        {**CODED_HEADER, "symbols": "1" * len(SYMBOLS)},
+        {**CODED_HEADER, "symbols": []},
+        {**CODED_HEADER, "symbols": [*SYMBOLS, 0]},
+        {**CODED_HEADER, "symbols": [sum(SYMBOLS), *[0] * (len(SYMBOLS) - 1)]},
+        {**CODED_HEADER, "symbols": SYMBOLS[::-1]},
+        {**CODED_HEADER, "symbols": [-1, SYMBOLS[1] + SYMBOLS[0] + 1, *SYMBOLS[2:]]},
+        {**CODED_HEADER, "symbols": [float(count) for count in SYMBOLS]},
+        {**CODED_HEADER, "tensors": CODED_OTHERS},
+        {**CODED_HEADER, "tensors": [CODED_FIRST[:-1], *CODED_OTHERS]},
+        {**CODED_HEADER, "tensors": [[*CODED_FIRST[:-1], 0], *CODED_OTHERS]},
+        {**CODED_HEADER, "tensors": [[*CODED_FIRST[:-1], 4], *CODED_OTHERS]},
+        {**CODED_HEADER, "tensors": [[*CODED_FIRST[:-1], 3], *CODED_OTHERS]},
+        {**CODED_HEADER, "tensors": [[*CODED_FIRST[:-1], True], *CODED_OTHERS]},
+        {**CODED_HEADER, "tensors": [CODED_FIRST, [*CODED_OTHERS[0], 1], *CODED_OTHERS[1:]]},
+        {**HEADER, "symbols": [0] * len(SYMBOLS)},
+    ],
+    ids=lambda header: None,
+)
+def test_a_header_of_format_1_that_is_wrong_is_refused(header: Any) -> None:
+    assert unpack(sealed(canonical_json(CODED_HEADER), CODED_STREAMS)) == CODED
+    with at_most(4), pytest.raises(ValueError, match=r"."):
+        unpack(sealed(canonical_json(header), CODED_STREAMS))
+
+
+@BOTH
+def test_a_file_that_claims_the_other_format_is_refused(content: bytes) -> None:
+    packed = pack(content)
+    other = packed[:8] + bytes([1 - packed[8]]) + packed[9:]
+    with pytest.raises(ValueError, match=f"expected format {packed[8]} by the header, found {1 - packed[8]}"):
+        unpack(other)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         b"",
@@ -425,6 +500,24 @@ def test_claimed_lengths_reserve_no_memory(encoding: str) -> None:
         unpack(sealed(canonical_json(header), stored * (len(names) + 1)))
 
 
+@pytest.mark.parametrize("taps", [1, 2**15])
+def test_rows_and_columns_of_coded_int8_reserve_no_memory_for_their_weights(taps: int) -> None:
+    """A gigabyte of weights by 64 KB of rows and columns, and few symbols."""
+    rows = columns = 2**15
+    inputs = columns // taps
+    sizes = {"coded-columns": bytes(inputs + taps), "coded-rows": bytes(rows), "coded-steps": b"\1" * inputs}
+    stored = {name: deflated(content) for name, content in {"coded-00": bytes(1000), **sizes, "skeleton": b""}.items()}
+    header = {
+        "length": rows * columns,
+        "sha256": "0" * 64,
+        "streams": [[name, len(content)] for name, content in stored.items()],
+        "symbols": [rows * columns, *[0] * (len(SYMBOLS) - 1)],
+        "tensors": [[0, "coded-int8", rows, columns, taps]],
+    }
+    with at_most(4), pytest.raises(ValueError, match="ends early"):
+        unpack(sealed(canonical_json(header), b"".join(stored.values())))
+
+
 def test_a_stream_that_expands_to_more_than_it_should_is_not_expanded() -> None:
     bomb = deflated(bytes(2**26))
     header = {"length": 10, "sha256": "0" * 64, "streams": [["skeleton", len(bomb)]], "tensors": []}
@@ -441,8 +534,8 @@ def test_a_reader_can_set_a_limit() -> None:
 
 def test_other_formats_and_other_files_are_refused() -> None:
     packed = pack(SMALL)
-    with pytest.raises(ValueError, match="expected format 0, found 1: update"):
-        unpack(packed[:8] + b"\1\0\0\0" + packed[12:])
+    with pytest.raises(ValueError, match="expected format 0 to 1, found 2: update"):
+        unpack(packed[:8] + b"\2\0\0\0" + packed[12:])
     for other in (b"", SMALL, b"edgekdpg" + packed[8:]):
         with pytest.raises(ValueError, match="not a packed graph"):
             sections(other)
@@ -476,7 +569,9 @@ def test_the_page_and_the_program_agree() -> None:
 def test_expanding_in_steps_gives_the_same(tmp_path: Path, shape: tuple[int, int]) -> None:
     """Of a channel in fp4x an odd number of nibbles does not end with a byte."""
     floats = RNG.normal(size=shape).astype(np.float32)
-    onnx = model_of(stored_codes(*shape), floats, floats.astype(np.float16).astype(np.float32), np.arange(99))
+    onnx = model_of(
+        stored_codes(*shape), coarse_codes(*shape), floats, floats.astype(np.float16).astype(np.float32), np.arange(99)
+    )
     packed = pack(onnx)
     assert b"".join(expand(packed)) == onnx
     (tmp_path / "packed").write_bytes(packed)
@@ -488,7 +583,14 @@ def test_expanding_in_steps_gives_the_same(tmp_path: Path, shape: tuple[int, int
 @pytest.mark.parametrize("sizes", [(1,), (7, 65536), (100_000,), (1 << 30,)])
 def test_a_network_is_put_together_in_steps_of_any_size(sizes: tuple[int, ...]) -> None:
     """The bytes that zlib gives do not depend on where its input was cut."""
-    packed = pack(model_of(stored_codes(64, 512), RNG.normal(size=(64, 64)).astype(np.float32), doc="a b c " * 2000))
+    packed = pack(
+        model_of(
+            stored_codes(64, 512),
+            coarse_codes(64, 512),
+            RNG.normal(size=(64, 64)).astype(np.float32),
+            doc="a b c " * 2000,
+        )
+    )
     whole = parts(packed)
     packer = PartsPacker(whole["header"], io.BytesIO())
     for name in packer.lengths:
