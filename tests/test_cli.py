@@ -176,7 +176,7 @@ def test_wrong_onnx_outputs(refuses: Callable[..., None], tiny_model: Path, tmp_
     model = onnx.load(tiny_model)
     model.graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, 2, tiny.CELLS]))
     onnx.save(model, tmp_path / "two.onnx")
-    refuses("two.onnx", "one output", "output0 [1, 6, 84], scores [1, 2, 84]", model=tmp_path / "two.onnx")
+    refuses("two.onnx", "`boxes` and `scores`", "output0 [1, 6, 84], scores [1, 2, 84]", model=tmp_path / "two.onnx")
 
 
 def test_an_output_that_is_no_known_head(refuses: Callable[..., None], tiny_model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -37,11 +39,14 @@ async def _connection(device: str, settings: Settings) -> AsyncIterator[Connecti
     finally:
         assert process.stdin
         process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), _CLOSING_S)
-        except asyncio.TimeoutError:
-            process.terminate()
-            await process.wait()
+        # What it has started holds its pipes, too: signals go to the whole session.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), _CLOSING_S)
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        await process.wait()
 
 
 class _LocalPipes:

@@ -115,8 +115,8 @@ def test_a_program_that_answers_wrongly_and_stays_is_not_waited_for(
     site: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgekd.deploy.devices.process._CLOSING_S", 0.2)
-    python = site("nonsense", last=f"sleep 8\ntouch {tmp_path}/stayed")
-    with pytest.raises(DeviceError, match="nonsense"), connect_local("cam", python):
+    python = site("{nonsense", last=f"sleep 60\ntouch {tmp_path}/stayed")
+    with pytest.raises(DeviceError, match="unexpected answer"), connect_local("cam", python):
         pass
     assert not (tmp_path / "stayed").exists()
 
