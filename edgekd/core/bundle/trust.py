@@ -209,7 +209,7 @@ def require_signed(trust: Trust, sha256: str, signatures: Sequence[Signature], c
 
 
 class Revocation(NamedTuple):
-    """What a trust file revokes of a bundle: itself, or a key of its signatures, as text in `found`."""
+    """The part of a bundle that a trust file revokes: all of it, or a key of its signatures. found: it, as text."""
 
     cause: Cause
     found: str

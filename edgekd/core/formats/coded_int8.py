@@ -29,9 +29,9 @@ _FIRST_CLASS = 5  # half octaves from the magnitude of class 0, 0.18, to 1
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What all rows of a tensor have in common.
+    """The values that all rows of a tensor share.
 
-    steps: uint8 [I], from 1 to 127; inputs int8 [I] and taps int8 [T]: what they add to the class, in half octaves.
+    steps: uint8 [I], from 1 to 127; inputs int8 [I] and taps int8 [T]: added to the class, in half octaves.
     """
 
     steps: np.ndarray
