@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keys
+import key_tables
 
 import edgekd.agent
 from edgekd.agent import commands, installation
@@ -340,7 +340,7 @@ def _formatted(value: Any, indent: int) -> str:
 
 def keys_page() -> str:
     """Return docs/json-keys.md. Raises SchemaError."""
-    return keys.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
+    return key_tables.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
 
 
 ERROR_TEXT = """# Errors

@@ -118,7 +118,7 @@ def test_it_comes_after_pruning_and_before_training(tmp_path: Path) -> None:
         ("factorize", "factorize"),
         ("quantize", "factorize"),
     ):
-        with pytest.raises(SpecError, match="at most once each: resize, prune, factorize, distill, quantize"):
+        with pytest.raises(SpecError, match="at most once each: resize, prune, factorize, recover, distill, quantize"):
             steps(*kinds)
 
 
