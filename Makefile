@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written. Many wait for such a
-# process: three tests at a time keep two cores busy.
-WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
+# process: two tests at a time for each core keep it busy.
+WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 .PHONY: demo test test-slow coverage test-gpu gpu kit check docs schemas bench clean

@@ -24,6 +24,8 @@ class Ran:
         return json.loads(self.out)
 
 
+BRIEFLY = {"PYTHONPATH": str(Path(__file__).parent / "timed_briefly")}
+"""Environment of processes that time each graph for a tenth of the seconds."""
 EdgeKD = Callable[..., Ran]
 DEVICE = ("--device", "local:onnxruntime-cpu")
 """For runs that time something: ONNX Runtime loads a graph sooner than OpenVINO."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from running import Built
+from running import BRIEFLY, Built
 from test_json_contract import SCHEMAS, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
@@ -250,7 +250,7 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path)
     assert scripts
     (workplace / "edgekd").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgekd "$@"\n')
     (workplace / "edgekd").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{workplace}:{os.environ['PATH']}"}
+    environment = {**os.environ, **BRIEFLY, "PATH": f"{workplace}:{os.environ['PATH']}"}
     script = "set -eux\n" + "".join(scripts)
     done = subprocess.run(
         ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=600

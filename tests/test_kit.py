@@ -18,8 +18,8 @@ from test_json_contract import assert_documented
 
 from edgekd.deploy.agent_zipapp import agent_archive
 
-RUNTIMES = {"3.8": ("numpy==1.24.4", "onnxruntime==1.19.2"), "3.13": ("numpy==2.2.6", "onnxruntime==1.22.1")}
-"""Wheels of the oldest and of a recent Python."""
+RUNTIMES = {"3.13": ("numpy==2.2.6", "onnxruntime==1.22.1")}
+"""Wheels of a recent Python. The oldest one runs the same agent in `agent/test_pythons.py`."""
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import BRIEFLY
 from test_docs import BLOCK, ROOT, blocks
 
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -54,7 +55,7 @@ def test_every_block_is_run_or_replaced_for_a_reason() -> None:
 @pytest.mark.slow
 def test_the_tutorial_leads_to_a_verified_bundle(workplace: Path) -> None:
     script = "set -eux\n" + "".join(blocks(PAGE, "sh run"))
-    environment = {**os.environ, "PATH": f"{workplace.parent / 'bin'}:{os.environ['PATH']}"}
+    environment = {**os.environ, **BRIEFLY, "PATH": f"{workplace.parent / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=1200
     )
