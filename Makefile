@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written. Many wait for such a
-# process: two tests at a time for each core keep it busy.
-WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
+# process: three tests at a time keep two cores busy.
+WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 .PHONY: demo test test-slow coverage test-gpu gpu kit check docs schemas bench clean
@@ -12,7 +12,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --n
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones, a process on each core. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
 	$(PYTEST) -m "not slow"
 

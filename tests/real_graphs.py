@@ -18,7 +18,7 @@ from edgekd.detectors.export import Exported, export
 NAMES = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 DEMO = DETECTOR.name
 """The detector that ships with the package."""
-WIDE_NAMES = (*NAMES, "yolo11s.yaml", "yolov8n.yaml", DEMO)
+WIDE_NAMES = (*NAMES, "yolov8n.yaml", DEMO)
 """Every family that builds are promised for: where no weights lie in the shared folder, with random ones."""
 
 
