@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -351,8 +352,10 @@ def lock_of_another_user(box: Box) -> Ran:
     as_root()
     box.state.mkdir()
     box.file("state/lock", b"").chmod(0o644)
+    scratch = Path(tempfile.gettempdir())
     for folder in (box.state, *box.folder.parents):
-        folder.chmod(folder.stat().st_mode | 0o055) if str(folder).startswith("/tmp/") else None
+        if scratch in folder.parents:
+            folder.chmod(folder.stat().st_mode | 0o055)
     with users.holding(box.state / "lock", users.OTHER):
         return box.agent("install", box.bundle())
 

@@ -104,26 +104,32 @@ def understand(
     A graph whose outputs are of no kind that the agent decodes gets their decoding appended, in place. names: of the
     classes, where the graph has none; opset: most that the graph may have then. Raises SpecError.
     """
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    given = read_description(head)
+    metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
+    given = read_description(head)
     size = _input_size(model, metadata, given, path)
     if not _decoded_by_the_agent(model, given, size):
         return _with_decoding(model, given, size, path, names, opset)
-    return Understood(describe(model, path, head, names))
+    return Understood(_of_one_output(model, given, size, path, names))
 
 
 def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
     """Describe the detector in a graph with one output of a known kind, as `understand` does."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
         return _own_description(model, metadata[SPEC_KEY], path)
     given = read_description(head)
     if len(model.graph.output) != 1:
         raise SpecError(f"{path}: wrong outputs", expected="one output", found=_outputs_text(model))
-    size = _input_size(model, metadata, given, path)
-    classes = _class_names(metadata)
+    return _of_one_output(model, given, _input_size(model, metadata, given, path), path, names)
+
+
+def _of_one_output(
+    model: Any, given: HeadDescription, size: tuple[int, int], path: Path, names: tuple[str, ...]
+) -> DetectorSpec:
+    """Describe a head of one output, whose kind is given or recognised. size: height and width of the input."""
+    classes = _class_names(_metadata(model))
     shape = _shape(model.graph.output[0])
     kind: Any = given.kind or _recognise(model, shape, size, len(classes), path)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
@@ -135,6 +141,10 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _outputs_text(model: Any) -> str:
@@ -168,7 +178,7 @@ def _with_decoding(
     model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
     completed = complete(model, given, size, str(path))
     head = append_decoding(model, completed.description, size, str(path))
-    known = given.classes or _class_names({entry.key: entry.value for entry in model.metadata_props}) or names
+    known = given.classes or _class_names(_metadata(model)) or names
     shape = _shape(model.graph.output[0])
     count = shape[1] - 4 if head.kind == "yolo" else len(known)
     classes = known or _numbered(head.kind, shape, path)

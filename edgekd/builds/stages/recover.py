@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
-from edgekd.builds.stages.train import Epochs, rounded
+from edgekd.builds.stages.train import Epochs, rounded, training_summary
 from edgekd.compress.steps import Recover
 from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset
@@ -31,10 +31,8 @@ class RecoverResult(StageResult):
 
     @property
     def summary(self) -> str:
-        """The length of the training, and its first and last loss."""
-        first, last = (sum(self.losses[index].values()) for index in (0, -1))
-        length = f"epochs: {self.epochs}, weight updates: {self.updates}"
-        return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; {length}"
+        """The first and the last loss, and the length of the training."""
+        return training_summary(self.epochs, self.updates, self.losses)
 
 
 RECOVER = StageKind("recover", 1, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))

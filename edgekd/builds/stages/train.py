@@ -24,6 +24,12 @@ Epochs = tuple[Mapping[str, float], ...]
 """Values of each epoch by name."""
 
 
+def training_summary(epochs: int, updates: int, losses: Epochs) -> str:
+    """Return the first and the last loss, and the length of the training, as text."""
+    first, last = (sum(losses[index].values()) for index in (0, -1))
+    return f"loss {first:.4g} in the first epoch, {last:.4g} in the last; epochs: {epochs}, weight updates: {updates}"
+
+
 @dataclass(frozen=True)
 class DistillResult(StageResult):
     """A student, in the file `student_file(step)`.
@@ -62,10 +68,8 @@ class TrainedResult(QuantizedResult):
 
     @property
     def summary(self) -> str:
-        """The first and the last loss."""
-        first, last = (sum(self.losses[index].values()) for index in (0, -1))
-        losses = f"loss {first:.4g} in the first epoch, {last:.4g} in the last"
-        return f"{losses}; epochs: {self.epochs}, weight updates: {self.updates}"
+        """The first and the last loss, and the length of the training."""
+        return training_summary(self.epochs, self.updates, self.losses)
 
 
 DISTILL = StageKind("distill", 5, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from edgekd.core.errors import SpecError
 from edgekd.detectors.heads.description import Coding, HeadDescription, Part, Unit
@@ -14,8 +14,6 @@ from edgekd.graph.view import Dims, Graph
 
 USUAL_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (8, 16, 32, 64, 128), (16,))
 """Strides of detectors, the commonest first."""
-MAX_QUERIES = 3000
-"""Boxes of a detector without a grid; D-FINE, RT-DETR and RF-DETR have 100 to 300, two-stage detectors 1000."""
 ANCHORS_OF_YOLOV5 = 3
 """Boxes in each cell of YOLOv5 and YOLOv7."""
 
@@ -86,7 +84,7 @@ def complete(model: Any, given: HeadDescription, size: tuple[int, int], where: s
     described, unsure = _with_coding(described, by_name, size, where)
     source = (described.scores or described.predictions)[0]
     if described.activation is None:
-        activated = described.labels or _activated(graph, source)
+        activated = described.labels is not None or _activated(graph, source)
         described = replace(described, activation="none" if activated else "sigmoid")
         unsure += () if activated else ("activation",)
     ends = described.labels is not None or described.unit == "fraction"
@@ -249,8 +247,8 @@ def _boxes(size: tuple[int, int], strides: Sequence[int]) -> tuple[int, int]:
     return cells(size, strides), ANCHORS_OF_YOLOV5 * cells(size, strides)
 
 
-def _activated(graph: Graph, tensor: str) -> Literal["Sigmoid", "Softmax"] | None:
-    """Return the operator that made scores of an output's values; None where they are still logits."""
+def _activated(graph: Graph, tensor: str) -> bool:
+    """Return True where a sigmoid or softmax made scores of an output's values, False for logits."""
     pending, seen = [tensor], set[str]()
     while pending:
         name = pending.pop()
@@ -259,10 +257,10 @@ def _activated(graph: Graph, tensor: str) -> Literal["Sigmoid", "Softmax"] | Non
             continue
         seen.add(name)
         if node.op_type in ("Sigmoid", "Softmax", "HardSigmoid"):
-            return "Softmax" if node.op_type == "Softmax" else "Sigmoid"
+            return True
         if node.op_type in _PASSING:
             pending += graph.activations(node)
-    return None
+    return False
 
 
 def _unknown(outputs: list[Output], where: str) -> SpecError:
