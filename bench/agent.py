@@ -12,38 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from bundles import write_with_agent
+from bundles import AGENT_BYTES, packed_noise, write_with_agent
 from common import durations, summary_s
 from frame import Blocks, Document, Given, Option, Result, head, main, table
-from onnx import helper, numpy_helper
 
-from edgekd.core.formats import fp4x, packed_graph
 from edgekd.deploy.agent_zipapp import NAME, agent_modules
 
 BUNDLE_BYTES = 12_000_000
-LIMITS = {"bytes": 225_000, "start_s": 0.3, "verify_and_unpack_s": 5.0}
-SHAPE = (256, 256, 3, 3)
-SEED = 0
-
-
-def random_codes(rng: np.random.Generator) -> np.ndarray:
-    """INT8 codes of SHAPE that fp4x can store: every multiplier and every magnitude equally often."""
-    count = int(np.prod(SHAPE))
-    halves = np.array([2 * value for value in fp4x.MAGNITUDES], np.int8)
-    blocks = rng.integers(1, fp4x.MULTIPLIERS + 1, count // fp4x.BLOCK).astype(np.int8)
-    signs = rng.choice(np.array([-1, 1], np.int8), count)
-    return (rng.choice(halves, count) * signs * blocks.repeat(fp4x.BLOCK)).reshape(SHAPE)
+LIMITS = {"bytes": AGENT_BYTES, "start_s": 0.3, "verify_and_unpack_s": 5.0}
 
 
 def write_bundle(folder: Path) -> Path:
-    rng = np.random.default_rng(SEED)
-    each = sum(fp4x.packed_bytes(SHAPE))
-    tensors = [numpy_helper.from_array(random_codes(rng), f"w{index}") for index in range(-(-BUNDLE_BYTES // each))]
-    graph = helper.make_graph([helper.make_node("Identity", ["w0"], ["y"])], "weights", [], [], tensors)
-    content = helper.make_model(graph, producer_version=onnx.__version__).SerializeToString()
-    return write_with_agent(folder, "weights", packed_graph.pack(content))
+    return write_with_agent(folder, "weights", packed_noise(BUNDLE_BYTES))
 
 
 def tasks(agent: Path, bundle: Path, state: Path) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bundle_mutations import NOW, signature, trust_in
-from bundles import manifest_of, noise
+from bundles import manifest_of, noise, packed_noise
 from common import durations, summary_s
 from frame import Blocks, Document, Given, Option, Result, head, in_process, main, table
 
@@ -22,13 +22,8 @@ from edgekd.core.bundle.signatures import statement
 from edgekd.core.bundle.trust import SignedTrust, to_json
 from edgekd.deploy.agent_zipapp import agent_archive
 
-SIZES = {
-    "agent.pyz": 0,
-    "evidence.json": 20_000,
-    "golden.set": 80_000,
-    "graph.packed": 11_500_000,
-    "report.html": 300_000,
-}
+GRAPH_BYTES = 11_500_000
+NOISE_BYTES = {"evidence.json": 20_000, "golden.set": 80_000, "report.html": 300_000}
 ROLES = {"graph.packed": "graph", "agent.pyz": "agent", "golden.set": "golden", "report.html": "report"}
 LIMITS = {"verify_s": 0.5, "pack_s": 2.0, "memory_bytes": 64_000_000}
 
@@ -36,11 +31,13 @@ MEMORY = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
-    """Write files of the sizes that a bundle of 12 MB has, with the real agent."""
+    """Write files of the sizes that a bundle of 12 MB has, with the real agent and a graph that it can read."""
     folder.mkdir(parents=True)
-    for at, (name, size) in enumerate(SIZES.items()):
-        (folder / name).write_bytes(noise(at, size) if size else agent_archive())
-    return {name: folder / name for name in SIZES}
+    files = {name: noise(at, count) for at, (name, count) in enumerate(NOISE_BYTES.items())}
+    files |= {"agent.pyz": agent_archive(), "graph.packed": packed_noise(GRAPH_BYTES)}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in sorted(files)}
 
 
 def pack_all(sources: Mapping[str, Path], out: Path) -> None:

@@ -4,6 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
 from edgekd.core.bundle.archive import file_entry, pack
 from edgekd.core.bundle.manifest import (
     BuildLimits,
@@ -15,10 +19,15 @@ from edgekd.core.bundle.manifest import (
     Manifest,
     TargetName,
 )
+from edgekd.core.formats import fp4x, packed_graph
 from edgekd.deploy.agent_zipapp import NAME as AGENT
 from edgekd.deploy.agent_zipapp import agent_archive
 
 HASH = "0" * 64
+AGENT_BYTES = 255_000
+"""Limit of the agent's size, as tests/agent/test_agent_archive.py has it."""
+_SHAPE = (256, 256, 3, 3)
+_SEED = 0
 
 
 def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str], counter: int = 0) -> Manifest:
@@ -52,6 +61,23 @@ def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str]
 def noise(seed: int, count: int) -> bytes:
     """Return bytes that do not compress, the same for the same seed."""
     return hashlib.shake_128(seed.to_bytes(8, "big")).digest(count)
+
+
+def packed_noise(count: int) -> bytes:
+    """Return a packed graph of about `count` bytes: random INT8 weights in fp4x, which expands the most."""
+    rng, each = np.random.default_rng(_SEED), sum(fp4x.packed_bytes(_SHAPE))
+    tensors = [numpy_helper.from_array(_random_codes(rng), f"w{index}") for index in range(-(-count // each))]
+    graph = helper.make_graph([helper.make_node("Identity", ["w0"], ["y"])], "weights", [], [], tensors)
+    return packed_graph.pack(helper.make_model(graph, producer_version=onnx.__version__).SerializeToString())
+
+
+def _random_codes(rng: np.random.Generator) -> np.ndarray:
+    """INT8 codes of _SHAPE that fp4x can store: every multiplier and every magnitude equally often."""
+    count = int(np.prod(_SHAPE))
+    halves = np.array([2 * value for value in fp4x.MAGNITUDES], np.int8)
+    blocks = rng.integers(1, fp4x.MULTIPLIERS + 1, count // fp4x.BLOCK).astype(np.int8)
+    signs = rng.choice(np.array([-1, 1], np.int8), count)
+    return (rng.choice(halves, count) * signs * blocks.repeat(fp4x.BLOCK)).reshape(_SHAPE)
 
 
 def write_with_agent(folder: Path, name: str, graph: bytes, counter: int = 0) -> Path:

@@ -36,6 +36,8 @@ from edgekd.deploy.engine_report import InstallReport
 RESULT, BOARDS = "fleet.json", "boards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NULL = "null"
+_POLL_S = 0.5
+"""Interval at which the main thread wakes: a signal that another thread receives does not end a wait without limit."""
 JETPACKS = {
     "32.6": "4.6",
     "32.7": "4.6.1 or later",
@@ -245,7 +247,8 @@ def _measure_all(job: FleetJob, boards: Sequence[Board], parts: Contents, progre
     with ThreadPoolExecutor(job.fleet.at_once) as threads:
         try:
             futures = {board.name: threads.submit(_measure, job, board, parts, shared, progress) for board in boards}
-            wait(futures.values())
+            while wait(futures.values(), _POLL_S).not_done:
+                pass
         except BaseException:
             shared.stop.set()
             threads.shutdown(cancel_futures=True)
