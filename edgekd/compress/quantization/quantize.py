@@ -266,7 +266,8 @@ def _decide(
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, step)
+        steps = [] if step is None else [step]
+        ((stored, used),) = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, steps)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
     return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
 

@@ -19,8 +19,10 @@ from small_graph import frames, small_model, write
 from edgekd.compress.quantization.mixed_precision import (
     Costs,
     choices,
+    corrected,
     ladder,
     measure_costs,
+    packed_sizes,
     plan_for,
     solve,
 )
@@ -121,6 +123,24 @@ def test_a_plan_with_coded_layers_gives_about_the_bytes_it_predicts(
     assert "coded" in plan.forms.values()
     assert set(plan.steps) == {name for name, form in plan.forms.items() if form == "coded"}
     assert size(plan, small, tmp_path) == pytest.approx(plan.predicted_bytes, rel=0.1)
+
+
+def test_corrected_costs_predict_the_size_of_the_graph_that_corrected_them(
+    small: Path, coded_costs: Costs, tmp_path: Path
+) -> None:
+    whole, least = ladder(coded_costs, 2)
+    plan = plan_for(coded_costs, (whole.predicted_bytes + least.predicted_bytes) // 2)
+    packed = size(plan, small, tmp_path)
+    sizes = packed_sizes(onnx.load(tmp_path / "planned.onnx"), plan.forms)
+    assert sizes.total == packed != plan.predicted_bytes
+    again = corrected(coded_costs, plan, sizes)
+    chosen = [
+        next(option for option in layer.options if (option.form, option.step) == (planned.form, planned.step))
+        for layer, planned in zip(again.layers, plan.layers, strict=True)
+    ]
+    assert again.rest_bytes + sum(option.bytes for option in chosen) == packed
+    others = [layer.options[0].form for layer in again.layers if layer.options[0].form == "int8"]
+    assert others == ["int8"] * len(QUANTIZED)
 
 
 def test_costs_survive_json(costs: Costs) -> None:
