@@ -271,14 +271,14 @@ def test_a_delta_that_is_wrong_leaves_nothing(delta: Path, before: OldBundle, tm
         b"",
         opening("0" * 64)[:-1],
         opening("A" * 64),
-        opening("0" * 64).replace(b":3", b":2"),
+        opening("0" * 64).replace(b":2", b":1"),
         canonical_json({"format": 1, "old": "0" * 64, "files": [], "sources": []}) + b"\n",
         b"[" * 4_000_000,
     ],
 )
 def test_a_delta_of_another_format_says_so(delta: Path, tmp_path: Path, content: bytes) -> None:
     bad = made(delta, tmp_path / "bad", nothing, first=content or b"{}")
-    with pytest.raises(BundleError, match=r"another format; expected format 3; .*make it again"):
+    with pytest.raises(BundleError, match=r"another format; expected format 2; .*make it again"):
         read_delta_head(bad)
 
 

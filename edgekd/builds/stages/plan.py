@@ -85,7 +85,7 @@ class PlanSearchResult(StageResult):
 
 SEARCH = StageKind(
     "search",
-    3,
+    4,
     PlanSearchResult,
     ("faster-coco-eval", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"),
 )

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.half import as_half, as_short_half
 from edgekd.compress.quantization.layers import LayerView, ProductView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.plan import Plan, PlannedLayer
@@ -117,13 +118,13 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
 
 
 def measured_forms(step: Quantize) -> tuple[WeightFormat, ...]:
-    """Return the forms of few bits that are measured for a step: its own, and fp4x where it has none for every layer.
+    """Return the forms of few bits that are measured for a step: its own, and coded where it has none for every layer.
 
     By one of them the error of INT8 is known, too.
     """
     own: tuple[WeightFormat, ...] = ("coded", "fp4x", "nvfp4")
     named = tuple(form for form in own if form in step.formats)
-    return named if {"coded", "fp4x"} & {*named} else ("fp4x", *named)
+    return named if {"coded", "fp4x"} & {*named} else ("coded", *named)
 
 
 def choices(source: Path) -> dict[str, tuple[WeightFormat, ...]]:
@@ -293,11 +294,12 @@ def _stored_bytes(
     model = copied(graph.model)
     layers = _layers(graph)
     # Weights that get codes are replaced once more.
-    halved = {name for layer in layers.values() for name in layer.initializers(layer.weights, layer.bias)}
+    rounded: dict[str, np.ndarray] = {}
+    for layer in layers.values():
+        rounded |= layer.initializers(as_short_half(layer.weights), as_half(layer.bias))
     for initializer in model.graph.initializer:
-        if initializer.name in halved:
-            half = numpy_helper.to_array(initializer).astype(np.float16).astype(np.float32)
-            initializer.CopyFrom(numpy_helper.from_array(half, initializer.name))
+        if initializer.name in rounded:
+            initializer.CopyFrom(numpy_helper.from_array(rounded[initializer.name], initializer.name))
     written = Graph(model)
     insert_activation_pairs(written, placement, scales)
     store_weights(written, codes)

@@ -45,7 +45,7 @@ from edgekd.core.file_view import FileView
 if TYPE_CHECKING:
     from edgekd.core.bundle.archive import Judge
 
-FORMAT = 3
+FORMAT = 2
 DOCUMENT, DATA = "delta.json", "delta.bin"
 MAX_DATA = 1 << 31
 MAX_PIECE = 1 << 18

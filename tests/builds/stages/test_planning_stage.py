@@ -17,6 +17,7 @@ from test_json_contract import assert_documented
 
 from edgekd.builds.publish import budget_bytes
 from edgekd.builds.recipe import load_recipe
+from edgekd.builds.search.space import PLANNED
 from edgekd.builds.stage_store import FileHashes, Stage, Store
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.calibrate import Calibrated, CalibrateResult, Frames, calibration_source
@@ -59,10 +60,11 @@ def results(out: Path, name: str) -> dict[str, Any]:
 
 def test_the_shipped_recipes_say_what_they_may_choose() -> None:
     assert load_recipe("ptq").quantize == Quantize()
-    mixed = load_recipe("mixed").quantize
-    assert mixed
-    assert mixed.planned
-    assert set(mixed.formats) == {"float16", "int8", "coded"}
+    planned = [load_recipe(name).quantize for name in ("mixed", "qad", "distil-qad", "full")]
+    for step in (*planned, PLANNED):
+        assert step
+        assert step.planned
+        assert set(step.formats) == {"float16", "int8", "coded"}
     assert load_recipe("qad").trains
     assert not load_recipe("mixed").trains
     assert load_recipe("float").quantize is None

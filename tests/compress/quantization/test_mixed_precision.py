@@ -40,7 +40,7 @@ from edgekd.graph.view import Graph
 
 QUANTIZED = ("stem", "body", "neck")
 HEAD = ("boxes", "scores")
-STEP = Quantize(min_snr_db=-1000)
+STEP = Quantize(min_snr_db=-1000, formats=("int8", "fp4x"))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_fewer_bits_are_fewer_bytes_and_more_error(costs: Costs) -> None:
 
 
 def test_only_a_convolution_that_is_too_noisy_in_int8_may_stay_float(small: Path) -> None:
-    layers = measure_costs(small, frames(4), Quantize(min_snr_db=1000)).layers
+    layers = measure_costs(small, frames(4), replace(STEP, min_snr_db=1000)).layers
     assert [option.form for option in layers[0].options] == ["float16", "int8", "fp4x"]
     assert layers[0].options[0].error == 0
     assert layers[0].options[0].bytes > layers[0].options[1].bytes
@@ -272,7 +272,7 @@ def test_a_real_detector_gets_what_was_predicted_and_more_than_by_the_simple_rul
     """Beside the plan: fp4x for the largest layers, until the size is the same."""
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     pictures = real_frames(shared, graph)
-    costs = measure_costs(graph.path, pictures[:8], Quantize())
+    costs = measure_costs(graph.path, pictures[:8], Quantize(formats=("int8", "fp4x")))
     best, middle, _ = ladder(costs, 3)
     assert "fp4x" in middle.forms.values()
     simple, left = dict(best.forms), best.predicted_bytes - middle.predicted_bytes
