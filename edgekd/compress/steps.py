@@ -349,7 +349,6 @@ class Distill(Step):
         focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
         alpha: How the teacher's share in an adaptive stage follows from the disagreement.
         temperature: Of the class distributions.
-        learn_temperature: Learn it instead, within 1 and 4.
         balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
             0 for never.
         same_classes: Classes with another name in the teacher's list, as "teacher's name = name in the data"; several
@@ -384,7 +383,6 @@ class Distill(Step):
     focus: float = 1.0
     alpha: Literal["agreement", "disagreement", "off"] = "agreement"
     temperature: float = 1.0
-    learn_temperature: bool = False
     balance_every: int = 50
     same_classes: tuple[str, ...] = ()
     class_power: float = 0.0

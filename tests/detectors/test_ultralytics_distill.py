@@ -63,7 +63,6 @@ STEP = Distill(
     image_size=SIDE,
     warmup_steps=0,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
-    learn_temperature=True,
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
@@ -125,12 +124,11 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
     assert done.updates == 2 * BATCHES, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
-    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement"}
     for losses, weights in zip(done.losses, done.weights, strict=True):
         assert all(losses[level] > 0 for level in levels)
         assert all(weights[level] > 0 for level in levels)
         assert 0.5 <= weights["teacher"] < 1
-        assert 1 < weights["temperature"] < 4
 
 
 @pytest.mark.slow
@@ -283,7 +281,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
     """Ultralytics lets the labels count more and more in it, from 0.2 to 0.9, and less in the other one."""
     checkpoint = write_checkpoint(tmp_path / "teacher.pt", "yolo26n.yaml", 0.1, {0: "red", 1: "green"})
     stages = (DistillStage("classes", 1.0, Weights(classes=1.0)),)
-    step = replace(STEP, student="yolo26n.yaml", stages=stages, learn_temperature=False)
+    step = replace(STEP, student="yolo26n.yaml", stages=stages)
 
     def pull(one2many: float) -> float:
         student, batch = lesson_on(step, checkpoint)
@@ -300,7 +298,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
 
 
 def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> None:
-    step = replace(STEP, student=str(teacher), width=None, learn_temperature=False)
+    step = replace(STEP, student=str(teacher), width=None)
     network, batch = lesson_on(step, teacher)
     network.eval()
     network.model[-1].training = True
@@ -641,7 +639,7 @@ def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Pat
 
 def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None:
     def told(power: float) -> float:
-        step = replace(STEP, class_power=power, learn_temperature=False)
+        step = replace(STEP, class_power=power)
         truth = Truth(np.zeros((5, 4), np.float32), np.array([0, 0, 0, 0, 1]), np.zeros(5, bool))
         student, batch = lesson_on(step, teacher, samples=(Sample(Path(), truth),))
         return float(student.criterion(student(batch["img"]), batch)[1]["classes"])

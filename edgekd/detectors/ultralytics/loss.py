@@ -114,7 +114,7 @@ class StudentLoss:
         if self._distills:
             self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
             self._compare = DistillationTerms(step, lesson.pairs, student.aids, self._class_weights)
-        weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement", "temperature"))
+        weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement"))
         texts, cosine = ("text", f"{WEIGHT_PREFIX}text"), (f"{WEIGHT_PREFIX}cosine",)
         self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)
 
@@ -125,10 +125,10 @@ class StudentLoss:
         labels, items = self._labels_loss(output, batch)
         if not (self._distills or self._region_text):
             return labels, items
-        zero, progress = labels.new_zeros(()), self._progress()
+        zero = labels.new_zeros(())
         items |= {name: zero + (name == f"{WEIGHT_PREFIX}teacher") for name in self._names}
-        stage = self._step.stage_at(progress)
-        teacher = self._distillation(output, batch["img"], stage, progress) if stage.weights.any else None
+        stage = self._step.stage_at(self._progress())
+        teacher = self._distillation(output, batch["img"], stage) if stage.weights.any else None
         text = self._text_loss(batch) if self._region_text else None
         losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
         if not losses:
@@ -152,13 +152,11 @@ class StudentLoss:
             items[f"{WEIGHT_PREFIX}cosine"] = zero + cosine
         return torch.cat([labels, total[None] * size]), items
 
-    def _distillation(
-        self, output: Any, images: torch.Tensor, stage: DistillStage, progress: float
-    ) -> DistillationLosses:
+    def _distillation(self, output: Any, images: torch.Tensor, stage: DistillStage) -> DistillationLosses:
         with torch.no_grad():
             teacher = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._recorder.features(output), teacher, stage, progress, self._branch_shares())
+            return self._compare(self._recorder.features(output), teacher, stage, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
         """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""
