@@ -69,6 +69,7 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
+    bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
@@ -97,6 +98,7 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
+        bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     if searches:
