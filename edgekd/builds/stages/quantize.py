@@ -83,8 +83,8 @@ class QuantizeResult(QuantizedResult):
         return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
 
 
-PLAN_COSTS = StageKind("plan", 3, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
-QUANTIZE = StageKind("quantize", 6, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+PLAN_COSTS = StageKind("plan", 4, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
+QUANTIZE = StageKind("quantize", 7, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:

@@ -73,7 +73,7 @@ class TrainedResult(QuantizedResult):
 
 
 DISTILL = StageKind("distill", 5, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
-QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 3, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
+QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 4, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.half import as_half, as_short_half
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.compress.quantization.placement import QuantizerPlacement, place
@@ -48,8 +49,6 @@ WORKERS = min(os.cpu_count() or 1, 4)
 """Layers of one level that are decided in parallel; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
 """Bytes for the tensors of the frames on which weights are fitted; it limits the frames for large layers."""
-HALF_MAX = 65504
-"""Largest float16."""
 
 
 @dataclass(frozen=True)
@@ -261,19 +260,15 @@ def _decide(
     moments = pooled(*halves)
     stored: Stored | None = None
     if form == "float16":
-        used = as_half(fit.weights)
+        used = as_short_half(fit.weights)
     elif form == "int8" and not int8_feedback:
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, step)
+        steps = [] if step is None else [step]
+        ((stored, used),) = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, steps)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
     return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
-
-
-def as_half(values: np.ndarray) -> np.ndarray:
-    """Round float32 to float16: half the bytes, and no noise compared with that of INT8."""
-    return np.asarray(np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32))
 
 
 def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
