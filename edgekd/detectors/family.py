@@ -71,9 +71,9 @@ class Family:
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
-    recover(checkpoint, teacher, out, data, step, cache, trust, device, progress)
+    recover(checkpoint, teacher, out, data, step, cache, state, trust, device, progress)
         Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
-        predictions, named after teacher, images and size.
+        predictions, named after teacher, images and size; `state`: that of a training in progress.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
