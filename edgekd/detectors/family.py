@@ -150,6 +150,12 @@ def detector_file(path: Path) -> Path:
     return next(filter(is_file, inside), path) if is_folder(path) else path
 
 
+def detector_name(path: Path) -> str:
+    """Return the name of a detector: of its folder where it has several files, else of its file without the suffix."""
+    family = family_of(path)
+    return path.absolute().parent.name if family and path.name in family.files else path.stem
+
+
 def files_beside(path: Path) -> tuple[Path, ...]:
     """Return the further files of a detector, in the folder of its weights."""
     family = require_family(path)

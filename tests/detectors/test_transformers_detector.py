@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import EdgeKD
+from tiny_detrs import SIDE, d_fine, deimv2, processor_of, rf_detr, rt_detr, rt_detr_v2, save_detr
 
+from edgekd.core.bundle.archive import verify
+from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import SpecError
@@ -24,95 +28,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's own
-SIDE = 128
-LEVELS: dict[str, Any] = {"feat_strides": [8, 16, 32], "encoder_hidden_dim": 32, "encoder_ffn_dim": 32}
-SMALL: dict[str, Any] = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "num_queries": 30}
-HEADS: dict[str, Any] = {"decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_in_channels": [32] * 3}
-NAMES = {"id2label": {0: "red", 1: "N/A", 2: "green"}, "label2id": {"red": 0, "N/A": 1, "green": 2}}
-
-
-def resnet() -> dict[str, Any]:
-    widths = [8, 16, 24, 32]
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=widths, depths=[1] * 4, layer_type="basic", out_features=stages()
-    )
-    return {"backbone_config": backbone, "encoder_in_channels": widths[1:], "decoder_n_points": 2}
-
-
-def hgnet() -> dict[str, Any]:
-    widths = [16, 24, 32, 40]
-    backbone = transformers.HGNetV2Config(
-        embedding_size=8,
-        hidden_sizes=widths,
-        stem_channels=[3, 8, 8],
-        stage_in_channels=[8, *widths[:3]],
-        stage_mid_channels=[8] * 4,
-        stage_out_channels=widths,
-        stage_num_blocks=[1] * 4,
-        stage_numb_of_layers=[1] * 4,
-        out_features=stages(),
-    )
-    points = {"decoder_n_points": [2, 2, 2], "hidden_expansion": 0.5}
-    return {"backbone_config": backbone, "encoder_in_channels": widths[1:], **points}
-
-
-def stages() -> list[str]:
-    return ["stage2", "stage3", "stage4"]
-
-
-def rt_detr() -> Any:
-    return transformers.RTDetrConfig(**resnet(), **LEVELS, **SMALL, **HEADS, **NAMES)
-
-
-def rt_detr_v2() -> Any:
-    return transformers.RTDetrV2Config(**resnet(), **LEVELS, **SMALL, **HEADS, **NAMES)
-
-
-def d_fine() -> Any:
-    return transformers.DFineConfig(**hgnet(), **LEVELS, **SMALL, **HEADS, **NAMES)
-
-
-def deimv2() -> Any:
-    return transformers.Deimv2Config(**hgnet(), **LEVELS, **SMALL, **HEADS, **NAMES)
-
-
-def rf_detr() -> Any:
-    backbone = transformers.RfDetrDinov2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        image_size=SIDE // 2,
-        patch_size=16,
-        num_windows=2,
-        out_features=["stage2"],
-        num_register_tokens=0,
-        window_block_indexes=[0],
-    )
-    attention = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2, "decoder_n_points": 2}
-    return transformers.RfDetrConfig(backbone_config=backbone, hidden_dim=32, **SMALL, **attention, **NAMES)
-
-
-def save_detr(config: Any, folder: Path, **processor: Any) -> Path:
-    """Write a folder whose predictions vary like those of a trained network: large weights, and their statistics."""
-    torch.manual_seed(0)
-    transformers.utils.logging.disable_progress_bar()
-    network = transformers.AutoModelForObjectDetection.from_config(config)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 1.2 / parameter[0].numel() ** 0.5)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        network.train()(pixel_values=torch.rand(4, 3, SIDE, SIDE))
-    network.save_pretrained(folder)
-    processor_of(config)(size={"height": SIDE, "width": SIDE}, **processor).save_pretrained(folder)
-    return folder
-
-
-def processor_of(config: Any) -> Any:
-    return transformers.RfDetrImageProcessor if config.model_type == "rf_detr" else transformers.RTDetrImageProcessor
 
 
 @pytest.fixture
@@ -164,7 +79,7 @@ def edited(folder: Path, name: str, **values: Any) -> Path:
         ("config.json", {"backbone_config": {"model_type": "timm_backbone"}}, "backbone_config"),
         ("config.json", {"quantization_config": {}}, "float weights"),
         ("config.json", {"id2label": ["red"]}, "name of each class"),
-        ("config.json", {"d_model": 64}, "architecture and weights"),
+        ("config.json", {"d_model": 64}, "architecture and weights of rt_detr"),
         ("config.json", {"decoder_layers": 3}, "the weights of this rt_detr"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 800}}, "height and width"),
         ("preprocessor_config.json", {"do_normalize": True, "image_mean": [0.5]}, "three numbers"),
@@ -189,3 +104,18 @@ def test_pickled_weights_are_not_taken(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(SpecError, match="no such file"):
         load(folder)
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
+    model = save_detr(d_fine(("red", "green")), tmp_path / "finder")
+    ran = edgekd("build", model, "--data", tiny_data, "--target", "cpu", "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    bundle = Path(ran.json["bundle"])
+    assert bundle.name == "finder-cpu.edgekd"
+    manifest = verify(bundle)
+    assert manifest.lineage.model_sha256 == file_sha256(model / "model.safetensors")
+    assert manifest.graph.length < 0.5 * (model / "model.safetensors").stat().st_size
+    given, shipped = (edgekd("eval", each, "--data", tiny_data, "--json").json for each in (model, bundle))
+    assert given["map50_95"] == manifest.evidence.before.map50_95
+    assert shipped["map50_95"] == manifest.evidence.after.map50_95

@@ -155,10 +155,11 @@ def _read(weights: Path) -> ModelFolder:
     if not isinstance(names, dict) or not all(key.isdecimal() and isinstance(names[key], str) for key in names):
         raise _refusal(weights, CONFIG, "id2label: the name of each class by its number", f"{names!r:.80}")
     size = frames.get("size")
-    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else []
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise _refusal(weights, PREPROCESSOR, "size: height and width in pixels", f"{size!r:.80}")
-    return ModelFolder(weights, config, frames, (sides[0], sides[1]))
+    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else []
+    match sides:
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return ModelFolder(weights, config, frames, (height, width))
+    raise _refusal(weights, PREPROCESSOR, "size: height and width in pixels", f"{size!r:.80}")
 
 
 def _json_of(path: Path) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 def _loaded(folder: ModelFolder) -> Any:
     """Build the network and load its weights. Raises SpecError."""
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = folder.config["model_type"]
     content = {key: value for key, value in folder.config.items() if key not in ("auto_map", "dtype", "torch_dtype")}
     try:
@@ -192,7 +193,8 @@ def _loaded(folder: ModelFolder) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # a config of others makes transformers raise anything
-        raise _refusal(folder.weights, CONFIG, f"the architecture and weights of a {kind}", first_line(error)) from error
+        found = first_line(error)
+        raise _refusal(folder.weights, CONFIG, f"architecture and weights of {kind}", found) from error
     missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if missing:
         raise _refusal(folder.weights, folder.weights.name, f"the weights of this {kind}", ", ".join(missing)[:200])

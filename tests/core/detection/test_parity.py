@@ -12,7 +12,8 @@ QUERIES = Head("yolo", nms=False, strides=NO_GRID)
 
 
 @pytest.mark.parametrize(
-    ("head", "places"), [(Head("yolo"), True), (Head("yolo", nms=False), True), (QUERIES, False), (Head("end2end"), False)]
+    ("head", "places"),
+    [(Head("yolo"), True), (Head("yolo", nms=False), True), (QUERIES, False), (Head("end2end"), False)],
 )
 def test_candidates_of_a_grid_alone_have_places(head: Head, places: bool) -> None:
     assert has_places(head) == places
