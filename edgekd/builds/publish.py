@@ -55,6 +55,7 @@ from edgekd.data.images import ReadableImages
 from edgekd.deploy import agent_zipapp, sbom
 from edgekd.deploy.golden_set import TRIED, golden_set
 from edgekd.deploy.signing.signed import sign_bundle
+from edgekd.detectors.family import detector_name
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import for_bundle
 from edgekd.hardware.budget import LimitResult, judge, verdict
@@ -154,7 +155,7 @@ def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Si
 
     agent = hashlib.sha256(agent_zipapp.agent_archive()).hexdigest()
     packed = context.run(PACK, {**identity, "report": request.bundle_report, "agent": agent}, work)
-    bundle = request.out / f"{request.model.stem}-{request.target.name}.edgekd"
+    bundle = request.out / f"{detector_name(request.model)}-{request.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
     beside = {GRAPH: record.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
     for name, source in beside.items():
@@ -213,7 +214,7 @@ def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
         sources[name] = folder / name
     sources[sbom.NAME] = folder / sbom.NAME
     listed = [file_entry(name, source, _ROLES[name]) for name, source in sources.items() if name != sbom.NAME]
-    lineage, name, version = _lineage(record), record.request.model.stem, str(record.request.counter)
+    lineage, name, version = _lineage(record), detector_name(record.request.model), str(record.request.counter)
     tools = sbom.tool_components(lineage.tools)
     sources[sbom.NAME].write_bytes(sbom.sbom(name, version, listed, tools, _licences(record)))
     listed.append(file_entry(sbom.NAME, sources[sbom.NAME], "sbom"))
@@ -273,7 +274,7 @@ def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Line
     request, tensorrt = record.request, record.request.target.software.tensorrt
     budget = request.budget
     return Manifest(
-        name=request.model.stem,
+        name=detector_name(request.model),
         created_by=f"edgekd {__version__}",
         counter=request.counter,
         target=TargetName(request.target.name, request.target.compatible),

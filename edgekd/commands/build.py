@@ -35,6 +35,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
 from edgekd.deploy.fleet import load_fleet
+from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
 
 
@@ -85,7 +86,7 @@ def build(
     model, chosen, students = Path(model), target_of(target), names_of(student)
     searches = search or time is not None
     job = BuildRequest(
-        model=model,
+        model=detector_file(model),
         data=Path(data),
         target=chosen,
         recipe=_recipe(recipe, plan, students, chosen, searches=searches),
