@@ -85,7 +85,7 @@ class QuantizeResult(QuantizedResult):
         return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
 
 
-PLAN_COSTS = StageKind("plan", 3, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
+PLAN_COSTS = StageKind("plan", 4, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
 QUANTIZE = StageKind("quantize", 7, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
