@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
 from edgekd.compress.steps import Recover
-from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
 
@@ -63,9 +62,7 @@ def run(
         "images": step.images,
         "size": step.image_size or [preprocess.height, preprocess.width],
     }
-    name = json_sha256([predicted, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
-    # Beside the stages, not in one: the folder of a killed stage is removed.
-    cache = context.store.root / f"teacher-{name[:16]}.predictions"
+    cache = teacher_cache(context, RECOVER, libraries, predicted)
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
@@ -73,8 +70,6 @@ def run(
         done = train(checkpoint, teacher, out, dataset.source, step, cache, trust, device, context.progress)
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
-    if context.store.fresh:
-        cache.unlink(missing_ok=True)
     settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
     inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
     return context.run(RECOVER, inputs, work, libraries=libraries)

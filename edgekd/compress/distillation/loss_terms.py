@@ -225,7 +225,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certain
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
     """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
-    neck, hidden = (tuple(maps[index] for index in levels) for maps in (teacher.neck, teacher.hidden))
+    neck, hidden = (tuple(maps[index] for index in levels if maps) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
