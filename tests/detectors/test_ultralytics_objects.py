@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,13 +64,13 @@ def scenes(folder: Path, count: int) -> tuple[list[Sample], np.ndarray]:
 
 
 def augmented(samples: list[Sample], records: np.ndarray, mosaic: float) -> LabelledImages:
-    settings = replace_settings(mosaic=mosaic, scale=0.4, translate=0.1, fliplr=0.5, flipud=0.5, hsv_v=0, hsv_s=0)
+    settings = ultralytics_settings(mosaic=mosaic, scale=0.4, translate=0.1, fliplr=0.5, flipud=0.5, hsv_v=0, hsv_s=0)
     images = LabelledImages(samples, SIDE, data={"nc": 2, "channels": 3, "names": {}}, hyp=settings, batch_size=4)
     images.labels = labels_with_objects(images.labels, records, 2)
     return images
 
 
-def replace_settings(**changes: Any) -> Any:
+def ultralytics_settings(**changes: Any) -> Any:
     return SimpleNamespace(**{**vars(DEFAULT_CFG), **changes})
 
 
@@ -84,7 +85,7 @@ def test_augmentation_moves_an_object_with_what_it_shows(mosaic: float, tmp_path
     for seed in range(12):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        __import__("random").seed(seed)
+        random.seed(seed)
         batch, objects = split_objects(images.collate_fn([images[seed % 6]]), records, 2)
         taught = objects.boxes[0].mT[objects.scores[0].amax(dim=0) > -1]
         pixels = batch["img"][0].float().mean(dim=0)
@@ -124,11 +125,12 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the batches that the teacher sees."""
     shapes: list[tuple[int, ...]] = []
     forward = UltralyticsTeacher.forward
-    monkeypatch.setattr(
-        UltralyticsTeacher,
-        "forward",
-        lambda network, batch: shapes.append(tuple(batch.shape)) or forward(network, batch),
-    )
+
+    def noted(network: Any, batch: Any) -> Any:
+        shapes.append(tuple(batch.shape))
+        return forward(network, batch)
+
+    monkeypatch.setattr(UltralyticsTeacher, "forward", noted)
     return shapes
 
 
@@ -167,9 +169,10 @@ def test_a_killed_process_does_not_run_the_teacher_again_on_what_it_has_stored(
             raise KeyboardInterrupt
         return forward(network, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(UltralyticsTeacher, "forward", killed)
-        cached_objects(network, samples, cache, 1 << 20, SILENT)
+        with pytest.raises(KeyboardInterrupt):
+            cached_objects(network, samples, cache, 1 << 20, SILENT)
     assert np.array_equal(cached_objects(network, samples, cache, 1 << 20, SILENT), whole)
     assert len(frames) == 3, "two batches, and after the kill the third one"
     assert whole["index"].tolist() == list(range(IMAGES))
@@ -181,7 +184,7 @@ def test_a_killed_process_does_not_run_the_teacher_again_on_what_it_has_stored(
 
 
 def test_objects_count_neither_as_labels_nor_as_crowds(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """With all weights 0 but a stage that never comes, the loss on the labels is that of a training without a teacher."""
+    """Beside a teacher whose stage never comes the losses on the labels are those of a training without one."""
     never = (DistillStage("labels", 1.0, Weights()), DistillStage("never", 1e-9, Weights(classes=1.0)))
     crowd = np.array([True])
     frames = [replace_truth(sample, crowd) for sample in load_dataset(tiny_data).split("val").samples[:4]]
