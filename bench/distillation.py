@@ -29,6 +29,8 @@ from edgekd.evaluation.evaluate import judge
 
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
+SIZED_TEACHER = "teacher-sized.pt"
+"""The teacher, whose own size is that of the training."""
 MAX_WARMUP_EPOCHS = 3.0
 """Of Ultralytics' trainings by default."""
 OVERHEAD = 1.15
@@ -115,7 +117,7 @@ class Bench(Trainings):
             model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
             step_of_start = training.step_table(Distill(**model))
             self.job(start.stem, training.start_job, step=step_of_start, out=start, data=self.data)
-        files = {"teacher": given.model, "out": out, "data": self.data, "cpu_time": given.cpu_time}
+        files = {"teacher": given.work / SIZED_TEACHER, "out": out, "data": self.data, "cpu_time": given.cpu_time}
         if step is None:
             asked = {"start": start, "minutes": given.minutes, "settings": settings, "more": self._alike()}
             took = self.job(name, training.ultralytics_job, **asked, **files)
@@ -156,7 +158,7 @@ def teacher_job(
 
     torch.set_num_threads(threads)
     by_split = {}
-    resized = Path(out).with_name("teacher-sized.pt")
+    resized = Path(out).with_name(SIZED_TEACHER)
     training.sized(model, resized, size)
     if (found := direct_detector(resized, SCORING, trust=True)) is not None:
         for name in SPLITS:
