@@ -247,9 +247,7 @@ def trained_on(found: Document) -> str:
 
 def shipped() -> Distill:
     """Return the step of the shipped recipe."""
-    step = load_recipe("distill").distill
-    assert step is not None
-    return step
+    return load_recipe("distill").only(Distill)
 
 
 def beside_objects(step: Distill) -> Distill:
