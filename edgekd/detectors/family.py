@@ -60,9 +60,10 @@ class Family:
         Load a network that a student can learn from.
     direct(checkpoint, thresholds, trust)
         Load a detector that cannot be exported; None for a file whose detector can.
-    distill(teacher, out, data, step, state, trust, device, progress, frames)
+    distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
-        `frames`: samples that the teacher has labelled.
+        `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
+        and images.
     initialize_student(step, classes, out, trust)
         Write the student of a step `distill` as it is before training.
     prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
