@@ -321,7 +321,7 @@ class DistillStage:
 
     Args:
         share: Of the training, relative to the other stages' shares.
-        adaptive: Scale the weights by the teacher's share, which follows from the disagreement of both networks.
+        adaptive: Scale each anchor by the teacher's share, which follows from the disagreement of both networks there.
     """
 
     name: str
@@ -363,7 +363,6 @@ class Distill(_Cached):
         features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
         focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
         alpha: How the teacher's share in an adaptive stage follows from the disagreement.
-        momentum: Of the running mean of that share.
         temperature: Of the class distributions.
         learn_temperature: Learn it instead, within 1 and 4.
         balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
@@ -401,7 +400,6 @@ class Distill(_Cached):
     features: Literal["weighted", "correlation", "channels"] = "weighted"
     focus: float = 1.0
     alpha: Literal["agreement", "disagreement", "off"] = "agreement"
-    momentum: float = 0.99
     temperature: float = 1.0
     learn_temperature: bool = False
     balance_every: int = 50
@@ -427,7 +425,6 @@ class Distill(_Cached):
         # Between 0 and 1 the weight has no slope where both networks agree.
         _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")
         _require(self, "0.5 to 1", lambda precision: 0.5 <= precision <= 1, "keep")
-        _require(self, "0 or more, and less than 1", lambda momentum: 0 <= momentum < 1, "momentum")
         if self.teacher == "cached" and self.maps_compared:
             fix = 'set these weights to 0, or teacher = "live"'
             found = ", ".join(self.maps_compared)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgekd.builds.stage_store import Stage, StageKind, StageResult, tool_versions
-from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache
+from edgekd.builds.stage_store import Stage, StageKind, StageResult
+from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache, tool_versions
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
 from edgekd.compress.steps import Recover
 from edgekd.core.canonical import json_sha256
