@@ -81,8 +81,7 @@ def build(
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
     DataError, CompressError, DeviceError, or SignatureError, and leaves nothing half-written. See docs/recipes.md.
     """
-    model, chosen, students = Path(model), target_of(target), names_of(student)
-    searches = search or time is not None
+    model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     job = BuildRequest(
         model=detector_file(model),
         data=Path(data),
