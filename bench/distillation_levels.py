@@ -28,24 +28,29 @@ from edgekd.data.long_tail import TAIL, instances, rare_classes
 from edgekd.evaluation.coco import Score, tail_score
 
 TEACHER, START, LABELS, PREDICTIONS = "teacher", "start", "labels", "classes and boxes"
-START_RATE = 0.003  # learning rate of the random student: small networks take more than Ultralytics' 0.0011
+RATE = 0.003  # learning rate of the student: small networks take more than Ultralytics' 0.0011
 CONFIDENCE = 0.95  # of the interval around a mean gain
-SHORT = {"close_mosaic": 1}  # else few epochs of a short training would have mosaics
+ARM = {"learning_rate": RATE, "mosaic": 0.0, "teacher": "live"}  # goes on as the start has ended; maps need the teacher
 ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as that of the labels
 
 
 def step_of(weights: Weights, **settings: Any) -> Distill:
     """Return a step with one stage."""
-    return Distill(stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{**SHORT, "alpha": "off", **settings})
+    return Distill(stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", **settings})
 
 
 def arms() -> dict[str, Distill]:
     """Return the steps that are compared, by name, the most important ones first; each learns from labels too."""
     both = Weights(classes=ALONE, boxes=ALONE)
+    stages = (
+        DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
+        DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
+        DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
+    )
     return {
         LABELS: step_of(Weights()),
         PREDICTIONS: step_of(both),
-        "all levels, three stages": replace(training.shipped(), **SHORT),
+        "all levels, three stages": Distill(stages=stages, alpha="agreement"),
         "features and neurons": step_of(Weights(features=ALONE, neurons=ALONE)),
         **{level: step_of(Weights(**{level: ALONE})) for level in ("attention", "relations")},
         "words": step_of(Weights(), text=ALONE),
@@ -79,14 +84,14 @@ class Bench(Trainings):
 
     def ways(self) -> Iterator[Way]:
         given, labels = self.given, step_of(Weights())
-        known = {"student": str(given.model), "epochs": given.teacher_epochs}
+        known = {"student": str(given.model), "epochs": given.teacher_epochs, "close_mosaic": 1}
         yield TEACHER, None, partial(self._trained, TEACHER, None, replace(labels, **known))
-        scratch = {"student": given.student, "width": given.width, "learning_rate": START_RATE}
+        scratch = {"student": given.student, "width": given.width, "learning_rate": RATE}
         halves = {"epochs": given.start_epochs, "close_mosaic": given.start_epochs // 2}
         yield START, None, partial(self._trained, START, None, replace(labels, **scratch, **halves))
         for seed in self.given.seeds:
             for name, step in arms().items():
-                known = {"student": str(given.work / f"{START}-0.pt"), "epochs": given.epochs}
+                known = {"student": str(given.work / f"{START}-0.pt"), "epochs": given.epochs, **ARM}
                 yield name, seed, partial(self._trained, name, seed, replace(step, **known))
 
     def _trained(self, method: str, seed: int | None, step: Distill) -> Document:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache, tool_versions
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
 from edgekd.compress.steps import Recover
 from edgekd.core.canonical import json_sha256
@@ -51,6 +51,8 @@ def run(
 ) -> Stage[RecoverResult]:
     """Train a checkpoint beside the predictions of a teacher, which stay in the store for other trainings.
 
+    A killed training run is resumed by the next call.
+
     Args:
         graph: The checkpoint's float graph.
         device: Where it is trained, which is no input.
@@ -63,21 +65,24 @@ def run(
         "images": step.images,
         "size": step.image_size or [preprocess.height, preprocess.width],
     }
-    name = json_sha256([predicted, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
+    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
+    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
+    cache = teacher_cache(context, RECOVER, libraries, predicted)
     # Beside the stages, not in one: the folder of a killed stage is removed.
-    cache = context.store.root / f"teacher-{name[:16]}.predictions"
+    training = json_sha256([inputs, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
+    state = context.store.root / f"recover-{training[:16]}.training"
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
         train = require_family(checkpoint).capability("recover")
-        done = train(checkpoint, teacher, out, dataset.source, step, cache, trust, device, context.progress)
+        done = train(checkpoint, teacher, out, dataset.source, step, cache, state, trust, device, context.progress)
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
     if context.store.fresh:
-        cache.unlink(missing_ok=True)
-    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
-    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
-    return context.run(RECOVER, inputs, work, libraries=libraries)
+        state.unlink(missing_ok=True)
+    stage = context.run(RECOVER, inputs, work, libraries=libraries)
+    state.unlink(missing_ok=True)
+    return stage
 
 
 def recovered_file(checkpoint: Path) -> str:

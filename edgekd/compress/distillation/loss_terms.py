@@ -212,7 +212,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, weights
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
     """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
-    neck, hidden = (tuple(maps[index] for index in levels) for maps in (teacher.neck, teacher.hidden))
+    neck, hidden = (tuple(maps[index] for index in levels if maps) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
@@ -255,14 +255,25 @@ def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Pr
         probabilities = objects.scores.sigmoid()
         certainty, order = probabilities.amax(dim=1).topk(min(MAX_QUERIES, probabilities.shape[2]), dim=1)
         probabilities, boxes = _gather(probabilities, order), _gather(objects.boxes, order)
-        sides, overlap = _sides_and_overlaps(boxes, student, grid)
-        best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
-        probability = student.scores.sigmoid().gather(1, best_class)
-        share = _assignment(probability.sqrt() * overlap**6, overlap)
-        _, assigned = (share * certainty[..., None]).max(dim=1)  # [b, anchors]
-        values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
-        assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
-        return Predictions(values.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), assigned_sides)
+        # Frame by frame: most have far fewer objects than the fullest one.
+        counts = (certainty > 2 * MIN_PROBABILITY).sum(dim=1).clamp(min=1).tolist()
+        frames = []
+        for frame, count in enumerate(counts):
+            own = Predictions(student.scores[frame, None], student.boxes[frame, None])
+            frames.append(_assign(probabilities[frame, None, :, :count], boxes[frame, None, :, :count], own, grid))
+        return Predictions(torch.cat([each.scores for each in frames]), torch.cat([each.boxes for each in frames]))
+
+
+def _assign(probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid) -> Predictions:
+    """Assign objects [b, classes, n] with boxes [b, 4, n] to the anchors: see `assign_objects`."""
+    sides, overlap = _sides_and_overlaps(boxes, student, grid)
+    best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
+    probability = student.scores.sigmoid().gather(1, best_class)
+    share = _assignment(probability.sqrt() * overlap**6, overlap)
+    _, assigned = (share * probabilities.amax(dim=1)[..., None]).max(dim=1)  # [b, anchors]
+    values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
+    assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
+    return Predictions(values.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), assigned_sides)
 
 
 def _gather(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,7 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
+    cache: Path | None = None,
 ) -> DistillationRecord:
     """Train the student that `step` names beside a teacher, and write it to `out`, a `.tv.pt` file.
 
@@ -124,6 +125,8 @@ def _require_supported(step: Distill) -> None:
         if getattr(step, name) != defaults[name]:
             fix = "leave it out, or train a student by Ultralytics"
             raise SpecError(f"distill: {name} is not for students by torchvision", fix=fix)
+    if step.teacher == "cached":
+        raise SpecError("distill: a cached teacher is not for students by torchvision", fix='teacher = "live"')
 
 
 def _one_device(device: str | None) -> torch.device:
