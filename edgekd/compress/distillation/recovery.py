@@ -30,7 +30,7 @@ WARM_UP_SHARE = 0.05
 """Share of the updates in which the learning rate rises; in the rest it falls to zero along a cosine."""
 DISTRIBUTION_WEIGHT = 0.25
 """Weight of the loss of box side distributions; those of classes and of box overlaps have 1."""
-FEATURE_WEIGHT = 3.0
+FEATURE_WEIGHT = 5.0
 """Weight of the loss of feature maps."""
 MATCHING_IMAGES = 32
 """Images by which channels are matched: at 100 places of each, ten times as many places as a wide map has channels."""
