@@ -103,7 +103,10 @@ def match_channels(student: torch.Tensor, teacher: torch.Tensor) -> ChannelMatch
 def feature_loss(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], matches: Sequence[ChannelMatch]
 ) -> torch.Tensor:
-    """Return the mean squared distance of maps from the teacher's matching channels, in their standard deviations."""
+    """Return the mean squared distance of maps from the teacher's matching channels, in their standard deviations.
+
+    Maps float32 [b, c, h, w]. FitNets, without a regressor: Romero and others, arXiv 1412.6550.
+    """
     losses = [
         ((ours - theirs[:, match.channels]) / match.deviations).square().mean()
         for ours, theirs, match in zip(student, teacher, matches, strict=True)
