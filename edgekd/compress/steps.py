@@ -37,6 +37,17 @@ class _Sized(Step):
         return None if self.max_size is None else parse_size(self.max_size, "max_size")
 
 
+class _Cached(Step):
+    """Base of a step with predictions of a teacher on disk."""
+
+    cache_size: str
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """`cache_size` in bytes."""
+        return parse_size(self.cache_size, "cache_size")
+
+
 def _require(step: Step, expected: str, fits: Callable[[Any], bool], *names: str) -> None:
     """Raise SpecError where one of these settings of a step does not fit; None does."""
     for name in names:
@@ -242,7 +253,7 @@ class LowRank(Step):
 
 
 @dataclass(frozen=True)
-class Recover(Step):
+class Recover(_Cached):
     """Training of a pruned or factorized detector to predict as the original one does, without labels.
 
     Args:
@@ -269,11 +280,6 @@ class Recover(Step):
         _require_positive(self, "epochs", "batch", "learning_rate", "images", "image_size")
         _require(self, "0 or more", lambda seed: seed >= 0, "seed")
         _ = self.max_cache_bytes  # raises where it is no size
-
-    @property
-    def max_cache_bytes(self) -> int:
-        """`cache_size` in bytes."""
-        return parse_size(self.cache_size, "cache_size")
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,12 @@ class Weights:
         """True with any weight."""
         return any(getattr(self, entry.name) for entry in fields(self))
 
+    @property
+    def of_maps(self) -> tuple[str, ...]:
+        """Names of the weights above 0 of losses that compare feature maps."""
+        names = ("neurons", "attention", "features", "relations")
+        return tuple(name for name in names if getattr(self, name))
+
 
 @dataclass(frozen=True)
 class DistillStage:
@@ -309,7 +321,7 @@ class DistillStage:
 
     Args:
         share: Of the training, relative to the other stages' shares.
-        adaptive: Scale the weights by the teacher's share, which follows from the disagreement of both networks.
+        adaptive: Scale each anchor by the teacher's share, which follows from the disagreement of both networks there.
     """
 
     name: str
@@ -327,7 +339,7 @@ DISTILL_STAGES = (
 
 
 @dataclass(frozen=True)
-class Distill(Step):
+class Distill(_Cached):
     """Training of a smaller detector, the student, on labels and beside its teacher.
 
     Args:
@@ -345,10 +357,12 @@ class Distill(Step):
         amp: bfloat16 where hardware has it.
         seed: Of weights and images.
         stages: The losses, stage by stage.
+        teacher: `live` computes its output for every batch; `cached` detects the objects of each image once, at the
+            teacher's own size, and moves them with the labels; `auto` is `cached` where no loss compares feature maps.
+        cache_size: Most disk space for cached objects, such as `2GB`.
         features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
         focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
         alpha: How the teacher's share in an adaptive stage follows from the disagreement.
-        momentum: Of the running mean of that share.
         temperature: Of the class distributions.
         learn_temperature: Learn it instead, within 1 and 4.
         balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
@@ -381,10 +395,11 @@ class Distill(Step):
     amp: bool = True
     seed: int = 0
     stages: tuple[DistillStage, ...] = DISTILL_STAGES
+    teacher: Literal["auto", "cached", "live"] = "auto"
+    cache_size: str = "4GB"
     features: Literal["weighted", "correlation", "channels"] = "weighted"
     focus: float = 1.0
     alpha: Literal["agreement", "disagreement", "off"] = "agreement"
-    momentum: float = 0.99
     temperature: float = 1.0
     learn_temperature: bool = False
     balance_every: int = 50
@@ -410,7 +425,11 @@ class Distill(Step):
         # Between 0 and 1 the weight has no slope where both networks agree.
         _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")
         _require(self, "0.5 to 1", lambda precision: 0.5 <= precision <= 1, "keep")
-        _require(self, "0 or more, and less than 1", lambda momentum: 0 <= momentum < 1, "momentum")
+        if self.teacher == "cached" and self.maps_compared:
+            fix = 'set these weights to 0, or teacher = "live"'
+            found = ", ".join(self.maps_compared)
+            raise SpecError("distill: a cached teacher has no feature maps", found=f"weights of {found}", fix=fix)
+        _ = self.max_cache_bytes  # raises where it is no size
         if self.prompts and not self.text:
             raise SpecError("distill: prompts without text", fix="say how much words count, such as text = 0.5")
         if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
@@ -420,6 +439,17 @@ class Distill(Step):
                 found=str(self.unlabelled_share),
                 fix="use another share, or a larger batch",
             )
+
+    @property
+    def maps_compared(self) -> tuple[str, ...]:
+        """Names of the losses that compare feature maps in any stage."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.weights.of_maps))
+
+    @property
+    def uses_cache(self) -> bool:
+        """True where the teacher's objects are cached, and it does not run while the student trains."""
+        distills = any(stage.weights.any for stage in self.stages)
+        return self.teacher != "live" and distills and not self.maps_compared
 
     def stage_at(self, progress: float) -> DistillStage:
         """Return the stage at a progress of 0 to 1."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd.builds.stage_store import AnyStage, FileHashes, Stage, StageKind, StageResult, Store, number_of
+from edgekd.compress.distillation.prediction_cache import SUFFIX
+from edgekd.core.canonical import json_sha256
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DataError
 from edgekd.core.progress import Progress, tell_stage
@@ -119,6 +121,21 @@ class StageContext:
 def tool_versions(*names: str) -> dict[str, str]:
     """Return the versions of these libraries, as far as they are installed."""
     return {name: version for name in sorted(names) if (version := library_version(name))}
+
+
+def teacher_cache(
+    context: StageContext, kind: StageKind[Any], libraries: Sequence[str], predicted: Mapping[str, Any]
+) -> Path:
+    """Return the file of a teacher's predictions, which further trainings share; without it where all runs anew.
+
+    predicted: the teacher, the images and all else that the predictions depend on, as inputs of a stage.
+    """
+    name = json_sha256([kind.name, kind.version, tool_versions(*kind.tools, *libraries), predicted])
+    # Beside the stages, not in one: the folder of a killed stage is removed.
+    cache = context.store.root / f"teacher-{name[:16]}{SUFFIX}"
+    if context.store.fresh:
+        cache.unlink(missing_ok=True)
+    return cache
 
 
 def tools_of(stages: Iterable[AnyStage]) -> dict[str, str]:

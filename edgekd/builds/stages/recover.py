@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache, tool_versions
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
 from edgekd.compress.steps import Recover
 from edgekd.core.canonical import json_sha256
@@ -67,10 +67,10 @@ def run(
     }
     settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
     inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
-    versions = [RECOVER.version, tool_versions(*RECOVER.tools, *libraries)]
+    cache = teacher_cache(context, RECOVER, libraries, predicted)
     # Beside the stages, not in one: the folder of a killed stage is removed.
-    cache = context.store.root / f"teacher-{json_sha256([predicted, *versions])[:16]}.predictions"
-    state = context.store.root / f"recover-{json_sha256([inputs, *versions])[:16]}.training"
+    training = json_sha256([inputs, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
+    state = context.store.root / f"recover-{training[:16]}.training"
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
@@ -79,7 +79,6 @@ def run(
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
     if context.store.fresh:
-        cache.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
     stage = context.run(RECOVER, inputs, work, libraries=libraries)
     state.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import cast
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
-from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, teacher_cache, tool_versions
 from edgekd.builds.stages.calibrate import Frames
 from edgekd.builds.stages.quantize import CACHE, PLAN, CacheResult, QuantizedResult
 from edgekd.compress.quantization.activation_scales import write_cache
@@ -72,8 +72,8 @@ class TrainedResult(QuantizedResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-DISTILL = StageKind("distill", 5, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
-QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 3, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
+DISTILL = StageKind("distill", 6, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
+QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 4, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,19 @@ def distill(
         device: Where it is trained, which is no input.
     """
     frames = label.run(context, step, teacher, dataset, trust=trust) if step.unlabelled else ()
-    inputs = {
+    predicted = {
         "teacher": context.sha256(teacher),
-        "student": step.student and context.identity_of(step.student),
         "train": context.fingerprint(dataset.split("train")),
-        "classes": list(dataset.classes),
         "unlabelled": context.fingerprint(Split("unlabelled", frames)) if frames else None,
-        "step": {name: value for name, value in asdict(step).items() if name not in ("student", "unlabelled")},
     }
+    elsewhere = ("student", "unlabelled", "cache_size")
+    inputs = {
+        **predicted,
+        "student": step.student and context.identity_of(step.student),
+        "classes": list(dataset.classes),
+        "step": {name: value for name, value in asdict(step).items() if name not in elsewhere},
+    }
+    cache = teacher_cache(context, DISTILL, require_family(teacher).libraries, predicted)
     libraries = student_family(step.student).libraries
     identity = json_sha256([inputs, DISTILL.version, tool_versions(*DISTILL.tools, *libraries)])
     # Beside the stages, not in one: the folder of a killed stage is removed.
@@ -120,7 +125,9 @@ def distill(
     def work(folder: Path) -> DistillResult:
         out = folder / student_file(step)
         distill_student = student_family(step.student).capability("distill")
-        done = distill_student(teacher, out, dataset.source, step, state, trust, device, context.progress, frames)
+        done = distill_student(
+            teacher, out, dataset.source, step, state, trust, device, context.progress, frames, cache
+        )
         return DistillResult(
             bytes=out.stat().st_size,
             epochs=done.epochs,
