@@ -113,14 +113,17 @@ def recover_job(
 
     torch.set_num_threads(threads)
     cache = Path(out).with_suffix(".predictions")
-    cache.unlink(missing_ok=True)
+    state = Path(out).with_suffix(".training")
+    for each in (cache, state):
+        each.unlink(missing_ok=True)
     began = cpu_seconds()
     settings = parse_table(Recover, dict(step), "step")
     paths = [Path(each) for each in (checkpoint, teacher, out, data)]
     progress = PlainProgress(interval_s=30)
-    done = recover_detector(*paths, settings, cache, trust=True, device=device, progress=progress)
+    done = recover_detector(*paths, settings, cache, state, trust=True, device=device, progress=progress)
     took = cpu_seconds() - began
     cache.unlink()
+    state.unlink()
     training.export_sized(out, Path(out).with_suffix(".onnx"), size)
     return {"updates": done.updates, "cpu_seconds": took}
 

@@ -35,6 +35,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
 from edgekd.deploy.fleet import load_fleet
+from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
 
 
@@ -69,6 +70,7 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
+    bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
@@ -84,7 +86,7 @@ def build(
     model, chosen, students = Path(model), target_of(target), names_of(student)
     searches = search or time is not None
     job = BuildRequest(
-        model=model,
+        model=detector_file(model),
         data=Path(data),
         target=chosen,
         recipe=_recipe(recipe, plan, students, chosen, searches=searches),
@@ -97,6 +99,7 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
+        bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     if searches:

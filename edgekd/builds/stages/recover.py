@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache
+from edgekd.builds.stages.base import GraphStage, StageContext, shared_file
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.steps import Recover
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
@@ -50,6 +51,8 @@ def run(
 ) -> Stage[RecoverResult]:
     """Train a checkpoint beside the predictions of a teacher, which stay in the store for other trainings.
 
+    A killed training run is resumed by the next call.
+
     Args:
         graph: The checkpoint's float graph.
         device: Where it is trained, which is no input.
@@ -62,17 +65,20 @@ def run(
         "images": step.images,
         "size": step.image_size or [preprocess.height, preprocess.width],
     }
-    cache = teacher_cache(context, RECOVER, libraries, predicted)
+    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
+    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
+    cache = shared_file(context, RECOVER, libraries, predicted, f"teacher-*{SUFFIX}")
+    state = shared_file(context, RECOVER, libraries, inputs, "recover-*.training")
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
         train = require_family(checkpoint).capability("recover")
-        done = train(checkpoint, teacher, out, dataset.source, step, cache, trust, device, context.progress)
+        done = train(checkpoint, teacher, out, dataset.source, step, cache, state, trust, device, context.progress)
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
-    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
-    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
-    return context.run(RECOVER, inputs, work, libraries=libraries)
+    stage = context.run(RECOVER, inputs, work, libraries=libraries)
+    state.unlink(missing_ok=True)
+    return stage
 
 
 def recovered_file(checkpoint: Path) -> str:

@@ -129,42 +129,66 @@ def rate_at(update: int, updates: int) -> float:
     return min(rising, 0.5 + 0.5 * math.cos(math.pi * update / updates))
 
 
-def train(
-    network: torch.nn.Module,
-    predict: Predict,
-    records: NDArray[Any],
-    step: Recover,
-    finish: Callable[[int, Mapping[str, float], float], None],
-    progress: Progress,
-) -> tuple[dict[str, float], ...]:
-    """Train a network on the records of a cache; return the mean of each loss in each epoch.
+class Recovery:
+    """Training of a network on the records of a `prediction_cache`, epoch by epoch.
 
-    Args:
-        predict: The network's predictions.
-        finish: Called after each epoch with its number, the mean losses, and the last loss.
+    losses: the mean of each loss in each epoch that is done; last_loss: the total loss of the last update.
     """
-    parameters = [each for each in network.parameters() if each.requires_grad]
-    device = parameters[0].device
-    optimizer = torch.optim.Adam(parameters, step.learning_rate, fused=True)
-    per_epoch = -(-len(records) // step.batch)
-    ticks = iter(progress.items(range(per_epoch * step.epochs), "recover", per_epoch * step.epochs))
-    history: list[dict[str, float]] = []
-    for epoch in range(step.epochs):
+
+    def __init__(self, network: torch.nn.Module, predict: Predict, records: NDArray[Any], step: Recover) -> None:
+        """predict: the network's predictions."""
+        self.losses: list[dict[str, float]] = []
+        self.last_loss = 0.0
+        self._network, self._predict, self._records, self._step = network, predict, records, step
+        parameters = [each for each in network.parameters() if each.requires_grad]
+        self._device = parameters[0].device
+        self._optimizer = torch.optim.Adam(parameters, step.learning_rate, fused=True)
+        self._updates_per_epoch = -(-len(records) // step.batch)
+
+    @property
+    def updates(self) -> int:
+        """Number of weight updates that are done."""
+        return self._updates_per_epoch * len(self.losses)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on after the last epoch."""
+        return {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "losses": self.losses,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last epoch of a state."""
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+
+    def run(self, finish: Callable[[], None], progress: Progress) -> None:
+        """Train until the epochs are over. finish: called after each."""
+        left = self._updates_per_epoch * self._step.epochs - self.updates
+        ticks = iter(progress.items(range(left), "recover", left))
+        while len(self.losses) < self._step.epochs:
+            self._train_epoch(ticks)
+            finish()
+        next(ticks, None)
+
+    def _train_epoch(self, ticks: Iterator[int]) -> None:
         sums: dict[str, torch.Tensor] = {}
-        for chosen, mirrored in epoch_batches(len(records), step.batch, step.seed, epoch):
-            update = next(ticks)
-            frames, targets = read_batch(records, chosen, mirrored, device)
-            branches = predict(frames)
+        update, updates = self.updates, self._updates_per_epoch * self._step.epochs
+        for chosen, mirrored in epoch_batches(len(self._records), self._step.batch, self._step.seed, len(self.losses)):
+            next(ticks, None)
+            frames, targets = read_batch(self._records, chosen, mirrored, self._device)
+            branches = self._predict(frames)
             losses = {name: recovery_losses(branches[name], targets[name]) for name in targets}
             loss = torch.stack([total_loss(each) for each in losses.values()]).sum()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = step.learning_rate * rate_at(update, per_epoch * step.epochs)
-            optimizer.step()
-            optimizer.zero_grad()
+            self._optimizer.param_groups[0]["lr"] = self._step.learning_rate * rate_at(update, updates)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            update += 1
             for each in losses.values():
                 for name, value in each.items():
                     sums[name] = sums.get(name, 0.0) + value.detach() / len(losses)
-        history.append({name: float(value) / per_epoch for name, value in sums.items()})
-        finish(epoch, history[-1], float(loss.detach()))
-    next(ticks, None)
-    return tuple(history)
+        self.losses.append({name: float(value) / self._updates_per_epoch for name, value in sums.items()})
+        self.last_loss = float(loss.detach())
