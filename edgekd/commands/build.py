@@ -75,16 +75,13 @@ def build(
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
-    An `.onnx` model has one float32 input [1, 3, height, width] and one output of detections. The split `train` is
-    calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan `mixed`. Frames per
-    second are of one frame after the other; a size may also be a number of bytes, a share a number from 0 to 1.
+    The split `train` is calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan
+    `mixed`. Frames per second are of one frame after the other. Sizes may be numbers of bytes, shares from 0 to 1.
 
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
-    DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
-    The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
+    DataError, CompressError, DeviceError, or SignatureError, and leaves nothing half-written. See docs/recipes.md.
     """
-    model, chosen, students = Path(model), target_of(target), names_of(student)
-    searches = search or time is not None
+    model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     job = BuildRequest(
         model=detector_file(model),
         data=Path(data),

@@ -22,9 +22,9 @@ from edgekd.compress.distillation.loss_terms import (
     DistillationTerms,
     Predictions,
 )
-from edgekd.compress.distillation.loss_weighting import LossWeighting
+from edgekd.compress.distillation.loss_weighting import Balance
 from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
-from edgekd.compress.steps import Distill, Weights
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
 from edgekd.data.types import Sample
@@ -111,7 +111,7 @@ class StudentLoss:
         step, device = lesson.step, next(student.parameters()).device
         self._step, self._progress = step, progress
         self._labels_loss = student.init_criterion()
-        self._weighting = LossWeighting(step)
+        self._balance = Balance(step.balance_every)
         self._distills = any(stage.weights.any for stage in step.stages)
         self._classes, self._has_ignored = len(lesson.classes), lesson.frames > 0
         self._region_text: Any = student.aids.words if step.text else None
@@ -143,22 +143,22 @@ class StudentLoss:
         stage = self._step.stage_at(progress)
         teacher = None
         if stage.weights.any:
-            teacher = self._distillation(output, batch["img"], objects, stage.weights, progress)
+            teacher = self._distillation(output, batch["img"], objects, stage, progress)
         text = self._text_loss(batch) if self._region_text else None
         losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
         if not losses:
             return torch.cat([labels, zero[None]]), items
         size, weights = len(batch["img"]), {}
-        factors = self._weighting.factors(labels.sum() / size, losses, self._recorder.neck)
+        factors = self._balance(labels.sum() / size, losses, self._recorder.neck)
         by_text, by_teacher = self._modality_weights(teacher, text)
         if teacher:
-            weights = self._weighting.of_teacher(stage, teacher, factors)
-            weights |= {name: weights[name] * by_teacher for name in teacher.losses}
-            weights |= {"disagreement": teacher.disagreement, "temperature": teacher.temperature}
+            weights = {name: getattr(stage.weights, name) * factors[name] * by_teacher for name in teacher.losses}
         if text:
             weights["text"] = self._step.text * factors["text"] * by_text
         total = sum((weights[name] * loss for name, loss in losses.items()), zero)
         items |= {name: loss.detach() for name, loss in losses.items()}
+        if teacher:
+            weights |= teacher.record()
         items |= {f"{WEIGHT_PREFIX}{name}": zero + weight for name, weight in weights.items()}
         if self._step.conflict:
             both = {"labels": labels.sum(), "teacher": total * size}
@@ -168,7 +168,7 @@ class StudentLoss:
         return torch.cat([labels, total[None] * size]), items
 
     def _distillation(
-        self, output: Any, images: torch.Tensor, objects: Predictions | None, weights: Weights, progress: float
+        self, output: Any, images: torch.Tensor, objects: Predictions | None, stage: DistillStage, progress: float
     ) -> DistillationLosses:
         """Return the losses beside the teacher's cached objects; without any, beside its features of the images."""
         if objects is not None:
@@ -177,7 +177,7 @@ class StudentLoss:
             with torch.no_grad():
                 teacher = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._recorder.features(output), teacher, weights, progress, self._branch_shares())
+            return self._compare(self._recorder.features(output), teacher, stage, progress, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
         """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""
@@ -223,11 +223,11 @@ class StudentLoss:
 
     def state(self) -> dict[str, Any]:
         """Return what resuming a training needs."""
-        return self._weighting.state()
+        return self._balance.state()
 
     def restore(self, state: Mapping[str, Any], epochs: int) -> None:
         """Resume from a state after so many epochs."""
-        self._weighting.restore(state)
+        self._balance.restore(state)
         if hasattr(self._labels_loss, "update"):
             self._labels_loss.updates = epochs - 1
             self._labels_loss.update()
