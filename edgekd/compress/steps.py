@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -212,9 +213,8 @@ class Prune(_Sized):
     @property
     def share(self) -> float:
         """Share of the multiply-adds to remove in any case."""
-        if self.ratio is not None:
-            return self.ratio
-        return HALF if self.max_size is None and self.min_fps is None else 0.0
+        default = HALF if self.max_size is None and self.min_fps is None else 0.0
+        return default if self.ratio is None else self.ratio
 
     def cap(self, unit: str) -> float:
         """Return the largest share of a unit's channels to remove."""
@@ -268,9 +268,9 @@ class Recover(_Cached):
 
     kind = "recover"
 
-    epochs: int = 4
-    batch: int = 4
-    learning_rate: float = 1e-3
+    epochs: int = 5
+    batch: int = 8
+    learning_rate: float = 7e-4
     images: int | None = None
     image_size: int | None = None
     cache_size: str = "4GB"
@@ -297,22 +297,14 @@ class Weights:
     relations: float = 0.0
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            if not getattr(self, entry.name) >= 0:
-                raise SpecError(
-                    f"distill: weight {entry.name}", expected="0 or more", found=str(vars(self)[entry.name])
-                )
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise SpecError(f"distill: weight {name}", expected="0 or more", found=str(value))
 
     @property
     def any(self) -> bool:
         """True with any weight."""
-        return any(getattr(self, entry.name) for entry in fields(self))
-
-    @property
-    def of_maps(self) -> tuple[str, ...]:
-        """Names of the weights above 0 of losses that compare feature maps."""
-        names = ("neurons", "attention", "features", "relations")
-        return tuple(name for name in names if getattr(self, name))
+        return any(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -412,8 +404,7 @@ class Distill(_Cached):
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
-        _require_positive(self, *positive)
+        _require_positive(self, "width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
         rates = ("final_rate", "mosaic", "learning_rate", "class_power", "repeat")
@@ -423,46 +414,35 @@ class Distill(_Cached):
         # Between 0 and 1 the weight has no slope where both networks agree.
         _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")
         _require(self, "0.5 to 1", lambda precision: 0.5 <= precision <= 1, "keep")
-        if self.teacher == "cached" and self.maps_compared:
+        if self.teacher == "cached" and (maps := ", ".join(self.maps_compared)):
             fix = 'set these weights to 0, or teacher = "live"'
-            found = ", ".join(self.maps_compared)
-            raise SpecError("distill: a cached teacher has no feature maps", found=f"weights of {found}", fix=fix)
+            raise SpecError("distill: a cached teacher has no feature maps", found=f"weights of {maps}", fix=fix)
         _ = self.max_cache_bytes  # raises where it is no size
         if self.prompts and not self.text:
             raise SpecError("distill: prompts without text", fix="say how much words count, such as text = 0.5")
-        if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
-            raise SpecError(
-                "distill: unlabelled_share",
-                expected=f"both kinds of frames in a batch of {self.batch}",
-                found=str(self.unlabelled_share),
-                fix="use another share, or a larger batch",
-            )
+        if self.unlabelled is not None:
+            both = f"both kinds of frames in a batch of {self.batch}: another share, or a larger batch"
+            _require(self, both, lambda share: 0 < round(share * self.batch) < self.batch, "unlabelled_share")
 
     @property
     def maps_compared(self) -> tuple[str, ...]:
-        """Names of the losses that compare feature maps in any stage."""
-        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.weights.of_maps))
+        """Names of the losses with a weight in any stage that compare feature maps."""
+        weighted = {name: None for stage in self.stages for name, weight in vars(stage.weights).items() if weight}
+        return tuple(name for name in weighted if name not in ("classes", "boxes"))
 
     @property
     def uses_cache(self) -> bool:
         """True where the teacher's objects are cached, and it does not run while the student trains."""
-        distills = any(stage.weights.any for stage in self.stages)
-        return self.teacher != "live" and distills and not self.maps_compared
+        return self.teacher != "live" and not self.maps_compared and any(stage.weights.any for stage in self.stages)
 
     def stage_at(self, progress: float) -> DistillStage:
         """Return the stage at a progress of 0 to 1."""
-        total, end = sum(stage.share for stage in self.stages), 0.0
-        for stage in self.stages:
-            end += stage.share / total
-            if progress < end:
-                return stage
-        return self.stages[-1]
+        total = sum(stage.share for stage in self.stages)
+        ends = accumulate(stage.share / total for stage in self.stages)
+        return next((stage for stage, end in zip(self.stages, ends, strict=True) if progress < end), self.stages[-1])
 
     def beside(self, folder: Path) -> Distill:
         """Return the step with its files relative to a folder; a student may also be the name of a model."""
-        student = folder / self.student if self.student else None
-        return replace(
-            self,
-            student=str(student) if student and student.is_file() else self.student,
-            unlabelled=str(folder / self.unlabelled) if self.unlabelled else None,
-        )
+        beside = self.student and (folder / self.student).is_file()
+        student = str(folder / str(self.student)) if beside else self.student
+        return replace(self, student=student, unlabelled=str(folder / self.unlabelled) if self.unlabelled else None)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd.builds.stage_store import AnyStage, FileHashes, Stage, StageKind, StageResult, Store, number_of
-from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.core.canonical import json_sha256
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DataError
@@ -123,19 +122,21 @@ def tool_versions(*names: str) -> dict[str, str]:
     return {name: version for name in sorted(names) if (version := library_version(name))}
 
 
-def teacher_cache(
-    context: StageContext, kind: StageKind[Any], libraries: Sequence[str], predicted: Mapping[str, Any]
+def shared_file(
+    context: StageContext, kind: StageKind[Any], libraries: Sequence[str], inputs: Mapping[str, Any], name: str
 ) -> Path:
-    """Return the file of a teacher's predictions, which further trainings share; without it where all runs anew.
+    """Return a file that outlives a killed stage of a kind, and that other stages may share; missing in a fresh build.
 
-    predicted: the teacher, the images and all else that the predictions depend on, as inputs of a stage.
+    Args:
+        inputs: All that its content depends on, beside the kind and libraries.
+        name: With `*` for the key that follows from them.
     """
-    name = json_sha256([kind.name, kind.version, tool_versions(*kind.tools, *libraries), predicted])
+    key = json_sha256([kind.name, kind.version, tool_versions(*kind.tools, *libraries), inputs])
     # Beside the stages, not in one: the folder of a killed stage is removed.
-    cache = context.store.root / f"teacher-{name[:16]}{SUFFIX}"
+    file = context.store.root / name.replace("*", key[:16])
     if context.store.fresh:
-        cache.unlink(missing_ok=True)
-    return cache
+        file.unlink(missing_ok=True)
+    return file
 
 
 def tools_of(stages: Iterable[AnyStage]) -> dict[str, str]:

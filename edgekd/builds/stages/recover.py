@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, teacher_cache, tool_versions
+from edgekd.builds.stages.base import GraphStage, StageContext, shared_file
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.steps import Recover
-from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
 
@@ -35,7 +35,7 @@ class RecoverResult(StageResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-RECOVER = StageKind("recover", 1, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+RECOVER = StageKind("recover", 2, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
 
 
 def run(
@@ -67,10 +67,8 @@ def run(
     }
     settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
     inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
-    cache = teacher_cache(context, RECOVER, libraries, predicted)
-    # Beside the stages, not in one: the folder of a killed stage is removed.
-    training = json_sha256([inputs, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
-    state = context.store.root / f"recover-{training[:16]}.training"
+    cache = shared_file(context, RECOVER, libraries, predicted, f"teacher-*{SUFFIX}")
+    state = shared_file(context, RECOVER, libraries, inputs, "recover-*.training")
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
@@ -78,8 +76,6 @@ def run(
         done = train(checkpoint, teacher, out, dataset.source, step, cache, state, trust, device, context.progress)
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
-    if context.store.fresh:
-        state.unlink(missing_ok=True)
     stage = context.run(RECOVER, inputs, work, libraries=libraries)
     state.unlink(missing_ok=True)
     return stage

@@ -10,12 +10,12 @@ from typing import cast
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
-from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, teacher_cache, tool_versions
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, shared_file
 from edgekd.builds.stages.calibrate import Frames
 from edgekd.builds.stages.quantize import CACHE, PLAN, CacheResult, QuantizedResult
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.steps import Distill, QuantAwareDistill
-from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import Detector
 from edgekd.detectors.family import require_family, student_family
@@ -116,11 +116,9 @@ def distill(
         "classes": list(dataset.classes),
         "step": {name: value for name, value in asdict(step).items() if name not in elsewhere},
     }
-    cache = teacher_cache(context, DISTILL, require_family(teacher).libraries, predicted)
     libraries = student_family(step.student).libraries
-    identity = json_sha256([inputs, DISTILL.version, tool_versions(*DISTILL.tools, *libraries)])
-    # Beside the stages, not in one: the folder of a killed stage is removed.
-    state = context.store.root / f"distill-{identity[:16]}.training"
+    cache = shared_file(context, DISTILL, require_family(teacher).libraries, predicted, f"teacher-*{SUFFIX}")
+    state = shared_file(context, DISTILL, libraries, inputs, "distill-*.training")
 
     def work(folder: Path) -> DistillResult:
         out = folder / student_file(step)
@@ -138,8 +136,6 @@ def distill(
             teacher_parameters=done.teacher_parameters,
         )
 
-    if context.store.fresh:
-        state.unlink(missing_ok=True)
     stage = context.run(DISTILL, inputs, work, libraries=libraries)
     state.unlink(missing_ok=True)
     return stage
