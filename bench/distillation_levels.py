@@ -23,7 +23,7 @@ from rendered_scenes import write_scenes
 from scipy.stats import t as student_t
 from training import SEEDS, Trainings, Way
 
-from edgekd.compress.steps import Distill, DistillStage, Weights
+from edgekd.compress.steps import ALL_LEVELS_STAGES, Distill, DistillStage, Weights
 from edgekd.data.long_tail import TAIL, instances, rare_classes
 from edgekd.evaluation.coco import Score, tail_score
 
@@ -42,15 +42,10 @@ def step_of(weights: Weights, **settings: Any) -> Distill:
 def arms() -> dict[str, Distill]:
     """Return the steps that are compared, by name, the most important ones first; each learns from labels too."""
     both = Weights(classes=ALONE, boxes=ALONE)
-    stages = (
-        DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
-        DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
-        DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
-    )
     return {
         LABELS: step_of(Weights()),
         PREDICTIONS: step_of(both),
-        "all levels, three stages": Distill(stages=stages, alpha="agreement"),
+        "all levels, three stages": Distill(stages=ALL_LEVELS_STAGES, alpha="agreement"),
         "features and neurons": step_of(Weights(features=ALONE, neurons=ALONE)),
         **{level: step_of(Weights(**{level: ALONE})) for level in ("attention", "relations")},
         "words": step_of(Weights(), text=ALONE),

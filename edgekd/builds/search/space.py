@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekd.builds.recipe import Recipe
 from edgekd.compress.steps import (
+    ALL_LEVELS_STAGES,
     DISTILL_STAGES,
     Distill,
     DistillStage,
@@ -40,8 +41,8 @@ QUANT_AWARE = 3
 """The part of a full training's epochs, one in so many, that a quantized graph is trained for."""
 
 TEACHINGS: Mapping[Teaching, tuple[DistillStage, ...]] = {
-    "all": DISTILL_STAGES,
-    "predictions": (replace(DISTILL_STAGES[1], share=1.0),),
+    "all": ALL_LEVELS_STAGES,
+    "predictions": DISTILL_STAGES,
 }
 """What the teacher says: maps and predictions one after the other, or predictions alone, which takes less time."""
 
