@@ -28,6 +28,7 @@ from edgekd.data.long_tail import TAIL, instances, rare_classes
 from edgekd.evaluation.coco import Score, tail_score
 
 TEACHER, START, LABELS, PREDICTIONS = "teacher", "start", "labels", "classes and boxes"
+WITHOUT_GAIN = (TEACHER, START, LABELS)
 RATE = 0.003  # learning rate of the student: small networks take more than Ultralytics' 0.0011
 CONFIDENCE = 0.95  # of the interval around a mean gain
 ARM = {"learning_rate": RATE, "mosaic": 0.0, "teacher": "live"}  # goes on as the start has ended; maps need the teacher
@@ -141,41 +142,41 @@ def gains(rows: Sequence[Document], base: Sequence[Document], name: str, split: 
     return [row[name][split] - without[row.seed] for row in rows if row.seed in without]
 
 
-def half_width(groups: Sequence[Sequence[float]], count: int) -> float:
-    """Return half of the confidence interval of a mean of `count` gains, by the pooled deviation of all arms' gains."""
+def half_width(groups: Sequence[Sequence[float]], count: int) -> float | None:
+    """Return half of the confidence interval of a mean of `count` gains, by the pooled deviation of all arms' gains.
+
+    None where no arm has two seeds.
+    """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
-        return math.nan
+        return None
     pooled = sum(statistics.variance(group) * (len(group) - 1) for group in groups) / freedom
     return float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(pooled / count)
 
 
 def page(found: Document) -> Blocks:
     methods = training.by_method(found.rows)
-    base, others = (
-        methods.get(LABELS, []),
-        {name: rows for name, rows in methods.items() if name not in (TEACHER, START, LABELS)},
-    )
+    base = methods.get(LABELS, ())
     yield from frame.head("Distillation, level by level, on rendered scenes", found)
-    yield (
-        f"Trained on {found.train} rendered crops of {found.image_size} pixels, scored on {found.val} (val) and "
-        f"{found.test} (test). Means over the seeds; in brackets the lowest and the highest. Gain: over the labels "
-        "alone, seed by seed. An arm is the labels and what it names; a single level has the weight "
-        f"{ALONE:g}, a gradient that many times as long as the labels'."
-    )
+    sizes = " and ".join(f"{methods[name][0].parameters:,} ({name})" for name in (TEACHER, START) if name in methods)
+    yield f"""\
+Trained on {found.train} rendered crops of {found.image_size} pixels; scored on {found.val} (val) and {found.test} (test).
+Parameters: {sizes}. Every arm goes on from the start, on labels and on what it names. A single level has the weight
+{ALONE:g}: its gradient is that many times as long as the labels'. Means over the seeds, in brackets the lowest and the
+highest. Gain: over the labels alone, seed by seed. Rare: mAP50-95 of dogs, which are rare in training."""
     yield f"Objects: {'; '.join(f'{split}: ' + _counts(counts) for split, counts in found.objects.items())}."
-    header = (
-        "beside the labels | seeds | updates | CPU s | val mAP50-95 | gain | test mAP50-95 | gain | rare, test | gain"
-    )
+    header = "trained on | seeds | updates | CPU s | val mAP50-95 | gain | test mAP50-95 | gain | rare, test | gain"
     yield frame.table(header, (_cells(name, rows, base) for name, rows in methods.items()))
     yield from training.failures(found)
     yield "## Beyond noise"
     yield (
-        f"A mean gain on test counts if it is larger than half of its {CONFIDENCE:.0%} confidence interval, by the "
-        "pooled standard deviation of the gains of all arms."
+        f"A mean gain on test counts where it is larger than half of its {CONFIDENCE:.0%} confidence interval, by the "
+        "pooled standard deviation of the gains of all arms over the seeds."
     )
-    yield from (_verdicts(others, base, name) for name in ("map50_95", "rare"))
+    arms = {name: rows for name, rows in methods.items() if name not in WITHOUT_GAIN}
+    yield _verdicts("mAP50-95", {name: gains(rows, base, "map50_95", "test") for name, rows in arms.items()})
+    yield _verdicts("mAP50-95 of dogs", {name: gains(rows, base, "rare", "test") for name, rows in arms.items()})
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
 
 
@@ -184,29 +185,22 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _cells(name: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
-    cells = [
-        name,
-        training.seeds_of(rows),
-        *(frame.cell(training.mean(rows, each), ",.0f") for each in ("updates", "cpu_seconds")),
-    ]
-    for split in SPLITS:
-        ahead = gains(rows, base, "map50_95", split) if name not in (TEACHER, START, LABELS) else []
-        cells += [frame.spread(training.scores(rows, split)), frame.spread(ahead, "+") if ahead else "–"]
-    ahead = gains(rows, base, "rare", "test") if name not in (TEACHER, START, LABELS) else []
-    rare = [row.rare["test"] for row in rows]
-    return " | ".join([*cells, frame.spread(rare), frame.spread(ahead, "+") if ahead else "–"])
+    cells = [name, training.seeds_of(rows)]
+    cells += [frame.cell(training.mean(rows, each), ",.0f") for each in ("updates", "cpu_seconds")]
+    for score, split in (("map50_95", "val"), ("map50_95", "test"), ("rare", "test")):
+        ahead = [] if name in WITHOUT_GAIN else gains(rows, base, score, split)
+        cells += [frame.spread([row[score][split] for row in rows]), frame.spread(ahead, "+") if ahead else "–"]
+    return " | ".join(cells)
 
 
-def _verdicts(arms: Mapping[str, Sequence[Document]], base: Sequence[Document], name: str) -> str:
-    by_arm = {arm: gains(rows, base, name, "test") for arm, rows in arms.items()}
-    groups = list(by_arm.values())
-
+def _verdicts(title: str, by_arm: Mapping[str, Sequence[float]]) -> str:
     def row(arm: str, values: Sequence[float]) -> str:
-        mean, half = statistics.fmean(values), half_width(groups, len(values))
-        verdict = "within noise" if not abs(mean) > half else "better" if mean > 0 else "worse"
+        mean, half = statistics.fmean(values), half_width(tuple(by_arm.values()), len(values))
+        if half is None:
+            return f"{arm} | {mean:+.4f} | unknown, of one seed"
+        verdict = "within noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
         return f"{arm} | {mean:+.4f} ± {half:.4f} | {verdict}"
 
-    title = "mAP50-95" if name == "map50_95" else "mAP50-95 of the rare class"
     return frame.table(f"{title} | gain | ", (row(arm, values) for arm, values in by_arm.items() if values))
 
 
