@@ -161,7 +161,7 @@ def page(found: Document) -> Blocks:
     yield from frame.head("Distillation, level by level, on rendered scenes", found)
     sizes = " and ".join(f"{methods[name][0].parameters:,} ({name})" for name in (TEACHER, START) if name in methods)
     yield f"""\
-Trained on {found.train} rendered crops of {found.image_size} pixels; scored on {found.val} (val) and {found.test} (test).
+Trained on {found.train} rendered crops of {found.image_size} pixels, scored on {found.val} (val), {found.test} (test).
 Parameters: {sizes}. Every arm goes on from the start, on labels and on what it names. A single level has the weight
 {ALONE:g}: its gradient is that many times as long as the labels'. Means over the seeds, in brackets the lowest and the
 highest. Gain: over the labels alone, seed by seed. Rare: mAP50-95 of dogs, which are rare in training."""
