@@ -31,13 +31,15 @@ TEACHER, START, LABELS, PREDICTIONS = "teacher", "start", "labels", "classes and
 WITHOUT_GAIN = (TEACHER, START, LABELS)
 RATE = 0.003  # learning rate of the student: small networks take more than Ultralytics' 0.0011
 CONFIDENCE = 0.95  # of the interval around a mean gain
-ARM = {"learning_rate": RATE, "mosaic": 0.0, "teacher": "live"}  # goes on as the start has ended; maps need the teacher
+ARM = {"learning_rate": RATE, "mosaic": 0.0}  # goes on as the start has ended
 ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as that of the labels
 
 
 def step_of(weights: Weights, **settings: Any) -> Distill:
     """Return a step with one stage."""
-    return Distill(stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", **settings})
+    return Distill(
+        stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", "teacher": "live", **settings}
+    )
 
 
 def arms() -> dict[str, Distill]:
@@ -46,6 +48,7 @@ def arms() -> dict[str, Distill]:
     return {
         LABELS: step_of(Weights()),
         PREDICTIONS: step_of(both),
+        f"{PREDICTIONS}, cached teacher": step_of(both, teacher="cached"),
         "all levels, three stages": Distill(stages=ALL_LEVELS_STAGES, alpha="agreement"),
         "features and neurons": step_of(Weights(features=ALONE, neurons=ALONE)),
         **{level: step_of(Weights(**{level: ALONE})) for level in ("attention", "relations")},
