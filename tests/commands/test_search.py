@@ -98,8 +98,11 @@ def test_a_search_leaves_what_it_found_and_the_bundle_of_the_winner(searched: Pa
     found = result(searched)
     assert_documented(found, "search")
     assert found["reason"] == "the budget is met with a margin"
-    assert found["winner"]["rung"] == 2
+    assert found["winner"]["rung"] == 1
     assert found["held_out"] == 6
+    assert [row["images"] for row in found["rungs"]] == [6, 6]
+    assert all(0 <= row["noise"] < 0.5 for row in found["points"])
+    assert [row["noise"] for row in found["points"] if row["bits"] == 32] in ([], [0.0])
     bundle = verify(searched / "tiny-xavier.edgekd")
     assert bundle.lineage.recipe == "searched"
     ledger = json.loads((searched / "ledger.json").read_bytes())
@@ -123,7 +126,7 @@ def test_nothing_was_chosen_on_what_is_scored_nor_made_of_what_it_was_chosen_on(
     whole = load_dataset(data)
     scored = {sample.image for sample in whole.split("val").samples}
     final = load_dataset(searched / "search" / "final.yaml")
-    held_out = [sample.image for sample in load_dataset(searched / "search" / "rung2.yaml").split("val").samples]
+    held_out = [sample.image for sample in load_dataset(searched / "search" / "rung1.yaml").split("val").samples]
     trained = [sample.image for sample in final.split("train").samples]
     assert {sample.image for sample in final.split("val").samples} == scored
     assert not set(held_out) & {*trained, *scored}
@@ -365,7 +368,7 @@ def test_a_search_that_ended_by_its_time_ends_there_again(
         found = result(out)
         assert found["reason"] == "the time is over"
         assert {point["rung"] for point in found["points"]} == {0}
-        assert "It was tried in part only" in found["why"][-1]
+        assert "It was not tried in full" in found["why"][-1]
 
 
 def test_two_searches_in_one_folder_are_one_too_many(
