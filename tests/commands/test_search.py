@@ -490,21 +490,25 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
-def test_a_checkpoint_is_resized_pruned_and_trained_with_early_stopping(
+def test_a_checkpoint_is_resized_pruned_and_the_best_are_trained_by_cached_predictions(
     edgekd: EdgeKD, taught: Path, data: Path, tmp_path: Path
 ) -> None:
-    limits = ("--max-size", "1MB", "--keep", "70%")
-    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "1", "--trials", "3")
+    limits = ("--max-size", "1MB", "--min-fps", "1")
+    flags = ("--data", data, "--out", tmp_path / "out", "--search", *limits, "--epochs", "1", "--trials", "4")
     ran = edgekd("build", taught, *flags)
     assert ran.code in (0, 3), ran.err
     found = result(tmp_path / "out")
     assert_documented(found, "search")
     assert found["refused"] > 0, "float is too large"
     assert found["trainings_saved"] > 0
-    assert {row["rung"] for row in found["points"]} == {0, 2}, "of three one goes on, and in full"
-    trained = [row for row in found["points"] if row["recovery"] or row["quant_aware"]]
-    assert trained
-    for record in (tmp_path / "out").glob("stages/quant_aware_distill-*/stage.json"):
+    assert sorted(row["rung"] for row in found["points"]) == [0, 0, 1, 1]
+    pruned = [row for row in found["points"] if row["recovery"]]
+    assert all(row["noise"] > 0 for row in pruned)
+    stages = tmp_path / "out" / "stages"
+    trained = [row for row in pruned if row["rung"] == 1]
+    assert len(list(stages.glob("recover-*/stage.json"))) == len({(row["image_size"], row["ratio"]) for row in trained})
+    assert len(list(stages.glob("teacher-*.predictions"))) == len({row["image_size"] for row in trained})
+    for record in stages.glob("quant_aware_distill-*/stage.json"):
         assert json.loads(record.read_bytes())["results"]["epochs"] == 1, "a third, but one at least"
 
 
