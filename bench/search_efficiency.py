@@ -165,6 +165,7 @@ class Recording:
             copy_data(given.data, data.parent, given.images)
         if not model.is_file():
             resize_detector(given.model, given.image_size, model)
+        (work / "store" / "search").mkdir(parents=True, exist_ok=True)
         job = BuildRequest(model, data, load_target(TARGET), Recipe("", ()), work / "store")
         self.context = SearchContext(SearchJob(job, epochs=given.epochs), self.progress)
         space = self.context.space
