@@ -16,8 +16,7 @@ NAME = "searched"
 FLOAT, INT8 = 32.0, 8.0
 """Bits of a weight in a float graph, and in one that is INT8 throughout."""
 BITS = (INT8, 5.5, 4.0, 3.25)
-"""Bits of a weight on average; below INT8 a planner stores layers in coded INT8. The last two: an eighth and a tenth
-of float32."""
+"""Below INT8 a planner stores layers in coded INT8 until the file is as small: 1/6, 1/8, 1/10 of the float file."""
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
 """Of the side of the input that a detector was made for."""
 RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65)
