@@ -268,9 +268,9 @@ class Recover(_Cached):
 
     kind = "recover"
 
-    epochs: int = 4
-    batch: int = 4
-    learning_rate: float = 1e-3
+    epochs: int = 5
+    batch: int = 8
+    learning_rate: float = 7e-4
     images: int | None = None
     image_size: int | None = None
     cache_size: str = "4GB"

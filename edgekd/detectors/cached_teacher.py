@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
-from edgekd.compress.distillation.prediction_cache import BranchShape, object_record_type, open_cache, record_type
-from edgekd.compress.distillation.recovery import mean_predictions, mirror
+from edgekd.compress.distillation.prediction_cache import (
+    MAPS,
+    VIEWS,
+    BranchShape,
+    object_record_type,
+    open_cache,
+    record_type,
+)
+from edgekd.compress.distillation.recovery import kept_maps, mean_predictions, mirror
 from edgekd.compress.distillation.teacher_objects import distinct_objects, predicted_boxes
 from edgekd.core.detection.preprocess import Placement, letterbox, to_frame
 from edgekd.core.detection.types import Preprocess
@@ -32,7 +39,7 @@ TEACHER_BATCH = 4
 def cached_predictions(
     teacher: Teacher, samples: Sequence[Sample], size: tuple[int, int], cache: Path, limit: int, progress: Progress
 ) -> NDArray[Any]:
-    """Return a teacher's predictions for images and their mirror images: records of a `prediction_cache`.
+    """Return a teacher's predictions and maps for images and their mirror images: records of a `prediction_cache`.
 
     Args:
         size: Height and width of the frames.
@@ -42,10 +49,11 @@ def cached_predictions(
     Raises SpecError for a teacher without anchors, and where the cache would be too large; DataError.
     """
     teacher.to(memory_format=torch.channels_last)
-    blank = _features(teacher, np.zeros((1, 3, *size), np.float32)).branches
-    if not blank:
+    blank = _features(teacher, np.zeros((1, 3, *size), np.float32))
+    if not blank.branches:
         raise SpecError("recover: the teacher predicts without anchors", expected="a detector with a grid of anchors")
-    kind = record_type(*size, {name: _shape(each) for name, each in blank.items()})
+    shapes = {name: _shape(each) for name, each in blank.branches.items()}
+    kind = record_type(*size, shapes, [each.shape[1:] for each in kept_maps(blank)])
 
     positions = {sample: index for index, sample in enumerate(samples)}
 
@@ -54,9 +62,13 @@ def cached_predictions(
             frames = np.concatenate([letterbox(image, Preprocess(*size))[0] for _, image in chunk])
             features = _features(teacher, np.concatenate([frames, frames[..., ::-1]]))
             views = {name: _views(name, each, features.grid) for name, each in features.branches.items()}
+            maps = [torch.stack(each.cpu().chunk(VIEWS)) for each in kept_maps(features)]
             for place, (sample, _) in enumerate(chunk):
                 both = {name: Predictions(each.scores[:, place], each.boxes[:, place]) for name, each in views.items()}
-                yield _record(kind, positions[sample], frames[place], both)
+                record = _record(kind, positions[sample], frames[place], both)
+                for number, each in enumerate(maps):
+                    record[MAPS][str(number)] = each[:, place]
+                yield record
 
     return open_cache(cache, kind, len(samples), compute, limit)
 

@@ -1,7 +1,7 @@
 """Nodes that must compute in float32, because float16 cannot hold their values: an entry of a graph's metadata.
 
-The entry travels with the graph, as the scales of Q/DQ do. `graph.fp16` reads it, and `hardware.compatibility` reports
-it.
+The entry travels with the graph, as the scales of Q/DQ do. `graph.fp16` reads it, `hardware.compatibility` reports it,
+and on the camera a builder that chooses types itself holds the nodes in FP32.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FLOAT32_NODES = "edgekd.float32_nodes"
-"""Key of the entry: a JSON object of node names, each with the largest magnitude that it computes or reads."""
+from edgekd.core.formats.onnx_bytes import FLOAT32_NODES, float32_nodes_in
 
 
 def pin(model: Any, largest: Mapping[str, float]) -> None:
@@ -29,9 +28,4 @@ def pinned(model: Any) -> dict[str, float]:
 
     Empty where there is no entry, or one of another program that is no such object.
     """
-    text = next((entry.value for entry in model.metadata_props if entry.key == FLOAT32_NODES), "{}")
-    try:
-        found = json.loads(text)
-        return {str(name): float(value) for name, value in found.items()}
-    except (AttributeError, TypeError, ValueError):
-        return {}
+    return float32_nodes_in({entry.key: entry.value for entry in model.metadata_props})

@@ -35,7 +35,7 @@ class RecoverResult(StageResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-RECOVER = StageKind("recover", 1, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+RECOVER = StageKind("recover", 2, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
 
 
 def run(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgekd.compress.distillation.loss_terms import Predictions
+from edgekd.compress.distillation.loss_terms import DetectorFeatures
 from edgekd.compress.distillation.recovery import Recovery
 from edgekd.compress.steps import Recover
 from edgekd.core.errors import SpecError
@@ -29,7 +28,7 @@ from edgekd.detectors.torch_support import (
 )
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import class_names, input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import branches_of
+from edgekd.detectors.ultralytics.features import FeatureRecorder, drop_hooks
 from edgekd.detectors.ultralytics.loop import quiet
 
 REMEDY = "lower learning_rate"
@@ -63,11 +62,11 @@ def recover_detector(
         records = cached_predictions(original, samples, size, cache, step.max_cache_bytes, progress)
         network.requires_grad_(True).to(place).to(memory_format=torch.channels_last)
         network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
-        torch.manual_seed(step.seed)
+        recorder = FeatureRecorder(network)
 
-        def predict(frames: torch.Tensor) -> Mapping[str, Predictions]:
+        def predict(frames: torch.Tensor) -> DetectorFeatures:
             with in_bfloat16(place):
-                return branches_of(network(frames))
+                return recorder.features(network(frames))
 
         training = Recovery(network, predict, records, step)
         if (kept := read_state(state, place)) is not None:
@@ -81,7 +80,7 @@ def recover_detector(
                 progress.epoch("recover", epoch, losses)
 
         training.run(finish, progress)
-    network.eval().cpu()
+    drop_hooks(network.eval().cpu())
     write_checkpoint(network, {"task": "detect", **train_args}, out)
     return TrainingRun(step.epochs, training.updates, tuple(training.losses), time.monotonic() - began)
 
