@@ -67,9 +67,8 @@ def test_where_the_student_sees_nothing_an_object_says_little_and_at_few_anchors
 
 def test_in_a_one_to_one_branch_an_object_has_a_single_anchor() -> None:
     boxes = [[84, 68, 64, 48], [30, 30, 20, 20]]
-    student = seen_by(
-        {8 * 20 + 10: [52, 44, 116, 80], 320 + 4 * 10 + 5: [52, 44, 116, 92], 3 * 20 + 3: [20, 20, 40, 40]}
-    )
+    first, better, other = 8 * 20 + 10, 320 + 4 * 10 + 5, 3 * 20 + 3
+    student = seen_by({first: [52, 44, 116, 80], better: [52, 44, 116, 92], other: [20, 20, 40, 40]})
     targets = [assign_objects(found(boxes, [[0.9, 0.1], [0.2, 0.8]]), student, GRID, topk) for topk in (1, ASSIGN_TOPK)]
     anchors = [(each.scores.sigmoid()[0].amax(0) > 1e-3).nonzero().flatten().tolist() for each in targets]
     assert anchors[0] == [other, better]
