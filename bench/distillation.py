@@ -44,7 +44,7 @@ def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill
 
 
 def ablations() -> dict[str, Distill]:
-    step = training.shipped()
+    step = replace(training.shipped(), teacher="live")  # alike for losses that need feature maps and others
     levels = [entry.name for entry in fields(Weights)]
     used = [name for name in levels if any(getattr(stage.weights, name) for stage in step.stages)]
 
