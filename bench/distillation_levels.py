@@ -23,7 +23,7 @@ from rendered_scenes import write_scenes
 from scipy.stats import t as student_t
 from training import SEEDS, Trainings, Way
 
-from edgekd.compress.steps import ALL_LEVELS_STAGES, Distill, DistillStage, Weights
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.data.long_tail import TAIL, instances, rare_classes
 from edgekd.evaluation.coco import Score, tail_score
 
@@ -33,6 +33,11 @@ RATE = 0.003  # learning rate of the student: small networks take more than Ultr
 CONFIDENCE = 0.95  # of the interval around a mean gain
 ARM = {"learning_rate": RATE, "mosaic": 0.0}  # goes on as the start has ended
 ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as that of the labels
+ALL_LEVELS = (
+    DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
+    DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
+    DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
+)
 
 
 def step_of(weights: Weights, **settings: Any) -> Distill:
@@ -49,7 +54,7 @@ def arms() -> dict[str, Distill]:
         LABELS: step_of(Weights()),
         PREDICTIONS: step_of(both),
         f"{PREDICTIONS}, cached teacher": step_of(both, teacher="cached"),
-        "all levels, three stages": Distill(stages=ALL_LEVELS_STAGES, alpha="agreement"),
+        "all levels, three stages": Distill(stages=ALL_LEVELS, alpha="agreement"),
         "features and neurons": step_of(Weights(features=ALONE, neurons=ALONE)),
         **{level: step_of(Weights(**{level: ALONE})) for level in ("attention", "relations")},
         "words": step_of(Weights(), text=ALONE),

@@ -324,12 +324,6 @@ class DistillStage:
 
 DISTILL_STAGES = (DistillStage("predictions", 1.0, Weights(classes=0.3, boxes=0.3)),)
 """The teacher's predictions alone: no other level is known to help, and a cached teacher is enough."""
-ALL_LEVELS_STAGES = (
-    DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
-    DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
-    DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
-)
-"""The teacher's predictions throughout: with features first, then with relations, then with both, adaptively."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.builds.recipe import load_recipe, recipe_from
-from edgekd.compress.steps import ALL_LEVELS_STAGES, Distill, DistillStage, Prune, Weights
+from edgekd.compress.steps import Distill, DistillStage, Prune, Weights
 from edgekd.core.errors import SpecError
 
 shares = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
@@ -23,22 +23,6 @@ def test_every_moment_of_a_training_is_in_the_stage_that_its_share_says(shares: 
     total = sum(shares)
     assert sum(shares[:found]) / total <= progress + 1e-9
     assert found == len(shares) - 1 or progress < sum(shares[: found + 1]) / total + 1e-9
-
-
-def test_the_stages_of_all_levels_begin_with_features_and_end_adaptively() -> None:
-    step = Distill(stages=ALL_LEVELS_STAGES)
-    first, second, third = (step.stage_at(progress) for progress in (0.0, 0.5, 1.0))
-    assert first.weights.features
-    assert first.weights.attention
-    assert first.weights.neurons
-    assert not first.weights.relations
-    assert not second.weights.features
-    assert second.weights.classes
-    assert second.weights.boxes
-    assert second.weights.relations
-    assert not second.adaptive
-    assert third.adaptive
-    assert [first, second, third] == list(ALL_LEVELS_STAGES)
 
 
 def test_by_default_predictions_alone_are_compared_so_that_the_teacher_is_cached() -> None:
