@@ -20,7 +20,6 @@ from edgekd.core.input_files import is_file, is_folder
 from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
-    from edgekd.core.detection.decode import Thresholds
     from edgekd.detectors.results import (
         DistillationRecord,
         FactorizationRecord,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
         Sensitivity,
         TrainingRun,
     )
-    from edgekd.detectors.teacher import DirectDetector, Teacher
+    from edgekd.detectors.teacher import Teacher
 
 GROUP = "edgekd.families"
 """The group of entry points that name families of other packages."""
@@ -58,8 +57,6 @@ class Family:
         Open a file as a `Detector`; read nothing yet.
     teacher(checkpoint, trust)
         Load a network that a student can learn from.
-    direct(checkpoint, thresholds, trust)
-        Load a detector that cannot be exported; None for a file whose detector can.
     distill(teacher, out, data, step, state, trust, device, progress, frames)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
         `frames`: samples that the teacher has labelled.
@@ -92,7 +89,6 @@ class Family:
     is_graph: bool = False
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
-    direct: Callable[..., DirectDetector | None] | None = None
     distill: Callable[..., DistillationRecord] | None = None
     initialize_student: Callable[..., None] | None = None
     prune: Callable[..., PruningRecord] | None = None
@@ -194,9 +190,3 @@ def load_teacher(path: Path, trust: bool = False) -> Teacher:
     """Load a detector that a student can learn from. Raises SpecError."""
     teacher: Teacher = require_family(path).capability("teacher")(path, trust)
     return teacher
-
-
-def direct_detector(path: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
-    """Load a detector that cannot be exported, such as an RT-DETR; None for a file whose detector can."""
-    direct = require_family(path).direct
-    return direct(path, thresholds, trust) if direct else None

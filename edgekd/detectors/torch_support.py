@@ -150,7 +150,7 @@ def write_onnx(
 
     frame = torch.zeros(1, 3, height, width)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(io.StringIO()):  # of a failure PyTorch prints the whole graph
             module(frame)  # heads build their anchors for this input size, which become constants
             torch.onnx.export(
                 module,

@@ -26,4 +26,5 @@ FAMILY = Family(
     distill=Imported(f"{_HERE}.distill:distill_student", _TRAINS),
     prune=Imported(f"{_HERE}.prune:prune_detector", _PRUNES),
     scan=Imported(f"{_HERE}.prune:scan_detector", _PRUNES),
+    recover=Imported(f"{_HERE}.recover:recover_detector", _TRAINS),
 )
