@@ -117,14 +117,15 @@ class Family:
 class Imported:
     """A function that is imported when it is called. reference: `package.module:function`.
 
-    needs: the message of the SpecError where a library that the module imports is missing.
+    needs: the message of the SpecError where a library that the module imports is missing; extra: of edgekd, with it.
     """
 
     reference: str
     needs: str | None = None
+    extra: str = "train"
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        with requiring(self.needs or self.reference):
+        with requiring(self.needs or self.reference, self.extra):
             function = EntryPoint(self.reference, self.reference, GROUP).load()
         return function(*arguments, **named)
 

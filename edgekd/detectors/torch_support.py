@@ -19,13 +19,16 @@ MAX_WARMUP_SHARE = 0.1
 
 
 @contextmanager
-def requiring(message: str) -> Iterator[None]:
-    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr."""
+def requiring(message: str, extra: str = "train") -> Iterator[None]:
+    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr.
+
+    extra: of edgekd, which brings what is missing.
+    """
     try:
         with redirect_stdout(sys.stderr):
             yield
     except ImportError as error:
-        fix = 'pip install "edgekd[train]"; `edgekd doctor` says what is missing'
+        fix = f'pip install "edgekd[{extra}]"; `edgekd doctor` says what is missing'
         raise SpecError(message, found=str(error), fix=fix) from error
 
 
