@@ -36,6 +36,7 @@ BUILT_IN = (
     "edgekd.detectors.onnx:FAMILY",
     "edgekd.detectors.torchvision.family:FAMILY",
     "edgekd.detectors.transformers.family:FAMILY",
+    "edgekd.detectors.libreyolo.family:FAMILY",
 )
 
 
