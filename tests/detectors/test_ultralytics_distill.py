@@ -14,9 +14,8 @@ import pytest
 from hashed_words import hashed_words
 
 from edgekd.compress.steps import Distill, DistillStage, Weights
-from edgekd.core.detection.decode import SCORING
+from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.progress import SilentProgress
 from edgekd.data.dataset import load_dataset
@@ -27,6 +26,7 @@ from edgekd.detectors.export import export
 from edgekd.detectors.torch_support import read_state
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -39,7 +39,7 @@ from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 from edgekd.compress.distillation import text  # noqa: E402
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
 from edgekd.compress.distillation.text import class_texts  # noqa: E402
-from edgekd.detectors.family import direct_detector, load_teacher  # noqa: E402
+from edgekd.detectors.family import load_teacher  # noqa: E402
 from edgekd.detectors.results import DistillationRecord  # noqa: E402
 from edgekd.detectors.teacher import Teacher, paired_aids  # noqa: E402
 from edgekd.detectors.torch_support import fast_in_bfloat16, require_device  # noqa: E402
@@ -604,22 +604,22 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rtdetr(tmp_path_factory.mktemp("rtdetr") / "rtdetr.pt", ("green", "red"), SIDE)
 
 
-def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, teacher: Path) -> None:
-    found = direct_detector(transformer, SCORING)
-    assert found is not None
-    assert found.classes == ("green", "red")
+def test_a_transformers_graph_finds_what_ultralytics_finds(transformer: Path, tmp_path: Path) -> None:
+    """Boxes, scores, classes and their order: of a frame that is stretched to the input."""
+    spec = export(UltralyticsDetector(transformer), tmp_path / "graph.onnx", 17).spec
+    assert spec.classes == ("green", "red")
     frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 4 * SIDE, 3), np.uint8)
-    batch, _ = letterbox(frame, Preprocess(SIDE, SIDE))  # a quarter of its size, a quarter of the height above it
+    batch, placement = letterbox(frame, spec.preprocess)
     with torch.no_grad():
         rows = load_checkpoint(transformer).model(torch.from_numpy(batch))[0][0].numpy()
-    x, y, width, height = rows[:, :4].T * SIDE
-    corners = np.stack([x - width / 2, y - height / 2 - SIDE / 4, x + width / 2, y + height / 2 - SIDE / 4], axis=1) * 4
-    seen = found.find(frame)
-    assert len(seen) == len(rows) == 20
-    assert np.allclose(seen.boxes, corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-3)
-    assert np.allclose(seen.scores, rows[:, 4])
-    assert seen.classes.tolist() == rows[:, 5].tolist()
-    assert direct_detector(teacher, SCORING) is None
+    x, y, width, height = rows[:, :4].T * np.array([[4 * SIDE], [2 * SIDE], [4 * SIDE], [2 * SIDE]])
+    corners = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
+        found = decode(session.run(batch), spec, placement, SCORING)
+    assert len(rows) == 20 < len(found)  # Ultralytics finds as many as it has queries
+    assert np.allclose(found.boxes[:20], corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-2)
+    assert np.allclose(found.scores[:20], rows[:, 4], atol=1e-5)
+    assert found.classes[:20].tolist() == rows[:, 5].tolist()
 
 
 def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:

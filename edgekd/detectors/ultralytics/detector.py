@@ -1,4 +1,4 @@
-"""Ultralytics checkpoints (YOLOv8, 11, 26) as detectors: opened, exported, given another input size."""
+"""Ultralytics checkpoints (YOLOv3 to v13 and 26, RT-DETR) as detectors: opened, exported, given another input size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.core.bundle.detector_rule import MAX_SIDE
 from edgekd.core.detection.checked_spec import checked_classes, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.literals import read_literal
 from edgekd.detectors.torch_support import requiring, write_onnx
@@ -27,7 +27,7 @@ MAX_STRIDE = 1024
 
 
 class UltralyticsDetector:
-    """A `.pt` checkpoint; nothing is read from it until `export`."""
+    """A `.pt` checkpoint of a YOLO or an RT-DETR; nothing is read from it until `export`."""
 
     family = "ultralytics"
     libraries: tuple[str, ...] = ("torch", "ultralytics")
@@ -41,9 +41,12 @@ class UltralyticsDetector:
         """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`.
 
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
-        one-to-one branch gives one box per object, so ranking it needs no NMS.
+        one-to-one branch gives one box per object, so ranking it needs no NMS. The candidates of an RT-DETR are its
+        queries; it is trained on frames that are stretched.
         """
-        model, train_args = self.network()
+        model, train_args = self._detector()
+        if is_transformer(model):
+            return self._export_queries(model, train_args, graph, opset)
         head = model.model[-1]
         strides, nms = strides_of(head), keep_one_branch(head)
         height, width = input_size(train_args, max(strides))
@@ -54,21 +57,44 @@ class UltralyticsDetector:
         write_onnx(model, height, width, graph, opset)
         return spec
 
+    def _export_queries(self, model: Any, train_args: Mapping[str, Any], graph: Path, opset: int) -> DetectorSpec:
+        from edgekd.detectors.ultralytics.queries import Queries
+
+        size = input_size(train_args, max(strides_of(model)))
+        spec = DetectorSpec(
+            class_names(model), Preprocess(*size, stretch=True), Head("yolo", nms=False, strides=NO_GRID)
+        )
+        checked_spec(spec, f"{self.path}: detector")
+        write_onnx(Queries(model, size), *size, graph, opset)
+        return spec
+
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the checkpoint's own output in float32 for a batch [1, 3, h, w], to compare the export with."""
         import torch
 
-        model, _ = self.network()
-        keep_one_branch(model.model[-1])
+        model, _ = self._detector()
+        frames = torch.from_numpy(batch)
         with torch.no_grad():
-            prediction, _ = model(torch.from_numpy(batch))
+            if is_transformer(model):
+                from edgekd.detectors.ultralytics.queries import Queries
+
+                return np.asarray(Queries(model, frames.shape[2:])(frames).numpy())
+            keep_one_branch(model.model[-1])
+            prediction, _ = model(frames)
         return np.asarray(prediction.numpy())
 
     def network(self) -> tuple[Any, Mapping[str, Any]]:
-        """Return the network, which predicts boxes, and the arguments of its training. Raises SpecError."""
+        """Return the network, which predicts boxes at anchors, and the arguments of its training. Raises SpecError."""
+        model, train_args = self._detector()
+        require_box_detector(model, self.path)
+        return model, train_args
+
+    def _detector(self) -> tuple[Any, Mapping[str, Any]]:
+        """As `network`, for a transformer as well."""
         model_classes(self.path)
         checkpoint = load_checkpoint(self.path, self._trust)
-        require_box_detector(checkpoint.model, self.path)
+        if not is_transformer(checkpoint.model):
+            require_box_detector(checkpoint.model, self.path)
         if not self._trust:
             rehearse_network(checkpoint, self.path)
         return checkpoint.model, checkpoint.train_args
@@ -106,6 +132,11 @@ def model_classes(path: Path) -> Any:
     with requiring(f"{path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch"):
         import ultralytics.nn.tasks
     return ultralytics.nn.tasks
+
+
+def is_transformer(model: Any) -> bool:
+    """Return True for the network of an RT-DETR."""
+    return type(model).__name__ == "RTDETRDetectionModel"
 
 
 def require_box_detector(model: Any, path: Path) -> None:
