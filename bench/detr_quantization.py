@@ -141,10 +141,10 @@ def _of(rows: Sequence[Document], method: str) -> list[Document]:
 def page(found: Document) -> Blocks:
     yield from frame.head("INT8 of a trained DETR, edgekd beside its peers", found)
     yield f"""\
-The detector: decoder, queries and deformable attention of an RT-DETR, {found.parameters:,} parameters with the backbone
-and neck of a YOLO11n, trained on ppe by `bench/transformer_teacher.py`: {found.trained.epochs} epochs of
-{found.trained.of} planned, in batches of {found.trained.batch}. Every tool gets the same float32 ONNX graph and the same
-calibration frames, and has its INT8 in convolutions and products with constant weights; the last layers before the outputs stay float for every tool. Each draw is
+The detector: decoder, queries and deformable attention of an RT-DETR on the backbone and neck of a YOLO11n,
+{found.parameters:,} parameters, trained on ppe by `bench/transformer_teacher.py`: {found.trained.epochs} epochs of
+{found.trained.of} planned, in batches of {found.trained.batch}. Every tool gets the same float32 ONNX graph and the
+same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
 {SHARE:.0%} of {found.images.calibration} training images. Noise: relative to the signal, of boxes (as fractions of the
 frame) and scores, over the queries with a score of {MIN_SCORE} or more on {JUDGED} frames of `{SPLITS[0]}`, each beside
 the closest query of the other graph. mAP: edgekd's scorer, ONNX Runtime's CPU provider,
