@@ -83,7 +83,9 @@ def normalizations(graph: Graph, quantized: Collection[str]) -> Iterator[Normali
         if affine is None or node.output[0] in graph.outputs:
             continue
         (width,) = graph.shape(affine[0][0].input[affine[0][1]]) or (0,)
-        branches, others, products = [], [], []
+        branches: list[tuple[Any, int]] = []
+        others: list[tuple[Any, int]] = []
+        products: list[LayerView] = []
         for reader, index in graph.consumers(node.output[0]):
             read = _products_behind(graph, reader, index, width)
             (others if read is None else branches).append((reader, index))
