@@ -33,6 +33,8 @@ SIZED_TEACHER = "teacher-sized.pt"
 """The teacher, whose own size is that of the training."""
 MAX_WARMUP_EPOCHS = 3.0
 """Of Ultralytics' trainings by default."""
+BUILT_IN_GAIN = 0.03
+"""mAP50-95 that is aimed at beyond Ultralytics' own distillation."""
 OVERHEAD = 1.15
 """Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
@@ -42,7 +44,7 @@ def with_weights(step: Distill, change: Callable[[Weights], Weights]) -> Distill
 
 
 def ablations() -> dict[str, Distill]:
-    step = training.shipped()
+    step = replace(training.shipped(), teacher="live")  # alike for losses that need feature maps and others
     levels = [entry.name for entry in fields(Weights)]
     used = [name for name in levels if any(getattr(stage.weights, name) for stage in step.stages)]
 
@@ -103,6 +105,7 @@ class Bench(Trainings):
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
         asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "images": given.images}
+        asked["cpu_time"] = given.cpu_time
         took = self.job("teacher", teacher_job, out=graph, data=given.data, **asked)
         by_split = {split: Score(**score) for split, score in took.pop("scores").items()}
         row = self.row(TEACHER, **took)
@@ -148,7 +151,15 @@ class Bench(Trainings):
 
 
 def teacher_job(
-    model: str, out: str, size: int, batch: int, data: str, images: int | None, device: str, threads: int
+    model: str,
+    out: str,
+    size: int,
+    batch: int,
+    data: str,
+    images: int | None,
+    device: str,
+    threads: int,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """Export the teacher at this size, or score one that cannot be; what a forward pass of a batch takes."""
     import torch
@@ -175,7 +186,7 @@ def teacher_job(
             network(frames)
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
-            stamps.append(time.perf_counter())
+            stamps.append(time.process_time() if cpu_time else time.perf_counter())
     return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps), "scores": by_split}
 
 
@@ -189,11 +200,14 @@ def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[st
     if not {OURS, NONE, TEACHER} <= found.keys():
         return []
     mine, none, teacher = found[OURS], found[NONE], found[TEACHER]
-    ahead = statistics.fmean(gains(mine, none, "test"))
-    made = [frame.claim(f"mAP50-95 at least {gain:.3f} above no distillation, mean of the seeds", ahead, ahead >= gain)]
-    if BUILT_IN in found:
-        least = min(gains(mine, found[BUILT_IN], "test"))
-        made.append(frame.claim("above Ultralytics' own distillation with every seed; least gain", least, least > 0))
+    made = []
+    peers = {"no distillation": (none, gain), "Ultralytics' own": (found.get(BUILT_IN, ()), BUILT_IN_GAIN)}
+    for peer, (rows, wanted) in peers.items():
+        if ahead := gains(mine, rows, "test"):
+            mean, least = statistics.fmean(ahead), min(ahead)
+            text = f"test mAP50-95 at least {wanted:.3f} above {peer}, mean of the seeds"
+            made.append(frame.claim(text, mean, mean >= wanted))
+            made.append(frame.claim(f"behind {peer} with no seed; least gain", least, least >= 0))
     whole = training.mean_score(teacher, "test")
     kept = training.mean_score(mine, "test") / whole if whole else 0.0
     made.append(frame.claim("at least 98 % of the teacher's mAP50-95, mean of the seeds", kept, kept >= 0.98))

@@ -33,7 +33,9 @@ ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as th
 
 def step_of(weights: Weights, **settings: Any) -> Distill:
     """Return a step with one stage."""
-    return Distill(stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", **settings})
+    return Distill(
+        stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", "teacher": "live", **settings}
+    )
 
 
 def arms() -> dict[str, Distill]:

@@ -504,11 +504,19 @@ def test_a_time_is_used_up_where_the_first_epoch_was_slow(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one of 3 seconds Ultralytics thinks that there is time for two; it is over in the third."""
-    Clock(monkeypatch, first=1.5)
+    clock, rates, update = Clock(monkeypatch, first=1.5), [], Loop.optimizer_step
+
+    def noted(loop: Any) -> None:
+        update(loop)
+        rates.append((clock.now - 1000, {group["lr"] / group["initial_lr"] for group in loop.optimizer.param_groups}))
+
+    monkeypatch.setattr(Loop, "optimizer_step", noted)
     step = replace(STEP, epochs=50, minutes=4.5 / 60, stages=NOTHING)
     done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     assert 4.5 <= done.seconds <= 5
     assert done.epochs == 3
+    for seconds, (factor,) in rates:
+        assert factor == pytest.approx(max(1 - seconds / 4.5, 0) * 0.99 + 0.01), "the rate falls with the time"
 
 
 def test_batches_that_are_halved_for_lack_of_memory_are_told_and_counted(

@@ -28,7 +28,7 @@ MAX_RELATED_OBJECTS = 16
 MAX_QUERIES = 100
 """Most predictions of a head without anchors that are used of an image: the most certain ones."""
 ASSIGN_TOPK = 10
-"""Most anchors that each of them is assigned to: as many as labels are."""
+"""Most anchors that each of them is assigned to, as many as labels are; in a one-to-one branch it is one."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
 MAX_TEMPERATURE = 4.0
@@ -221,9 +221,11 @@ class DistillationTerms:
         """Return the predictions of both for the shared classes at the student's anchors, by branch."""
         predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
         if teacher.objects is not None:
-            ours = predictions["one2many"]
             objects = _select_classes(teacher.objects, self._theirs)
-            theirs = {"one2many": assign_objects(objects, ours, student.grid)}
+            theirs = {
+                name: assign_objects(objects, ours, student.grid, 1 if name == "one2one" else ASSIGN_TOPK)
+                for name, ours in predictions.items()
+            }
         else:
             selected = {name: _select_classes(each, self._theirs) for name, each in teacher.branches.items()}
             theirs = {
@@ -285,11 +287,11 @@ def _box_loss(own: Grid, other: Grid, index: torch.Tensor, pair: _Pair) -> torch
     return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, weight)
 
 
-def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
+def assign_objects(objects: Predictions, student: Predictions, grid: Grid, topk: int = ASSIGN_TOPK) -> Predictions:
     """Assign the predictions of a head without anchors (RT-DETR) to the student's anchors, as labels are assigned.
 
     objects: class logits [b, classes, n], and boxes [b, 4, n], middle x and y, width and height as shares of the frame.
-    After TOOD (arXiv 2108.07755): a box is assigned to the ASSIGN_TOPK anchors inside it with the largest s^0.5 u^6,
+    After TOOD (arXiv 2108.07755): a box is assigned to the `topk` anchors inside it with the largest s^0.5 u^6,
     where s is the student's probability of the box's most probable class, and u the overlap of the student's box. There
     a class has the object's probability times that measure, as a share of the box's largest, times the box's largest u.
     Of several boxes an anchor has the one with the largest such value. Other anchors have MIN_PROBABILITY.
@@ -303,16 +305,19 @@ def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Pr
         frames = []
         for frame, count in enumerate(counts):
             own = Predictions(student.scores[frame, None], student.boxes[frame, None])
-            frames.append(_assign(probabilities[frame, None, :, :count], boxes[frame, None, :, :count], own, grid))
+            found = (probabilities[frame, None, :, :count], boxes[frame, None, :, :count])
+            frames.append(_assign(*found, own, grid, topk))
         return Predictions(torch.cat([each.scores for each in frames]), torch.cat([each.boxes for each in frames]))
 
 
-def _assign(probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid) -> Predictions:
+def _assign(
+    probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid, topk: int
+) -> Predictions:
     """Assign objects [b, classes, n] with boxes [b, 4, n] to the anchors: see `assign_objects`."""
     sides, overlap = _sides_and_overlaps(boxes, student, grid)
     best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
     probability = student.scores.sigmoid().gather(1, best_class)
-    share = _assignment(probability.sqrt() * overlap**6, overlap)
+    share = _assignment(probability.sqrt() * overlap**6, overlap, topk)
     _, assigned = (share * probabilities.amax(dim=1)[..., None]).max(dim=1)  # [b, anchors]
     values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
     assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
@@ -335,9 +340,9 @@ def _sides_and_overlaps(boxes: torch.Tensor, student: Predictions, grid: Grid) -
     return sides / strides, common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
 
 
-def _assignment(fit: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
-    """Return each box's share at each anchor [b, n, a]: 0 but for the ASSIGN_TOPK best fits, relative to the best."""
-    best, index = fit.topk(min(ASSIGN_TOPK, fit.shape[2]), dim=2)
+def _assignment(fit: torch.Tensor, overlap: torch.Tensor, topk: int) -> torch.Tensor:
+    """Return each box's share at each anchor [b, n, a]: 0 but for the `topk` best fits, relative to the best."""
+    best, index = fit.topk(min(topk, fit.shape[2]), dim=2)
     share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, index).amax(dim=2, keepdim=True)
     return torch.zeros_like(fit).scatter_(2, index, share)
 
