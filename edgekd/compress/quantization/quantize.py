@@ -258,6 +258,7 @@ def reconstruct(
                     stored[name] = codes
             reference.advance(level)
             approximate.advance(level)
+            approximate.select_as(reference)
     return stored
 
 
