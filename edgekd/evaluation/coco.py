@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.detection.types import Detections, Keypoints
-from edgekd.core.documents import OPTIONAL
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
 
@@ -87,7 +86,7 @@ class Score:
         by_size: mAP50-95 of `small` (below 32² pixels of the image), `medium` (below 96²) and `large` objects; null
             where the split has none.
         images: Number of scored images.
-        boxes: Scores of the boxes by IoU; null, and not written, for a detector without keypoints.
+        boxes: Scores of the boxes by IoU; null for a detector without keypoints.
     """
 
     map50_95: float
@@ -95,7 +94,7 @@ class Score:
     per_class: Mapping[str, ClassScore]
     by_size: Mapping[str, float | None]
     images: int
-    boxes: BoxScore | None = field(default=None, metadata=OPTIONAL, kw_only=True)
+    boxes: BoxScore | None = field(default=None, kw_only=True)
 
 
 def score(
