@@ -319,6 +319,8 @@ def _weights(path: Path) -> list[_Weights]:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         source = graph.producers.get(node.input[1])
+        if source is not None and source.op_type == "Transpose":  # of a MatMul's, behind DequantizeLinear
+            source = graph.producers.get(source.input[0])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

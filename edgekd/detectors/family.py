@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file, is_folder
 from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ BUILT_IN = (
     "edgekd.detectors.ultralytics.family:FAMILY",
     "edgekd.detectors.onnx:FAMILY",
     "edgekd.detectors.torchvision.family:FAMILY",
+    "edgekd.detectors.transformers.family:FAMILY",
 )
 
 
@@ -42,9 +44,10 @@ BUILT_IN = (
 class Family:
     """A family of detectors. A capability that it lacks is None.
 
-    name: in records of builds; title: in messages; suffix: of its files' names; models: glob patterns of the names of
-    models that a student can be made of, beside its files; is_graph: its files are ONNX graphs, which need no export;
-    libraries: packages on whose versions results depend, beside those of edgekd's own families.
+    name: in records of builds; title: in messages; suffix: of its files' names; files: in the folder of a detector that
+    consists of several, the one with its weights first; models: glob patterns of the names of models that a student can
+    be made of, beside its files; is_graph: its files are ONNX graphs, which need no export; libraries: packages on
+    whose versions results depend, beside those of edgekd's own families.
 
     Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
     read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
@@ -57,9 +60,10 @@ class Family:
         Load a network that a student can learn from.
     direct(checkpoint, thresholds, trust)
         Load a detector that cannot be exported; None for a file whose detector can.
-    distill(teacher, out, data, step, state, trust, device, progress, frames)
+    distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
-        `frames`: samples that the teacher has labelled.
+        `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
+        and images.
     initialize_student(step, classes, out, trust)
         Write the student of a step `distill` as it is before training.
     prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
@@ -71,9 +75,9 @@ class Family:
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
-    recover(checkpoint, teacher, out, data, step, cache, trust, device, progress)
+    recover(checkpoint, teacher, out, data, step, cache, state, trust, device, progress)
         Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
-        predictions, named after teacher, images and size.
+        predictions, named after teacher, images and size; `state`: that of a training in progress.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
@@ -84,6 +88,7 @@ class Family:
     title: str
     suffix: str
     load: Callable[..., Any]
+    files: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     is_graph: bool = False
     libraries: tuple[str, ...] = ()
@@ -138,6 +143,24 @@ def family_of(path: Path | str) -> Family | None:
     """Return the family of a detector's file, by the longest suffix that its name ends in; None for any other file."""
     fitting = [each for each in families() if str(path).endswith(each.suffix)]
     return max(fitting, key=lambda each: len(each.suffix), default=None)
+
+
+def detector_file(path: Path) -> Path:
+    """Return the file of a detector that its folder stands for: the one with its weights; any other path as it is."""
+    inside = (path / each.files[0] for each in families() if each.files)
+    return next(filter(is_file, inside), path) if is_folder(path) else path
+
+
+def detector_name(path: Path) -> str:
+    """Return the name of a detector: of its folder where it has several files, else of its file without the suffix."""
+    family = family_of(path)
+    return path.absolute().parent.name if family and path.name in family.files else path.stem
+
+
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """Return the further files of a detector, in the folder of its weights."""
+    family = require_family(path)
+    return tuple(path.with_name(name) for name in family.files[1:] if is_file(path.with_name(name)))
 
 
 def require_family(path: Path | str) -> Family:

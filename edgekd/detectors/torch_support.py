@@ -6,13 +6,13 @@ import io
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.atomic_files import write_file
-from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.errors import CompressError, SpecError, first_line
 
 MAX_WARMUP_SHARE = 0.1
 """Largest share of a training in which the learning rate rises: a short one would be little else."""
@@ -142,8 +142,10 @@ def saved_bytes(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) -> None:
-    """Write a module from `images` [1, 3, h, w] to `output0` as float32 ONNX. Raises CompressError."""
+def write_onnx(
+    module: Any, height: int, width: int, graph: Path, opset: int, outputs: Sequence[str] = ("output0",)
+) -> None:
+    """Write a module from `images` [1, 3, h, w] to `outputs` as float32 ONNX. Raises CompressError."""
     import torch
 
     frame = torch.zeros(1, 3, height, width)
@@ -156,8 +158,8 @@ def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) ->
                 str(graph),
                 opset_version=opset,
                 input_names=["images"],
-                output_names=["output0"],
+                output_names=list(outputs),
                 dynamo=False,
             )
     except Exception as error:
-        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error
+        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=first_line(error)) from error

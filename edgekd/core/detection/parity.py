@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from edgekd.core.detection.decode import candidate_confidence
-from edgekd.core.detection.types import Head
+from edgekd.core.detection.types import NO_GRID, Head
 
 _MIN_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
 _MIN_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
@@ -66,11 +66,25 @@ def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice | np.ndarra
     return {"boxes": (places, weights), "scores": (np.concatenate([scores, visible]), score_weights)}
 
 
-def nearest(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return for each expected row of an end-to-end head the row of its class that overlaps it most, or zeros.
+def has_places(head: Head) -> bool:
+    """Return True for candidates that belong to cells of a grid, False for finished detections and queries.
 
-    Such rows come in the order of their scores, in which a small difference makes two of them trade places.
+    Those come in the order of scores, in which a small difference makes two of them trade places.
     """
+    return head.kind != "end2end" and head.strides != NO_GRID
+
+
+def nearest(rows: np.ndarray, expected: np.ndarray, head: Head) -> np.ndarray:
+    """Return for each expected row of a head without places the most similar row.
+
+    A finished detection is compared with those of its class, by their overlap; the result has zeros where there is
+    none. A query is compared by its box, in shares of the largest coordinate, and its scores.
+    """
+    if head.kind != "end2end":
+        scale = np.ones(rows.shape[1])
+        scale[:4] = 1 / (np.abs(expected[:, :4]).max() + _MIN_MAGNITUDE)
+        queries: np.ndarray = rows[[int((np.abs(rows - wanted) @ scale).argmin()) for wanted in expected]]
+        return queries
     matched = np.zeros_like(expected)
     for index, wanted in enumerate(expected):
         overlaps = np.where(rows[:, 5] == wanted[5], _overlap(rows[:, :4], wanted[:4]), 0)

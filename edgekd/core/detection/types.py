@@ -14,6 +14,8 @@ import numpy as np
 from edgekd.core.documents import OPTIONAL
 
 HEADS = ("yolo", "yolox", "end2end")
+NO_GRID = (1,)
+"""Strides of a head whose candidates belong to no grid of cells."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Head:
             `yolox`: float32 [1, n, 5 + classes], undecoded cx, cy, log w, log h per grid cell, objectness and class
             probabilities, over `strides`; `end2end`: float32 [1, n, 6], x1, y1, x2, y2 in input pixels, score, class.
         nms: True where decoding ends with non-maximum suppression.
-        strides: Pixels of a grid cell at each level.
+        strides: Pixels of a grid cell at each level; 1 for candidates that belong to no grid.
         keypoints: Further columns of the output; null for a detector of boxes alone, and then not written.
     """
 
