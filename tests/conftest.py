@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,13 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def timed_briefly() -> Iterator[None]:
-    """Runs in this process time each graph for a tenth of the seconds: most tests ask for no steady numbers."""
-    from edgekd.core.benchmark import benchmark_interleaved
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(benchmark_interleaved.__kwdefaults__, "min_seconds", 0.2)
-        yield
+def timed_briefly() -> None:
+    """Runs in this process time graphs as briefly as the processes that tests start."""
+    runpy.run_path(str(Path(__file__).parent / "timed_briefly" / "sitecustomize.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)

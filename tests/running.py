@@ -25,7 +25,7 @@ class Ran:
 
 
 BRIEFLY = {"PYTHONPATH": str(Path(__file__).parent / "timed_briefly")}
-"""Environment of processes that time each graph for a tenth of the seconds."""
+"""Environment of processes that time each graph briefly."""
 EdgeKD = Callable[..., Ran]
 DEVICE = ("--device", "local:onnxruntime-cpu")
 """For runs that time something: ONNX Runtime loads a graph sooner than OpenVINO."""

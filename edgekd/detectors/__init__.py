@@ -34,13 +34,14 @@ class Detector(Protocol):
 def load(
     path: Path, head: str | None = None, classes: tuple[str, ...] = (), trust_checkpoint: bool = False
 ) -> Detector:
-    """Open a detector's file: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, or of a family of another package.
+    """Open a detector: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, a folder by transformers, or of another package.
 
     head, classes: for ONNX, the kind of an output that is not recognised, and the names of unnamed classes.
     Raises SpecError for anything else.
     """
-    from edgekd.detectors.family import known_suffixes, require_family
+    from edgekd.detectors.family import detector_file, known_suffixes, require_family
 
+    path = detector_file(path)
     if not is_file(path):
         expected = f"a trained detector, {known_suffixes()}"
         raise SpecError(f"{shown_path(path)}: no such file", expected=expected, fix="check the path")

@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,11 +64,17 @@ def scan_checkpoint(path: Path) -> frozenset[str]:
             content = archive.read(pickles[0])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _refusal(path, str(error) or "cut short") from error
-    reader = _RestrictedUnpickler(content, pickles[0].removesuffix("data.pkl"), records)
     try:
-        reader.load()
+        return _names(content, pickles[0].removesuffix("data.pkl"), tuple(records.items()))
     except Exception as error:  # a damaged pickle raises anything
         raise _refusal(path, str(error) or type(error).__name__) from error
+
+
+@lru_cache(maxsize=8)  # a build reads the same checkpoint in many of its stages
+def _names(content: bytes, folder: str, records: tuple[tuple[str, int], ...]) -> frozenset[str]:
+    """Return the names in a pickle that are no data. folder: of its record in the zip file."""
+    reader = _RestrictedUnpickler(content, folder, dict(records))
+    reader.load()
     return frozenset(name for name in reader.names if not _is_data(name))
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.core.entry_points import registered
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file, is_folder
 from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
-    from edgekd.core.detection.decode import Thresholds
     from edgekd.detectors.results import (
         DistillationRecord,
         FactorizationRecord,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Sensitivity,
         TrainingRun,
     )
-    from edgekd.detectors.teacher import DirectDetector, Teacher
+    from edgekd.detectors.teacher import Teacher
 
 GROUP = "edgekd.families"
 """The group of entry points that name families of other packages."""
@@ -35,6 +35,8 @@ BUILT_IN = (
     "edgekd.detectors.ultralytics.family:FAMILY",
     "edgekd.detectors.onnx:FAMILY",
     "edgekd.detectors.torchvision.family:FAMILY",
+    "edgekd.detectors.transformers.family:FAMILY",
+    "edgekd.detectors.libreyolo.family:FAMILY",
 )
 
 
@@ -42,9 +44,10 @@ BUILT_IN = (
 class Family:
     """A family of detectors. A capability that it lacks is None.
 
-    name: in records of builds; title: in messages; suffix: of its files' names; models: glob patterns of the names of
-    models that a student can be made of, beside its files; is_graph: its files are ONNX graphs, which need no export;
-    libraries: packages on whose versions results depend, beside those of edgekd's own families.
+    name: in records of builds; title: in messages; suffix: of its files' names; files: in the folder of a detector that
+    consists of several, the one with its weights first; models: glob patterns of the names of models that a student can
+    be made of, beside its files; is_graph: its files are ONNX graphs, which need no export; libraries: packages on
+    whose versions results depend, beside those of edgekd's own families.
 
     Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
     read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
@@ -55,11 +58,10 @@ class Family:
         Open a file as a `Detector`; read nothing yet.
     teacher(checkpoint, trust)
         Load a network that a student can learn from.
-    direct(checkpoint, thresholds, trust)
-        Load a detector that cannot be exported; None for a file whose detector can.
-    distill(teacher, out, data, step, state, trust, device, progress, frames)
+    distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
-        `frames`: samples that the teacher has labelled.
+        `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
+        and images.
     initialize_student(step, classes, out, trust)
         Write the student of a step `distill` as it is before training.
     prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
@@ -71,9 +73,9 @@ class Family:
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
-    recover(checkpoint, teacher, out, data, step, cache, trust, device, progress)
+    recover(checkpoint, teacher, out, data, step, cache, state, trust, device, progress)
         Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
-        predictions, named after teacher, images and size.
+        predictions, named after teacher, images and size; `state`: that of a training in progress.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
@@ -84,11 +86,11 @@ class Family:
     title: str
     suffix: str
     load: Callable[..., Any]
+    files: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     is_graph: bool = False
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
-    direct: Callable[..., DirectDetector | None] | None = None
     distill: Callable[..., DistillationRecord] | None = None
     initialize_student: Callable[..., None] | None = None
     prune: Callable[..., PruningRecord] | None = None
@@ -117,14 +119,15 @@ class Family:
 class Imported:
     """A function that is imported when it is called. reference: `package.module:function`.
 
-    needs: the message of the SpecError where a library that the module imports is missing.
+    needs: the message of the SpecError where a library that the module imports is missing; extra: of edgekd, with it.
     """
 
     reference: str
     needs: str | None = None
+    extra: str = "train"
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        with requiring(self.needs or self.reference):
+        with requiring(self.needs or self.reference, self.extra):
             function = EntryPoint(self.reference, self.reference, GROUP).load()
         return function(*arguments, **named)
 
@@ -138,6 +141,24 @@ def family_of(path: Path | str) -> Family | None:
     """Return the family of a detector's file, by the longest suffix that its name ends in; None for any other file."""
     fitting = [each for each in families() if str(path).endswith(each.suffix)]
     return max(fitting, key=lambda each: len(each.suffix), default=None)
+
+
+def detector_file(path: Path) -> Path:
+    """Return the file of a detector that its folder stands for: the one with its weights; any other path as it is."""
+    inside = (path / each.files[0] for each in families() if each.files)
+    return next(filter(is_file, inside), path) if is_folder(path) else path
+
+
+def detector_name(path: Path) -> str:
+    """Return the name of a detector: of its folder where it has several files, else of its file without the suffix."""
+    family = family_of(path)
+    return path.absolute().parent.name if family and path.name in family.files else path.stem
+
+
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """Return the further files of a detector, in the folder of its weights."""
+    family = require_family(path)
+    return tuple(path.with_name(name) for name in family.files[1:] if is_file(path.with_name(name)))
 
 
 def require_family(path: Path | str) -> Family:
@@ -172,9 +193,3 @@ def load_teacher(path: Path, trust: bool = False) -> Teacher:
     """Load a detector that a student can learn from. Raises SpecError."""
     teacher: Teacher = require_family(path).capability("teacher")(path, trust)
     return teacher
-
-
-def direct_detector(path: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
-    """Load a detector that cannot be exported, such as an RT-DETR; None for a file whose detector can."""
-    direct = require_family(path).direct
-    return direct(path, thresholds, trust) if direct else None

@@ -6,26 +6,29 @@ import io
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.atomic_files import write_file
-from edgekd.core.errors import CompressError, SpecError
+from edgekd.core.errors import CompressError, SpecError, first_line
 
 MAX_WARMUP_SHARE = 0.1
 """Largest share of a training in which the learning rate rises: a short one would be little else."""
 
 
 @contextmanager
-def requiring(message: str) -> Iterator[None]:
-    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr."""
+def requiring(message: str, extra: str = "train") -> Iterator[None]:
+    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr.
+
+    extra: of edgekd, which brings what is missing.
+    """
     try:
         with redirect_stdout(sys.stderr):
             yield
     except ImportError as error:
-        fix = 'pip install "edgekd[train]"; `edgekd doctor` says what is missing'
+        fix = f'pip install "edgekd[{extra}]"; `edgekd doctor` says what is missing'
         raise SpecError(message, found=str(error), fix=fix) from error
 
 
@@ -142,13 +145,15 @@ def saved_bytes(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) -> None:
-    """Write a module from `images` [1, 3, h, w] to `output0` as float32 ONNX. Raises CompressError."""
+def write_onnx(
+    module: Any, height: int, width: int, graph: Path, opset: int, outputs: Sequence[str] = ("output0",)
+) -> None:
+    """Write a module from `images` [1, 3, h, w] to `outputs` as float32 ONNX. Raises CompressError."""
     import torch
 
     frame = torch.zeros(1, 3, height, width)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(io.StringIO()):  # of a failure PyTorch prints the whole graph
             module(frame)  # heads build their anchors for this input size, which become constants
             torch.onnx.export(
                 module,
@@ -156,8 +161,8 @@ def write_onnx(module: Any, height: int, width: int, graph: Path, opset: int) ->
                 str(graph),
                 opset_version=opset,
                 input_names=["images"],
-                output_names=["output0"],
+                output_names=list(outputs),
                 dynamo=False,
             )
     except Exception as error:
-        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=str(error)) from error
+        raise CompressError(f"export of {graph.name} at opset {opset} failed", found=first_line(error)) from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekd.agent.engines.records import PartErrors
 from edgekd.core.detection.decode import candidate_rows
-from edgekd.core.detection.parity import RelativeError, nearest, parts
+from edgekd.core.detection.parity import RelativeError, has_places, nearest, parts
 from edgekd.core.detection.types import Head
 from edgekd.core.formats.golden_set import GoldenSet
 
@@ -63,7 +63,7 @@ def worst_value(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -
         size = max(float(np.linalg.norm(expected[:, columns] * weights)), _EPSILON)
         errors = np.abs(found[:, columns] - expected[:, columns]) * weights / size
         row, offset = divmod(int(errors.argmax()), errors.shape[1])
-        column, candidate = columns.start + offset, int(golden.places[index][row])
+        column, candidate = int(np.arange(expected.shape[1])[columns][offset]), int(golden.places[index][row])
         values = float(expected[row, column]), float(found[row, column])
         worst.append(WorstValue(index, name, candidate, column, *values, float(errors.max())))
     return max(worst, key=lambda each: each.error)
@@ -78,4 +78,4 @@ def _compared(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -> 
     expected = golden.values[index].astype(np.float64)
     if places.max() >= len(rows) or expected.shape[1] != rows.shape[1]:
         raise ValueError("expected a golden set of this network, found one of another")
-    return expected, nearest(rows, expected) if head.kind == "end2end" else rows[places]
+    return expected, rows[places] if has_places(head) else nearest(rows, expected, head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekd.builds.stage_store import Stage, StageKind
 from edgekd.builds.stages.base import GRAPH, GraphResult, StageContext
@@ -13,6 +14,7 @@ from edgekd.data.dataset import require_classes
 from edgekd.data.types import Dataset
 from edgekd.detectors import Detector, load
 from edgekd.detectors.export import export
+from edgekd.detectors.family import files_beside
 from edgekd.detectors.generic_onnx import Input, prepare
 
 
@@ -48,13 +50,15 @@ def run(
         exported = export(detector, folder / GRAPH, opset)
         return ExportResult(exported.spec, exported.opset, (folder / GRAPH).stat().st_size, exported.error)
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": context.sha256(detector.path),
         "family": detector.family,
         "head": read_toml(Path(head)) if head and head.endswith(".toml") else head,
         "classes": list(classes),
         "opset": opset,
     }
+    if beside := {path.name: context.sha256(path) for path in files_beside(detector.path)}:
+        inputs["beside"] = beside
     return context.run(EXPORT, inputs, work, libraries=detector.libraries)
 
 

@@ -94,7 +94,7 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     fitting = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
     if not fitting:
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
-    histograms = observe(source, placement.quantized, fitting)
+    histograms = observe(graph.model, placement.quantized, fitting)
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, fitting[:PROBES])
     views = _layers(graph)
     forms = {name: _forms(layer, placement) for name, layer in views.items()}

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from edgekd.core.detection.decode import candidate_confidence
-from edgekd.core.detection.types import Head
+from edgekd.core.detection.types import NO_GRID, Head
 
 _MIN_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
 _MIN_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
@@ -48,18 +48,43 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float((np.abs(expected - found) / scale).max())
 
 
-def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
-    """Return the columns of boxes and of scores, and the weight of each row: a box counts as much as its confidence."""
-    weights = np.clip(candidate_confidence(expected, head), 0, 1)[:, None]
-    scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)
-    return {"boxes": (slice(0, 4), np.sqrt(weights)), "scores": (scores, np.ones(1))}
+def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice | np.ndarray, np.ndarray]]:
+    """Return the columns of boxes and of scores, and their weights: a box counts as much as its confidence.
 
-
-def nearest(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return for each expected row of an end-to-end head the row of its class that overlaps it most, or zeros.
-
-    Such rows come in the order of their scores, in which a small difference makes two of them trade places.
+    Places of keypoints count as boxes do, and belong to them; how visible they are belongs to the scores.
     """
+    weights = np.sqrt(np.clip(candidate_confidence(expected, head), 0, 1))[:, None]
+    end = expected.shape[1] - head.extra
+    end_of_scores = 5 if head.kind == "end2end" else end
+    if head.keypoints is None:
+        return {"boxes": (slice(0, 4), weights), "scores": (slice(4, end_of_scores), np.ones(1))}
+    boxes, scores = np.arange(4), np.arange(4, end_of_scores)
+    columns = np.arange(end, expected.shape[1]).reshape(-1, head.keypoints.dimensions)
+    places, visible = np.concatenate([boxes, columns[:, :2].ravel()]), columns[:, 2:].ravel()
+    score_weights = np.ones((len(expected), len(scores) + len(visible)))
+    score_weights[:, len(scores) :] = weights
+    return {"boxes": (places, weights), "scores": (np.concatenate([scores, visible]), score_weights)}
+
+
+def has_places(head: Head) -> bool:
+    """Return True for candidates that belong to cells of a grid, False for finished detections and queries.
+
+    Those come in the order of scores, in which a small difference makes two of them trade places.
+    """
+    return head.kind != "end2end" and head.strides != NO_GRID
+
+
+def nearest(rows: np.ndarray, expected: np.ndarray, head: Head) -> np.ndarray:
+    """Return for each expected row of a head without places the most similar row.
+
+    A finished detection is compared with those of its class, by their overlap; the result has zeros where there is
+    none. A query is compared by its box, in shares of the largest coordinate, and its scores.
+    """
+    if head.kind != "end2end":
+        scale = np.ones(rows.shape[1])
+        scale[:4] = 1 / (np.abs(expected[:, :4]).max() + _MIN_MAGNITUDE)
+        queries: np.ndarray = rows[[int((np.abs(rows - wanted) @ scale).argmin()) for wanted in expected]]
+        return queries
     matched = np.zeros_like(expected)
     for index, wanted in enumerate(expected):
         overlaps = np.where(rows[:, 5] == wanted[5], _overlap(rows[:, :4], wanted[:4]), 0)

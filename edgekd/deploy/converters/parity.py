@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekd.core.detection.decode import candidate_confidence, candidate_rows
-from edgekd.core.detection.parity import RelativeError, nearest, parts
+from edgekd.core.detection.parity import RelativeError, has_places, nearest, parts
 from edgekd.core.detection.types import Head
 
 CONFIDENT = 0.25  # confidence from which a candidate's box is compared by itself
@@ -85,4 +85,4 @@ def _rows(output: np.ndarray, reference: np.ndarray, head: Head) -> tuple[np.nda
         candidate_rows(np.nan_to_num(each.astype(np.float64), nan=1e9, posinf=1e9, neginf=-1e9), head)
         for each in (output, reference)
     )
-    return (nearest(rows, expected), expected) if head.kind == "end2end" else (rows, expected)
+    return (rows if has_places(head) else nearest(rows, expected, head)), expected

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.detection.types import Head
+from edgekd.core.detection.types import NO_GRID, Head
 from edgekd.core.errors import SpecError
 from edgekd.detectors.heads.completion import cells
 from edgekd.detectors.heads.description import HeadDescription
@@ -30,7 +30,7 @@ def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int
     import onnx
 
     writer = _Writer(model, where)
-    head = Head("end2end", nms=bool(described.nms), strides=described.strides or (1,))
+    head = Head("end2end", nms=bool(described.nms), strides=described.strides or NO_GRID)
     if described.labels is not None:
         last = _finished(writer, described, size)
         shape: list[int | str] = [1, "detections", 6]

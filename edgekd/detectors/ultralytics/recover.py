@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgekd.compress.distillation.loss_terms import Predictions
-from edgekd.compress.distillation.recovery import train
+from edgekd.compress.distillation.loss_terms import DetectorFeatures
+from edgekd.compress.distillation.recovery import Recovery
 from edgekd.compress.steps import Recover
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Listener, Progress
@@ -19,10 +18,17 @@ from edgekd.detectors.cached_teacher import cached_predictions, evenly_chosen
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.results import TrainingRun
 from edgekd.detectors.teacher import Teacher
-from edgekd.detectors.torch_support import fitting_batches, in_bfloat16, one_device, require_finite
+from edgekd.detectors.torch_support import (
+    fitting_batches,
+    in_bfloat16,
+    one_device,
+    read_state,
+    require_finite,
+    write_content,
+)
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import class_names, input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import branches_of
+from edgekd.detectors.ultralytics.features import FeatureRecorder, drop_hooks
 from edgekd.detectors.ultralytics.loop import quiet
 
 REMEDY = "lower learning_rate"
@@ -35,6 +41,7 @@ def recover_detector(
     data: Path,
     step: Recover,
     cache: Path,
+    state: Path,
     trust: bool = False,
     device: str | None = None,
     progress: Progress = SILENT,
@@ -55,22 +62,27 @@ def recover_detector(
         records = cached_predictions(original, samples, size, cache, step.max_cache_bytes, progress)
         network.requires_grad_(True).to(place).to(memory_format=torch.channels_last)
         network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
-        torch.manual_seed(step.seed)
+        recorder = FeatureRecorder(network)
 
-        def predict(frames: torch.Tensor) -> Mapping[str, Predictions]:
+        def predict(frames: torch.Tensor) -> DetectorFeatures:
             with in_bfloat16(place):
-                return branches_of(network(frames))
+                return recorder.features(network(frames))
 
-        def finish(epoch: int, losses: Mapping[str, float], last: float) -> None:
-            require_finite(epoch, losses, last, REMEDY)
+        training = Recovery(network, predict, records, step)
+        if (kept := read_state(state, place)) is not None:
+            training.restore(kept)
+
+        def finish() -> None:
+            epoch, losses = len(training.losses) - 1, training.losses[-1]
+            require_finite(epoch, losses, training.last_loss, REMEDY)
+            write_content(training.state(), state)
             if isinstance(progress, Listener):
                 progress.epoch("recover", epoch, losses)
 
-        losses = train(network, predict, records, step, finish, progress)
-    network.eval().cpu()
+        training.run(finish, progress)
+    drop_hooks(network.eval().cpu())
     write_checkpoint(network, {"task": "detect", **train_args}, out)
-    updates = step.epochs * -(-len(records) // step.batch)
-    return TrainingRun(step.epochs, updates, losses, time.monotonic() - began)
+    return TrainingRun(step.epochs, training.updates, tuple(training.losses), time.monotonic() - began)
 
 
 def _require_comparable(network: Any, teacher: Teacher) -> None:

@@ -463,7 +463,7 @@ def test_calibration_memory_does_not_grow_with_the_frames(
 
     model = Graph(onnx.load(graph.path))
     tensors = [node.input[0] for node in model.nodes if node.op_type == "Conv"]
-    observe(graph.path, list(dict.fromkeys(tensors)), counted())
+    observe(onnx.load(graph.path), list(dict.fromkeys(tensors)), counted())
     assert max(resident[20:]) - max(resident[:20]) < 32 << 20
 
 
