@@ -86,7 +86,7 @@ class QuantizeResult(QuantizedResult):
 
 
 PLAN_COSTS = StageKind("plan", 4, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
-QUANTIZE = StageKind("quantize", 7, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+QUANTIZE = StageKind("quantize", 8, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
