@@ -147,7 +147,8 @@ The detector: decoder, queries and deformable attention of an RT-DETR on the bac
 same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
 {SHARE:.0%} of {found.images.calibration} training images. Noise: relative to the signal, of boxes (as fractions of the
 frame) and scores, over the queries with a score of {MIN_SCORE} or more on {JUDGED} frames of `{SPLITS[0]}`, each beside
-the closest query of the other graph. Symmetric: every zero point is 0, as TensorRT requires. mAP: edgekd's scorer, ONNX Runtime's CPU provider,
+the closest query of the other graph. Symmetric: every zero point is 0, as TensorRT requires. mAP: edgekd's scorer, ONNX
+Runtime's CPU provider,
 {" and ".join(f"{found.images[split]} images of `{split}`" for split in SPLITS)}. In brackets: least, most."""
     (exact,) = (row for row in found.rows if row.draw is None)
     lines = []
