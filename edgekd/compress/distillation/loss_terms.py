@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -31,8 +31,6 @@ ASSIGN_TOPK = 10
 """Most anchors that each of them is assigned to, as many as labels are; in a one-to-one branch it is one."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
-MAX_TEMPERATURE = 4.0
-"""Upper bound of the temperature; the lower one is 1."""
 
 
 @dataclass(frozen=True)
@@ -62,53 +60,16 @@ class DetectorFeatures:
     objects: Predictions | None = None
 
 
-class Temperature(nn.Module):  # type: ignore[misc]
-    """A temperature that the student's optimizer trains to maximize the loss.
-
-    T = 1 + 3 sigmoid(theta), in (1, 4); theta's gradient is reversed and scaled by `strength`, which grows with
-    training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
-
-    def forward(self, strength: float) -> torch.Tensor:
-        """Return the temperature, a scalar."""
-        theta: torch.Tensor = _ReverseGradient.apply(self.theta, strength)  # type: ignore[no-untyped-call]
-        return 1 + (MAX_TEMPERATURE - 1) * theta.sigmoid()
-
-
-class _ReverseGradient(torch.autograd.Function):  # type: ignore[misc]
-    """Identity forward; backward the gradient with its sign changed, times `strength`."""
-
-    @staticmethod
-    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
-        context.strength = strength
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return -context.strength * gradient, None
-
-
 class Aids(nn.Module):  # type: ignore[misc]
     """Modules that are trained beside a student and do not ship.
 
-    1 x 1 projectors to its teacher's widths; a temperature; and with texts, the projection of regions.
+    1 x 1 projectors to its teacher's widths, and with texts the projection of regions.
     """
 
-    def __init__(
-        self,
-        student: Sequence[int],
-        teacher: Sequence[int],
-        learn_temperature: bool,
-        texts: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], texts: torch.Tensor | None = None) -> None:
         """student, teacher: channels of the neck maps, level by level, already in pairs; texts: as of `RegionText`."""
         super().__init__()
         self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
-        self.temperature = Temperature() if learn_temperature else None
         self.words = None if texts is None else RegionText(student, texts)
 
 
@@ -116,19 +77,18 @@ class Aids(nn.Module):  # type: ignore[misc]
 class DistillationLosses:
     """The losses of a batch.
 
-    losses: scalars by name; share, disagreement: means over the teacher's objects, scalars; temperature: of class
-    probabilities; certainty: the teacher's, at the student's anchors, [b, anchors].
+    losses: scalars by name; share, disagreement: means over the teacher's objects, scalars; certainty: the teacher's,
+    at the student's anchors, [b, anchors].
     """
 
     losses: Mapping[str, torch.Tensor]
     share: torch.Tensor
     disagreement: torch.Tensor
-    temperature: torch.Tensor
     certainty: torch.Tensor
 
     def record(self) -> dict[str, torch.Tensor]:
         """Return the scalars that a training's record keeps beside the losses and their weights."""
-        return {"teacher": self.share, "disagreement": self.disagreement, "temperature": self.temperature}
+        return {"teacher": self.share, "disagreement": self.disagreement}
 
 
 @dataclass(frozen=True)
@@ -170,10 +130,9 @@ class DistillationTerms:
         student: DetectorFeatures,
         teacher: DetectorFeatures,
         stage: DistillStage,
-        progress: float,
         branch_weights: Mapping[str, float] = MappingProxyType({}),
     ) -> DistillationLosses:
-        """Return the losses whose weight in the stage is not 0. progress: share of the training that is done.
+        """Return the losses whose weight in the stage is not 0.
 
         branch_weights: how much the labels count in each branch, where that differs; so much count the losses there.
         """
@@ -183,8 +142,6 @@ class DistillationTerms:
         pairs = self._pairs(student, teacher, index, self._step.alpha if stage.adaptive else "off")
         first = pairs["one2many"]
         weight = first.certainty * first.share
-        learned = self._aids.temperature
-        temperature = weight.new_full((), self._step.temperature) if learned is None else learned(progress)
         parts = [branch_weights.get(name, 1.0) for name in pairs]
         parts = [part / sum(parts) for part in parts]
         losses = {}
@@ -195,7 +152,7 @@ class DistillationTerms:
                         each.ours.scores,
                         each.theirs.scores,
                         self._step.focus,
-                        temperature,
+                        self._step.temperature,
                         self._class_weights,
                         each.share,
                     )
@@ -213,7 +170,7 @@ class DistillationTerms:
                 loss = distill.pattern_loss if name == "neurons" else distill.attention_loss
                 losses[name] = loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
         share, apart = (mean_over_objects(each, first.certainty) for each in (first.share, first.disagreement))
-        return DistillationLosses(losses, share, apart, temperature.detach(), first.certainty)
+        return DistillationLosses(losses, share, apart, first.certainty)
 
     def _pairs(
         self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor, reading: Reading

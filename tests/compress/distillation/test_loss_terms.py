@@ -121,12 +121,12 @@ def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
     grid = Grid(((20, 20),), (8,))
 
     def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> DistillationLosses:
-        compare = DistillationTerms(Distill(), classes, Aids([1], [1], learn_temperature=False))
+        compare = DistillationTerms(Distill(), classes, Aids([1], [1]))
         maps = (torch.zeros(1, 1, 20, 20),)
         seen = [
             DetectorFeatures(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)
         ]
-        return compare(*seen, DistillStage("classes", 1.0, Weights(classes=1.0)), 0.0)
+        return compare(*seen, DistillStage("classes", 1.0, Weights(classes=1.0)))
 
     many, one = said(teacher, ((0, 1), (1, 0), (1, 2))), said(told, ((0, 0), (1, 1)))
     assert float(many.losses["classes"]) == pytest.approx(float(one.losses["classes"]))
