@@ -25,6 +25,7 @@ FRAMES = 64  # calibration frames, evenly taken from the training split, of whic
 MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
 KEEP = 0.985  # least share of the float graph's mAP50-95
 MODEL = "detr.onnx"
+PACKAGES = ("edgekd", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "ultralytics")
 OURS = Method("edgekd, recipe `ptq`", "edgekd")
 PEERS = (
     Method("ONNX Runtime, min-max", "onnxruntime", "products", None, "edgekd"),
@@ -164,6 +165,10 @@ Runtime's CPU provider,
     yield from (f"{row.method}, draw {row.draw}: {row.error}" for row in found.rows if row.error)
     yield "## Requirements"
     yield frame.claims_table(found.claims)
+    yield "\n".join(
+        f"- environment `{environment}`: {frame.versions_of(installed, PACKAGES)}"
+        for environment, installed in found.packages.items()
+    )
 
 
 def _score(rows: Sequence[Document], exact: Document, split: str) -> str:
