@@ -186,11 +186,10 @@ def run(given: Given) -> Iterator[Result]:
     graph = given.scratch / "export" / MODEL
     graph.parent.mkdir()
     made = frame.done_in_process(export_job, checkpoint=given.checkpoint.absolute(), graph=graph, side=given.image_size)
-    sizes = {name: len(bench.dataset.split(name)) for name in ("train", *SPLITS)}
+    images = {name: len(bench.dataset.split(name)) for name in ("train", *SPLITS)} | {"calibration": FRAMES}
     rows: list[Document] = []
     for row in bench.drawn(graph, given.draws):
         rows.append(row)
-        images = {**sizes, "calibration": min(FRAMES, sizes["train"])}
         yield {"rows": rows, "images": images, **made, "claims": claims(rows), "packages": bench.packages}
 
 
