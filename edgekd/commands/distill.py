@@ -18,13 +18,11 @@ from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
 from edgekd.compress.steps import Distill
-from edgekd.core.detection.decode import SCORING
 from edgekd.core.documents import Result
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
-from edgekd.detectors.family import direct_detector
 from edgekd.evaluation.coco import Score
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import EXPORT_OPSET
@@ -95,13 +93,9 @@ class Distilled(Result):
 def _teachers_scores(
     teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, context: StageContext, trust_checkpoint: bool
 ) -> Maps:
-    """Score the teacher, an RT-DETR by its own network; None without a split to score, and for other classes."""
+    """Score the teacher; None without a split to score, and for other classes."""
     if scored is None:
         return NOT_SCORED
-    if (found := direct_detector(teacher, SCORING, trust_checkpoint)) is not None:
-        if not same_classes(dataset.classes, found.classes, step.same_classes):
-            return NOT_SCORED
-        return _maps(score.run_teacher(context, teacher, found.find, found.classes, scored).result)
     graph = _graph(teacher, dataset, context, trust_checkpoint)
     alike = same_classes(dataset.classes, graph.result.spec.classes, step.same_classes)
     return _scores(graph, scored, context) if alike else NOT_SCORED

@@ -20,7 +20,6 @@ from edgekd.core.input_files import is_file, is_folder
 from edgekd.detectors.torch_support import requiring
 
 if TYPE_CHECKING:
-    from edgekd.core.detection.decode import Thresholds
     from edgekd.detectors.results import (
         DistillationRecord,
         FactorizationRecord,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
         Sensitivity,
         TrainingRun,
     )
-    from edgekd.detectors.teacher import DirectDetector, Teacher
+    from edgekd.detectors.teacher import Teacher
 
 GROUP = "edgekd.families"
 """The group of entry points that name families of other packages."""
@@ -37,6 +36,7 @@ BUILT_IN = (
     "edgekd.detectors.onnx:FAMILY",
     "edgekd.detectors.torchvision.family:FAMILY",
     "edgekd.detectors.transformers.family:FAMILY",
+    "edgekd.detectors.libreyolo.family:FAMILY",
 )
 
 
@@ -58,8 +58,6 @@ class Family:
         Open a file as a `Detector`; read nothing yet.
     teacher(checkpoint, trust)
         Load a network that a student can learn from.
-    direct(checkpoint, thresholds, trust)
-        Load a detector that cannot be exported; None for a file whose detector can.
     distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
         `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
@@ -93,7 +91,6 @@ class Family:
     is_graph: bool = False
     libraries: tuple[str, ...] = ()
     teacher: Callable[..., Teacher] | None = None
-    direct: Callable[..., DirectDetector | None] | None = None
     distill: Callable[..., DistillationRecord] | None = None
     initialize_student: Callable[..., None] | None = None
     prune: Callable[..., PruningRecord] | None = None
@@ -122,14 +119,15 @@ class Family:
 class Imported:
     """A function that is imported when it is called. reference: `package.module:function`.
 
-    needs: the message of the SpecError where a library that the module imports is missing.
+    needs: the message of the SpecError where a library that the module imports is missing; extra: of edgekd, with it.
     """
 
     reference: str
     needs: str | None = None
+    extra: str = "train"
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        with requiring(self.needs or self.reference):
+        with requiring(self.needs or self.reference, self.extra):
             function = EntryPoint(self.reference, self.reference, GROUP).load()
         return function(*arguments, **named)
 
@@ -195,9 +193,3 @@ def load_teacher(path: Path, trust: bool = False) -> Teacher:
     """Load a detector that a student can learn from. Raises SpecError."""
     teacher: Teacher = require_family(path).capability("teacher")(path, trust)
     return teacher
-
-
-def direct_detector(path: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
-    """Load a detector that cannot be exported, such as an RT-DETR; None for a file whose detector can."""
-    direct = require_family(path).direct
-    return direct(path, thresholds, trust) if direct else None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from edgekd.compress.distillation.loss_terms import Aids, DetectorFeatures
     from edgekd.compress.steps import Distill
-    from edgekd.core.detection.types import Detections
 
 
 class Teacher(Protocol):
@@ -40,14 +37,6 @@ class Teacher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DirectDetector:
-    """A detector that cannot be exported. find: detects in a frame uint8 [h, w, 3] BGR; boxes are in its pixels."""
-
-    classes: tuple[str, ...]
-    find: Callable[[np.ndarray], Detections]
-
-
 def paired_aids(
     widths: Sequence[int],
     strides: Sequence[float],
@@ -64,4 +53,4 @@ def paired_aids(
     levels = nearest_levels(strides, teacher.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(widths, [teacher.widths[index] for index in levels], step.learn_temperature, texts)
+        return Aids(widths, [teacher.widths[index] for index in levels], texts)

@@ -19,13 +19,16 @@ MAX_WARMUP_SHARE = 0.1
 
 
 @contextmanager
-def requiring(message: str) -> Iterator[None]:
-    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr."""
+def requiring(message: str, extra: str = "train") -> Iterator[None]:
+    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr.
+
+    extra: of edgekd, which brings what is missing.
+    """
     try:
         with redirect_stdout(sys.stderr):
             yield
     except ImportError as error:
-        fix = 'pip install "edgekd[train]"; `edgekd doctor` says what is missing'
+        fix = f'pip install "edgekd[{extra}]"; `edgekd doctor` says what is missing'
         raise SpecError(message, found=str(error), fix=fix) from error
 
 
@@ -150,7 +153,7 @@ def write_onnx(
 
     frame = torch.zeros(1, 3, height, width)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(io.StringIO()):  # of a failure PyTorch prints the whole graph
             module(frame)  # heads build their anchors for this input size, which become constants
             torch.onnx.export(
                 module,

@@ -14,9 +14,8 @@ import pytest
 from hashed_words import hashed_words
 
 from edgekd.compress.steps import Distill, DistillStage, Weights
-from edgekd.core.detection.decode import SCORING
+from edgekd.core.detection.decode import SCORING, decode
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import CompressError, SpecError
 from edgekd.core.progress import SilentProgress
 from edgekd.data.dataset import load_dataset
@@ -27,6 +26,7 @@ from edgekd.detectors.export import export
 from edgekd.detectors.torch_support import read_state
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -39,7 +39,7 @@ from ultralytics.utils.callbacks import get_default_callbacks  # noqa: E402
 from edgekd.compress.distillation import text  # noqa: E402
 from edgekd.compress.distillation.loss_terms import shared_classes  # noqa: E402
 from edgekd.compress.distillation.text import class_texts  # noqa: E402
-from edgekd.detectors.family import direct_detector, load_teacher  # noqa: E402
+from edgekd.detectors.family import load_teacher  # noqa: E402
 from edgekd.detectors.results import DistillationRecord  # noqa: E402
 from edgekd.detectors.teacher import Teacher, paired_aids  # noqa: E402
 from edgekd.detectors.torch_support import fast_in_bfloat16, require_device  # noqa: E402
@@ -63,7 +63,6 @@ STEP = Distill(
     image_size=SIDE,
     warmup_steps=0,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
-    learn_temperature=True,
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
@@ -125,12 +124,11 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
     assert done.updates == 2 * BATCHES, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
-    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement"}
     for losses, weights in zip(done.losses, done.weights, strict=True):
         assert all(losses[level] > 0 for level in levels)
         assert all(weights[level] > 0 for level in levels)
         assert 0.5 <= weights["teacher"] < 1
-        assert 1 < weights["temperature"] < 4
 
 
 @pytest.mark.slow
@@ -283,7 +281,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
     """Ultralytics lets the labels count more and more in it, from 0.2 to 0.9, and less in the other one."""
     checkpoint = write_checkpoint(tmp_path / "teacher.pt", "yolo26n.yaml", 0.1, {0: "red", 1: "green"})
     stages = (DistillStage("classes", 1.0, Weights(classes=1.0)),)
-    step = replace(STEP, student="yolo26n.yaml", stages=stages, learn_temperature=False)
+    step = replace(STEP, student="yolo26n.yaml", stages=stages)
 
     def pull(one2many: float) -> float:
         student, batch = lesson_on(step, checkpoint)
@@ -300,7 +298,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
 
 
 def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> None:
-    step = replace(STEP, student=str(teacher), width=None, learn_temperature=False)
+    step = replace(STEP, student=str(teacher), width=None)
     network, batch = lesson_on(step, teacher)
     network.eval()
     network.model[-1].training = True
@@ -504,11 +502,19 @@ def test_a_time_is_used_up_where_the_first_epoch_was_slow(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one of 3 seconds Ultralytics thinks that there is time for two; it is over in the third."""
-    Clock(monkeypatch, first=1.5)
+    clock, rates, update = Clock(monkeypatch, first=1.5), [], Loop.optimizer_step
+
+    def noted(loop: Any) -> None:
+        update(loop)
+        rates.append((clock.now - 1000, {group["lr"] / group["initial_lr"] for group in loop.optimizer.param_groups}))
+
+    monkeypatch.setattr(Loop, "optimizer_step", noted)
     step = replace(STEP, epochs=50, minutes=4.5 / 60, stages=NOTHING)
     done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     assert 4.5 <= done.seconds <= 5
     assert done.epochs == 3
+    for seconds, (factor,) in rates:
+        assert factor == pytest.approx(max(1 - seconds / 4.5, 0) * 0.99 + 0.01), "the rate falls with the time"
 
 
 def test_batches_that_are_halved_for_lack_of_memory_are_told_and_counted(
@@ -598,22 +604,22 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rtdetr(tmp_path_factory.mktemp("rtdetr") / "rtdetr.pt", ("green", "red"), SIDE)
 
 
-def test_what_a_transformer_finds_is_in_pixels_of_the_frame(transformer: Path, teacher: Path) -> None:
-    found = direct_detector(transformer, SCORING)
-    assert found is not None
-    assert found.classes == ("green", "red")
+def test_a_transformers_graph_finds_what_ultralytics_finds(transformer: Path, tmp_path: Path) -> None:
+    """Boxes, scores, classes and their order: of a frame that is stretched to the input."""
+    spec = export(UltralyticsDetector(transformer), tmp_path / "graph.onnx", 17).spec
+    assert spec.classes == ("green", "red")
     frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 4 * SIDE, 3), np.uint8)
-    batch, _ = letterbox(frame, Preprocess(SIDE, SIDE))  # a quarter of its size, a quarter of the height above it
+    batch, placement = letterbox(frame, spec.preprocess)
     with torch.no_grad():
         rows = load_checkpoint(transformer).model(torch.from_numpy(batch))[0][0].numpy()
-    x, y, width, height = rows[:, :4].T * SIDE
-    corners = np.stack([x - width / 2, y - height / 2 - SIDE / 4, x + width / 2, y + height / 2 - SIDE / 4], axis=1) * 4
-    seen = found.find(frame)
-    assert len(seen) == len(rows) == 20
-    assert np.allclose(seen.boxes, corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-3)
-    assert np.allclose(seen.scores, rows[:, 4])
-    assert seen.classes.tolist() == rows[:, 5].tolist()
-    assert direct_detector(teacher, SCORING) is None
+    x, y, width, height = rows[:, :4].T * np.array([[4 * SIDE], [2 * SIDE], [4 * SIDE], [2 * SIDE]])
+    corners = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
+        found = decode(session.run(batch), spec, placement, SCORING)
+    assert len(rows) == 20 < len(found)  # Ultralytics finds as many as it has queries
+    assert np.allclose(found.boxes[:20], corners.clip(0, [4 * SIDE, 2 * SIDE] * 2), atol=1e-2)
+    assert np.allclose(found.scores[:20], rows[:, 4], atol=1e-5)
+    assert found.classes[:20].tolist() == rows[:, 5].tolist()
 
 
 def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:
@@ -641,7 +647,7 @@ def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Pat
 
 def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None:
     def told(power: float) -> float:
-        step = replace(STEP, class_power=power, learn_temperature=False)
+        step = replace(STEP, class_power=power)
         truth = Truth(np.zeros((5, 4), np.float32), np.array([0, 0, 0, 0, 1]), np.zeros(5, bool))
         student, batch = lesson_on(step, teacher, samples=(Sample(Path(), truth),))
         return float(student.criterion(student(batch["img"]), batch)[1]["classes"])

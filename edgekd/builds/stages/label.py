@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from edgekd.data.labels import Truth
 from edgekd.data.pseudo_labels import LABELLING, Find, label, teacher_thresholds
 from edgekd.data.types import Dataset, Sample
 from edgekd.detectors import load
-from edgekd.detectors.family import direct_detector
 from edgekd.evaluation.evaluate import finder
 from edgekd.hardware.target import EXPORT_OPSET
 
@@ -84,9 +83,7 @@ def run(
 def _opened(
     context: StageContext, teacher: Path, dataset: Dataset, trust: bool
 ) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
-    """Return a teacher's identity, its classes, and a function that finds them in a frame: its graph if it has one."""
-    if (direct := direct_detector(teacher, LABELLING, trust)) is not None:
-        return {"checkpoint": context.sha256(teacher)}, direct.classes, nullcontext(direct.find)
+    """Return a teacher's identity, its classes, and a function that finds them in a frame."""
     detector = load(teacher, trust_checkpoint=trust)
     graph = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
     spec = graph.result.spec

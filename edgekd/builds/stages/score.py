@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
-from edgekd.data.pseudo_labels import Find
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score
-from edgekd.evaluation.evaluate import evaluate, judge, save_detections
+from edgekd.evaluation.evaluate import evaluate, save_detections
 
 SCORED = "val"
 """The split that is scored; nothing is chosen, calibrated or trained on it."""
@@ -21,12 +19,7 @@ KEPT_CONFIDENCE = 0.01
 
 
 @dataclass(frozen=True)
-class TeacherScore(Score, StageResult):
-    """The scores of a detector that is no graph."""
-
-
-@dataclass(frozen=True)
-class ScoreResult(TeacherScore):
+class ScoreResult(Score, StageResult):
     """The scores of a graph, whose detections are in the file DETECTIONS.
 
     Args:
@@ -37,7 +30,6 @@ class ScoreResult(TeacherScore):
 
 
 SCORE = StageKind("score", 3, ScoreResult, ("faster-coco-eval", "numpy", "onnxruntime", "opencv-python-headless"))
-TEACHER_SCORE = StageKind(SCORE.name, SCORE.version, TeacherScore, SCORE.tools)
 
 
 def run(context: StageContext, graph: GraphStage, split: Split, data: str, precision: str) -> Stage[ScoreResult]:
@@ -55,15 +47,3 @@ def run(context: StageContext, graph: GraphStage, split: Split, data: str, preci
         return ScoreResult(**vars(found.score), skipped=skipped)
 
     return context.run(SCORE, {"graph": graph.sha256, "data": data}, work, label=precision)
-
-
-def run_teacher(
-    context: StageContext, checkpoint: Path, find: Find, classes: Sequence[str], split: Split
-) -> Stage[TeacherScore]:
-    """Score a detector of PyTorch that cannot be exported, by its own function `find`."""
-
-    def work(folder: Path) -> TeacherScore:
-        return TeacherScore(**vars(judge(find, classes, split, context.progress, "score teacher").score))
-
-    inputs = {"checkpoint": context.sha256(checkpoint), "data": context.fingerprint(split)}
-    return context.run(TEACHER_SCORE, inputs, work, label="teacher", libraries=("torch", "ultralytics"))

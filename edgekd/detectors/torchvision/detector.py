@@ -64,7 +64,7 @@ class TorchvisionDetector:
 
     def network(self) -> TorchvisionNetwork:
         """Return the network, in evaluation mode. Raises SpecError."""
-        with requiring(f"{self.path}: reading it needs PyTorch and torchvision"):
+        with requiring(f"{self.path}: reading it needs PyTorch and torchvision", "torchvision"):
             from edgekd.detectors.torchvision.network import load_network
         return load_network(self.path)
 

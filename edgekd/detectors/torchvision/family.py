@@ -13,6 +13,7 @@ BUILDERS = (
 """One-stage detectors of torchvision, by the function that builds each; all their boxes leave the network at once."""
 
 _HERE = "edgekd.detectors.torchvision"
+_EXTRA = "torchvision"
 _TRAINS = "training needs PyTorch and torchvision"
 _PRUNES = "pruning needs PyTorch and torch-pruning"
 
@@ -23,7 +24,8 @@ FAMILY = Family(
     models=("torchvision/*", *BUILDERS),
     load=Imported(f"{_HERE}.detector:TorchvisionDetector"),
     teacher=Imported(f"{_HERE}.detector:load_teacher"),
-    distill=Imported(f"{_HERE}.distill:distill_student", _TRAINS),
-    prune=Imported(f"{_HERE}.prune:prune_detector", _PRUNES),
-    scan=Imported(f"{_HERE}.prune:scan_detector", _PRUNES),
+    distill=Imported(f"{_HERE}.distill:distill_student", _TRAINS, _EXTRA),
+    prune=Imported(f"{_HERE}.prune:prune_detector", _PRUNES, _EXTRA),
+    scan=Imported(f"{_HERE}.prune:scan_detector", _PRUNES, _EXTRA),
+    recover=Imported(f"{_HERE}.recover:recover_detector", _TRAINS, _EXTRA),
 )

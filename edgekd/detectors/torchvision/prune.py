@@ -22,7 +22,6 @@ from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.compress.pruning import CostFunction
 from edgekd.compress.steps import Prune
 from edgekd.core.detection.types import Preprocess
-from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.channel_groups import (
     PREDICTIONS_ONLY,
@@ -68,7 +67,7 @@ def prune_detector(
     network = TorchvisionDetector(checkpoint).network()
     if teacher and (size := TorchvisionDetector(teacher).network().image_size) != network.image_size:
         network = with_classes(network, network.classes, size)  # which training has changed
-    _require_own_size(step, network)
+    network.require_own_size(step)
     before, max_weights = parameters_in(network), inf
     if step.max_bytes is not None:
         max_weights = weights_to_keep(network, checkpoint.stat().st_size - step.max_bytes, 4, rounds)
@@ -96,7 +95,7 @@ def scan_detector(
 ) -> Sensitivity:
     """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
     network = TorchvisionDetector(checkpoint).network()
-    _require_own_size(step, network)
+    network.require_own_size(step)
     classes, samples = pruning_images(data, step, progress)
     loss = _loss(network, classes, None)
     if step.importance != "magnitude":
@@ -125,18 +124,6 @@ class _Dense(nn.Module):  # type: ignore[misc]
     def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """Return the head's outputs, part by part."""
         return list(self.head(list(self.backbone(frames).values())).values())
-
-
-def _require_own_size(step: Prune, network: TorchvisionNetwork) -> None:
-    """Raise SpecError for images of another size than the network's, for which its anchors are."""
-    height, width = network.image_size
-    if step.image_size and (step.image_size, step.image_size) != network.image_size:
-        raise SpecError(
-            "prune: image_size of a detector by torchvision",
-            expected=f"its own, {width}x{height} pixels",
-            found=str(step.image_size),
-            fix="leave it out",
-        )
 
 
 def _fixed_outputs(network: TorchvisionNetwork) -> list[Any]:

@@ -22,12 +22,10 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.input_files import read_input, regular_file
 from edgekd.detectors.checkpoint_scan import MAX_BYTES
-from edgekd.detectors.heads.decoding import append_decoding
+from edgekd.detectors.described import decoded, export_described, output_names
 from edgekd.detectors.heads.description import HeadDescription, read_description
-from edgekd.detectors.torch_support import write_onnx
 from edgekd.detectors.transformers.family import CONFIG, PREPROCESSOR
 from edgekd.graph.rehearsal import rehearse_call
-from edgekd.graph.view import load_graph
 
 HEADS: Mapping[str, str] = {
     "d_fine": "rt-detr",
@@ -56,26 +54,18 @@ class TransformersDetector:
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
         """Write the network as float32 ONNX, with the decoding of its boxes and scores."""
-        import onnx
-
         folder = _read(self.path)
-        network = load_network(folder)
-        height, width = folder.size
-        write_onnx(_RawOutputs(network, folder.size), height, width, graph, opset, ("logits", "pred_boxes"))
-        model = load_graph(graph)
-        head = append_decoding(model, folder.head, folder.size, str(self.path))
-        onnx.save(model, graph)
-        return folder.spec(head)
+        network = _RawOutputs(load_network(folder), folder.size)
+        return folder.spec(export_described(network, folder.head, folder.size, graph, opset, str(self.path)))
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """Return boxes in pixels and probabilities of classes, float32 [1, 4 + classes, n], by PyTorch."""
+        """Return the decoded outputs of the folder's network, float32 [1, 4 + classes, n], for a batch [1, 3, h, w]."""
         folder = _read(self.path)
-        network, (height, width) = load_network(folder), folder.size
+        network = _RawOutputs(load_network(folder), folder.size)
         with torch.no_grad():
-            logits, boxes = _RawOutputs(network, folder.size)(torch.from_numpy(batch))
-        pixels = boxes * torch.tensor([width, height, width, height])
-        scores = logits[..., list(folder.head.class_columns)].sigmoid()
-        return np.asarray(torch.cat([pixels, scores], dim=2).mT.numpy())
+            outputs = [output.numpy() for output in network(torch.from_numpy(batch))]
+        by_name = dict(zip(output_names(folder.head), outputs, strict=True))
+        return decoded(by_name, folder.head, folder.size)
 
 
 @dataclass(frozen=True)
@@ -217,12 +207,7 @@ class _RawOutputs(nn.Module):  # type: ignore[misc]
 
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self.network(pixel_values=frames)
-        return _of_fixed_shape(outputs.logits), _of_fixed_shape(outputs.pred_boxes)
-
-
-def _of_fixed_shape(values: torch.Tensor) -> torch.Tensor:
-    """Return the values with their shape as a constant of an exported graph, where inference may not find it."""
-    return values.reshape([int(side) for side in values.shape])
+        return outputs.logits, outputs.pred_boxes
 
 
 def _fix_positions(embeddings: Any, size: tuple[int, int]) -> None:

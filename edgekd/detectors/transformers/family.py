@@ -15,6 +15,8 @@ FAMILY = Family(
     suffix=".safetensors",
     files=("model.safetensors", CONFIG, PREPROCESSOR),
     load=Imported(
-        "edgekd.detectors.transformers.detector:TransformersDetector", "reading it needs PyTorch and transformers"
+        "edgekd.detectors.transformers.detector:TransformersDetector",
+        "reading it needs PyTorch and transformers",
+        "transformers",
     ),
 )

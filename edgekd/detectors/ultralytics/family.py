@@ -14,7 +14,6 @@ FAMILY = Family(
     models=("*.yaml", "*.yml"),
     load=Imported(f"{_HERE}.detector:UltralyticsDetector"),
     teacher=Imported(f"{_HERE}.features:UltralyticsTeacher", _TRAINS),
-    direct=Imported(f"{_HERE}.features:rtdetr", _TRAINS),
     distill=Imported(f"{_HERE}.distill:distill_student", _TRAINS),
     initialize_student=Imported(f"{_HERE}.distill:initialize_student", _TRAINS),
     prune=Imported(f"{_HERE}.prune:prune_detector", _TRAINS),

@@ -10,25 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from edgekd.compress.distillation.anchors import Grid, corners
+from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
-from edgekd.core.detection.decode import Thresholds, decode
-from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
-from edgekd.detectors.teacher import DirectDetector
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics.detector import (
     class_names,
     input_size,
+    is_transformer,
     rehearse_network,
     require_box_detector,
     strides_of,
 )
-from edgekd.detectors.ultralytics.upstream import RTDETRDetectionModel
 
 PROBE_SIDE = 256
 """Side in pixels of the blank frame by which a network's maps are found."""
@@ -138,7 +133,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
         loaded = load_checkpoint(checkpoint, trust)
         network = loaded.model
         network.eval().requires_grad_(False)
-        self._anchors = type(network) is not RTDETRDetectionModel
+        self._anchors = not is_transformer(network)
         if self._anchors:
             require_box_detector(network, checkpoint)
         if not trust:
@@ -159,27 +154,3 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
         # Boxes without anchors are places in the whole frame: half precision has steps of 1/256 there.
         with nullcontext() if self._anchors else torch.autocast(frames.device.type, enabled=False):
             return self._recorder.features(self.network(frames))
-
-
-def rtdetr(checkpoint: Path, thresholds: Thresholds, trust: bool = False) -> DirectDetector | None:
-    """Load the RT-DETR in a checkpoint, which has no graph here; None for another network.
-
-    Frames are letterboxed as for any detector of edgekd, where Ultralytics would stretch them.
-    """
-    loaded = load_checkpoint(checkpoint, trust)
-    network = loaded.model
-    if type(network) is not RTDETRDetectionModel:
-        return None
-    if not trust:
-        rehearse_network(loaded, checkpoint)
-    height, width = input_size(loaded.train_args, max(strides_of(network)))
-    spec = DetectorSpec(class_names(network), Preprocess(height, width), Head("end2end", nms=False))
-
-    def find(frame: np.ndarray) -> Detections:
-        batch, placement = letterbox(frame, spec.preprocess)
-        with torch.no_grad():
-            rows = network(torch.from_numpy(batch))[0][0]  # middle, width and height as shares, score, class
-        decoded = torch.cat([corners(rows[:, :4], height, width), rows[:, 4:]], dim=1)
-        return decode(decoded[None].numpy(), spec, placement, thresholds)
-
-    return DirectDetector(spec.classes, find)

@@ -1,0 +1,76 @@
+"""Networks of PyTorch whose raw outputs a description of their head explains: exported with the decoding of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.core.detection.types import Head
+from edgekd.detectors.heads.decoding import OUTPUT, append_decoding
+from edgekd.detectors.heads.description import HeadDescription
+from edgekd.detectors.torch_support import write_onnx
+from edgekd.graph.session import cpu_session
+from edgekd.graph.view import load_graph
+
+_OPSET = 17
+_IR_VERSION = 8
+"""Of the graph that only decodes; ONNX Runtime 1.20 and newer take both."""
+
+
+def output_names(described: HeadDescription) -> tuple[str, ...]:
+    """Return the names of a network's outputs, in the order in which its module returns them."""
+    return (*described.predictions, *described.scores, *described.boxes)
+
+
+def export_described(
+    module: Any, described: HeadDescription, size: tuple[int, int], graph: Path, opset: int, where: str
+) -> Head:
+    """Write a module as float32 ONNX, and append the decoding of its outputs.
+
+    Args:
+        module: From frames float32 [1, 3, h, w] to the outputs of `output_names`.
+        described: The description of its head, complete.
+        size: Height and width of the frames.
+        where: Beginning of the message of an error.
+
+    Raises CompressError, SpecError.
+    """
+    import onnx
+
+    write_onnx(_FixedShapes(module), *size, graph, opset, output_names(described))
+    model = load_graph(graph)
+    head = append_decoding(model, described, size, where)
+    onnx.save(model, graph)
+    return head
+
+
+class _FixedShapes(nn.Module):  # type: ignore[misc]
+    """A module whose outputs have their shapes as constants of an exported graph, where inference may not find them."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(values.reshape([int(side) for side in values.shape]) for values in self.module(frames))
+
+
+def decoded(outputs: Mapping[str, np.ndarray], described: HeadDescription, size: tuple[int, int]) -> np.ndarray:
+    """Decode outputs by name, float32, as the exported graph does."""
+    from onnx import TensorProto, helper
+
+    def values(suffix: str) -> list[Any]:
+        shapes = {name: list(value.shape) for name, value in outputs.items()}
+        return [helper.make_tensor_value_info(name + suffix, TensorProto.FLOAT, shapes[name]) for name in shapes]
+
+    nodes = [helper.make_node("Identity", [f"{name}.raw"], [name], f"{name}.node") for name in outputs]
+    graph = helper.make_graph(nodes, "decoding", values(".raw"), values(""))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    append_decoding(model, described, size, "decoding")
+    feeds = {f"{name}.raw": value for name, value in outputs.items()}
+    return np.asarray(cpu_session(model).run([OUTPUT], feeds)[0])

@@ -1,0 +1,1 @@
+"""Detectors by LibreYOLO (MIT): checkpoints of YOLOX, YOLOv9, PicoDet, RTMDet, PP-YOLOE and DETRs."""

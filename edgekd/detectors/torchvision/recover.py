@@ -1,0 +1,40 @@
+"""Recovery of torchvision's detectors: a pruned one is trained to predict as the original does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekd.compress.steps import Recover
+from edgekd.core.progress import SILENT, Progress
+from edgekd.detectors.recovery import CompressedDetector, recover
+from edgekd.detectors.results import TrainingRun
+from edgekd.detectors.torch_support import one_device
+from edgekd.detectors.torchvision.detector import TorchvisionDetector
+from edgekd.detectors.torchvision.network import save_network
+
+
+def recover_detector(
+    checkpoint: Path,
+    teacher: Path,
+    out: Path,
+    data: Path,
+    step: Recover,
+    cache: Path,
+    state: Path,
+    trust: bool = False,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> TrainingRun:
+    """Write `out`, the detector in `checkpoint` trained to predict as `teacher` does: again a `.tv.pt` file.
+
+    Arguments: `Family.recover`. Of several anchors at a place the most certain one is trained, as in distillation.
+    Raises SpecError for a teacher whose classes or strides are not the detector's.
+    """
+    network = TorchvisionDetector(checkpoint).network()
+    network.require_own_size(step)
+    network.eval().to(one_device(device))  # batch norms keep their statistics
+    strides = tuple(map(float, network.strides))
+    student = CompressedDetector(network, network.features, network.classes, strides, network.image_size)
+    run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
+    save_network(network.cpu(), out)
+    return run

@@ -1,0 +1,116 @@
+"""Checkpoints by LibreYOLO: with random weights they export to graphs that predict what LibreYOLO itself does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.errors import SpecError
+from edgekd.detectors import load
+from edgekd.detectors.export import TOLERANCE, export
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+
+torch = pytest.importorskip("torch")
+libreyolo = pytest.importorskip("libreyolo")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"),
+]
+SMALLEST = {
+    "LibreDEIM": "n",
+    "LibreDFINE": "n",
+    "LibrePICODET": "s",
+    "LibrePPYOLOE": "s",
+    "LibreRTDETRv2": "r18",
+    "LibreRTDETRv4": "s",
+    "LibreRTMDet": "t",
+    "LibreYOLO9": "t",
+    "LibreYOLOX": "n",
+}
+DENSE = ("LibrePICODET", "LibrePPYOLOE", "LibreRTMDet", "LibreYOLO9", "LibreYOLOX")
+"""Those that predict at each cell."""
+CONFIDENCE = 1e-5
+TIE = 1e-5
+"""Scores that differ less may trade places."""
+
+
+def saved(builder: str, folder: Path) -> tuple[Any, Path]:
+    """Write a checkpoint whose predictions vary like those of a trained network; return it opened by LibreYOLO, too."""
+    torch.manual_seed(0)
+    model = getattr(libreyolo, builder)(None, size=SMALLEST[builder], nb_classes=3, device="cpu")
+    model.names = {0: "red", 1: "green", 2: "blue"}
+    gain = 0.6 if builder in DENSE else 1.2
+    for parameter in model.model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, gain / parameter[0].numel() ** 0.5)
+    for layer in model.model.eval().modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+            layer.train()
+    frames = [model._preprocess(smooth(model.input_size, seed), color_format="rgb")[0] for seed in (0, 1)]
+    with torch.no_grad():
+        model.model(torch.cat(frames))
+    path = folder / "model.libreyolo.pt"
+    model.save(str(path))
+    return libreyolo.LibreYOLO(str(path), device="cpu"), path
+
+
+def smooth(side: int, seed: int) -> np.ndarray:
+    """Return a frame uint8 [side, side, 3] with structure."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (side // 16, side // 16, 3), np.uint8)
+    return np.kron(coarse, np.ones((16, 16, 1), np.uint8))
+
+
+@pytest.mark.parametrize("builder", SMALLEST)
+def test_a_graph_predicts_what_libreyolo_predicts(builder: str, tmp_path: Path) -> None:
+    """Boxes, scores, classes and their order, by its own preprocessing and postprocessing, before suppression."""
+    model, path = saved(builder, tmp_path)
+    found = export(load(path), tmp_path / "graph.onnx", 17)
+    assert found.spec.classes == ("red", "green", "blue")
+    assert found.error <= TOLERANCE
+    side = model.input_size
+    frame = smooth(side, 5)
+    batch, placement = letterbox(frame, found.spec.preprocess)
+    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
+        output = session.run(batch)
+    spec = replace(found.spec, head=replace(found.spec.head, nms=False))
+
+    frames, _, size, ratio = model._preprocess(frame[..., ::-1].copy(), color_format="rgb")
+    np.testing.assert_allclose(batch, frames.numpy(), atol=1e-4)
+    model.model.eval()
+    with torch.no_grad():
+        raw = model._forward(frames)
+    theirs = model._postprocess(raw, CONFIDENCE, 1.0, size, max_det=100, ratio=ratio)
+    count = theirs["num_detections"]
+    assert count >= 20
+    multi_label = builder != "LibreYOLOX"
+    every = decode(output, spec, placement, Thresholds(CONFIDENCE, 0.7, 10**6, multi_label))
+    # Boxes outside the frame are left out by it where boxes overlap.
+    ours = every.only((every.boxes[:, 2:] > every.boxes[:, :2]).all(axis=1)) if found.spec.head.nms else every
+    np.testing.assert_allclose(ours.scores[:count], theirs["scores"], atol=1e-4)
+    gaps = -np.diff(ours.scores[: count + 1], prepend=1)[:count]
+    clear = np.minimum(gaps, np.append(gaps[1:], 1)) > TIE
+    assert clear.sum() >= 20
+    np.testing.assert_array_equal(ours.classes[:count][clear], np.array(theirs["classes"])[clear])
+    np.testing.assert_allclose(ours.boxes[:count][clear], np.clip(theirs["boxes"], 0, side)[clear], atol=1e-4 * side)
+
+
+def test_a_pickle_beside_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.libreyolo.pt"
+    torch.save({"model_family": "yolox", "task": "detect", "imgsz": 416, "model": {}, "args": Path("a")}, path)
+    with pytest.raises(SpecError, match="pathlib"):
+        load(path).export(tmp_path / "graph.onnx", 17)
+
+
+def test_another_task_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.libreyolo.pt"
+    torch.save({"model_family": "yolox", "task": "segment", "imgsz": 416, "model": {}}, path)
+    with pytest.raises(SpecError, match="task 'segment'"):
+        load(path).export(tmp_path / "graph.onnx", 17)

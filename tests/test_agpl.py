@@ -1,0 +1,79 @@
+"""Training and compression of torchvision's detectors without any package under the AGPL."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from importlib.metadata import distributions, packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from running import build_command
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("torch_pruning")
+
+REFUSAL = """
+import sys
+
+class Refusal:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {modules!r}:
+            raise ImportError(f"{{name}} is under the AGPL")
+
+sys.meta_path.insert(0, Refusal)
+"""
+"""Content of a module that each Python process imports first: the child processes of a build, too."""
+RECIPE = """
+name = "all"
+[[steps]]
+kind = "prune"
+ratio = 0.3
+images = 4
+batch = 2
+[[steps]]
+kind = "recover"
+epochs = 1
+images = 4
+[[steps]]
+kind = "distill"
+epochs = 1
+batch = 4
+[[steps]]
+kind = "quantize"
+"""
+
+
+def agpl_modules() -> list[str]:
+    """Return the installed modules whose distribution says that it is under the AGPL."""
+    names = set()
+    for each in distributions():
+        fields = ("License", "License-Expression", "Classifier")
+        licences = [str(value) for field in fields for value in each.metadata.get_all(field) or ()]
+        # A long text is that of all licences of bundled libraries.
+        if any("AGPL" in text or "Affero" in text for text in licences if len(text) < 200):
+            names.add(each.metadata["Name"])
+    return sorted(module for module, owners in packages_distributions().items() if names & {*owners})
+
+
+@pytest.mark.slow
+def test_no_agpl_package_is_needed_to_prune_recover_distill_and_quantize(tiny_data: Path, tmp_path: Path) -> None:
+    from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network
+
+    torch.manual_seed(0)
+    model, recipe = tmp_path / "small.tv.pt", tmp_path / "all.toml"
+    save_network(TorchvisionNetwork("ssdlite320_mobilenet_v3_large", ("red", "green"), (64, 64)), model)
+    recipe.write_text(RECIPE, "ascii")
+    modules = agpl_modules()
+    assert "ultralytics" in modules or not find_spec("ultralytics")
+    (tmp_path / "sitecustomize.py").write_text(REFUSAL.format(modules=modules), "ascii")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = build_command(model, tiny_data, tmp_path / "out", "--recipe", str(recipe), "--json")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_bytes())
+    assert {"prune", "recover", "distill", "quantize"} <= {stage["name"] for stage in ledger["stages"]}
