@@ -1,23 +1,42 @@
-"""Compare coded INT8 with fp4x as the small form of a plan, at equal bytes, and time how coded INT8 expands.
+"""Measure what coded INT8 keeps of a detector at a size, without training and without labels, for draws of its frames.
 
-Both are planned by the recipe `mixed` from the same frames; only `formats` differ. Needs `edgekd[train]`.
+Plans are those of the recipe `mixed`; beside them some with fp4x as the small form, at equal bytes. Rows that are
+finished are kept in `--work`, where a cut run goes on. Needs `edgekd[train]`.
 """
 
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Detector, exported, images_of, quantize_step
-from frame import Blocks, Document, Given, Option, Result, cell, head, main, note, table
+from common import HERE, Detector, exported, images_of, quantize_step
+from frame import (
+    Blocks,
+    Document,
+    FinishedRows,
+    Given,
+    Option,
+    Result,
+    cell,
+    claim,
+    claims_table,
+    head,
+    main,
+    note,
+    spread,
+    table,
+)
 from graphs import Reference
 from onnx import helper, numpy_helper
 
-from edgekd.builds.stages.plan import FILL, plan_within
+from edgekd.builds.stages.plan import Attempt, fitted
 from edgekd.compress.quantization.mixed_precision import Costs, measure_costs
+from edgekd.compress.quantization.plan import Plan
 from edgekd.compress.quantization.qdq import read_layers
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
@@ -25,19 +44,34 @@ from edgekd.core.formats import packed_graph
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset
 
-DATA = {"yolo11n-ppe.pt": ("ppe", ("val", "test")), "yolo11n.pt": ("coco256", ("val",))}
+DATA = {
+    "yolo11n.pt": ("coco256", ("val",)),
+    "yolo26n.pt": ("coco256", ("val",)),
+    "yolo11n-ppe.pt": ("ppe", ("val", "test")),
+}
 """Data set and scored splits of each model."""
-FORMS: tuple[WeightFormat, ...] = ("fp4x", "coded")
+FLOAT, CODED, SPEED = "float32", "coded", "speed"
+"""Kinds of rows, beside fp4x."""
+KEEP = {8.0: 0.99, 10.0: 0.97}
+"""Goals: share of the float graph's mAP50-95, by the part of its file that is left."""
+ENCODE_S, DECODE_S = 120, 5
+"""Goals: processor seconds for the plan and the graph of a size, and to expand the weights of a YOLO11x."""
 JUDGED = 32  # frames of `val` on which noise is measured
 SHARE = 0.75  # of the calibration frames, in each draw
-TRIES = 3  # plans for a size: how well codes compress is known only afterwards
 YOLO11X = 57_000_000  # about how many weights YOLO11x has
+
+Key = tuple[str, str, int | None, float | None]
+"""Model, kind, draw and part of a row."""
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
     """Return what work gives, and the seconds of processor time that it took."""
     began = time.process_time()
     return work(), time.process_time() - began
+
+
+def key_of(row: Document) -> Key:
+    return row.model, row.form, row.get("draw"), row.get("part")
 
 
 class Case:
@@ -47,112 +81,172 @@ class Case:
         data, self.splits = DATA[model]
         self.model, self._given = model, given
         self._dataset: Dataset = load_dataset(given.shared / "data" / data)
-        classes = self._dataset.classes
-        self._source = exported(given.shared / "models" / model, given.scratch / f"{model}.onnx", classes=classes)
-        self._whole = self._source.graph.stat().st_size
-        judged = images_of(self._dataset.split("val"), JUDGED)
-        self._reference = Reference(self._source.graph, list(self._source.frames(judged)))
 
-    def rows(self, draw: int) -> Iterator[Document]:
-        """Yield the float graph, and both forms at each size, calibrated on a draw of the training frames."""
+    @cached_property
+    def _source(self) -> Detector:
+        model = self._given.shared / "models" / self.model
+        return exported(model, self._given.scratch / f"{self.model}.onnx", classes=self._dataset.classes)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        judged = images_of(self._dataset.split("val"), JUDGED)
+        return Reference(self._source.graph, list(self._source.frames(judged)))
+
+    def floating(self) -> Document:
+        size = self._source.graph.stat().st_size
+        return Document(model=self.model, form=FLOAT, bytes=size, scores=self._scores(self._source))
+
+    def rows(self, form: WeightFormat, draw: int, parts: Sequence[float]) -> Iterator[Document]:
+        """Yield the graph in a form at each size, calibrated on a draw of the training frames."""
         images = images_of(self._dataset.split("train"))
         every = images[:: max(len(images) // self._given.frames, 1)][: self._given.frames]
         chosen = np.random.default_rng(draw).permutation(len(every))[: round(len(every) * SHARE)]
         frames = list(self._source.frames(every[index] for index in chosen))
-        for form in FORMS:
-            step = replace(quantize_step("mixed"), formats=("int8", form, "float16"))
-            costs, seconds = cpu_seconds(lambda step=step: measure_costs(self._source.graph, frames, step))
-            for part in self._given.parts:
-                row = self._row(form, step, costs, frames, int(self._whole / part))
-                yield Document(row, model=self.model, draw=draw, part=part, plan_s=round(seconds, 1))
-
-    def floating(self) -> Document:
-        return Document(model=self.model, form="float32", bytes=self._whole, scores=self._scores(self._source))
+        step = replace(quantize_step("mixed"), formats=("int8", form, "float16"))
+        costs, seconds = cpu_seconds(lambda: measure_costs(self._source.graph, frames, step))
+        for part in parts:
+            first = Document(model=self.model, form=form, draw=draw, part=part, plan_s=round(seconds, 1))
+            yield Document(first, **self._row(form, part, costs, frames, step))
 
     def _row(
-        self, form: WeightFormat, step: Quantize, costs: Costs, frames: list[np.ndarray], max_bytes: int
-    ) -> Document:
-        out, room = self._given.scratch / f"{self.model}.{form}.onnx", max_bytes
-        for _ in range(TRIES):
-            plan = plan_within(costs, room)
-            quantized = Detector(out, self._source.spec)
-            _, seconds = cpu_seconds(lambda: self._source.quantized(out, frames, step, plan.forms, plan.steps))  # noqa: B023
-            size = len(packed_graph.pack(out.read_bytes()))
-            if size <= max_bytes or plan.predicted_bytes > room:
-                break
-            room = int((plan.predicted_bytes - (size - max_bytes)) * FILL)
-        row = Document(form=form, bytes=size, quantize_s=round(seconds, 1), noise=self._reference.noise(out))
-        note(self.model, form, row)
-        return Document(row, layers=Counter(plan.forms.values()), scores=self._scores(quantized))
+        self, form: WeightFormat, part: float, costs: Costs, frames: list[np.ndarray], step: Quantize
+    ) -> dict[str, Any]:
+        """Return what is measured of a graph; quantize_s: of each attempt at the size."""
+        limit = int(self._source.graph.stat().st_size / part)
+        out = self._given.work / f"{self.model}.{form}.onnx"
+        seconds: list[float] = []
+
+        def attempt(plan: Plan) -> Attempt[Plan]:
+            _, took = cpu_seconds(lambda: self._source.quantized(out, frames, step, plan.forms, plan.steps))
+            seconds.append(round(took, 1))
+            return Attempt(plan, out, len(packed_graph.pack(out.read_bytes())))
+
+        plan = fitted(costs, limit, 0, attempt)
+        return {
+            "limit": limit,
+            "bytes": len(packed_graph.pack(out.read_bytes())),
+            "noise": self._reference.noise(out),
+            "quantize_s": seconds,
+            "layers": Counter(plan.forms.values()),
+            "scores": self._scores(Detector(out, self._source.spec)),
+        }
 
     def _scores(self, detector: Detector) -> dict[str, float]:
-        if self._given.unscored:
-            return {}
         return {split: detector.map50_95(self._dataset.split(split)) for split in self.splits}
 
-    def speed(self, repeats: int) -> Document:
-        """Expand as many coded weights as a YOLO11x has: the last coded graph's layers, over and over."""
-        layers = read_layers(self._given.scratch / f"{self.model}.coded.onnx")
-        coded = [layer.weights for layer in layers if layer.form == "coded"]
-        copies = round(YOLO11X / sum(each.size for each in coded))
-        tensors = [
-            numpy_helper.from_array(each, f"{copy}/{index}")
-            for copy in range(copies)
-            for index, each in enumerate(coded)
-        ]
-        graph = helper.make_graph([helper.make_node("Identity", ["0/0"], ["y"])], "weights", [], [], tensors)
-        content = helper.make_model(graph).SerializeToString()
-        packed, seconds = cpu_seconds(lambda: packed_graph.pack(content))
-        took = [cpu_seconds(lambda: packed_graph.unpack(packed)) for _ in range(repeats)]
-        assert all(found == content for found, _ in took)
-        unpack = [round(each, 2) for _, each in took]
-        weights = copies * sum(each.size for each in coded)
-        return Document(weights=weights, bits=8 * len(packed) / weights, pack_s=round(seconds, 1), unpack_s=unpack)
+
+def speed(graph: Path, repeats: int) -> Document:
+    """Pack and expand as many coded weights as a YOLO11x has: the coded layers of a graph, over and over."""
+    coded = [layer.weights for layer in read_layers(graph) if layer.form == "coded"]
+    copies = round(YOLO11X / sum(each.size for each in coded))
+    tensors = [
+        numpy_helper.from_array(each, f"{copy}/{index}") for copy in range(copies) for index, each in enumerate(coded)
+    ]
+    weights = helper.make_graph([helper.make_node("Identity", ["0/0"], ["y"])], "weights", [], [], tensors)
+    content = helper.make_model(weights).SerializeToString()
+    packed, seconds = cpu_seconds(lambda: packed_graph.pack(content))
+    took = [cpu_seconds(lambda: packed_graph.unpack(packed)) for _ in range(repeats)]
+    assert all(found == content for found, _ in took)
+    unpack = [round(each, 2) for _, each in took]
+    count = copies * sum(each.size for each in coded)
+    row = Document(model="as many weights as YOLO11x", form=SPEED, weights=count, bits=8 * len(packed) / count)
+    return Document(row, pack_s=round(seconds, 1), unpack_s=unpack)
 
 
 def run(given: Given) -> Iterator[Result]:
-    rows: list[Document] = []
-    speed = None
-    for model in given.models:
-        case = Case(model, given)
-        rows.append(case.floating())
-        for draw in range(given.draws):
-            for row in case.rows(draw):
-                rows.append(row)
-                yield {"rows": rows, "speed": speed}
-        speed = speed or case.speed(given.repeats)
-        yield {"rows": rows, "speed": speed}
+    settings = {name: getattr(given, name) for name in ("frames", "repeats")}
+    kept = FinishedRows(given.work / "rows.json", settings, given.threads)
+    for rows in missing(given, {key_of(row) for row in kept.rows}):
+        for row in rows:
+            kept.add(row)
+            note({name: value for name, value in row.items() if name != "layers"})
+            yield result(kept)
+    yield result(kept)
+
+
+def missing(given: Given, finished: set[Key]) -> Iterator[Iterator[Document]]:
+    """Yield the rows that are not there yet, by what they have in common."""
+    cases = {model: Case(model, given) for model in given.models}
+    for model, case in cases.items():
+        if (model, FLOAT, None, None) not in finished:
+            yield iter([case.floating()])
+    runs: list[tuple[WeightFormat, int, list[float]]] = [("coded", draw, given.parts) for draw in range(given.draws)]
+    for form, draw, parts in [*runs, ("fp4x", 0, given.parts[:1])]:
+        for model, case in cases.items():
+            if left := [part for part in parts if (model, form, draw, part) not in finished]:
+                yield case.rows(form, draw, left)
+    if SPEED not in {form for _, form, _, _ in finished}:
+        yield iter([speed(given.work / f"{given.models[-1]}.{CODED}.onnx", given.repeats)])
+
+
+def result(kept: FinishedRows) -> Result:
+    return {**kept.conditions, "rows": kept.rows, "claims": claims(kept.rows)}
+
+
+def shares(rows: Sequence[Document], form: str, part: float) -> dict[str, list[float]]:
+    """Return the share of the float graph's mAP50-95 of each draw, by model; the mean of its splits."""
+    whole = {row.model: row.scores for row in rows if row.form == FLOAT}
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row.form, row.get("part")) == (form, part):
+            kept = [score / whole[row.model][split] for split, score in row.scores.items()]
+            found.setdefault(row.model, []).append(statistics.fmean(kept))
+    return found
+
+
+def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
+    found = []
+    coded = [row for row in rows if row.form == CODED]
+    for part, keep in KEEP.items():
+        if each := shares(rows, CODED, part):
+            kept = statistics.fmean(share for of_model in each.values() for share in of_model)
+            text = f"1/{part:g} keeps {keep:.0%} of the float mAP50-95, mean of models and draws"
+            found.append(claim(text, kept, kept >= keep))
+    if coded:
+        over = max(row.bytes / row.limit for row in coded)
+        took = max(row.plan_s + sum(row.quantize_s) for row in coded)
+        found.append(claim("largest file of coded INT8, by its limit, is at most 1", over, over <= 1))
+        found.append(claim(f"plan and graph take at most {ENCODE_S} s, the longest", took, took <= ENCODE_S))
+    for row in (row for row in rows if row.form == SPEED):
+        took = statistics.median(row.unpack_s)
+        found.append(claim(f"{row.weights / 1e6:.1f} M weights expand in {DECODE_S} s", took, took <= DECODE_S))
+    return found
 
 
 def page(found: Document) -> Blocks:
-    yield from head("Coded INT8 beside fp4x", found)
-    yield (
-        "Plans of the recipe `mixed` with INT8, float16 and one of the two, for the same bytes of the packed "
-        "graph. Noise: relative to the float graph's signal where its last convolutions end, on "
-        f"{JUDGED} images of `val`. mAP50-95 on every image of a split. Each draw is three quarters of {found.frames} "
-        "training images. Processor seconds: to measure the costs of a plan, and to quantize by it. Where no plan is "
-        "small enough, the row is the smallest."
-    )
-    whole = {row.model: row for row in found.rows if row.form == "float32"}
+    yield from head("Coded INT8 at a size, without training and without labels", found)
+    yield f"""\
+Plans of the recipe `mixed`, for a part of the float file as the size of the packed graph; beside them plans with
+fp4x in place of coded INT8, on one draw. Noise: relative to the float graph's signal where its last convolutions
+end, on {JUDGED} images of `val`. mAP50-95 on every image of a split. Each draw is three quarters of {found.frames}
+training images; a build calibrates on 128. Processor seconds of one core: to measure the costs of a plan, and to
+quantize by it, once for each attempt at the size. Nothing was chosen by a score."""
+    yield claims_table(found.claims)
     lines = []
-    for row in found.rows:
-        smaller = whole[row.model].bytes / row.bytes
-        scores = ", ".join(f"{split} {score:.4f}" for split, score in row.scores.items())
-        cells = [
-            cell(row.get(name), form) for name, form in (("noise", ".4f"), ("plan_s", ".0f"), ("quantize_s", ".0f"))
-        ]
-        draw = cell(row.get("draw"))
-        lines.append(
-            f"{row.model} | {row.form} | {draw} | {row.bytes:,} | 1/{smaller:.2f} | {' | '.join(cells)} | {scores}"
-        )
-    yield table(" | form | draw | bytes | of float32 | noise | plan s | quantize s | mAP50-95", lines)
-    if found.speed:
-        unpack = found.speed.unpack_s
+    for form, part in dict.fromkeys((row.form, row.part) for row in found.rows if row.get("part")):
+        for model, each in shares(found.rows, form, part).items():
+            noise = [row.noise for row in found.rows if (row.model, row.form, row.get("part")) == (model, form, part)]
+            lines.append(f"{model} | {form} | 1/{part:g} | {len(each)} | {spread(each)} | {spread(noise)}")
+    yield "Share of the float graph's mAP50-95, mean of its splits, and noise: means of the draws (lowest..highest)."
+    yield table(" | form | size | draws | share | noise", lines)
+    yield table(" | form | draw | bytes | of float32 | noise | plan s | quantize s | mAP50-95", _lines(found.rows))
+    for row in (row for row in found.rows if row.form == SPEED):
+        unpack = row.unpack_s
         yield (
-            f"{found.speed.weights / 1e6:.1f} M coded weights of {found.speed.bits:.2f} bits are packed in "
-            f"{found.speed.pack_s:.1f} s and expanded in {statistics.median(unpack):.2f} s ({min(unpack):.2f} to "
-            f"{max(unpack):.2f}), processor time of one core."
+            f"{row.weights / 1e6:.1f} M coded weights of {row.bits:.2f} bits are packed in {row.pack_s:.1f} s and "
+            f"expanded in {statistics.median(unpack):.2f} s ({min(unpack):.2f} to {max(unpack):.2f}), processor time "
+            "of one core."
         )
+
+
+def _lines(rows: Sequence[Document]) -> Iterator[str]:
+    whole = {row.model: row.bytes for row in rows if row.form == FLOAT}
+    for row in (row for row in rows if row.form != SPEED):
+        scores = ", ".join(f"{split} {score:.4f}" for split, score in row.scores.items())
+        took = ", ".join(f"{each:.0f}" for each in row.get("quantize_s", ())) or "–"
+        cells = [cell(row.get("noise"), ".4f"), cell(row.get("plan_s"), ".0f"), took, scores]
+        smaller = f"1/{whole[row.model] / row.bytes:.2f}"
+        yield " | ".join([row.model, row.form, cell(row.get("draw")), f"{row.bytes:,}", smaller, *cells])
 
 
 if __name__ == "__main__":
@@ -160,10 +254,10 @@ if __name__ == "__main__":
         run,
         page,
         Option("--models", list(DATA)),
-        Option("--parts", [8.0], "sizes of the packed graph: the float file's by these"),
-        Option("--draws", 1),
-        Option("--frames", 64),
+        Option("--parts", list(KEEP), "sizes of the packed graph: the float file's by these"),
+        Option("--draws", 4),
+        Option("--frames", 32, "training images that draws are taken from"),
         Option("--repeats", 3),
-        Option("--unscored", False, "measure noise alone"),
+        Option("--work", HERE.parent / "runs" / "coded_weights"),
         cores=1,
     )

@@ -23,11 +23,16 @@ from edgekd.compress.steps import Distill, Weights
 from edgekd.core.detection.decode import SCORING
 from edgekd.data.dataset import load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
+from edgekd.detectors.torch_support import MAX_WARMUP_SHARE
 from edgekd.evaluation.coco import Score, tail_score
 from edgekd.evaluation.evaluate import judge
 
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
+SIZED_TEACHER = "teacher-sized.pt"
+"""The teacher, whose own size is that of the training."""
+MAX_WARMUP_EPOCHS = 3.0
+"""Of Ultralytics' trainings by default."""
 OVERHEAD = 1.15
 """Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
@@ -76,21 +81,21 @@ class Bench(Trainings):
     the teacher a forward pass; tail: the mean mAP50-95 of the classes that are rare in the training split.
     """
 
-    asked = ("student", "width", "epochs", "minutes", "batch", "image_size", "images", "unlabelled", "device")
-    numbers = ("parameters", "epochs", "seconds", "step_seconds")
+    asked = (
+        *("student", "width", "epochs", "minutes", "cpu_time", "batch", "image_size", "images", "close_mosaic"),
+        *("cached", "unlabelled", "device"),
+    )
+    numbers = ("parameters", "epochs", "updates", "seconds", "step_seconds")
     required = TEACHER
 
     def ways(self) -> Iterator[Way]:
         yield TEACHER, None, self._teacher
-        steps: dict[str, Distill | None] = {
-            NONE: training.on_labels(training.shipped()),
-            BUILT_IN: None,
-            OURS: training.shipped(),
-        }
+        step = training.beside_objects(training.shipped()) if self.given.cached else training.shipped()
+        steps: dict[str, Distill | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
         if self.given.ablation:
             steps |= ablations()
         if self.given.unlabelled:
-            steps[OURS_UNLABELLED] = replace(training.shipped(), unlabelled=str(self.data.parent / FRAMES))
+            steps[OURS_UNLABELLED] = replace(step, unlabelled=str(self.data.parent / FRAMES))
         for seed in self.given.seeds:
             for method, step in steps.items():
                 yield method, seed, partial(self._student, method, step, seed)
@@ -112,15 +117,22 @@ class Bench(Trainings):
             model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
             step_of_start = training.step_table(Distill(**model))
             self.job(start.stem, training.start_job, step=step_of_start, out=start, data=self.data)
-        files = {"teacher": given.model, "out": out, "data": self.data}
+        files = {"teacher": given.work / SIZED_TEACHER, "out": out, "data": self.data, "cpu_time": given.cpu_time}
         if step is None:
-            asked = {"start": start, "minutes": given.minutes, "settings": settings}
+            asked = {"start": start, "minutes": given.minutes, "settings": settings, "more": self._alike()}
             took = self.job(name, training.ultralytics_job, **asked, **files)
         else:
-            mine = replace(step, student=str(start), minutes=given.minutes, **settings)
+            changes = {"minutes": given.minutes, "close_mosaic": given.close_mosaic}
+            mine = replace(step, student=str(start), **changes, **settings)
             asked = {"step": training.step_table(mine), "state": given.work / f"{name}.training"}
             took = self.job(name, training.edgekd_job, **asked, **files)
         return self.with_scores(self.row(method, seed, **took), out.with_suffix(".onnx"))
+
+    def _alike(self) -> dict[str, Any]:
+        """Return the settings by which Ultralytics updates weights, warms up and augments images as edgekd does."""
+        given = self.given
+        warm_up = min(given.epochs * MAX_WARMUP_SHARE, MAX_WARMUP_EPOCHS)
+        return {"nbs": given.batch, "warmup_epochs": warm_up, "close_mosaic": given.close_mosaic}
 
     def row(self, method: str, seed: int | None = None, **known: Any) -> Document:
         return super().row(method, seed, **{"tail": {}, **known})
@@ -146,7 +158,7 @@ def teacher_job(
 
     torch.set_num_threads(threads)
     by_split = {}
-    resized = Path(out).with_name("teacher-sized.pt")
+    resized = Path(out).with_name(SIZED_TEACHER)
     training.sized(model, resized, size)
     if (found := direct_detector(resized, SCORING, trust=True)) is not None:
         for name in SPLITS:
@@ -196,7 +208,8 @@ def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[st
 def page(found: Document) -> Blocks:
     counts, methods = found.images, training.by_method(found.rows)
     yield from frame.head("Distillation, edgekd beside none and Ultralytics' own", found)
-    length = f"{found.minutes:g} minutes" if found.minutes else f"{found.epochs} epochs"
+    clock = "CPU minutes, those of the teacher included," if found.get("cpu_time") else "minutes"
+    length = f"{found.minutes:g} {clock}" if found.minutes else f"{found.epochs} epochs"
     unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way
@@ -208,10 +221,11 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
         f"Trained for {length} on {counts.train} images; scored on {counts.val} (val) and {counts.test} (test)."
         + (f"\n{unlabelled}" if found.unlabelled else "")
     )
+    counters = ("epochs", "updates", "seconds") if "cpu_time" in found else ("epochs", "seconds")
     yield frame.table(
-        "how | seeds | parameters | epochs | seconds | step ms | val mAP50-95 | gain | rare | "
+        f"how | seeds | parameters | {' | '.join(counters)} | step ms | val mAP50-95 | gain | rare | "
         "test mAP50-95 | gain | rare",
-        (_cells(method, rows, methods.get(NONE, ())) for method, rows in methods.items()),
+        (_cells(method, rows, methods.get(NONE, ()), counters) for method, rows in methods.items()),
     )
     yield from training.failures(found)
     yield "## Goals"
@@ -220,9 +234,9 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
     yield training.trained_on(found)
 
 
-def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
+def _cells(method: str, rows: Sequence[Document], base: Sequence[Document], counters: Sequence[str]) -> str:
     seeds = "–" if rows[0].seed is None else training.seeds_of(rows)
-    numbers = [frame.cell(training.mean(rows, name), ",.4g") for name in ("epochs", "seconds")]
+    numbers = [frame.cell(training.mean(rows, name), ",.4g") for name in counters]
     numbers = [
         frame.cell(training.mean(rows, "parameters"), ",.0f"),
         *numbers,
@@ -247,7 +261,10 @@ if __name__ == "__main__":
         *training.options("distillation", "the teacher", epochs=40, batch=32),
         Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
         Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
-        Option("--minutes", type=float, help="train this long, in place of a number of epochs"),
+        Option("--minutes", type=float, help="train this long; `--epochs` is then the first estimate"),
+        Option("--cpu-time", False, "minutes are those of the CPU, the teacher's included: others may use it, too"),
+        Option("--close-mosaic", 10, "last epochs without mosaics"),
+        Option("--cached", False, "edgekd compares predictions alone, beside cached objects of the teacher"),
         SEEDS,
         Option("--ablation", False, "also edgekd with one thing changed at a time"),
         Option("--unlabelled", 0.0, "share of the training images that loses its labels"),

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from edgekd.compress.quantization.sensitivity_4bit import last_products, relative_error
 from edgekd.core.detection.types import DetectorSpec
+from edgekd.core.formats.qdq_graph import COMPUTING
 from edgekd.evaluation.coco import score
 from edgekd.evaluation.evaluate import Evaluation
 from edgekd.graph.session import cpu_session
@@ -22,12 +23,12 @@ RESAMPLES = 100
 
 
 def float_head_patterns(graph: Path) -> tuple[str, ...]:
-    """Return patterns for the convolutions that edgekd leaves in float: the last ones before the outputs, and DFL."""
+    """Return patterns for the layers that edgekd leaves in float: the last ones before the outputs, and DFL."""
     from edgekd.compress.quantization.placement import float_head
 
     model = onnx.load(graph)
     head = float_head(Graph(model))
-    names = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name in head]
+    names = [node.name for node in model.graph.node if node.op_type in COMPUTING and node.name in head]
     return tuple(f"^{re.escape(name)}$" for name in names)
 
 

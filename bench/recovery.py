@@ -1,7 +1,8 @@
 """Prune a detector and train it beside cached predictions of what it was: accuracy, updates and CPU seconds.
 
-Each seed prunes, predicts and trains anew, with the steps' own settings unless options say otherwise; nothing is
-chosen by the scored splits. CPU seconds are those of all threads and child processes. Needs `edgekd[train]`.
+Each seed prunes and trains anew, with the steps' own settings unless options say otherwise; nothing is chosen by the
+scored splits. The predictions are the same for all seeds, so they are computed once, and count in each. CPU seconds are
+those of all threads and child processes. Needs `edgekd[train]`.
 """
 
 import os
@@ -25,7 +26,10 @@ LEAST_SHARE = 0.92
 
 
 class Bench(Trainings):
-    """The detector as it was, pruned, and recovered. cpu_seconds: of what the method adds to the one above."""
+    """The detector as it was, pruned, and recovered.
+
+    cpu_seconds: of its predictions; of pruning; of the predictions and the training.
+    """
 
     asked = ("ratio", "epochs", "batch", "learning_rate", "image_size", "images", "device")
     numbers = ("parameters", "multiply_adds", "updates", "cpu_seconds")
@@ -41,10 +45,15 @@ class Bench(Trainings):
         name = {WHOLE: "whole", PRUNED: "pruned", RECOVERED: "recovered"}[method]
         return Path(self.given.work, name if seed is None else f"{name}-{seed}").with_suffix(".pt")
 
+    @property
+    def _cache(self) -> Path:
+        return Path(self.given.work, "teacher.predictions")
+
     def _whole(self) -> Document:
         out = self._path(WHOLE)
-        sizes = self.job("whole", whole_job, model=self.given.model, out=out, size=self.given.image_size)
-        return self.with_scores(self.row(WHOLE, **sizes), out.with_suffix(".onnx"))
+        files = {"model": self.given.model, "out": out, "data": self.data, "cache": self._cache}
+        took = self.job("whole", whole_job, size=self.given.image_size, **files)
+        return self.with_scores(self.row(WHOLE, **took), out.with_suffix(".onnx"))
 
     def _pruned(self, seed: int) -> Document:
         out, step = self._path(PRUNED, seed), Prune(self.given.ratio, image_size=self.given.image_size, seed=seed)
@@ -56,8 +65,12 @@ class Bench(Trainings):
         given, out = self.given, self._path(RECOVERED, seed)
         step = Recover(given.epochs, given.batch, given.learning_rate, seed=seed)
         files = {"teacher": self._path(WHOLE), "checkpoint": self._path(PRUNED, seed), "out": out, "data": self.data}
-        took = self.job(out.stem, recover_job, step=training.step_table(step), size=given.image_size, **files)
-        (pruned,) = (row for row in self.rows if (row.method, row.seed) == (PRUNED, seed))
+        known = {"step": training.step_table(step), "cache": self._cache, "size": given.image_size}
+        took = self.job(out.stem, recover_job, **known, **files)
+        whole, pruned = (
+            next(row for row in self.rows if (row.method, row.seed) == each) for each in ((WHOLE, None), (PRUNED, seed))
+        )
+        took["cpu_seconds"] += whole.cpu_seconds
         sizes = {name: pruned[name] for name in ("parameters", "multiply_adds")}
         return self.with_scores(self.row(RECOVERED, seed, **sizes, **took), out.with_suffix(".onnx"))
 
@@ -70,12 +83,31 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
+def whole_job(
+    model: str, out: str, data: str, cache: str, size: int, device: str, threads: int, **_: Any
+) -> dict[str, Any]:
+    import torch
     from pruning import network_in, sizes_of
 
+    from edgekd.core.progress import PlainProgress
+    from edgekd.data.dataset import load_dataset
+    from edgekd.detectors.cached_teacher import cached_predictions
+    from edgekd.detectors.family import load_teacher
+    from edgekd.detectors.torch_support import one_device
+
+    torch.set_num_threads(threads)
     training.sized(model, Path(out), size)
+    Path(cache).unlink(missing_ok=True)
+    began = cpu_seconds()
+    teacher, samples = (
+        load_teacher(Path(out), True).to(one_device(device)),
+        load_dataset(Path(data)).split("train").samples,
+    )
+    progress = PlainProgress(interval_s=30)
+    cached_predictions(teacher, samples, (size, size), Path(cache), Recover().max_cache_bytes, progress)
+    took = cpu_seconds() - began
     training.export_sized(out, Path(out).with_suffix(".onnx"), size)
-    return sizes_of(network_in(out), size)
+    return {**sizes_of(network_in(out), size), "cpu_seconds": took}
 
 
 def prune_job(
@@ -100,6 +132,7 @@ def recover_job(
     checkpoint: str,
     out: str,
     data: str,
+    cache: str,
     size: int,
     device: str,
     threads: int,
@@ -112,15 +145,15 @@ def recover_job(
     from edgekd.detectors.ultralytics.recover import recover_detector
 
     torch.set_num_threads(threads)
-    cache = Path(out).with_suffix(".predictions")
-    cache.unlink(missing_ok=True)
+    state = Path(out).with_suffix(".training")
+    state.unlink(missing_ok=True)
     began = cpu_seconds()
     settings = parse_table(Recover, dict(step), "step")
-    paths = [Path(each) for each in (checkpoint, teacher, out, data)]
     progress = PlainProgress(interval_s=30)
-    done = recover_detector(*paths, settings, cache, trust=True, device=device, progress=progress)
+    files = (Path(checkpoint), Path(teacher), Path(out), Path(data), settings, Path(cache), state)
+    done = recover_detector(*files, trust=True, device=device, progress=progress)
     took = cpu_seconds() - began
-    cache.unlink()
+    state.unlink()
     training.export_sized(out, Path(out).with_suffix(".onnx"), size)
     return {"updates": done.updates, "cpu_seconds": took}
 
@@ -137,7 +170,8 @@ def page(found: Document) -> Blocks:
     yield from head("Recovery of a pruned detector without labels", found)
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Recovered: trained beside cached predictions of the
-detector as it was. CPU seconds: of pruning; of the teacher's predictions and the training together."""
+detector as it was. CPU seconds: of those predictions, computed once for all seeds; of pruning; of the predictions and
+the training together."""
     yield training.epochs_line(found)
     columns = " | ".join(f"{split} mAP50-95" for split in SPLITS)
     lines = []

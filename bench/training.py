@@ -25,7 +25,7 @@ from edgekd.builds.recipe import load_recipe
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import EdgeKDError
-from edgekd.core.progress import PlainProgress, Progress
+from edgekd.core.progress import SILENT, PlainProgress, Progress
 from edgekd.core.toml import parse_table
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Sample, Split
@@ -247,9 +247,13 @@ def trained_on(found: Document) -> str:
 
 def shipped() -> Distill:
     """Return the step of the shipped recipe."""
-    step = load_recipe("distill").distill
-    assert step is not None
-    return step
+    return load_recipe("distill").only(Distill)
+
+
+def beside_objects(step: Distill) -> Distill:
+    """Return a step with the losses for which cached objects are enough, in all stages alike."""
+    weights = {name: max(getattr(stage.weights, name) for stage in step.stages) for name in ("classes", "boxes")}
+    return replace(step, stages=(DistillStage("objects", 1.0, Weights(**weights)),), teacher="cached")
 
 
 def on_labels(step: Distill) -> Distill:
@@ -259,6 +263,11 @@ def on_labels(step: Distill) -> Distill:
 def step_table(step: Any) -> dict[str, Any]:
     """Return a step as TOML would have it."""
     return {name: value for name, value in asdict(step).items() if value is not None}
+
+
+def count_cpu_time() -> None:
+    """Let trainings in this process count CPU seconds, of all threads, in place of the time of day."""
+    time.time = time.process_time
 
 
 def settings_of(given: Given, seed: int) -> dict[str, Any]:
@@ -300,34 +309,66 @@ def start_job(step: Mapping[str, Any], out: str, data: str, **_: Any) -> dict[st
 
 
 def edgekd_job(
-    step: Mapping[str, Any], teacher: str, out: str, data: str, state: str, device: str, threads: int
+    step: Mapping[str, Any],
+    teacher: str,
+    out: str,
+    data: str,
+    state: str,
+    device: str,
+    threads: int,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
-    """Train with edgekd and export; what it took."""
+    """Train with edgekd and export; what it took.
+
+    cpu_time: whether minutes are those of the CPU. Time to detect the teacher's objects is taken from them.
+    """
     import torch
 
     from edgekd.detectors.ultralytics.distill import distill_student
     from edgekd.detectors.ultralytics.loop import Loop
 
     torch.set_num_threads(threads)
+    if cpu_time:
+        count_cpu_time()
     stamps: list[float] = []
     follow = Loop.run_callbacks
 
     def stamped(loop: Any, event: str) -> None:
         if event == "on_train_batch_end":
-            stamps.append(time.perf_counter())
+            stamps.append(time.time())
         follow(loop, event)
 
     Loop.run_callbacks = stamped
     settings = parse_table(Distill, dict(step), "step")
     paths = (Path(teacher), Path(out), Path(data))
     progress = PlainProgress(interval_s=30)
-    began = time.perf_counter()
+    began = time.time()
     frames = teachers_frames(Path(teacher), Path(data), settings, progress) if settings.unlabelled else ()
-    labelling = time.perf_counter() - began
-    done = distill_student(*paths, settings, Path(state), True, device, progress, frames)
+    cache = Path(out).with_suffix(".predictions")
+    cache.unlink(missing_ok=True)
+    if settings.uses_cache:
+        detect_objects(Path(teacher), Path(data), frames, settings, cache, device)
+    predicting = time.time() - began
+    if settings.minutes:
+        settings = replace(settings, minutes=settings.minutes - predicting / 60)
+    done = distill_student(*paths, settings, Path(state), True, device, progress, frames, cache)
     export_sized(out, Path(out).with_suffix(".onnx"), settings.image_size)
-    found = {"parameters": done.parameters, "epochs": done.epochs, "seconds": labelling + done.seconds}
-    return {**found, "step_seconds": gap(stamps)}
+    found = {"parameters": done.parameters, "epochs": done.epochs, "updates": done.updates}
+    return {**found, "seconds": predicting + done.seconds, "step_seconds": gap(stamps)}
+
+
+def detect_objects(
+    teacher: Path, data: Path, frames: Sequence[Sample], step: Distill, cache: Path, device: str
+) -> None:
+    """Fill the cache of a teacher's objects, as a training would."""
+    from edgekd.data.images import readable_samples
+    from edgekd.detectors.cached_teacher import cached_objects
+    from edgekd.detectors.family import load_teacher
+    from edgekd.detectors.torch_support import one_device
+
+    samples = readable_samples(load_dataset(data).split("train").samples)
+    network = load_teacher(teacher, trust=True).to(one_device(device.split(",")[0]))
+    cached_objects(network, (*samples, *frames), cache, step.max_cache_bytes, SILENT)
 
 
 def teachers_frames(teacher: Path, data: Path, step: Distill, progress: Progress) -> tuple[Sample, ...]:
@@ -350,26 +391,39 @@ def ultralytics_job(
     device: str,
     threads: int,
     more: Mapping[str, Any] = MappingProxyType({}),
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """Train with Ultralytics' own distillation, as long or as often, and export the last moving average.
 
-    Without a teacher, alone. more: settings of Ultralytics' `train`.
+    Without a teacher, alone. more: settings of Ultralytics' `train`; cpu_time: whether minutes are those of the CPU.
+    It has what edgekd's trainings have: images in memory, and on CPUs the channels-last layout and bfloat16.
     """
     import torch
     from ultralytics import YOLO
 
-    from edgekd.detectors.torch_support import parameters_in
+    from edgekd.detectors.torch_support import fast_in_bfloat16, parameters_in
 
     torch.set_num_threads(threads)
+    if cpu_time:
+        count_cpu_time()
     stamps: list[float] = []
     size = settings["image_size"]
-    hardware = {"amp": False, "workers": 0} if device == "cpu" else {"amp": "bf16", "cache": "ram"}
+    hardware = {"amp": False, "workers": 0} if device == "cpu" else {"amp": "bf16"}
+    hardware["cache"] = "ram"
     length = {"epochs": settings["epochs"], "batch": settings["batch"], "imgsz": size, "seed": settings["seed"]}
     # Nothing is validated while it trains, as with edgekd: its time goes into training alone.
     quietly = {"val": False, "plots": False, "project": str(Path(out).parent), "name": Path(out).stem, "exist_ok": True}
+
+    def speed_up(trainer: Any) -> None:
+        if device == "cpu":
+            trainer.model.to(memory_format=torch.channels_last)
+            fast = fast_in_bfloat16(torch.device("cpu"))
+            trainer.model.forward = torch.autocast("cpu", torch.bfloat16, enabled=fast)(trainer.model.forward)
+
     yolo = YOLO(start)
-    yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.perf_counter()))
-    yolo.add_callback("on_train_start", lambda trainer: stamps.append(time.perf_counter()))
+    yolo.add_callback("on_train_start", speed_up)
+    yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.time()))
+    yolo.add_callback("on_train_start", lambda trainer: stamps.append(time.time()))
     # On a CPU it takes one core fewer than there are; edgekd takes all.
     yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
     time_h = minutes / 60 if minutes else None
@@ -383,5 +437,10 @@ def ultralytics_job(
         module._forward_hooks.clear()
     torch.save({"model": student.half(), "train_args": {"imgsz": size, "task": "detect"}}, out)
     export_sized(out, Path(out).with_suffix(".onnx"), size)
-    took = {"epochs": yolo.trainer.epoch + 1, "seconds": stamps[-1] - stamps[0], "step_seconds": gap(stamps)}
-    return {"parameters": parameters_in(student), **took}
+    took = {
+        "epochs": yolo.trainer.epoch + 1,
+        "updates": yolo.trainer.ema.updates,
+        "seconds": stamps[-1] - stamps[0],
+        "step_seconds": gap(stamps),
+    }
+    return {"parameters": parameters_in(student), "step_seconds": gap(stamps), **took}

@@ -56,6 +56,7 @@ def train(given: Given, folder: Path, out: Path) -> None:
         data=data,
         epochs=given.epochs,
         batch=given.batch,
+        nbs=given.batch,  # a weight update for every batch: the default collects the gradients of 64 images
         imgsz=given.image_size,
         device=given.device,
         freeze=frozen,

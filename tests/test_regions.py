@@ -162,6 +162,18 @@ assert [section.encoding for section in packed_graph.sections(packed)] == ["code
 """
 
 
+RUNNING_STATE = {
+    "agent/runtimes/builder_log.py:BuilderLog",
+    "agent/validation/coordinator.py:ResultDocument",
+    "builds/search/loop.py:Search",
+    "core/formats/model_limits.py:_Scan",
+    "deploy/delta.py:_Encoding",
+    "detectors/refit.py:_Layer",
+    "hardware/predict/graph.py:_Kernel",
+}
+"""Dataclasses that change while something runs."""
+
+
 def sources() -> Iterator[Path]:
     yield from sorted(PACKAGE.rglob("*.py"))
 
@@ -314,6 +326,18 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
 def test_torch_is_imported_by_the_modules_that_read_checkpoints_only() -> None:
     users = {path.relative_to(PACKAGE).parts[0] for path in sources() if "torch" in imported_packages(path)}
     assert users <= {"detectors", "compress"}
+
+
+def test_dataclasses_are_frozen_except_the_state_of_something_that_runs() -> None:
+    changing = {
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        for decorator in map(ast.unparse, node.decorator_list)
+        if decorator.partition("(")[0] == "dataclass" and "frozen=True" not in decorator
+    }
+    assert changing == RUNNING_STATE
 
 
 def test_contracts_of_imports_are_kept_and_a_broken_one_is_found(tmp_path: Path) -> None:

@@ -47,21 +47,27 @@ Quantize = Callable[[Job], None]
 
 
 def edgekd() -> Quantize:
-    """Recipes `ptq` and `mixed`. `--method`: nothing for `ptq`, or how often the packed `mixed` goes into the float."""
+    """Recipes `ptq` and `mixed`.
+
+    `--method`: nothing for `ptq`, `unsmoothed` for it without smoothing of normalizations, or how often the packed
+    `mixed` goes into the float file.
+    """
     # edgekd imports these when it needs them; nobody's imports are counted.
     import onnxruntime  # noqa: F401
     import scipy.linalg  # noqa: F401
 
     from edgekd.builds.recipe import load_recipe
+    from edgekd.compress.quantization import smoothing
     from edgekd.compress.quantization.mixed_precision import measure_costs, plan_for
     from edgekd.compress.quantization.quantize import quantize
     from edgekd.compress.steps import Quantize as Step
     from edgekd.core.formats.packed_graph import pack
 
     def work(job: Job) -> None:
-        (step,) = load_recipe("mixed" if job.method else "ptq").steps
+        (step,) = load_recipe("mixed" if job.method.isdigit() else "ptq").steps
         assert isinstance(step, Step)
-        if not job.method:
+        if not job.method.isdigit():
+            smoothing.MAX_ERROR = 0.0 if job.method == "unsmoothed" else smoothing.MAX_ERROR
             quantize(job.model, job.out, job.batches(), step)
             return
         most = limit = job.model.stat().st_size // int(job.method)
@@ -96,14 +102,22 @@ def modelopt() -> Quantize:
 
 
 def nncf() -> Quantize:
-    """NNCF's preset `mixed`: symmetric weights, asymmetric activations; all frames, the rest at its default."""
+    """NNCF's preset `mixed`: symmetric weights, asymmetric activations; all frames, the rest at its default.
+
+    `--method`: nothing, or `transformer` for the model type with which NNCF smooths activations.
+    """
     import nncf
 
     def work(job: Job) -> None:
         name, count = job.input_name(), len(job.frames)
         frames = nncf.Dataset(job.frames, lambda file: {name: np.load(file)})
-        preset = nncf.QuantizationPreset.MIXED
-        onnx.save(nncf.quantize(onnx.load(job.model), frames, preset=preset, subset_size=count), job.out)
+        options = {
+            "preset": nncf.QuantizationPreset.MIXED,
+            "subset_size": count,
+            "model_type": nncf.ModelType.TRANSFORMER if job.method else None,
+            "ignored_scope": nncf.IgnoredScope(names=job.excluded()),
+        }
+        onnx.save(nncf.quantize(onnx.load(job.model), frames, **options), job.out)
 
     return work
 
@@ -111,7 +125,8 @@ def nncf() -> Quantize:
 def onnxruntime() -> Quantize:
     """ONNX Runtime's static quantization: INT8 convolutions, min-max ranges, one weight scale per channel.
 
-    `--method`: activations `symmetric`, as TensorRT wants them, or `asymmetric`, ONNX Runtime's default.
+    `--method`: activations `symmetric`, as TensorRT wants them, or `asymmetric`, ONNX Runtime's default; `products`:
+    symmetric, and matrix products in INT8, too.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -134,13 +149,13 @@ def onnxruntime() -> Quantize:
         job.out,
         Frames(job),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"] if job.method == "products" else ["Conv"],
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         nodes_to_exclude=job.excluded(),
-        extra_options={"ActivationSymmetric": job.method == "symmetric"},
+        extra_options={"ActivationSymmetric": job.method != "asymmetric"},
     )
 
 

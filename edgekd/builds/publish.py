@@ -31,7 +31,7 @@ from edgekd.builds.stages.quantize import CACHE, PLAN
 from edgekd.builds.stages.score import ScoreResult
 from edgekd.builds.stages.train import DistillResult, TrainedResult
 from edgekd.core.atomic_files import copy_file, write_file
-from edgekd.core.bundle.archive import file_entry, pack, read_manifest, stored_bytes
+from edgekd.core.bundle.archive import file_entry, pack, read_manifest
 from edgekd.core.bundle.manifest import (
     BuildLimits,
     Evidence,
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from edgekd.compress.steps import Step
     from edgekd.deploy.signing import Signer
 
-_GOLDEN = "golden.set"
+_GOLDEN, _REPORT = "golden.set", "report.html"
 _ROLES: Mapping[str, Role] = {
     agent_zipapp.NAME: "agent",
     CACHE: "calibration-cache",
@@ -77,13 +77,13 @@ _ROLES: Mapping[str, Role] = {
     PACKED: "graph",
     "labels.txt": "labels",
     PLAN: "evidence",
-    "report.html": "report",
+    _REPORT: "report",
     sbom.NAME: "sbom",
 }
 _BESIDE = (PACKED, PLAN, CALIBRATION)
 """Files of a bundle that also lie beside it, for people and for the next build."""
 MARGIN = 8192
-"""Bytes by which the rest of a bundle may grow with compression: a plan, the drift reference, digits in the report."""
+"""Bytes by which the rest of a bundle may grow with compression: a plan, the drift reference, a report's digits."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PackResult(StageResult):
 
 
 REPORT = StageKind("report", 3, StageResult, ("numpy", "opencv-python-headless"))
-PACK = StageKind("pack", 4, PackResult)
+PACK = StageKind("pack", 5, PackResult)
 
 
 def publish(
@@ -109,7 +109,7 @@ def publish(
     predicted = _on_target(record) if request.budget.max_energy_mj else None
     lines = judge(
         request.budget,
-        size=budget_bytes(bundle),
+        size=bundle.stat().st_size,
         kept=after / before if before else None,
         fps=timing.after.fps,
         basis=timing.after.basis,
@@ -117,7 +117,7 @@ def publish(
     )
     facts = replace(facts_of(record), budget=lines, bundle_bytes=bundle.stat().st_size, search=request.search)
     report = analysed_report(full_report(record, facts, machine, context.done), record, findings, analysis)
-    path = request.out / "report.html"
+    path = request.out / _REPORT
     write_file(path, render(report).encode("utf-8"))
     return BuildResult(
         record=record,
@@ -136,26 +136,25 @@ def publish(
 
 
 def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Signer] = ()) -> Path:
-    """Write the bundle with its report, and copy it, the graphs and the calibration set to the request's folder.
+    """Write the bundle, and copy it, the graphs and the calibration set to the request's folder.
 
     A bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes. The store keeps
     it unsigned; the copy is signed by these signers. Raises SignatureError.
     """
-    identity = _identity(record)
+    request, identity, files = record.request, _identity(record), _files(record)
+    if request.bundle_report:
 
-    def write_travelling_report(folder: Path) -> StageResult:
-        _write_travelling_report(record, folder)
-        return StageResult()
+        def write_report(folder: Path) -> StageResult:
+            _write_bundled_report(record, folder)
+            return StageResult()
 
-    report = context.run(REPORT, identity, write_travelling_report)
-    files = _files(record, report)
+        files[_REPORT] = context.run(REPORT, identity, write_report).path / _REPORT
 
     def work(folder: Path) -> PackResult:
         return PackResult(_pack(record, files, folder))
 
     agent = hashlib.sha256(agent_zipapp.agent_archive()).hexdigest()
-    packed = context.run(PACK, {**identity, "report": report.sha256, "agent": agent}, work)
-    request = record.request
+    packed = context.run(PACK, {**identity, "report": request.bundle_report, "agent": agent}, work)
     bundle = request.out / f"{detector_name(request.model)}-{request.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
     beside = {GRAPH: record.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
@@ -164,22 +163,17 @@ def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Si
     return bundle
 
 
-def budget_bytes(bundle: Path) -> int:
-    """Return the bytes of a bundle that its budget counts: without the agent, which is the same for every model."""
-    agents = (entry for entry in read_manifest(bundle).files if entry.role == "agent")
-    return bundle.stat().st_size - sum(map(stored_bytes, agents))
-
-
 def bytes_beside_graph(record: BuildRecord) -> int:
     """Estimate the bytes of a bundle beside its graph and calibration cache, from a record without any compression."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
-        _write_travelling_report(record, folder)
-        sources = {"report.html": folder / "report.html", PACKED: record.encoded.path / PACKED}
+        sources = {PACKED: record.encoded.path / PACKED}
+        if record.request.bundle_report:
+            _write_bundled_report(record, folder)
+            sources[_REPORT] = folder / _REPORT
         if record.calibrated:
             sources[CALIBRATION] = record.calibrated.stage.path / CALIBRATION
-        _pack(record, sources, folder)
-        size = budget_bytes(folder / "bundle.edgekd")
+        size = _pack(record, sources, folder)
     return size - record.encoded.result.bytes + MARGIN
 
 
@@ -243,9 +237,9 @@ def _identity(record: BuildRecord) -> dict[str, Any]:
     }
 
 
-def _files(record: BuildRecord, report: AnyStage) -> dict[str, Path]:
+def _files(record: BuildRecord) -> dict[str, Path]:
     """Return the paths of the bundle's files that earlier stages wrote."""
-    files = {PACKED: record.encoded.path / PACKED, "report.html": report.path / "report.html"}
+    files = {PACKED: record.encoded.path / PACKED}
     if CACHE in record.after.files:
         files[CACHE] = record.after.path / CACHE
     if PLAN in record.after.files:
@@ -355,6 +349,6 @@ def _step_json(step: Step) -> dict[str, Any]:
     return {"step": type(step).__name__, **settings}
 
 
-def _write_travelling_report(record: BuildRecord, folder: Path) -> None:
+def _write_bundled_report(record: BuildRecord, folder: Path) -> None:
     report = for_bundle(report_of(record, facts_of(record), record.reproducible))
-    (folder / "report.html").write_text(render(report), "utf-8")
+    (folder / _REPORT).write_text(render(report), "utf-8")

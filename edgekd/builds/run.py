@@ -42,6 +42,7 @@ class BuildRequest:
         fresh: Reuse no stage from before.
         counter: Version of the bundle: no device goes back to a lower one.
         licence: Of the model, as an SPDX expression.
+        bundle_report: Put the report into the bundle, too.
         search: The search that found the recipe; None where it was given.
         train_on: GPUs to train students on, such as `0,1`; None for one if there is any.
     """
@@ -59,6 +60,7 @@ class BuildRequest:
     fresh: bool = False
     counter: int = 0
     licence: str | None = None
+    bundle_report: bool = False
     search: SearchResult | None = None
     train_on: str | None = None
 

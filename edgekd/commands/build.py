@@ -70,20 +70,18 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
+    bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
-    An `.onnx` model has one float32 input [1, 3, height, width] and one output of detections. The split `train` is
-    calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan `mixed`. Frames per
-    second are of one frame after the other; a size may also be a number of bytes, a share a number from 0 to 1.
+    The split `train` is calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan
+    `mixed`. Frames per second are of one frame after the other. Sizes may be numbers of bytes, shares from 0 to 1.
 
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
-    DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
-    The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
+    DataError, CompressError, DeviceError, or SignatureError, and leaves nothing half-written. See docs/recipes.md.
     """
-    model, chosen, students = Path(model), target_of(target), names_of(student)
-    searches = search or time is not None
+    model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     job = BuildRequest(
         model=detector_file(model),
         data=Path(data),
@@ -98,6 +96,7 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
+        bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     if searches:

@@ -40,7 +40,7 @@ class ComparedBuild:
         map50_95, map50: COCO's mAP of the graph that ships.
         kept: mAP50-95 after / before; null where that is 0 / 0.
         graph_bytes: Size of the packed graph.
-        bundle_bytes: Size of the bundle, its agent included.
+        bundle_bytes: Size of the bundle.
         p50_ms: Median milliseconds from frame to detections; null in a ledger of an older edgekd.
         fps: Frames per second, one after the other; null where the run was too short or too noisy.
         basis: Basis of `p50_ms` and `fps`.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -35,6 +36,17 @@ class _Sized(Step):
     def max_bytes(self) -> int | None:
         """`max_size` in bytes."""
         return None if self.max_size is None else parse_size(self.max_size, "max_size")
+
+
+class _Cached(Step):
+    """Base of a step with predictions of a teacher on disk."""
+
+    cache_size: str
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """`cache_size` in bytes."""
+        return parse_size(self.cache_size, "cache_size")
 
 
 def _require(step: Step, expected: str, fits: Callable[[Any], bool], *names: str) -> None:
@@ -201,9 +213,8 @@ class Prune(_Sized):
     @property
     def share(self) -> float:
         """Share of the multiply-adds to remove in any case."""
-        if self.ratio is not None:
-            return self.ratio
-        return HALF if self.max_size is None and self.min_fps is None else 0.0
+        default = HALF if self.max_size is None and self.min_fps is None else 0.0
+        return default if self.ratio is None else self.ratio
 
     def cap(self, unit: str) -> float:
         """Return the largest share of a unit's channels to remove."""
@@ -242,7 +253,7 @@ class LowRank(Step):
 
 
 @dataclass(frozen=True)
-class Recover(Step):
+class Recover(_Cached):
     """Training of a pruned or factorized detector to predict as the original one does, without labels.
 
     Args:
@@ -257,9 +268,9 @@ class Recover(Step):
 
     kind = "recover"
 
-    epochs: int = 4
-    batch: int = 4
-    learning_rate: float = 1e-3
+    epochs: int = 5
+    batch: int = 8
+    learning_rate: float = 7e-4
     images: int | None = None
     image_size: int | None = None
     cache_size: str = "4GB"
@@ -269,11 +280,6 @@ class Recover(Step):
         _require_positive(self, "epochs", "batch", "learning_rate", "images", "image_size")
         _require(self, "0 or more", lambda seed: seed >= 0, "seed")
         _ = self.max_cache_bytes  # raises where it is no size
-
-    @property
-    def max_cache_bytes(self) -> int:
-        """`cache_size` in bytes."""
-        return parse_size(self.cache_size, "cache_size")
 
 
 @dataclass(frozen=True)
@@ -291,16 +297,14 @@ class Weights:
     relations: float = 0.0
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            if not getattr(self, entry.name) >= 0:
-                raise SpecError(
-                    f"distill: weight {entry.name}", expected="0 or more", found=str(vars(self)[entry.name])
-                )
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise SpecError(f"distill: weight {name}", expected="0 or more", found=str(value))
 
     @property
     def any(self) -> bool:
         """True with any weight."""
-        return any(getattr(self, entry.name) for entry in fields(self))
+        return any(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ class DistillStage:
 
     Args:
         share: Of the training, relative to the other stages' shares.
-        adaptive: Scale the weights by the teacher's share, which follows from the disagreement of both networks.
+        adaptive: Scale each anchor by the teacher's share, which follows from the disagreement of both networks there.
     """
 
     name: str
@@ -327,7 +331,7 @@ DISTILL_STAGES = (
 
 
 @dataclass(frozen=True)
-class Distill(Step):
+class Distill(_Cached):
     """Training of a smaller detector, the student, on labels and beside its teacher.
 
     Args:
@@ -345,10 +349,12 @@ class Distill(Step):
         amp: bfloat16 where hardware has it.
         seed: Of weights and images.
         stages: The losses, stage by stage.
+        teacher: `live` computes its output for every batch; `cached` detects the objects of each image once, at the
+            teacher's own size, and moves them with the labels; `auto` is `cached` where no loss compares feature maps.
+        cache_size: Most disk space for cached objects, such as `2GB`.
         features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
         focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
         alpha: How the teacher's share in an adaptive stage follows from the disagreement.
-        momentum: Of the running mean of that share.
         temperature: Of the class distributions.
         learn_temperature: Learn it instead, within 1 and 4.
         balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
@@ -381,10 +387,11 @@ class Distill(Step):
     amp: bool = True
     seed: int = 0
     stages: tuple[DistillStage, ...] = DISTILL_STAGES
+    teacher: Literal["auto", "cached", "live"] = "auto"
+    cache_size: str = "4GB"
     features: Literal["weighted", "correlation", "channels"] = "weighted"
     focus: float = 1.0
     alpha: Literal["agreement", "disagreement", "off"] = "agreement"
-    momentum: float = 0.99
     temperature: float = 1.0
     learn_temperature: bool = False
     balance_every: int = 50
@@ -399,8 +406,7 @@ class Distill(Step):
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive = ("width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
-        _require_positive(self, *positive)
+        _require_positive(self, "width", "epochs", "minutes", "batch", "image_size", "learning_rate", "temperature")
         if not self.stages or not all(stage.share > 0 for stage in self.stages):
             raise SpecError("distill: stages", expected="at least one, each with a share above 0")
         rates = ("final_rate", "mosaic", "learning_rate", "class_power", "repeat")
@@ -410,31 +416,35 @@ class Distill(Step):
         # Between 0 and 1 the weight has no slope where both networks agree.
         _require(self, "0, or 1 or more", lambda focus: focus == 0 or focus >= 1, "focus")
         _require(self, "0.5 to 1", lambda precision: 0.5 <= precision <= 1, "keep")
-        _require(self, "0 or more, and less than 1", lambda momentum: 0 <= momentum < 1, "momentum")
+        if self.teacher == "cached" and (maps := ", ".join(self.maps_compared)):
+            fix = 'set these weights to 0, or teacher = "live"'
+            raise SpecError("distill: a cached teacher has no feature maps", found=f"weights of {maps}", fix=fix)
+        _ = self.max_cache_bytes  # raises where it is no size
         if self.prompts and not self.text:
             raise SpecError("distill: prompts without text", fix="say how much words count, such as text = 0.5")
-        if self.unlabelled is not None and not 0 < round(self.unlabelled_share * self.batch) < self.batch:
-            raise SpecError(
-                "distill: unlabelled_share",
-                expected=f"both kinds of frames in a batch of {self.batch}",
-                found=str(self.unlabelled_share),
-                fix="use another share, or a larger batch",
-            )
+        if self.unlabelled is not None:
+            both = f"both kinds of frames in a batch of {self.batch}: another share, or a larger batch"
+            _require(self, both, lambda share: 0 < round(share * self.batch) < self.batch, "unlabelled_share")
+
+    @property
+    def maps_compared(self) -> tuple[str, ...]:
+        """Names of the losses with a weight in any stage that compare feature maps."""
+        weighted = {name: None for stage in self.stages for name, weight in vars(stage.weights).items() if weight}
+        return tuple(name for name in weighted if name not in ("classes", "boxes"))
+
+    @property
+    def uses_cache(self) -> bool:
+        """True where the teacher's objects are cached, and it does not run while the student trains."""
+        return self.teacher != "live" and not self.maps_compared and any(stage.weights.any for stage in self.stages)
 
     def stage_at(self, progress: float) -> DistillStage:
         """Return the stage at a progress of 0 to 1."""
-        total, end = sum(stage.share for stage in self.stages), 0.0
-        for stage in self.stages:
-            end += stage.share / total
-            if progress < end:
-                return stage
-        return self.stages[-1]
+        total = sum(stage.share for stage in self.stages)
+        ends = accumulate(stage.share / total for stage in self.stages)
+        return next((stage for stage, end in zip(self.stages, ends, strict=True) if progress < end), self.stages[-1])
 
     def beside(self, folder: Path) -> Distill:
         """Return the step with its files relative to a folder; a student may also be the name of a model."""
-        student = folder / self.student if self.student else None
-        return replace(
-            self,
-            student=str(student) if student and student.is_file() else self.student,
-            unlabelled=str(folder / self.unlabelled) if self.unlabelled else None,
-        )
+        beside = self.student and (folder / self.student).is_file()
+        student = str(folder / str(self.student)) if beside else self.student
+        return replace(self, student=student, unlabelled=str(folder / self.unlabelled) if self.unlabelled else None)

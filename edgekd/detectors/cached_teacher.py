@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
-from edgekd.compress.distillation.prediction_cache import BranchShape, open_cache, record_type
-from edgekd.compress.distillation.recovery import mean_predictions, mirror
-from edgekd.core.detection.preprocess import letterbox
+from edgekd.compress.distillation.prediction_cache import (
+    MAPS,
+    VIEWS,
+    BranchShape,
+    object_record_type,
+    open_cache,
+    record_type,
+)
+from edgekd.compress.distillation.recovery import kept_maps, mean_predictions, mirror
+from edgekd.compress.distillation.teacher_objects import distinct_objects, predicted_boxes
+from edgekd.core.detection.preprocess import Placement, letterbox, to_frame
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import Progress
-from edgekd.data.images import ReadableImages
+from edgekd.data.images import Image, ReadableImages
 from edgekd.data.types import Sample
 from edgekd.detectors.teacher import Teacher
 from edgekd.detectors.torch_support import in_bfloat16
@@ -31,7 +39,7 @@ TEACHER_BATCH = 4
 def cached_predictions(
     teacher: Teacher, samples: Sequence[Sample], size: tuple[int, int], cache: Path, limit: int, progress: Progress
 ) -> NDArray[Any]:
-    """Return a teacher's predictions for images and their mirror images: records of a `prediction_cache`.
+    """Return a teacher's predictions and maps for images and their mirror images: records of a `prediction_cache`.
 
     Args:
         size: Height and width of the frames.
@@ -41,24 +49,75 @@ def cached_predictions(
     Raises SpecError for a teacher without anchors, and where the cache would be too large; DataError.
     """
     teacher.to(memory_format=torch.channels_last)
-    blank = _features(teacher, np.zeros((1, 3, *size), np.float32)).branches
-    if not blank:
+    blank = _features(teacher, np.zeros((1, 3, *size), np.float32))
+    if not blank.branches:
         raise SpecError("recover: the teacher predicts without anchors", expected="a detector with a grid of anchors")
-    kind = record_type(*size, {name: _shape(each) for name, each in blank.items()})
+    shapes = {name: _shape(each) for name, each in blank.branches.items()}
+    kind = record_type(*size, shapes, [each.shape[1:] for each in kept_maps(blank)])
 
     positions = {sample: index for index, sample in enumerate(samples)}
 
     def compute(first: int) -> Iterator[Any]:
-        images = iter(ReadableImages(samples[first:], progress, label="predictions of the teacher"))
-        while chunk := list(islice(images, TEACHER_BATCH)):
+        for chunk in _chunks(samples[first:], progress):
             frames = np.concatenate([letterbox(image, Preprocess(*size))[0] for _, image in chunk])
             features = _features(teacher, np.concatenate([frames, frames[..., ::-1]]))
             views = {name: _views(name, each, features.grid) for name, each in features.branches.items()}
+            maps = [torch.stack(each.cpu().chunk(VIEWS)) for each in kept_maps(features)]
             for place, (sample, _) in enumerate(chunk):
                 both = {name: Predictions(each.scores[:, place], each.boxes[:, place]) for name, each in views.items()}
-                yield _record(kind, positions[sample], frames[place], both)
+                record = _record(kind, positions[sample], frames[place], both)
+                for number, each in enumerate(maps):
+                    record[MAPS][str(number)] = each[:, place]
+                yield record
 
     return open_cache(cache, kind, len(samples), compute, limit)
+
+
+def cached_objects(
+    teacher: Teacher, samples: Sequence[Sample], cache: Path, limit: int, progress: Progress
+) -> NDArray[Any]:
+    """Return the objects that a teacher detects in images at its own size: records of `object_record_type`.
+
+    Args:
+        cache: The file, whose name follows from teacher and images.
+        limit: Most bytes of all caches in its folder.
+
+    Raises SpecError where the cache would be too large; DataError.
+    """
+    teacher.to(memory_format=torch.channels_last)
+    kind, preprocess = object_record_type(len(teacher.classes)), Preprocess(*teacher.image_size)
+    positions = {sample: index for index, sample in enumerate(samples)}
+
+    def compute(first: int) -> Iterator[Any]:
+        for chunk in _chunks(samples[first:], progress):
+            frames, placements = zip(*(letterbox(image, preprocess) for _, image in chunk), strict=True)
+            found = predicted_boxes(_features(teacher, np.concatenate(frames)))
+            arrays = (each.float().mT.cpu().numpy() for each in (found.scores, found.boxes))
+            for (sample, _), placement, *predicted in zip(chunk, placements, *arrays, strict=True):
+                yield _object_record(kind, positions[sample], placement, *distinct_objects(*predicted))
+
+    return open_cache(cache, kind, len(samples), compute, limit)
+
+
+def _object_record(
+    kind: np.dtype[Any], index: int, placement: Placement, scores: NDArray[np.float32], boxes: NDArray[np.float32]
+) -> NDArray[Any]:
+    """Return the record of an image. scores: [k, classes]; boxes: [k, 4], corners in pixels of the input."""
+    record = np.zeros((), kind)
+    corners = to_frame(boxes, placement) / np.array([placement.width, placement.height] * 2, np.float32)
+    low, high = corners[:, :2], corners[:, 2:]
+    visible = (high > low).all(axis=1)
+    record["index"], record["count"] = index, np.count_nonzero(visible)
+    record["boxes"][: record["count"]] = np.concatenate([(low + high) / 2, high - low], axis=1)[visible]
+    record["scores"][: record["count"]] = scores[visible]
+    return record
+
+
+def _chunks(samples: Sequence[Sample], progress: Progress) -> Iterator[list[tuple[Sample, Image]]]:
+    """Yield the readable images, as many as the teacher takes at a time."""
+    images = iter(ReadableImages(samples, progress, label="predictions of the teacher"))
+    while chunk := list(islice(images, TEACHER_BATCH)):
+        yield chunk
 
 
 def evenly_chosen(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:

@@ -58,9 +58,10 @@ class Family:
         Open a file as a `Detector`; read nothing yet.
     teacher(checkpoint, trust)
         Load a network that a student can learn from.
-    distill(teacher, out, data, step, state, trust, device, progress, frames)
+    distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
         Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
-        `frames`: samples that the teacher has labelled.
+        `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
+        and images.
     initialize_student(step, classes, out, trust)
         Write the student of a step `distill` as it is before training.
     prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
@@ -72,9 +73,9 @@ class Family:
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
-    recover(checkpoint, teacher, out, data, step, cache, trust, device, progress)
+    recover(checkpoint, teacher, out, data, step, cache, state, trust, device, progress)
         Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
-        predictions, named after teacher, images and size.
+        predictions, named after teacher, images and size; `state`: that of a training in progress.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)

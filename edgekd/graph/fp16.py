@@ -1,7 +1,8 @@
 """Graphs for strongly typed builders: operators that are not quantized compute in float16.
 
 TensorRT 11 and TensorRT for RTX take each tensor's type from the graph; in float32 the rest of an INT8 network would
-take most of its time. Boxes are decoded in float32: a coordinate of 640 has steps of half a pixel in float16.
+take most of its time. Boxes are decoded in float32: a coordinate of 640 has steps of half a pixel in float16. So do
+nodes compute whose values float16 cannot hold (`graph.pins`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import CompressError, first_line
-from edgekd.core.formats.qdq_graph import COMPUTING
+from edgekd.core.formats.qdq_graph import COMPUTING, DEQUANTIZE, QUANTIZE
 from edgekd.graph.model_file import read_model
 from edgekd.graph.opset import raise_opset
-from edgekd.graph.view import opset_of
+from edgekd.graph.pins import pinned
+from edgekd.graph.view import Graph, opset_of
 
 MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take float16 (ONNX operator changelog)
 
 
 def half(source: Path, out: Path) -> int:
-    """Write the ONNX graph `source` to `out` with float16 in place of float32, except input, output and decoding.
+    """Write the ONNX graph `source` to `out` with float16 in place of float32, except input, output, decoding and pins.
 
     Scales of Q/DQ become float16 too, which their operators require. Returns the opset. Raises CompressError where ONNX
     Runtime's converter cannot do it.
@@ -32,7 +34,7 @@ def half(source: Path, out: Path) -> int:
     try:
         raised = raise_opset(model, MIN_OPSET, source.name)
         halved = convert_float_to_float16(
-            raised, keep_io_types=True, op_block_list=[], node_block_list=decoding(model.graph)
+            raised, keep_io_types=True, op_block_list=[], node_block_list=[*decoding(model.graph), *wide(model)]
         )
         _keep_wide(halved.graph)
         OnnxModel.graph_topological_sort(halved.graph)
@@ -57,6 +59,19 @@ def decoding(graph: Any) -> list[str]:
         else:
             names.append(node.name)
     return names[::-1]
+
+
+def wide(model: Any) -> list[str]:
+    """Return the names of the nodes that are pinned to float32, and of the Q/DQ pairs that they read."""
+    graph, pins = Graph(model), pinned(model)
+    names = set(pins)
+    for node in graph.nodes:
+        if node.name in pins:
+            for name in node.input:
+                while (by := graph.producers.get(name)) is not None and by.op_type in (QUANTIZE, DEQUANTIZE):
+                    names.add(by.name)
+                    name = by.input[0]
+    return sorted(names)
 
 
 def _keep_wide(graph: Any) -> None:

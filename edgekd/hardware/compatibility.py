@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.graph.view import Graph, OperatorClass, load_view
 from edgekd.hardware.compatibility_dla import DLA_RULES, missing_dla_generation, operators_beyond_dla
+from edgekd.hardware.compatibility_half import HALF_RULES
 from edgekd.hardware.compatibility_rules import LEVELS, RULES, Finding, missing_precision
 from edgekd.hardware.target import PRECISIONS, Target
 
@@ -23,7 +24,7 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
     the graph is meant for it (`dla`). Raises SpecError where the file cannot be read as ONNX.
     """
     graph = load_view(model) if isinstance(model, Path) else Graph(model, nested=True)
-    findings = [finding for rule in RULES for finding in rule(graph, target)]
+    findings = [finding for rule in (*RULES, *HALF_RULES) for finding in rule(graph, target)]
     if target.dla:
         of_dla = [finding for rule in DLA_RULES for finding in rule(graph, target)]
         if dla:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgekd.core.errors import SpecError
+from edgekd.graph.pins import pinned
 from edgekd.graph.view import Graph, attribute, where
 from edgekd.hardware.compatibility_rules import Finding, Rule, dynamic_inputs, runtime_title, tensorrt_range
 from edgekd.hardware.target import Target
@@ -119,4 +120,11 @@ def _share_of(graph: Graph, nodes: list[Any]) -> str:
     return f", with {part / whole:.1%} of the multiply-adds" if whole else ""
 
 
-DLA_RULES: tuple[Rule, ...] = (_dla_dynamic_shapes, _dla_quantization, _dla_sizes, _dla_convolutions)
+def _dla_float32(graph: Graph, target: Target) -> Iterator[Finding]:
+    """The DLA computes in INT8 and FP16 alone."""
+    if nodes := [node for node in graph.nodes if node.name in pinned(graph.model)]:
+        what = f"on the DLA: {len(nodes)} nodes need float32, which it does not have"
+        yield Finding("impossible", where(nodes), what, "run on the GPU, or make their values smaller")
+
+
+DLA_RULES: tuple[Rule, ...] = (_dla_float32, _dla_dynamic_shapes, _dla_quantization, _dla_sizes, _dla_convolutions)

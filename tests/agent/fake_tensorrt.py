@@ -359,9 +359,14 @@ def _request(trt: Any, network: Any, config: Any) -> Request:
         frozenset(config._flags),
         cache,
         {name: max(map(abs, limits)) / MAX_RANGE for name, limits in ranges.items()},
-        frozenset(each.name for each in layers if "precision" in each.__dict__ and each.precision.name == "HALF"),
+        frozenset(each.name for each in layers if _precision(each) == "HALF"),
         settings.get("DLA_core", 0) if on_dla else None,
     )
+
+
+def _precision(layer: Any) -> str | None:
+    """Return the precision that was set for a layer; None where none was."""
+    return layer.precision.name if "precision" in layer.__dict__ else None
 
 
 def _record(network: Any, config: Any, request: Request) -> dict[str, Any]:
@@ -376,6 +381,7 @@ def _record(network: Any, config: Any, request: Request) -> dict[str, Any]:
         "verbosity": verbosity.name if verbosity is not None else "LAYER_NAMES_ONLY",
         "dla": request.dla_core,
         "half": sorted(request.half),
+        "full": sorted(each.name for each in network._layers if _precision(each) == "FLOAT"),
         "layers": [[each.name, each._operator] for each in network._layers],
         "timings": bool(config._timing),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from signer import signed, trust_file
 from edgekd.agent.engines.camera import Camera
 from edgekd.agent.engines.selftest import MIN_RUNS
 from edgekd.agent.runtimes.null import NullRuntime
-from edgekd.agent.state.slots import State
+from edgekd.agent.state import slots
+from edgekd.agent.state.slots import Activation, State, require_room
 from edgekd.agent.state.trial import Trial, Uptime, read_uptime
 from edgekd.core.bundle.archive import extract, file_entry, pack, read_head
-from edgekd.core.errors import DeviceError
+from edgekd.core.errors import DeviceError, DiskFullError
 
 
 @pytest.fixture
@@ -141,6 +143,25 @@ def test_there_has_to_be_room_before_anything_goes(
     assert served("status").result["previous"]["identity"] == identity_of(bundle), "the way back is still there"
     third = repacked(bundle, tmp_path / "third", name="third")
     assert served("install", third).code == 0, "there is room for what is no larger than what it replaces"
+
+
+def test_room_for_just_what_is_needed_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")(30)
+    monkeypatch.setattr(slots.shutil, "disk_usage", lambda folder: usage)
+    require_room(tmp_path, {"a bundle": 20, "its graph": 15}, freed=5)
+    with pytest.raises(DiskFullError, match="36 bytes: 20 a bundle, 16 its graph"):
+        require_room(tmp_path, {"a bundle": 20, "its graph": 16}, freed=5)
+
+
+def test_a_record_is_written_from_the_reserve_where_the_disk_is_full(
+    served: Agent, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise DiskFullError(f"{path}: no room")
+
+    monkeypatch.setattr(slots, "write_file", full)
+    state.note(Activation(rejected="0" * 64))
+    assert State(state.root).activation == Activation(rejected="0" * 64)
 
 
 def test_one_installation_at_a_time(served: Agent, newer: Path, state: State) -> None:

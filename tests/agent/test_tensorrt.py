@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cameras import Agent, activate, bench, build, selftest
 from fake_tensorrt import VERSIONS, Behaviour, fake, installed, names_of
@@ -27,6 +28,7 @@ from edgekd.agent.state.slots import State
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.calibration_cache import from_text
+from edgekd.graph.pins import pin
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 WEAK = [version for version in VERSIONS if not version.startswith("11")]
@@ -262,6 +264,23 @@ def test_from_11_on_the_dla_takes_the_graph_itself(camera: Camera, monkeypatch: 
     (record,) = behaviour.built
     assert "QuantizeLinear" in {operator for _, operator in record["layers"]}
     assert record["flags"] == ["GPU_FALLBACK"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nodes_that_float16_cannot_hold_are_held_in_float32_where_tensorrt_chooses_types(
+    camera: Camera, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaviour = installed(monkeypatch, version)
+    graph = camera.chosen_slot().graph
+    model = onnx.load(graph)
+    names = [node.name for node in model.graph.node if node.op_type == "Sigmoid"][:2]
+    pin(model, dict.fromkeys(names, 1e5))
+    onnx.save(model, graph)
+    build(camera)
+    (record,) = behaviour.built
+    typed = version.startswith("11")
+    assert record["full"] == ([] if typed else sorted(names))
+    assert ("PREFER_PRECISION_CONSTRAINTS" in record["flags"]) is not typed
 
 
 # ------------------------------------------------------------------------------------------- versions, and what is here

@@ -16,7 +16,7 @@ from edgekd.hardware.budget import Budget, LimitResult, judge, verdict
 
 def quantized(errors: dict[str, float]) -> Stage[QuantizeResult]:
     forms = dict.fromkeys(errors, "int8")
-    result = QuantizeResult(None, None, 0, (len(errors), len(errors)), forms, None, {}, errors)
+    result = QuantizeResult(None, None, 0, (len(errors), len(errors)), forms, None, {}, errors, {})
     return Stage("quantize", 1, "", Path(), result, {}, "", 0.0, False, {})
 
 

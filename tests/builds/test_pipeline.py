@@ -22,7 +22,6 @@ import tiny
 from running import Built, EdgeKD, build_command
 
 from edgekd.builds import pipeline
-from edgekd.builds.publish import budget_bytes
 from edgekd.core.bundle.archive import extract, verify
 from edgekd.core.canonical import file_sha256
 from edgekd.core.formats.activations import missing_scales
@@ -44,7 +43,6 @@ STAGES = [
     "compile",
     "benchmark",
     "analyse",
-    "report",
     "pack",
 ]
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +172,6 @@ def test_the_bundle_carries_the_files_that_lie_beside_it(tiny_build: Built) -> N
         "graph.packed",
         "labels.txt",
         "sbom.cdx.json",
-        "report.html",
     }
     for name in ("graph.packed", "calibration.toml"):
         assert packed[name] == file_sha256(tiny_build.out / name)
@@ -192,10 +189,26 @@ def test_the_calibration_cache_has_a_scale_for_every_activation(tiny_build: Buil
     assert f"scales of {len(scales)} activations, 0 missing" in (tiny_build.out / "report.html").read_text("utf-8")
 
 
-def test_a_budget_counts_all_but_the_agent(tiny_build: Built) -> None:
-    (agent,) = [entry for entry in verify(tiny_build.bundle).files if entry.role == "agent"]
-    counted = tiny_build.bundle.stat().st_size - budget_bytes(tiny_build.bundle)
-    assert counted == 512 + -(-agent.length // 512) * 512, "a header, and whole blocks"
+def test_a_budget_counts_the_whole_bundle(
+    edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    size, out = tiny_build.bundle.stat().st_size, shutil.copytree(tiny_build.out, tmp_path / "out")
+    for limit, met in ((size, True), (size - 1, False)):
+        flags = ("--data", tiny_data, "--out", out, "--recipe", "ptq", "--max-size", limit)
+        assert edgekd("build", tiny_model, *flags, "--json").json["met"] is met
+
+
+def test_the_report_travels_only_where_it_is_asked_for(
+    edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_build.out, tmp_path / "out")
+    ran = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, "--bundle-report", "--json")
+    assert [stage["name"] for stage in ran.json["stages"] if not stage["cached"]] == ["report", "pack"]
+    (report,) = [entry for entry in verify(Path(ran.json["bundle"])).files if entry.role == "report"]
+    extract(Path(ran.json["bundle"]), tmp_path / "bundle")
+    page = (tmp_path / "bundle" / report.path).read_text("utf-8")
+    assert "<html" in page
+    assert str(out) not in page
 
 
 def test_the_graph_in_the_bundle_expands_to_the_one_that_was_scored(tiny_build: Built) -> None:
@@ -385,7 +398,7 @@ def test_a_target_without_int8_gets_the_float_graph_and_no_calibration(
     assert manifest.lineage.calibration_sha256 is None
     assert manifest.evidence.retention == 1.0
     own = {"agent.pyz", "golden.set"}
-    shown = {"evidence.json", "graph.packed", "labels.txt", "report.html", "sbom.cdx.json"}
+    shown = {"evidence.json", "graph.packed", "labels.txt", "sbom.cdx.json"}
     assert {entry.path for entry in manifest.files} == own | shown
     opsets = onnx.load(tmp_path / "graph.onnx").opset_import
     assert [entry.version for entry in opsets if not entry.domain] == [13]
@@ -465,4 +478,4 @@ def test_a_real_detector_end_to_end(edgekd: EdgeKD, shared: Path, coco16: Path, 
     assert found["map50_95"] == manifest.evidence.after.map50_95
     again = edgekd("build", model, *flags, "--json")
     # What was asked for is written into the bundle.
-    assert [stage["name"] for stage in again.json["stages"] if not stage["cached"]] == ["report", "pack"]
+    assert [stage["name"] for stage in again.json["stages"] if not stage["cached"]] == ["pack"]

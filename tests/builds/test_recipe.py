@@ -71,7 +71,6 @@ def test_stages_come_from_the_recipe(tmp_path: Path) -> None:
         ("minutes = 0", "minutes"),
         ("width = -1.0", "width"),
         ("stages = []", "at least one"),
-        ("momentum = 1.0", "momentum"),
         ("mosaic = 2.0", "mosaic"),
         ("class_power = 2.0", "class_power"),
         ("repeat = -0.5", "repeat"),

@@ -21,11 +21,14 @@ from edgekd.builds.ledger import Ledger, LedgerStage, ledger_row, read_ledger, w
 from edgekd.builds.stage_store import (
     AnyStage,
     FileHashes,
+    Stage,
     StageFile,
     StageKind,
     StageResult,
+    StageSummary,
     Store,
     read_stage,
+    readable_json,
 )
 from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError, SpecError
@@ -210,6 +213,15 @@ def test_results_that_json_cannot_hold_leave_nothing(tmp_path: Path) -> None:
         with pytest.raises((TypeError, ValueError)):
             Store(tmp_path).stage(StageKind("loose", 1, Loose), {}, lambda folder, value=value: Loose(value))  # type: ignore[misc]
     assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", [Stage, StageFile, StageSummary])
+def test_what_a_stage_has_left_cannot_be_changed(kind: type) -> None:
+    assert kind.__hash__ is not None, "frozen: equal ones are one key"
+
+
+def test_text_stays_readable_in_a_document() -> None:
+    assert readable_json({"class": "Fußgänger"}) == '{\n  "class": "Fußgänger"\n}\n'.encode()
 
 
 def test_a_live_stage_is_not_taken_for_a_leftover(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ pytest.importorskip("ultralytics")
 
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import Predictions  # noqa: E402
-from edgekd.compress.distillation.prediction_cache import BranchShape, record_type  # noqa: E402
-from edgekd.compress.distillation.recovery import mirror  # noqa: E402
+from edgekd.compress.distillation.recovery import Recovery, mirror  # noqa: E402
 from edgekd.detectors.ultralytics import recover as module  # noqa: E402
 from edgekd.detectors.ultralytics.distill import student_network  # noqa: E402
 from edgekd.detectors.ultralytics.features import UltralyticsTeacher  # noqa: E402
@@ -81,18 +80,32 @@ def write_detector(
     return path
 
 
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The records that each training reads."""
+    found: list[Any] = []
+    cached_predictions = module.cached_predictions
+
+    def kept(*known: Any) -> Any:
+        found.append(cached_predictions(*known))
+        return found[-1]
+
+    monkeypatch.setattr(module, "cached_predictions", kept)
+    return found
+
+
 @pytest.mark.parametrize(("model", "branches"), [("yolo11n", 1), ("yolo26n", 2)])
 def test_a_disturbed_detector_comes_nearer_to_the_original(
-    model: str, branches: int, tiny_data: Path, tmp_path: Path
+    model: str, branches: int, tiny_data: Path, tmp_path: Path, cached: list[Any]
 ) -> None:
     teacher, student = (write_detector(tmp_path / f"{noise}.pt", tiny_data, model, noise) for noise in (0.0, 0.1))
     out, progress = tmp_path / "out.pt", EpochLosses()
-    done = recover_detector(
-        student, teacher, out, tiny_data, STEP, tmp_path / "one.cache", device="cpu", progress=progress
-    )
+    files = (student, teacher, out, tiny_data, STEP, tmp_path / "one.cache", tmp_path / "one.training")
+    done = recover_detector(*files, device="cpu", progress=progress)
     assert (done.epochs, done.updates) == (4, 4 * 3)
-    assert views_agree(tmp_path / "one.cache", branches) == {"one2many": True, "one2one": False}
-    assert sum(done.losses[-1].values()) < 0.8 * sum(done.losses[0].values())
+    assert views_agree(cached[0]) == {"one2many": True, "one2one": False}
+    assert all(done.losses[-1][name] < 0.9 * value for name, value in done.losses[0].items())
+    assert "features" in done.losses[0]
     assert [(name, epoch) for name, epoch, _ in progress.epochs] == [("recover", epoch) for epoch in range(4)]
     assert [values for _, _, values in progress.epochs] == list(done.losses)
     before, after = (load_checkpoint(path).model.state_dict() for path in (student, out))
@@ -104,14 +117,11 @@ def test_a_disturbed_detector_comes_nearer_to_the_original(
     assert not [name for name in changed if "running" in name], "batch norms keep their statistics"
 
 
-def views_agree(cache: Path, branches: int) -> dict[str, bool]:
+def views_agree(records: Any) -> dict[str, bool]:
     """Whether the records of each branch have the same logits in both views, but mirrored; False without a branch."""
-    sides = 4 if branches == 2 else 64
-    shapes = {name: BranchShape(len(CLASSES), sides, 84) for name in ("one2many", "one2one")[:branches]}
-    records = np.memmap(cache, record_type(SIDE, SIDE, shapes), mode="r")
     found = {"one2many": False, "one2one": False}
     grid = Grid(((8, 8), (4, 4), (2, 2)), (8.0, 16.0, 32.0))
-    for name in shapes:
+    for name in found.keys() & set(records.dtype.names):
         one, other = (torch.from_numpy(records[name]["scores"][:, view].astype(np.float32)) for view in (0, 1))
         found[name] = torch.allclose(mirror(Predictions(one, torch.zeros(len(one), 4, 84)), grid).scores, other)
     return found
@@ -144,22 +154,48 @@ def test_the_teacher_is_asked_once_for_all_trainings(
     losses = []
     for name in ("one", "two"):
         out = tmp_path / f"{name}.pt"
-        losses.append(recover_detector(*pair, out, tiny_data, step, tmp_path / "one.cache", device="cpu").losses)
+        files = (*pair, out, tiny_data, step, tmp_path / "one.cache", tmp_path / f"{name}.training")
+        losses.append(recover_detector(*files, device="cpu").losses)
         assert sum(frames) == 2 * IMAGES + len(losses), "each view, and a blank frame for each training"
     assert losses[0] == losses[1]
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
-def test_so_many_images_are_used_at_even_distances(
+class KilledError(Exception):
+    """In place of the end of a process."""
+
+
+def test_a_killed_training_goes_on_after_its_last_epoch(
     pair: tuple[Path, Path], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    cached = module.cached_predictions
-    monkeypatch.setattr(module, "cached_predictions", lambda *known: found.append(cached(*known)) or found[-1])
+    epochs = []
+    train_epoch = Recovery._train_epoch
+
+    def killed_in_third(training: Any, *known: Any) -> None:
+        epochs.append(len(training.losses))
+        if len(epochs) == 3:
+            raise KilledError
+        train_epoch(training, *known)
+
+    monkeypatch.setattr(Recovery, "_train_epoch", killed_in_third)
+    shared = (tiny_data, STEP, tmp_path / "one.cache")
+    with pytest.raises(KilledError):
+        recover_detector(*pair, tmp_path / "one.pt", *shared, tmp_path / "one.training", device="cpu")
+    done = recover_detector(*pair, tmp_path / "one.pt", *shared, tmp_path / "one.training", device="cpu")
+    assert epochs == [0, 1, 2, 2, 3]
+    whole = recover_detector(*pair, tmp_path / "two.pt", *shared, tmp_path / "two.training", device="cpu")
+    assert (done.updates, done.losses) == (whole.updates, whole.losses)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
+
+
+def test_so_many_images_are_used_at_even_distances(
+    pair: tuple[Path, Path], tiny_data: Path, tmp_path: Path, cached: list[Any]
+) -> None:
     step = replace(STEP, epochs=1, images=4, image_size=96)
-    done = recover_detector(*pair, tmp_path / "out.pt", tiny_data, step, tmp_path / "one.cache", device="cpu")
+    files = (*pair, tmp_path / "out.pt", tiny_data, step, tmp_path / "one.cache", tmp_path / "one.training")
+    done = recover_detector(*files, device="cpu")
     assert done.updates == 1
-    (records,) = found
+    (records,) = cached
     assert records["frame"].shape == (4, 96, 96, 3)
     samples = load_dataset(tiny_data).split("train").samples
     for place, sample in enumerate(samples[::3]):
@@ -169,5 +205,6 @@ def test_so_many_images_are_used_at_even_distances(
 
 def test_a_teacher_of_another_kind_is_refused(pair: tuple[Path, Path], tiny_data: Path, tmp_path: Path) -> None:
     teacher = write_detector(tmp_path / "other.pt", tiny_data, classes=("red", "blue"))
+    out, cache, state = (tmp_path / name for name in ("out.pt", "one.cache", "one.training"))
     with pytest.raises(SpecError, match=r"recover: classes of the teacher; expected \('red', 'green'\)"):
-        recover_detector(pair[0], teacher, tmp_path / "out.pt", tiny_data, STEP, tmp_path / "one.cache", device="cpu")
+        recover_detector(pair[0], teacher, out, tiny_data, STEP, cache, state, device="cpu")

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from normalized_graph import normalized_model
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.core.errors import SpecError
+from edgekd.graph.pins import pin
 from edgekd.hardware.compatibility import check_graph, check_request
 from edgekd.hardware.compatibility_rules import Finding
 from edgekd.hardware.target import load_target
@@ -423,3 +425,32 @@ assert check_graph(Path({str(tmp_path / "model.onnx")!r}), load_target("nano"))
 assert not {{"torch", "onnxruntime", "cv2"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nodes_that_float16_cannot_hold_are_named_and_are_impossible_on_the_dla() -> None:
+    graph = normalized_model()
+    assert clean(graph, "agx-orin")
+    pin(graph, {"stem": 1.2e5, "norm": 3e4})
+    finding = found(graph, "agx-orin", "note", "2 nodes have values up to 1.2e+05")
+    assert finding.where == "Conv and LayerNormalization stem, norm"
+    found(graph, "agx-orin", "impossible", "2 nodes need float32", dla=True)
+    assert check_graph(graph, load_target("cpu")) == []
+
+
+@pytest.mark.parametrize(("target", "change"), [("orin-nano", "export with opset 17"), ("xavier", "quantize:")])
+def test_a_decomposed_normalization_is_to_be_one_operator_where_tensorrt_has_it(target: str, change: str) -> None:
+    graph = normalized_model(decomposed=True)
+    assert change in found(graph, target, "note", "squares may overflow").change
+    assert not [each for each in check_graph(normalized_model(), load_target(target)) if "squares" in each.what]
+
+
+def test_a_transformer_is_noted_before_tensorrt_10_6() -> None:
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["a"], name="norm"),
+        helper.make_node("Softmax", ["a"], ["y"]),
+    ]
+    graph = model(nodes, [tensor("scale", np.ones(8))], opset=17)
+    assert "TensorRT 10.3.0" in found(graph, "agx-orin", "note", "before TensorRT 10.6").what
+    assert not [each for each in check_graph(graph, load_target("thor")) if "10.6" in each.what]
+    without = [each for each in check_graph(model(nodes[1:]), load_target("agx-orin")) if "10.6" in each.what]
+    assert not without

@@ -19,7 +19,7 @@ from edgekd.core.atomic_files import writing
 from edgekd.core.errors import DeviceError
 from edgekd.core.formats.activations import missing_scales
 from edgekd.core.formats.calibration_cache import from_text
-from edgekd.core.formats.onnx_bytes import FLOAT16, initializers, inputs
+from edgekd.core.formats.onnx_bytes import FLOAT16, float32_nodes, initializers, inputs
 
 if TYPE_CHECKING:
     from edgekd.core.formats.plain_graph import PlainGraph
@@ -99,6 +99,13 @@ def calibrated_network(slot: Slot, options: BuildOptions, folder: Path) -> Calib
         float_outputs = (*plain.float_outputs, *(name for outputs in requested for name in outputs))
     with _mapped(path) as onnx, _as_device_error(path):
         return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_outputs)
+
+
+def float32_outputs(graph: Path) -> set[str]:
+    """Return the tensors that a graph's nodes compute which must be in float32. Raises DeviceError."""
+    with opened(graph) as content:
+        names = float32_nodes(content.onnx)
+        return {output for node in content.nodes if node.name in names for output in node.outputs}
 
 
 def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:

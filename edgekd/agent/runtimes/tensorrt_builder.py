@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,28 @@ class Builder:
             for flag in flags:
                 self.config.set_flag(getattr(self.trt.BuilderFlag, flag))
         return ("fp32", *map(str.lower, flags)) if flags else ()
+
+    def hold(self, tensors: Collection[str], kind: str) -> list[str]:
+        """Hold the layers that compute these tensors in a data type, such as `HALF`; return their names.
+
+        Tensors have the names of the graph; the layers of one node, such as those of a Split, have others. Where the
+        graph alone decides, nothing is held.
+        """
+        if not (tensors and self.generation.constraint):
+            return []
+        held_type, names = getattr(self.trt.DataType, kind), []
+        with self.wrapped("hold layers in a precision"):
+            self.config.set_flag(getattr(self.trt.BuilderFlag, self.generation.constraint))
+            for layer in (self.network.get_layer(index) for index in range(self.network.num_layers)):
+                outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+                # The type of indices and shapes must not be set (NvInfer.h at 8.5.2, ILayer::setOutputType).
+                held = [at for at, each in enumerate(outputs) if each.name in tensors and each.is_execution_tensor]
+                if held:
+                    layer.precision = held_type
+                    names.append(layer.name)
+                for index in held:
+                    layer.set_output_type(index, held_type)
+        return names
 
     def settings(self) -> TensorRtDetails:
         """Return the settings, for the record of the engine."""

@@ -81,8 +81,7 @@ class TensorRtDla(TensorRt):
             # Kept by the builder's wrapper, because TensorRT does not keep it alive.
             builder.calibrator = _calibrator(trt, to_text(network.scales, self.version()).encode("utf-8"))
             config.int8_calibrator = builder.calibrator
-            config.set_flag(getattr(trt.BuilderFlag, builder.generation.constraint))
-            return [layer.name for layer in _layers(builder) if _hold_in_float(trt, layer, set(network.float_outputs))]
+        return builder.hold(set(network.float_outputs), "HALF")
 
     def _fallbacks(self, builder: Builder) -> list[str]:
         """Return the layers that the core does not take, and that run on the GPU."""
@@ -92,21 +91,6 @@ class TensorRtDla(TensorRt):
 
 def _layers(builder: Builder) -> list[Any]:
     return [builder.network.get_layer(index) for index in range(builder.network.num_layers)]
-
-
-def _hold_in_float(trt: Any, layer: Any, float_outputs: set[str]) -> bool:
-    """Hold a layer in FP16 where it computes one of these tensors; return whether it does.
-
-    Tensors have the names of the graph; the layers of one node, such as those of a Split, have others.
-    """
-    tensors = [layer.get_output(index) for index in range(layer.num_outputs)]
-    # The type of indices and shapes must not be set (NvInfer.h at 8.5.2, ILayer::setOutputType).
-    held = [index for index, each in enumerate(tensors) if each.name in float_outputs and each.is_execution_tensor]
-    if held:
-        layer.precision = trt.DataType.HALF
-    for index in held:
-        layer.set_output_type(index, trt.DataType.HALF)
-    return bool(held)
 
 
 def _calibrator(trt: Any, cache: bytes) -> Any:

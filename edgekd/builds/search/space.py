@@ -26,15 +26,15 @@ NAME = "searched"
 """What recipes are called that a search has found."""
 FLOAT, INT8 = 32.0, 8.0
 """Bits of a weight in a float graph, and in one that is INT8 throughout."""
-BITS = (INT8, 6.5, 5.5, 4.75)
-"""Below INT8 a planner stores layers in 4 bits and a quarter until the mean is as low."""
+BITS = (INT8, 5.5, 4.0, 3.25)
+"""Below INT8 a planner stores layers in coded INT8 until the file is as small: 1/6, 1/8, 1/10 of the float file."""
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
 """Of the side of the input that a detector was made for."""
 RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65)
 """Of the multiply-adds, that pruning removes."""
 MOST_ABOVE_RATIO = 0.1
 """Least share of a unit that may go, above that of the multiply-adds: many units keep all of their channels."""
-PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8", "fp4x", "float16"))
+PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8", "coded", "float16"))
 """How below INT8 is quantized, bits aside: as by the recipe mixed."""
 QUANT_AWARE = 3
 """The part of a full training's epochs, one in so many, that a quantized graph is trained for."""

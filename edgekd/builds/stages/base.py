@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekd.builds.stage_store import AnyStage, FileHashes, Stage, StageKind, StageResult, Store, number_of
+from edgekd.core.canonical import json_sha256
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import DataError
 from edgekd.core.progress import Progress, tell_stage
@@ -119,6 +120,23 @@ class StageContext:
 def tool_versions(*names: str) -> dict[str, str]:
     """Return the versions of these libraries, as far as they are installed."""
     return {name: version for name in sorted(names) if (version := library_version(name))}
+
+
+def shared_file(
+    context: StageContext, kind: StageKind[Any], libraries: Sequence[str], inputs: Mapping[str, Any], name: str
+) -> Path:
+    """Return a file that outlives a killed stage of a kind, and that other stages may share; missing in a fresh build.
+
+    Args:
+        inputs: All that its content depends on, beside the kind and libraries.
+        name: With `*` for the key that follows from them.
+    """
+    key = json_sha256([kind.name, kind.version, tool_versions(*kind.tools, *libraries), inputs])
+    # Beside the stages, not in one: the folder of a killed stage is removed.
+    file = context.store.root / name.replace("*", key[:16])
+    if context.store.fresh:
+        file.unlink(missing_ok=True)
+    return file
 
 
 def tools_of(stages: Iterable[AnyStage]) -> dict[str, str]:

@@ -26,7 +26,7 @@ class EncodeResult(StageResult):
         return f"the ONNX file of {self.onnx_bytes / 1e6:.2f} MB, packed without loss"
 
 
-ENCODE = StageKind("encode", 1, EncodeResult)
+ENCODE = StageKind("encode", 2, EncodeResult)
 
 
 def run(context: StageContext, graph: GraphStage, precision: str) -> Stage[EncodeResult]:

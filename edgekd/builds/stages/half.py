@@ -15,7 +15,7 @@ class HalfResult(GraphResult):
     """A graph in float16."""
 
 
-HALF = StageKind("half", 1, HalfResult, ("onnx", "onnxruntime"))
+HALF = StageKind("half", 2, HalfResult, ("onnx", "onnxruntime"))
 
 
 def run(context: StageContext, graph: GraphStage) -> Stage[HalfResult]:

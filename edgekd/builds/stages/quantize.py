@@ -68,10 +68,12 @@ class QuantizeResult(QuantizedResult):
     Args:
         snr_db: Signal-to-noise ratio at each layer's output.
         errors: Estimated cost of each layer: by the plan, else the noise at its output relative to the signal.
+        float32: Largest magnitude of each node that float16 cannot compute, by its name.
     """
 
     snr_db: Mapping[str, float]
     errors: Mapping[str, float]
+    float32: Mapping[str, float]
 
     @property
     def summary(self) -> str:
@@ -83,8 +85,8 @@ class QuantizeResult(QuantizedResult):
         return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
 
 
-PLAN_COSTS = StageKind("plan", 3, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
-QUANTIZE = StageKind("quantize", 6, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+PLAN_COSTS = StageKind("plan", 4, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
+QUANTIZE = StageKind("quantize", 7, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
@@ -127,6 +129,7 @@ def run(
             snr_db={name: round(ratio, 2) for name, ratio in done.snr_db.items()},
             errors={name: float(f"{error:.4g}") for name, error in errors.items()},
             calibration_cache=CacheResult(**cache) if cache else None,
+            float32={name: float(f"{value:.3g}") for name, value in done.float32.items()},
         )
 
     inputs = {

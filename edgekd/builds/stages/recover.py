@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
-from edgekd.builds.stages.base import GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GraphStage, StageContext, shared_file
 from edgekd.builds.stages.train import Epochs, rounded, training_summary
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.steps import Recover
-from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset
 from edgekd.detectors.family import require_family
 
@@ -35,7 +35,7 @@ class RecoverResult(StageResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-RECOVER = StageKind("recover", 1, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
+RECOVER = StageKind("recover", 2, RecoverResult, ("numpy", "opencv-python-headless", "torch", "ultralytics"))
 
 
 def run(
@@ -51,6 +51,8 @@ def run(
 ) -> Stage[RecoverResult]:
     """Train a checkpoint beside the predictions of a teacher, which stay in the store for other trainings.
 
+    A killed training run is resumed by the next call.
+
     Args:
         graph: The checkpoint's float graph.
         device: Where it is trained, which is no input.
@@ -63,21 +65,20 @@ def run(
         "images": step.images,
         "size": step.image_size or [preprocess.height, preprocess.width],
     }
-    name = json_sha256([predicted, RECOVER.version, tool_versions(*RECOVER.tools, *libraries)])
-    # Beside the stages, not in one: the folder of a killed stage is removed.
-    cache = context.store.root / f"teacher-{name[:16]}.predictions"
+    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
+    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
+    cache = shared_file(context, RECOVER, libraries, predicted, f"teacher-*{SUFFIX}")
+    state = shared_file(context, RECOVER, libraries, inputs, "recover-*.training")
 
     def work(folder: Path) -> RecoverResult:
         out = folder / recovered_file(checkpoint)
         train = require_family(checkpoint).capability("recover")
-        done = train(checkpoint, teacher, out, dataset.source, step, cache, trust, device, context.progress)
+        done = train(checkpoint, teacher, out, dataset.source, step, cache, state, trust, device, context.progress)
         return RecoverResult(out.stat().st_size, done.epochs, done.updates, rounded(done.losses))
 
-    if context.store.fresh:
-        cache.unlink(missing_ok=True)
-    settings = {name: value for name, value in asdict(step).items() if name != "cache_size"}
-    inputs = {**predicted, "model": context.sha256(checkpoint), "step": settings}
-    return context.run(RECOVER, inputs, work, libraries=libraries)
+    stage = context.run(RECOVER, inputs, work, libraries=libraries)
+    state.unlink(missing_ok=True)
+    return stage
 
 
 def recovered_file(checkpoint: Path) -> str:

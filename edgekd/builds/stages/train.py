@@ -10,12 +10,12 @@ from typing import cast
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
-from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, tool_versions
+from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, shared_file
 from edgekd.builds.stages.calibrate import Frames
 from edgekd.builds.stages.quantize import CACHE, PLAN, CacheResult, QuantizedResult
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.quantization.activation_scales import write_cache
 from edgekd.compress.steps import Distill, QuantAwareDistill
-from edgekd.core.canonical import json_sha256
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import Detector
 from edgekd.detectors.family import require_family, student_family
@@ -72,8 +72,8 @@ class TrainedResult(QuantizedResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-DISTILL = StageKind("distill", 5, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
-QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 3, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
+DISTILL = StageKind("distill", 6, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
+QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 4, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
 
 
 @dataclass(frozen=True)
@@ -104,23 +104,28 @@ def distill(
         device: Where it is trained, which is no input.
     """
     frames = label.run(context, step, teacher, dataset, trust=trust) if step.unlabelled else ()
-    inputs = {
+    predicted = {
         "teacher": context.sha256(teacher),
-        "student": step.student and context.identity_of(step.student),
         "train": context.fingerprint(dataset.split("train")),
-        "classes": list(dataset.classes),
         "unlabelled": context.fingerprint(Split("unlabelled", frames)) if frames else None,
-        "step": {name: value for name, value in asdict(step).items() if name not in ("student", "unlabelled")},
+    }
+    elsewhere = ("student", "unlabelled", "cache_size")
+    inputs = {
+        **predicted,
+        "student": step.student and context.identity_of(step.student),
+        "classes": list(dataset.classes),
+        "step": {name: value for name, value in asdict(step).items() if name not in elsewhere},
     }
     libraries = student_family(step.student).libraries
-    identity = json_sha256([inputs, DISTILL.version, tool_versions(*DISTILL.tools, *libraries)])
-    # Beside the stages, not in one: the folder of a killed stage is removed.
-    state = context.store.root / f"distill-{identity[:16]}.training"
+    cache = shared_file(context, DISTILL, require_family(teacher).libraries, predicted, f"teacher-*{SUFFIX}")
+    state = shared_file(context, DISTILL, libraries, inputs, "distill-*.training")
 
     def work(folder: Path) -> DistillResult:
         out = folder / student_file(step)
         distill_student = student_family(step.student).capability("distill")
-        done = distill_student(teacher, out, dataset.source, step, state, trust, device, context.progress, frames)
+        done = distill_student(
+            teacher, out, dataset.source, step, state, trust, device, context.progress, frames, cache
+        )
         return DistillResult(
             bytes=out.stat().st_size,
             epochs=done.epochs,
@@ -131,8 +136,6 @@ def distill(
             teacher_parameters=done.teacher_parameters,
         )
 
-    if context.store.fresh:
-        state.unlink(missing_ok=True)
     stage = context.run(DISTILL, inputs, work, libraries=libraries)
     state.unlink(missing_ok=True)
     return stage

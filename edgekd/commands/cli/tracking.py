@@ -26,7 +26,7 @@ T = TypeVar("T")
 MLFLOW = "mlflow:"
 """Prefix of the address of an MLflow server; alone it stands for the address in MLFLOW_TRACKING_URI."""
 EXPERIMENT = "edgekd"
-_APART = frozenset({"detector", "errors", "forms", "host", "per_class", "snr_db", "tools"})
+_APART = frozenset({"detector", "errors", "float32", "forms", "host", "per_class", "snr_db", "tools"})
 """Keys in results of stages that are no numbers of a run, or have one for each of many layers or classes."""
 _BATCH = 500
 """Metrics in one request."""

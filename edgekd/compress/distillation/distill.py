@@ -20,9 +20,6 @@ import torch
 from torch.nn import functional
 
 Maps = Sequence[torch.Tensor]
-MIN_FOREGROUND_PROBABILITY = 0.05
-"""Least probability of a class for an anchor to count in the disagreement."""
-
 BOX_TEMPERATURE = 10.0
 """Temperature of the distributions of box sides: as in LD."""
 
@@ -32,23 +29,13 @@ def certainty(teacher: torch.Tensor) -> torch.Tensor:
     return teacher.amax(dim=1).sigmoid()
 
 
-def foreground(teacher: torch.Tensor) -> torch.Tensor:
-    """Return where the teacher detects a class: bool, of the shape of its class logits."""
-    return teacher.sigmoid() > MIN_FOREGROUND_PROBABILITY
+def disagreement(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Return the largest |p_t - p_s| of each anchor's softened class probabilities, p = sigmoid(z / T).
 
-
-def disagreement(
-    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: torch.Tensor | float = 1.0
-) -> torch.Tensor:
-    """Return the mean |p_t - p_s| of softened class probabilities, p = sigmoid(z / T): a scalar without a gradient.
-
-    student, teacher: class logits [b, classes, anchors]; mask: bool of the same shape, to count a part of them. Without
-    one nearly all are background on which both agree, and the mean stays near 0. With an empty mask it is 0.
+    student, teacher: class logits [b, classes, anchors]. The result, float32 [b, anchors], has no gradient.
     """
     with torch.no_grad():
-        distance = ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs()
-        weight = torch.ones_like(distance) if mask is None else mask.to(distance.dtype)
-        return (distance * weight).sum() / weight.sum().clamp(min=1)
+        return ((teacher / temperature).sigmoid() - (student / temperature).sigmoid()).abs().amax(dim=1)
 
 
 def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -163,13 +150,14 @@ def class_loss(
     focus: float = 0.0,
     temperature: torch.Tensor | float = 1.0,
     weights: torch.Tensor | None = None,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the KL divergence of class probabilities, from class logits float32 [b, classes, anchors].
 
     T^2 sum |p_t - p_s|^focus KL(p_t || p_s) over the sum of the teacher's certainty, p = sigmoid(z / T), each class on
     its own. All anchors count: those that are certainly empty must stay so. focus: 0 for the plain KL, 1 for that of
     BCKD, which weights by disagreement (Yang and others, arXiv 2308.14286). weights [classes]: as of
-    `long_tail.class_weights`.
+    `long_tail.class_weights`. share [b, anchors]: factor of each anchor in both sums, 1 by default.
     """
     ours, theirs = student / temperature, teacher / temperature
     target = theirs.sigmoid()
@@ -179,7 +167,10 @@ def class_loss(
         divergence = divergence * (target - ours.sigmoid()).abs() ** focus
     if weights is not None:
         divergence = divergence * weights[:, None]
-    return divergence.sum() * temperature**2 / _mass(certainty(teacher))
+    mass = certainty(teacher)
+    if share is not None:
+        divergence, mass = divergence * share[:, None], mass * share
+    return divergence.sum() * temperature**2 / _mass(mass)
 
 
 def box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -16,11 +16,12 @@ from torch import nn
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.distillation.anchors import Grid, corners, nearest_anchors, nearest_levels
+from edgekd.compress.distillation.loss_weighting import Reading, mean_over_objects, teacher_shares
 from edgekd.compress.distillation.region_text import RegionText
 from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from edgekd.compress.steps import Distill, Weights
+    from edgekd.compress.steps import Distill, DistillStage
 
 MAX_RELATED_OBJECTS = 16
 """Most objects of an image whose distances are compared."""
@@ -115,14 +116,36 @@ class Aids(nn.Module):  # type: ignore[misc]
 class DistillationLosses:
     """The losses of a batch.
 
-    losses: scalars by name; disagreement: its mean over the teacher's foreground; temperature: of class probabilities;
-    certainty: the teacher's, at the student's anchors, [b, anchors].
+    losses: scalars by name; share, disagreement: means over the teacher's objects, scalars; temperature: of class
+    probabilities; certainty: the teacher's, at the student's anchors, [b, anchors].
     """
 
     losses: Mapping[str, torch.Tensor]
+    share: torch.Tensor
     disagreement: torch.Tensor
     temperature: torch.Tensor
     certainty: torch.Tensor
+
+    def record(self) -> dict[str, torch.Tensor]:
+        """Return the scalars that a training's record keeps beside the losses and their weights."""
+        return {"teacher": self.share, "disagreement": self.disagreement, "temperature": self.temperature}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The predictions of both networks in one branch. certainty, disagreement, share: of each anchor [b, anchors]."""
+
+    ours: Predictions
+    theirs: Predictions
+    certainty: torch.Tensor
+    disagreement: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def of(cls, ours: Predictions, theirs: Predictions, temperature: float, reading: Reading) -> _Pair:
+        certainty = distill.certainty(theirs.scores)
+        apart = distill.disagreement(ours.scores, theirs.scores, temperature)
+        return cls(ours, theirs, certainty, apart, teacher_shares(apart, certainty, reading))
 
 
 class DistillationTerms:
@@ -146,76 +169,83 @@ class DistillationTerms:
         self,
         student: DetectorFeatures,
         teacher: DetectorFeatures,
-        weights: Weights,
+        stage: DistillStage,
         progress: float,
-        shares: Mapping[str, float] = MappingProxyType({}),
+        branch_weights: Mapping[str, float] = MappingProxyType({}),
     ) -> DistillationLosses:
-        """Return the losses whose weight is not 0. progress: share of the training that is done.
+        """Return the losses whose weight in the stage is not 0. progress: share of the training that is done.
 
-        shares: how much the labels count in each branch, where that differs; so much count the losses there.
+        branch_weights: how much the labels count in each branch, where that differs; so much count the losses there.
         """
         teacher = _nearest_maps(student.grid, teacher)
         grid = teacher.grid if teacher.objects is None else student.grid
         index = nearest_anchors(student.grid, grid, student.neck[0].device)
-        pairs = self._pairs(student, teacher, index)
-        ours, theirs = pairs["one2many"]
-        certainty = distill.certainty(theirs.scores)
+        pairs = self._pairs(student, teacher, index, self._step.alpha if stage.adaptive else "off")
+        first = pairs["one2many"]
+        weight = first.certainty * first.share
         learned = self._aids.temperature
-        temperature = certainty.new_full((), self._step.temperature) if learned is None else learned(progress)
-        parts = [shares.get(name, 1.0) / sum(shares.get(each, 1.0) for each in pairs) for name in pairs]
+        temperature = weight.new_full((), self._step.temperature) if learned is None else learned(progress)
+        parts = [branch_weights.get(name, 1.0) for name in pairs]
+        parts = [part / sum(parts) for part in parts]
         losses = {}
-        for name in (entry.name for entry in fields(weights) if getattr(weights, entry.name)):
+        for name in (entry.name for entry in fields(stage.weights) if getattr(stage.weights, entry.name)):
             if name == "classes":
                 of_branches = [
-                    distill.class_loss(*both, self._step.focus, temperature, self._class_weights)
-                    for both in ((ours.scores, theirs.scores) for ours, theirs in pairs.values())
+                    distill.class_loss(
+                        each.ours.scores,
+                        each.theirs.scores,
+                        self._step.focus,
+                        temperature,
+                        self._class_weights,
+                        each.share,
+                    )
+                    for each in pairs.values()
                 ]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "boxes":
-                of_branches = [_box_loss(student.grid, grid, index, *pair) for pair in pairs.values()]
+                of_branches = [_box_loss(student.grid, grid, index, each) for each in pairs.values()]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "features":
-                losses[name] = self._feature_loss(student, teacher, certainty)
+                losses[name] = self._feature_loss(student, teacher, weight)
             elif name == "relations":
-                losses[name] = _relation_loss(student, teacher, certainty)
+                losses[name] = _relation_loss(student, teacher, weight)
             else:
                 loss = distill.pattern_loss if name == "neurons" else distill.attention_loss
                 losses[name] = loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
-        mask = distill.foreground(theirs.scores)
-        disagreement = distill.disagreement(ours.scores, theirs.scores, mask, temperature)
-        return DistillationLosses(losses, disagreement, temperature.detach(), certainty)
+        share, apart = (mean_over_objects(each, first.certainty) for each in (first.share, first.disagreement))
+        return DistillationLosses(losses, share, apart, temperature.detach(), first.certainty)
 
     def _pairs(
-        self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor
-    ) -> dict[str, tuple[Predictions, Predictions]]:
+        self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor, reading: Reading
+    ) -> dict[str, _Pair]:
         """Return the predictions of both for the shared classes at the student's anchors, by branch."""
         predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
         if teacher.objects is not None:
             ours = predictions["one2many"]
             objects = _select_classes(teacher.objects, self._theirs)
-            return {"one2many": (ours, assign_objects(objects, ours, student.grid))}
-        return {
-            name: (ours, Predictions(theirs.scores[..., index], theirs.boxes[..., index]))
-            for name, ours in predictions.items()
-            if name in teacher.branches and (theirs := _select_classes(teacher.branches[name], self._theirs))
-        }
+            theirs = {"one2many": assign_objects(objects, ours, student.grid)}
+        else:
+            selected = {name: _select_classes(each, self._theirs) for name, each in teacher.branches.items()}
+            theirs = {
+                name: Predictions(each.scores[..., index], each.boxes[..., index]) for name, each in selected.items()
+            }
+        shared = [name for name in predictions if name in theirs]
+        return {name: _Pair.of(predictions[name], theirs[name], self._step.temperature, reading) for name in shared}
 
-    def _feature_loss(
-        self, student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor
-    ) -> torch.Tensor:
+    def _feature_loss(self, student: DetectorFeatures, teacher: DetectorFeatures, weight: torch.Tensor) -> torch.Tensor:
         projected = [project(maps).float() for project, maps in zip(self._aids.projectors, student.neck, strict=True)]
         if self._step.features == "correlation":
             return distill.correlation_loss(projected, teacher.neck)
         if self._step.features == "channels":
             return distill.channel_loss(projected, teacher.neck)
-        levels = certainty.split([height * width for height, width in student.grid.sizes], dim=1)
+        levels = weight.split([height * width for height, width in student.grid.sizes], dim=1)
         weights = [level.unflatten(1, (1, *size)) for level, size in zip(levels, student.grid.sizes, strict=True)]
         return distill.feature_loss(projected, teacher.neck, weights)
 
 
-def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certainty: torch.Tensor) -> torch.Tensor:
-    index, weight = distill.peaks(certainty, student.grid.sizes, MAX_RELATED_OBJECTS)
-    points, _ = student.grid.points(certainty.device)
+def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, weights: torch.Tensor) -> torch.Tensor:
+    index, weight = distill.peaks(weights, student.grid.sizes, MAX_RELATED_OBJECTS)
+    points, _ = student.grid.points(weights.device)
     height, width = student.grid.frame
     positions = torch.stack([points[0] / width, points[1] / height], dim=1)[index]
     ours, theirs = (distill.object_vectors(each.neck, positions) for each in (student, teacher))
@@ -225,7 +255,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, certain
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
     """Return the teacher with the maps of the level nearest to each of the student's."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
-    neck, hidden = (tuple(maps[index] for index in levels) for maps in (teacher.neck, teacher.hidden))
+    neck, hidden = (tuple(maps[index] for index in levels if maps) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
 
 
@@ -243,16 +273,16 @@ def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) 
     return Predictions(torch.stack([scores[:, indices].amax(1) for indices in classes], dim=1), boxes)
 
 
-def _box_loss(own: Grid, other: Grid, index: torch.Tensor, ours: Predictions, theirs: Predictions) -> torch.Tensor:
+def _box_loss(own: Grid, other: Grid, index: torch.Tensor, pair: _Pair) -> torch.Tensor:
     """Compare distributions where both heads have the same ones at the same anchors, else overlaps."""
-    certainty = distill.certainty(theirs.scores)
+    ours, theirs, weight = pair.ours, pair.theirs, pair.certainty * pair.share
     if own == other and ours.boxes.shape == theirs.boxes.shape and ours.boxes.shape[1] > 4:
-        return distill.distribution_loss(ours.boxes, theirs.boxes, certainty)
+        return distill.distribution_loss(ours.boxes, theirs.boxes, weight)
     points, strides = own.points(index.device)
     other_points, other_strides = (each[..., index] for each in other.points(index.device))
     offset = (other_points - points) * torch.tensor([[[-1.0]], [[1.0]]], device=index.device)
     sides = distill.expected_distances(theirs.boxes) * other_strides + offset.flatten(0, 1)
-    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, certainty)
+    return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, weight)
 
 
 def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
@@ -268,14 +298,25 @@ def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Pr
         probabilities = objects.scores.sigmoid()
         certainty, order = probabilities.amax(dim=1).topk(min(MAX_QUERIES, probabilities.shape[2]), dim=1)
         probabilities, boxes = _gather(probabilities, order), _gather(objects.boxes, order)
-        sides, overlap = _sides_and_overlaps(boxes, student, grid)
-        best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
-        probability = student.scores.sigmoid().gather(1, best_class)
-        share = _assignment(probability.sqrt() * overlap**6, overlap)
-        _, assigned = (share * certainty[..., None]).max(dim=1)  # [b, anchors]
-        values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
-        assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
-        return Predictions(values.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), assigned_sides)
+        # Frame by frame: most have far fewer objects than the fullest one.
+        counts = (certainty > 2 * MIN_PROBABILITY).sum(dim=1).clamp(min=1).tolist()
+        frames = []
+        for frame, count in enumerate(counts):
+            own = Predictions(student.scores[frame, None], student.boxes[frame, None])
+            frames.append(_assign(probabilities[frame, None, :, :count], boxes[frame, None, :, :count], own, grid))
+        return Predictions(torch.cat([each.scores for each in frames]), torch.cat([each.boxes for each in frames]))
+
+
+def _assign(probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid) -> Predictions:
+    """Assign objects [b, classes, n] with boxes [b, 4, n] to the anchors: see `assign_objects`."""
+    sides, overlap = _sides_and_overlaps(boxes, student, grid)
+    best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
+    probability = student.scores.sigmoid().gather(1, best_class)
+    share = _assignment(probability.sqrt() * overlap**6, overlap)
+    _, assigned = (share * probabilities.amax(dim=1)[..., None]).max(dim=1)  # [b, anchors]
+    values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
+    assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
+    return Predictions(values.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), assigned_sides)
 
 
 def _gather(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

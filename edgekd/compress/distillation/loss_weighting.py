@@ -1,16 +1,12 @@
-"""Weights of losses that adapt during a distillation: the teacher's share, and balanced gradients."""
+"""Weights that adapt during a distillation: the teacher's share at each anchor, and balanced gradients."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-
-if TYPE_CHECKING:
-    from edgekd.compress.distillation.loss_terms import DistillationLosses
-    from edgekd.compress.steps import Distill, DistillStage
 
 EMA_DECAY = 0.7
 """Share of a factor that stays with each new measurement of gradients."""
@@ -18,19 +14,27 @@ MIN_FACTOR = 0.01
 """Smallest factor that balances a loss: one with huge gradients is not lost altogether."""
 MAX_FACTOR = 100.0
 """Largest factor that balances a loss: one with tiny gradients does not become noise."""
+MIN_DISAGREEMENT = 1e-6
+"""Smallest mean disagreement: where both networks are equal, alpha is 1."""
 _GRADIENT_SCALE = 1024.0
 """Factor of losses before their gradients are compared, which may be too small for half precision without it."""
 Reading = Literal["agreement", "disagreement", "off"]
 
 
-def teacher_share(disagreement: torch.Tensor, reading: Reading) -> torch.Tensor:
-    """Return how much the teacher's losses count, 0 to 1, from the mean disagreement.
+def teacher_shares(disagreement: torch.Tensor, certainty: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """Return how much the teacher counts at each anchor, 0 to 1, from the disagreement there; all [b, anchors].
 
-    alpha = 1 / (1 + disagreement). `agreement`: alpha, so the teacher counts less for a student that is far from it;
-    `disagreement`: 1 - alpha, so it counts more where the two differ; `off`: 1.
+    alpha = 1 / (1 + d / mean d), with the mean over the teacher's objects, that is weighted by its certainty: 1/2 where
+    both networks disagree as much as on average. `agreement`: alpha, so the teacher counts less where the student is
+    far from it; `disagreement`: 1 - alpha, so it counts more there; `off`: 1.
     """
-    alpha = 1 / (1 + disagreement)
+    alpha = 1 / (1 + disagreement / mean_over_objects(disagreement, certainty).clamp(min=MIN_DISAGREEMENT))
     return {"agreement": alpha, "disagreement": 1 - alpha, "off": torch.ones_like(alpha)}[reading]
+
+
+def mean_over_objects(values: torch.Tensor, certainty: torch.Tensor) -> torch.Tensor:
+    """Return the mean of values weighted by the teacher's certainty, a scalar; both [b, anchors]."""
+    return (values * certainty).sum() / certainty.sum().clamp(min=1e-6)
 
 
 class Balance:
@@ -57,6 +61,14 @@ class Balance:
             self.calls += 1
         return {name: self.factors.get(name, 1.0) for name in losses}
 
+    def state(self) -> dict[str, Any]:
+        """Return what resuming a training needs."""
+        return {"factors": dict(self.factors), "calls": self.calls}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state."""
+        self.factors, self.calls = dict(state["factors"]), state["calls"]
+
     def _measure(
         self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
     ) -> None:
@@ -77,36 +89,3 @@ def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
     gradients = torch.autograd.grad(loss * _GRADIENT_SCALE, list(shared), retain_graph=True, allow_unused=True)
     total = sum(float(gradient.float().square().sum()) for gradient in gradients if gradient is not None)
     return math.sqrt(total) / _GRADIENT_SCALE
-
-
-class LossWeighting:
-    """Weights of the losses of each batch: of their stage, times balancing factors, times the teacher's share.
-
-    The share follows an exponential moving average of the disagreement.
-    """
-
-    def __init__(self, step: Distill) -> None:
-        self._alpha: Reading = step.alpha
-        self._momentum = step.momentum
-        self._disagreement: torch.Tensor | None = None
-        self.factors = Balance(step.balance_every)
-
-    def of_teacher(
-        self, stage: DistillStage, teacher: DistillationLosses, factors: Mapping[str, float]
-    ) -> dict[str, torch.Tensor]:
-        """Return the weight of each of the teacher's losses, and as `teacher` its share. Scalars."""
-        now, mean = teacher.disagreement.detach(), self._disagreement
-        self._disagreement = now if mean is None else self._momentum * mean + (1 - self._momentum) * now
-        share = teacher_share(self._disagreement, self._alpha if stage.adaptive else "off")
-        weights = {name: getattr(stage.weights, name) * factors[name] * share for name in teacher.losses}
-        return {**weights, "teacher": share}
-
-    def state(self) -> dict[str, Any]:
-        """Return what resuming a training needs."""
-        balance = self.factors
-        return {"factors": dict(balance.factors), "calls": balance.calls, "apart": self._disagreement}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state."""
-        self.factors.factors, self.factors.calls = dict(state["factors"]), state["calls"]
-        self._disagreement = state["apart"]

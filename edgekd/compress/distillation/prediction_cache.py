@@ -1,16 +1,19 @@
-"""A teacher's predictions on disk: computed once for each image and its mirror image, read in every epoch.
+"""A teacher's predictions on disk: computed once for each image, read in every epoch.
 
-One file, memory-mapped, with a record for each image: the letterboxed frame, and of each branch of the head the class
-logits of all anchors in half precision, and the box sides of the anchors where the teacher is most certain. Anchors of
-background have no weight in a box loss. The record's checksum follows from the rest of it, so a file that a killed
-process has left ends where the first one does not hold. A complete file is renamed to its final name.
+One file, memory-mapped, with a record for each image. Of one kind (`record_type`) are the predictions for the image and
+its mirror image at the student's anchors: the letterboxed frame, and in half precision the class logits of all anchors
+of each branch of the head, the box sides of the anchors where the teacher is most certain, and feature maps on a coarse
+grid. Anchors of background have no weight in a box loss. Of the other kind (`object_record_type`) are the objects that
+it detects in the image. The record's checksum follows from the rest of it, so a file that a killed process has left
+ends where the first one does not hold. A complete file is renamed to its final name.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,17 @@ VIEWS = 2
 """Views of an image: as it is, and mirrored."""
 MAX_BOX_ANCHORS = 256
 """Most anchors of a view whose box is kept: on the ppe set they have 99.9 % of the certainty of all anchors."""
+MAX_MAP_PLACES = 100
+"""Most places of a feature map that are kept, about: all of the coarsest level's at 320 pixels."""
+MAPS = "maps"
+"""Field of a record: the feature maps."""
+MAX_OBJECTS = 100
+"""Most objects of an image that are kept: the most certain ones."""
+SUFFIX = ".predictions"
+"""Suffix of all caches, which share a limit of bytes."""
 
 Record = Any
-"""A record of `record_type`: one image."""
+"""A record of `record_type` or `object_record_type`: one image."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,19 @@ class BranchShape:
         return min(MAX_BOX_ANCHORS, self.anchors)
 
 
-def record_type(height: int, width: int, branches: Mapping[str, BranchShape]) -> np.dtype[Any]:
-    """Return the type of a record.
+def map_stride(height: int, width: int) -> int:
+    """Return the distance between neighbouring places of a map that are kept, in rows and columns."""
+    return max(round(math.sqrt(height * width / MAX_MAP_PLACES)), 1)
+
+
+def record_type(
+    height: int, width: int, branches: Mapping[str, BranchShape], maps: Sequence[tuple[int, int, int]] = ()
+) -> np.dtype[Any]:
+    """Return the type of a record. maps: channels, rows and columns of each map that are kept.
 
     index: of the image among the samples; frame: uint8 [h, w, 3] RGB; for each branch `scores` [views, classes,
-    anchors], `anchors` [views, k], descending by certainty, and `boxes` [views, sides, k]; checksum: CRC-32.
+    anchors], `anchors` [views, k], descending by certainty, and `boxes` [views, sides, k]; MAPS: [views, c, h, w] of
+    each map, by number; checksum: CRC-32.
     """
     fields: list[Any] = [("index", "<i4"), ("frame", "u1", (height, width, 3))]
     for name, shape in branches.items():
@@ -61,7 +80,23 @@ def record_type(height: int, width: int, branches: Mapping[str, BranchShape]) ->
             ("boxes", "<f2", (VIEWS, shape.sides, shape.boxes)),
         ]
         fields.append((name, parts))
+    fields.append((MAPS, [(str(number), "<f2", (VIEWS, *shape)) for number, shape in enumerate(maps)]))
     return np.dtype([*fields, ("checksum", "<u4")])
+
+
+def object_record_type(classes: int) -> np.dtype[Any]:
+    """Return the type of a record of objects.
+
+    index: of the image among the samples; count: of its objects, the first rows; boxes: [rows, 4], middle x and y,
+    width and height as shares of the image; scores: class logits [rows, classes]; checksum: CRC-32.
+    """
+    return np.dtype(
+        [
+            *(("index", "<i4"), ("count", "<i4")),
+            *(("boxes", "<f4", (MAX_OBJECTS, 4)), ("scores", "<f2", (MAX_OBJECTS, classes))),
+            ("checksum", "<u4"),
+        ]
+    )
 
 
 def open_cache(

@@ -1,23 +1,26 @@
 """Recovery of a compressed detector: trained to predict as the original does, without labels.
 
-The predictions of the original, the teacher, are read from a cache, so a step costs as much as one without a teacher.
-Every step is one update of the weights; batch norms keep their statistics.
+Predictions and feature maps of the original, the teacher, are read from a cache, so a step costs as much as one without
+a teacher. What pruning leaves of a map is a subset of the teacher's channels, so no projector is needed. Every step is
+one update of the weights; batch norms keep their statistics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.distillation.anchors import Grid
-from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, Predictions
+from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
+from edgekd.compress.distillation.prediction_cache import MAPS, map_stride
 
 if TYPE_CHECKING:
     from edgekd.compress.steps import Recover
@@ -27,9 +30,15 @@ WARM_UP_SHARE = 0.05
 """Share of the updates in which the learning rate rises; in the rest it falls to zero along a cosine."""
 DISTRIBUTION_WEIGHT = 0.25
 """Weight of the loss of box side distributions; those of classes and of box overlaps have 1."""
+FEATURE_WEIGHT = 5.0
+"""Weight of the loss of feature maps."""
+MATCHING_IMAGES = 32
+"""Images by which channels are matched: at 100 places of each, ten times as many places as a wide map has channels."""
+MIN_DEVIATION = 0.1
+"""Least standard deviation that a channel is scaled by, as a share of the mean of its map's channels."""
 
-Predict = Callable[[torch.Tensor], Mapping[str, Predictions]]
-"""Predictions in float32 by branch, for frames float32 [b, 3, h, w], RGB, 0 to 1."""
+Predict = Callable[[torch.Tensor], DetectorFeatures]
+"""Maps and predictions of a network in float32, for frames float32 [b, 3, h, w], RGB, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,66 @@ class Target:
     scores: torch.Tensor
     anchors: torch.Tensor
     boxes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames and a teacher's outputs for them.
+
+    frames: float32 [b, 3, h, w], RGB, 0 to 1; targets: by branch; maps: float32 [b, c, h, w], as of `kept_maps`.
+    """
+
+    frames: torch.Tensor
+    targets: Mapping[str, Target]
+    maps: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ChannelMatch:
+    """The channels of a teacher's map that a student's map has.
+
+    channels: int64 [c], of each of the student's the index among the teacher's; deviations: float32 [c, 1, 1], the
+    teacher's standard deviations.
+    """
+
+    channels: torch.Tensor
+    deviations: torch.Tensor
+
+
+def kept_maps(features: DetectorFeatures) -> tuple[torch.Tensor, ...]:
+    """Return the maps of backbone and neck at the places that a cache keeps, float32 [b, c, h, w]."""
+    strides = [map_stride(*each.shape[2:]) for each in (*features.hidden, *features.neck)]
+    maps = (*features.hidden, *features.neck)
+    return tuple(each[:, :, ::stride, ::stride] for each, stride in zip(maps, strides, strict=True))
+
+
+def match_channels(student: torch.Tensor, teacher: torch.Tensor) -> ChannelMatch:
+    """Return the teacher's channel with the highest correlation for each channel of a student, from their maps.
+
+    Maps float32 [b, c, h, w] of the same frames. Where both have equally many channels, they are in the same order.
+    """
+    ours, theirs = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
+    deviations = theirs.std(1)
+    deviations = deviations.clamp(min=max(float(deviations.mean()) * MIN_DEVIATION, 1e-6))
+    channels = torch.arange(len(theirs), device=theirs.device)
+    if len(ours) != len(theirs):
+        ours, theirs = (functional.normalize(each - each.mean(1, keepdim=True), dim=1) for each in (ours, theirs))
+        channels = (ours @ theirs.T).argmax(1)
+    return ChannelMatch(channels, deviations[channels, None, None])
+
+
+def feature_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], matches: Sequence[ChannelMatch]
+) -> torch.Tensor:
+    """Return the mean squared distance of maps from the teacher's matching channels, in their standard deviations.
+
+    Maps float32 [b, c, h, w]. FitNets, without a regressor: Romero and others, arXiv 1412.6550.
+    """
+    losses = [
+        ((ours - theirs[:, match.channels]) / match.deviations).square().mean()
+        for ours, theirs, match in zip(student, teacher, matches, strict=True)
+    ]
+    return torch.stack(losses).mean()
 
 
 def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Tensor]:
@@ -60,8 +129,8 @@ def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Te
 
 
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the weighted sum of the losses of a branch."""
-    weights = {"distributions": DISTRIBUTION_WEIGHT}
+    """Return the weighted sum of losses."""
+    weights = {"distributions": DISTRIBUTION_WEIGHT, "features": FEATURE_WEIGHT}
     return torch.stack([loss * weights.get(name, 1.0) for name, loss in losses.items()]).sum()
 
 
@@ -89,24 +158,26 @@ def mean_predictions(ours: Predictions, theirs: Predictions) -> Predictions:
 
 def read_batch(
     records: NDArray[Any], chosen: NDArray[np.int64], mirrored: NDArray[np.bool_], device: torch.device
-) -> tuple[torch.Tensor, dict[str, Target]]:
-    """Return frames float32 [b, 3, h, w], RGB, 0 to 1, and the teacher's predictions of them by branch.
+) -> Batch:
+    """Return a batch from the records of a `prediction_cache`.
 
-    records: of a `prediction_cache`; chosen: [b], their indices; mirrored: [b], of which the mirror image is taken.
+    chosen: [b], indices of records; mirrored: [b], of which the mirror image is taken.
     """
     batch, rows, views = records[chosen], np.arange(len(chosen)), mirrored.astype(int)
+
+    def read(values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values[rows, views]).to(device)
+
     frames = torch.from_numpy(batch["frame"]).to(device).permute(0, 3, 1, 2)  # channels last, as convolutions like it
     flipped = torch.from_numpy(mirrored).to(device)[:, None, None, None]
     targets = {}
     for name in records.dtype.names or ():
-        if records.dtype[name].names is None:
+        if name == MAPS or records.dtype[name].names is None:
             continue
-        values = (
-            torch.from_numpy(batch[name][each][rows, views]).to(device) for each in ("scores", "anchors", "boxes")
-        )
-        scores, anchors, boxes = values
+        scores, anchors, boxes = (read(batch[name][each]) for each in ("scores", "anchors", "boxes"))
         targets[name] = Target(scores.float(), anchors.long(), boxes.float())
-    return torch.where(flipped, frames.flip(3), frames).float() / 255, targets
+    maps = tuple(read(batch[MAPS][name]).float() for name in batch[MAPS].dtype.names or ())
+    return Batch(torch.where(flipped, frames.flip(3), frames).float() / 255, targets, maps)
 
 
 def epoch_batches(
@@ -129,42 +200,78 @@ def rate_at(update: int, updates: int) -> float:
     return min(rising, 0.5 + 0.5 * math.cos(math.pi * update / updates))
 
 
-def train(
-    network: torch.nn.Module,
-    predict: Predict,
-    records: NDArray[Any],
-    step: Recover,
-    finish: Callable[[int, Mapping[str, float], float], None],
-    progress: Progress,
-) -> tuple[dict[str, float], ...]:
-    """Train a network on the records of a cache; return the mean of each loss in each epoch.
+class Recovery:
+    """Training of a network on the records of a `prediction_cache`, epoch by epoch.
 
-    Args:
-        predict: The network's predictions.
-        finish: Called after each epoch with its number, the mean losses, and the last loss.
+    losses: the mean of each loss in each epoch that is done; last_loss: the total loss of the last update.
     """
-    parameters = [each for each in network.parameters() if each.requires_grad]
-    device = parameters[0].device
-    optimizer = torch.optim.Adam(parameters, step.learning_rate, fused=True)
-    per_epoch = -(-len(records) // step.batch)
-    ticks = iter(progress.items(range(per_epoch * step.epochs), "recover", per_epoch * step.epochs))
-    history: list[dict[str, float]] = []
-    for epoch in range(step.epochs):
+
+    def __init__(self, network: torch.nn.Module, predict: Predict, records: NDArray[Any], step: Recover) -> None:
+        """predict: the network's outputs. Channels are matched by the network as it is."""
+        self.losses: list[dict[str, float]] = []
+        self.last_loss = 0.0
+        self._network, self._predict, self._records, self._step = network, predict, records, step
+        parameters = [each for each in network.parameters() if each.requires_grad]
+        self._device = parameters[0].device
+        self._optimizer = torch.optim.Adam(parameters, step.learning_rate, fused=True)
+        self._updates_per_epoch = -(-len(records) // step.batch)
+        first = np.arange(min(MATCHING_IMAGES, len(records)))
+        batch = read_batch(records, first, np.zeros(len(first), bool), self._device)
+        with torch.no_grad():
+            maps = kept_maps(predict(batch.frames))
+        self._matches = [match_channels(*pair) for pair in zip(maps, batch.maps, strict=True)]
+
+    @property
+    def updates(self) -> int:
+        """Number of weight updates that are done."""
+        return self._updates_per_epoch * len(self.losses)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on after the last epoch."""
+        return {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "losses": self.losses,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last epoch of a state."""
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+
+    def run(self, finish: Callable[[], None], progress: Progress) -> None:
+        """Train until the epochs are over. finish: called after each."""
+        left = self._updates_per_epoch * self._step.epochs - self.updates
+        ticks = iter(progress.items(range(left), "recover", left))
+        while len(self.losses) < self._step.epochs:
+            self._train_epoch(ticks)
+            finish()
+        next(ticks, None)
+
+    def _train_epoch(self, ticks: Iterator[int]) -> None:
         sums: dict[str, torch.Tensor] = {}
-        for chosen, mirrored in epoch_batches(len(records), step.batch, step.seed, epoch):
-            update = next(ticks)
-            frames, targets = read_batch(records, chosen, mirrored, device)
-            branches = predict(frames)
-            losses = {name: recovery_losses(branches[name], targets[name]) for name in targets}
-            loss = torch.stack([total_loss(each) for each in losses.values()]).sum()
+        update, updates = self.updates, self._updates_per_epoch * self._step.epochs
+        for chosen, mirrored in epoch_batches(len(self._records), self._step.batch, self._step.seed, len(self.losses)):
+            next(ticks, None)
+            losses = self._losses(read_batch(self._records, chosen, mirrored, self._device))
+            loss = total_loss(losses)
             loss.backward()
-            optimizer.param_groups[0]["lr"] = step.learning_rate * rate_at(update, per_epoch * step.epochs)
-            optimizer.step()
-            optimizer.zero_grad()
-            for each in losses.values():
-                for name, value in each.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() / len(losses)
-        history.append({name: float(value) / per_epoch for name, value in sums.items()})
-        finish(epoch, history[-1], float(loss.detach()))
-    next(ticks, None)
-    return tuple(history)
+            self._optimizer.param_groups[0]["lr"] = self._step.learning_rate * rate_at(update, updates)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            update += 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+        self.losses.append({name: float(value) / self._updates_per_epoch for name, value in sums.items()})
+        self.last_loss = float(loss.detach())
+
+    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the losses on a batch: sums over branches, and the one of the maps."""
+        features = self._predict(batch.frames)
+        losses: dict[str, torch.Tensor] = {}
+        for name, target in batch.targets.items():
+            for each, value in recovery_losses(features.branches[name], target).items():
+                losses[each] = losses.get(each, 0.0) + value
+        losses["features"] = feature_loss(kept_maps(features), batch.maps, self._matches)
+        return losses

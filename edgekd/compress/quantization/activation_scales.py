@@ -7,7 +7,6 @@ tensor", TensorRT's builder). The others are measured on the graph without Q/DQ.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -62,14 +61,11 @@ def activation_scales(source: Path, frames: Callable[[], Iterable[np.ndarray]]) 
     ]
     scales = known_scales(graph, groups, plain.scales)
     unknown = [group for group in groups if group[0] not in scales]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        floating = Path(scratch) / "plain.onnx"
-        floating.write_bytes(plain.onnx)
-        histograms = {}
-        shapes = shapes_of(graph)
-        names_of_unknown = [name for group in unknown for name in group]
-        for part in parts_within(names_of_unknown, lambda name: 4 * int(np.prod(shapes.get(name, ()))), PASS_BYTES):
-            histograms.update(observe(floating, part, frames()))
+    histograms = {}
+    shapes = shapes_of(graph)
+    names_of_unknown = [name for group in unknown for name in group]
+    for part in parts_within(names_of_unknown, lambda name: 4 * int(np.prod(shapes.get(name, ()))), PASS_BYTES):
+        histograms.update(observe(graph.model, part, frames()))
     ends = {graph.model.graph.input[0].name, *graph.outputs}
     for group in unknown:
         method = RANGES if ends.isdisjoint(group) else "max"

@@ -55,9 +55,8 @@ def adapt(
         floating = Path(scratch) / "plain.onnx"
         onnx.save(_widened(onnx.load_from_string(plain.onnx)), floating)
         graph = prepared(floating)
-        changed = _changed(graph, layers, known, shown)
-        onnx.save(graph.model, floating)
-        scales = _ranges(graph, floating, layers, tuple(plain.scales), new) if plain.scales else {}
+    changed = _changed(graph, layers, known, shown)
+    scales = _ranges(graph, layers, tuple(plain.scales), new) if plain.scales else {}
     inputs = {node.name: node.input[0] for node in graph.nodes if node.input}
     ranges = {layer.node: scales.get(inputs[layer.node], layer.input_scale) for layer in changed}
     kept = (layer if layer.input_scale is None else replace(layer, input_scale=ranges[layer.node]) for layer in changed)
@@ -113,14 +112,14 @@ def _widened(model: Any) -> Any:
 
 
 def _ranges(
-    graph: Graph, path: Path, layers: Sequence[QdqConvolution], scaled: Sequence[str], frames: Sequence[np.ndarray]
+    graph: Graph, layers: Sequence[QdqConvolution], scaled: Sequence[str], frames: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Return the scale of each quantized activation, and of those that share it, measured on frames.
 
-    path: the float graph as a file; scaled: names of the quantized activations in it.
+    graph: the float graph; scaled: names of the quantized activations in it.
     """
     quantized = tuple(layer.node for layer in layers if layer.input_scale is not None and layer.scales is not None)
     placement = QuantizerPlacement(quantized, (), tuple(scaled), shared_scales(graph, list(scaled)))
-    histograms = observe(path, placement.quantized, frames)
+    histograms = observe(graph.model, placement.quantized, frames)
     scales, _ = choose_scales(graph, placement, histograms, "best", frames[:PROBES])
     return {name: scales[name] for group in placement.groups for name in group}

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekd.compress.quantization.ranges import MagnitudeHistogram
 from edgekd.core.errors import CompressError
-from edgekd.graph.model_file import read_model
-from edgekd.graph.session import cpu_session
+from edgekd.graph.session import copied, cpu_session
 
 
-def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
-    """Return histograms of the magnitudes of `tensors` over `frames`, each float32 [1, 3, h, w].
+def observe(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
+    """Return histograms of the magnitudes of `tensors` of a ModelProto over `frames`, each float32 [1, 3, h, w].
 
     Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
     """
     histograms = {name: MagnitudeHistogram() for name in tensors}
-    for values in _values(graph, tensors, frames):
+    for values in _values(model, tensors, frames):
         for name, value in values.items():
             try:
                 histograms[name].add(value)
@@ -32,9 +30,9 @@ def observe(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
     return histograms
 
 
-def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _values(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Return the tensors for each frame; the next frame runs while the caller handles this one."""
-    session, input_name = _session_with_outputs(graph, tensors)
+    session, input_name = _session_with_outputs(model, tensors)
     watched = [name for name in tensors if name != input_name]
 
     def run(frame: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,11 +51,11 @@ def _values(graph: Path, tensors: Sequence[str], frames: Iterable[np.ndarray]) -
             yield waiting.result()
 
 
-def _session_with_outputs(graph: Path, tensors: Sequence[str]) -> tuple[Any, str]:
+def _session_with_outputs(model: Any, tensors: Sequence[str]) -> tuple[Any, str]:
     """Return an ONNX Runtime session that also gives these inner tensors, and the name of the graph's input."""
     import onnx
 
-    model = read_model(graph)
+    model = copied(model)
     present = {value.name for value in [*model.graph.output, *model.graph.input]}
     for name in tensors:
         if name not in present:

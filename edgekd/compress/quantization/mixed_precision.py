@@ -14,14 +14,16 @@ GPUs support it. `coded` is on offer with many steps, so that all layers can los
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.half import as_half, as_short_half
 from edgekd.compress.quantization.layers import LayerView, ProductView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.plan import Plan, PlannedLayer
@@ -69,6 +71,19 @@ class Costs:
     layers: tuple[LayerCosts, ...]
 
 
+@dataclass(frozen=True)
+class PackedSizes:
+    """Bytes of a packed graph: of the weights and scales of each layer, by node name, and of the rest of it."""
+
+    layers: Mapping[str, int]
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the packed graph."""
+        return self.rest + sum(self.layers.values())
+
+
 def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
     """Measure the cost of each form of each layer of the float ONNX graph `source`.
 
@@ -79,7 +94,7 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     fitting = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
     if not fitting:
         raise CompressError("plan: nothing to measure with", expected="at least one frame", found="none")
-    histograms = observe(source, placement.quantized, fitting)
+    histograms = observe(graph.model, placement.quantized, fitting)
     scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, fitting[:PROBES])
     views = _layers(graph)
     forms = {name: _forms(layer, placement) for name, layer in views.items()}
@@ -93,23 +108,23 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
     sizes = {key: _stored_bytes(graph, placement, scales, stored) for key, stored in codes.items()}
     layers = []
     for name, layer in views.items():
-        bytes_in = {key: of_layers[name] for key, (of_layers, _) in sizes.items()}
+        bytes_in = {key: size.layers[name] for key, size in sizes.items()}
         options = _options(rounded[name], bytes_in, snr_db.get(name))
         quiet = name in snr_db and snr_db[name] >= step.min_snr_db
         layers.append(LayerCosts(name, layer.weights.size, options[1:] if quiet else options))
     # The header of a graph with coded weights is larger.
-    rest = max(rest for (form, _), (_, rest) in sizes.items() if form in ("int8", "coded"))
+    rest = max(size.rest for (form, _), size in sizes.items() if form in ("int8", "coded"))
     return Costs(file_sha256(source), rest, tuple(layers))
 
 
 def measured_forms(step: Quantize) -> tuple[WeightFormat, ...]:
-    """Return the forms of few bits that are measured for a step: its own, and fp4x where it has none for every layer.
+    """Return the forms of few bits that are measured for a step: its own, and coded where it has none for every layer.
 
     By one of them the error of INT8 is known, too.
     """
     own: tuple[WeightFormat, ...] = ("coded", "fp4x", "nvfp4")
     named = tuple(form for form in own if form in step.formats)
-    return named if {"coded", "fp4x"} & {*named} else ("fp4x", *named)
+    return named if {"coded", "fp4x"} & {*named} else ("coded", *named)
 
 
 def choices(source: Path) -> dict[str, tuple[WeightFormat, ...]]:
@@ -142,6 +157,35 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
         layers.append(PlannedLayer(layer.name, option.form, layer.weights, option.bytes, option.error, option.step))
     size = costs.rest_bytes + sum(layer.bytes for layer in layers)
     return Plan(tuple(layers), costs.graph_sha256, size, _short(sum(layer.error for layer in layers)), max_bytes)
+
+
+def packed_sizes(model: Any, layers: Collection[str]) -> PackedSizes:
+    """Return the sizes of a Q/DQ graph when it is packed; model: a ModelProto with `layers`, by node name."""
+    packed = packed_graph.pack(model.SerializeToString())
+    bytes_of = {section.name: section.stored_bytes for section in packed_graph.sections(packed)}
+    graph = Graph(model)
+    of_layers = {
+        node.name: sum(bytes_of.get(name, 0) for name in stored_names(graph, node))
+        for node in graph.nodes
+        if node.name in layers
+    }
+    return PackedSizes(of_layers, len(packed) - sum(of_layers.values()))
+
+
+def corrected(costs: Costs, plan: Plan, sizes: PackedSizes) -> Costs:
+    """Return the costs by the sizes of a graph that was quantized by a plan of theirs.
+
+    All options of a layer with its form in the plan get larger or smaller by the same factor.
+    """
+    layers = []
+    for layer, planned in zip(costs.layers, plan.layers, strict=True):
+        factor = sizes.layers[layer.name] / planned.bytes
+        options = [
+            replace(option, bytes=round(option.bytes * factor)) if option.form == planned.form else option
+            for option in layer.options
+        ]
+        layers.append(replace(layer, options=tuple(options)))
+    return replace(costs, rest_bytes=sizes.rest, layers=tuple(layers))
 
 
 def ladder(costs: Costs, count: int) -> list[Plan]:
@@ -243,34 +287,24 @@ def _coded_options(rounded: Sequence[Rounded], sizes: Sequence[int], int8: float
 
 def _stored_bytes(
     graph: Graph, placement: QuantizerPlacement, scales: Mapping[str, float], codes: Mapping[str, Stored]
-) -> tuple[dict[str, int], int]:
-    """Return the bytes of each layer's weights and scales in a packed graph, and of the rest of it.
-
-    codes: of some layers as they are stored; the others are stored as float16.
-    """
+) -> PackedSizes:
+    """Return the sizes of a graph with some layers as they are stored in `codes`, and the others in float16."""
     from onnx import numpy_helper
 
     model = copied(graph.model)
     layers = _layers(graph)
     # Weights that get codes are replaced once more.
-    halved = {name for layer in layers.values() for name in layer.initializers(layer.weights, layer.bias)}
+    rounded: dict[str, np.ndarray] = {}
+    for layer in layers.values():
+        rounded |= layer.initializers(as_short_half(layer.weights), as_half(layer.bias))
     for initializer in model.graph.initializer:
-        if initializer.name in halved:
-            half = numpy_helper.to_array(initializer).astype(np.float16).astype(np.float32)
-            initializer.CopyFrom(numpy_helper.from_array(half, initializer.name))
+        if initializer.name in rounded:
+            initializer.CopyFrom(numpy_helper.from_array(rounded[initializer.name], initializer.name))
     written = Graph(model)
     insert_activation_pairs(written, placement, scales)
     store_weights(written, codes)
     apply(written)
-    packed = packed_graph.pack(model.SerializeToString())
-    bytes_of = {section.name: section.stored_bytes for section in packed_graph.sections(packed)}
-    written = Graph(model)
-    of_layers = {
-        node.name: sum(bytes_of.get(name, 0) for name in stored_names(written, node))
-        for node in written.nodes
-        if node.name in layers
-    }
-    return of_layers, len(packed) - sum(of_layers.values())
+    return packed_sizes(model, layers)
 
 
 def _short(value: float) -> float:

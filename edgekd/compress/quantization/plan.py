@@ -70,7 +70,7 @@ _HEADER = """\
 #   fp4x     4 bits a weight, computes in INT8
 #   int8     8 bits a weight, computes in INT8
 #   coded    as many bits as its `step` needs, computes in INT8: 4.7 with 0.125, one less for twice the step
-#   float16  16 bits a weight, computes in floating point; the head has no other form
+#   float16  12 bits a weight, computes in floating point; the head has no other form
 #   nvfp4    4.5 bits a weight, computes in floating point; matrix products only, and only Blackwell has it
 # bytes and error are predictions: how much of the packed graph the layer takes, and the relative error (noise by
 # signal) of the network's outputs that it adds. They need not be changed along with a form.

@@ -6,13 +6,15 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.half import as_half, as_short_half
+from edgekd.compress.quantization.half_range import nodes_beyond_half, range_probe
 from edgekd.compress.quantization.layers import LayerView, is_dfl, is_layer, layer_of
 from edgekd.compress.quantization.layerwise import Walk, bytes_per_frame, levels_of, shapes_of
 from edgekd.compress.quantization.placement import QuantizerPlacement, place
@@ -25,6 +27,7 @@ from edgekd.compress.quantization.rewrite import (
     store_weights,
 )
 from edgekd.compress.quantization.scales import choose_scales
+from edgekd.compress.quantization.smoothing import smoothed
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.core.errors import CompressError, SpecError
@@ -32,6 +35,7 @@ from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.model_file import read_model
 from edgekd.graph.nvfp4 import OPSET
 from edgekd.graph.opset import raise_for_nvfp4
+from edgekd.graph.pins import pin
 from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
@@ -48,8 +52,6 @@ WORKERS = min(os.cpu_count() or 1, 4)
 """Layers of one level that are decided in parallel; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
 """Bytes for the tensors of the frames on which weights are fitted; it limits the frames for large layers."""
-HALF_MAX = 65504
-"""Largest float16."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class QuantizationResult:
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
     graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: storage format of each layer's
-    weights, in graph order; layers: number of all layers.
+    weights, in graph order; layers: number of all layers; float32: nodes that float16 cannot compute, with the largest
+    magnitude that each has to hold.
     """
 
     scales: Mapping[str, float]
     snr_db: Mapping[str, float]
     forms: Mapping[str, WeightFormat]
     layers: int
+    float32: Mapping[str, float]
 
     @property
     def int8(self) -> tuple[str, ...]:
@@ -92,16 +96,24 @@ def quantize(
     planned = plan or {}
     graph = prepared(source, "nvfp4" in planned.values())
     kept_float = unreadable(graph)
-    placement = place(graph, kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")])
+    not_int8 = kept_float + [name for name, form in planned.items() if form in ("float16", "nvfp4")]
+    rest = iter(frames)
+    first = list(islice(rest, PROBES))
+    graph = smoothed(graph, place(graph, not_int8).layers, first)
+    placement = place(graph, not_int8)
     few_bits = [name for name, form in planned.items() if form in ("coded", "fp4x", "nvfp4")]
     require_weights(graph, [*placement.layers, *few_bits], source)
     with_feedback = [*few_bits, *(placement.layers if step.int8_rounding == "feedback" else ())]
     count = frames_to_fit(graph, with_feedback, step.frames, walks=2)
-    kept: list[np.ndarray] = [] if placement.layers else list(islice(frames, count))
-    histograms = observe(source, placement.quantized, _remembering(frames, kept, count)) if placement.layers else {}
+    kept: list[np.ndarray] = []
+    probe = range_probe(graph)
+    remembered = _remembering(chain(first, rest), kept, count)
+    histograms = observe(probe.model, [*placement.quantized, *probe.outputs], remembered)
     if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
-    scales, snr_db = choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if histograms else ({}, {})
+    scales, snr_db = (
+        choose_scales(graph, placement, histograms, step.ranges, kept[:PROBES]) if placement.layers else ({}, {})
+    )
     if plan is None:
         placement = place(graph, kept_float + [name for name, ratio in snr_db.items() if ratio < step.min_snr_db])
         if not placement.layers:
@@ -117,11 +129,13 @@ def quantize(
     stored = reconstruct(graph, quantized, forms, kept, kept, step.int8_rounding, coded_steps or {})
     store_weights(quantized, stored)
     apply(quantized)
+    float32 = nodes_beyond_half(graph, histograms)
+    pin(quantized.model, float32)
     onnx.checker.check_model(quantized.model)
     onnx.save(quantized.model, out)
     total = sum(is_layer(graph, node) for node in graph.nodes)
     used = {name: scales[name] for group in placement.groups for name in group}
-    return QuantizationResult(used, snr_db, forms, total)
+    return QuantizationResult(used, snr_db, forms, total, float32)
 
 
 def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
@@ -261,19 +275,15 @@ def _decide(
     moments = pooled(*halves)
     stored: Stored | None = None
     if form == "float16":
-        used = as_half(fit.weights)
+        used = as_short_half(fit.weights)
     elif form == "int8" and not int8_feedback:
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
-        stored, used = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, step)
+        steps = [] if step is None else [step]
+        ((stored, used),) = stored_in(form, fit.weights, moments.covariance, layer.weights.shape, steps)
     bias = layer.bias + bias_for(fit, used, moments).ravel()
     return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
-
-
-def as_half(values: np.ndarray) -> np.ndarray:
-    """Round float32 to float16: half the bytes, and no noise compared with that of INT8."""
-    return np.asarray(np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32))
 
 
 def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:

@@ -14,7 +14,7 @@ order, each on the quantized output of those before); "WaterSIC", arXiv 2603.049
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -164,25 +164,26 @@ def nvfp4_with_feedback(weights: np.ndarray, covariance: np.ndarray) -> Nvfp4:
 
 
 def coded_with_feedback(
-    weights: np.ndarray, covariance: np.ndarray, taps: int, step: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes int8 [g, o, K] of coded INT8, and INT8 scales float32 [g, o], for weights [g, o, K].
+    weights: np.ndarray, covariance: np.ndarray, taps: int, steps: Iterable[float]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield codes int8 [g, o, K] of coded INT8 and INT8 scales float32 [g, o] by each of `steps`; weights [g, o, K].
 
-    The distance of two codes of an output is `step` times the root mean square of its weights, and larger or smaller by
+    The distance of two codes of an output is a step times the root mean square of its weights, and larger or smaller by
     input: an input that the ones after it can make up for has large steps. taps: weights of an input.
     """
     damped = _damped(covariance)
     factor = _inverse_factor(damped)
     graded = np.log(np.diagonal(factor, axis1=1, axis2=2)).reshape(len(factor), -1, taps).mean(axis=(0, 2))
     spread = np.exp(np.clip(graded - graded.mean(), -MAX_SPREAD, MAX_SPREAD))
-    steps, scales = _coded_steps(weights, step, spread, taps)
-    of_weights = steps.repeat(taps)
-    # In units of an input's step all symbols are integers, and the covariance is that of inputs times their steps.
-    exact = weights / (scales[:, :, None] * of_weights)
-    symbols, ones = _feedback(exact, factor / of_weights, "coded")
-    _improve(exact, symbols, ones, damped * np.outer(of_weights, of_weights), "coded")
-    largest = np.minimum(LEVELS // of_weights, coded_int8.MAX_SYMBOL)
-    return (np.clip(symbols, -largest, largest) * of_weights).astype(np.int8), scales
+    for step in steps:
+        integers, scales = _coded_steps(weights, step, spread, taps)
+        of_weights = integers.repeat(taps)
+        # In units of an input's step all symbols are integers, and the covariance is that of inputs times their steps.
+        exact = weights / (scales[:, :, None] * of_weights)
+        symbols, ones = _feedback(exact, factor / of_weights, "coded")
+        _improve(exact, symbols, ones, damped * np.outer(of_weights, of_weights), "coded")
+        largest = np.minimum(LEVELS // of_weights, coded_int8.MAX_SYMBOL)
+        yield (np.clip(symbols, -largest, largest) * of_weights).astype(np.int8), scales
 
 
 def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,22 +203,20 @@ def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int
 
 
 def stored_in(
-    form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...], step: float | None = None
-) -> tuple[Stored, np.ndarray]:
+    form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...], steps: Iterable[float] = ()
+) -> Iterator[tuple[Stored, np.ndarray]]:
     """Round weights [g, o, K] of a layer's `shape` with feedback: as `form` stores them, and their values [g, o, K].
 
-    step: of coded INT8, as of `coded_with_feedback`.
+    Once, or in `coded` by each of the steps, as of `coded_with_feedback`.
     """
     if form == "nvfp4":
         tensor = nvfp4_with_feedback(weights, covariance)
-        return tensor, tensor.values.reshape(weights.shape)
-    if form == "coded":
-        assert step is not None, "a coded layer has a step"
-        codes, scales = coded_with_feedback(weights, covariance, prod(shape[2:]), step)
-    else:
-        codes, scales = round_with_feedback(weights, covariance, form)
-    values = dequantize_channels(codes.reshape(shape), scales.ravel()).reshape(weights.shape)
-    return (codes.reshape(shape), scales.ravel()), values
+        yield tensor, tensor.values.reshape(weights.shape)
+        return
+    coded = coded_with_feedback(weights, covariance, prod(shape[2:]), steps) if form == "coded" else None
+    for codes, scales in coded or [round_with_feedback(weights, covariance, form)]:
+        values = dequantize_channels(codes.reshape(shape), scales.ravel()).reshape(weights.shape)
+        yield (codes.reshape(shape), scales.ravel()), values
 
 
 def _rounded(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

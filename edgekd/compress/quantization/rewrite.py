@@ -28,6 +28,7 @@ def own_parameters(model: Any) -> None:
 
     A Gemm then has weights [O, K], and no factors.
     """
+    _drop_identities(model)
     graph = Graph(model)
     for node in graph.nodes:
         if not is_layer(graph, node) or is_dfl(graph, node):
@@ -41,6 +42,20 @@ def own_parameters(model: Any) -> None:
             addition, index = graph.consumers(node.output[0])[0]
             _own(graph, addition, [1 - index])
         _own(graph, node, range(1, len(node.input)))
+
+
+def _drop_identities(model: Any) -> None:
+    """Replace copies of initializers by the initializers: exporters write shared and equal weights as Identity."""
+    graph = Graph(model)
+    copies = {
+        node.output[0]: node.input[0]
+        for node in graph.of("Identity")
+        if node.input[0] in graph.initializers and node.output[0] not in graph.outputs
+    }
+    for name, initializer in copies.items():
+        for node, index in graph.consumers(name):
+            node.input[index] = initializer
+        model.graph.node.remove(graph.producers[name])
 
 
 def _plain_gemm(graph: Graph, node: Any) -> None:

@@ -73,9 +73,10 @@ def measure_rounded(
                 layer = layer_of(graph, node)
                 assert layer is not None, "`forms` has only layers with constant weights"
                 moments, unseen = _sampled(layer, walk.values(node.input[0]), measured)
+                steps: Sequence[float | None] = STEPS if form == "coded" else (None,)
                 gain = None
-                for step in STEPS if form == "coded" else (None,):
-                    stored, used, bias, noise = _round(layer, moments, unseen, form, step)
+                for step, rounded in zip(steps, _rounded(layer, moments, unseen, form), strict=True):
+                    stored, used, bias, noise = rounded
                     if gain is None:
                         outputs = rest.run(layer.initializers(used, bias), measured)
                         # Ends before this level are unchanged.
@@ -122,21 +123,20 @@ def _sampled(layer: LayerView, inputs: Sequence[np.ndarray], measured: int) -> t
     return moments_of(layer.matrices, seen, seen, biased=layer.bias_name is not None), unseen
 
 
-def _round(
-    layer: LayerView, moments: Moments, unseen: np.ndarray, form: str, step: float | None
-) -> tuple[Stored, np.ndarray, np.ndarray, float]:
-    """Round a layer by the moments of its input: as stored, weights, bias, and local noise on unseen patches."""
-    stored, used = stored_in(form, layer.matrices, moments.covariance, layer.weights.shape, step)
-    change = used - layer.matrices
-    noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
+def _rounded(
+    layer: LayerView, moments: Moments, unseen: np.ndarray, form: str
+) -> Iterator[tuple[Stored, np.ndarray, np.ndarray, float]]:
+    """Round a layer by the moments of its input: as stored, weights, bias, and local noise on unseen patches.
+
+    Once, or in `coded` by each of STEPS.
+    """
     signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
-    bias = layer.bias - (change @ moments.mean[:, :, None]).ravel()
-    return (
-        stored,
-        used.reshape(layer.weights.shape),
-        bias,
-        float(np.square(noise).sum() / max(np.square(signal).sum(), MIN_POWER)),
-    )
+    for stored, used in stored_in(form, layer.matrices, moments.covariance, layer.weights.shape, STEPS):
+        change = used - layer.matrices
+        noise = (unseen - moments.mean[:, None]) @ change.transpose(0, 2, 1)
+        bias = layer.bias - (change @ moments.mean[:, :, None]).ravel()
+        relative = float(np.square(noise).sum() / max(np.square(signal).sum(), MIN_POWER))
+        yield stored, used.reshape(layer.weights.shape), bias, relative
 
 
 class _Rest:

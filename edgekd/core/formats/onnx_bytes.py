@@ -5,6 +5,7 @@ Shared with the device: Python 3.8, standard library only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ FLOAT, INT8, INT32, FLOAT16 = 1, 3, 6, 10
 """TensorProto.DataType."""
 GRAPH = 7
 """Field of ModelProto."""
+FLOAT32_NODES = "edgekd.float32_nodes"
+"""Key of metadata: a JSON object of the nodes that must compute in float32, each with its largest magnitude."""
+_METADATA = 14  # of ModelProto
+_METADATA_KEY, _METADATA_VALUE = 1, 2  # of StringStringEntryProto
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
 """Fields of GraphProto."""
 VALUE_NAME = 1
@@ -74,6 +79,24 @@ def inputs(onnx: bytes) -> list[str]:
     ports = (port for graph in _values(onnx, 0, len(onnx), GRAPH) for port in _values(onnx, *graph, INPUT))
     names = (text(onnx, *port, VALUE_NAME) for port in ports)
     return [name for name in names if name not in constants]
+
+
+def float32_nodes(onnx: bytes) -> dict[str, float]:
+    """Return the nodes that must compute in float32, because float16 cannot hold their values, with the largest one.
+
+    Empty where the file names none, or names them in another form than edgekd's. Raises ValueError.
+    """
+    entries = _values(onnx, 0, len(onnx), _METADATA)
+    pairs = ((text(onnx, *each, _METADATA_KEY), text(onnx, *each, _METADATA_VALUE)) for each in entries)
+    return float32_nodes_in(dict(pairs))
+
+
+def float32_nodes_in(metadata: Mapping[str, str]) -> dict[str, float]:
+    """Return the same from the metadata of a file, by key."""
+    try:
+        return {str(name): float(value) for name, value in json.loads(metadata.get(FLOAT32_NODES, "{}")).items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def with_outputs(onnx: bytes, names: Iterable[str], data_type: int) -> bytes:

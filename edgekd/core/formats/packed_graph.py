@@ -322,6 +322,17 @@ def _deflated(content: bytes, name: str) -> bytes:
 
 
 def _deflater(name: str) -> zlib._Compress:
-    # Weights hardly repeat: matches only spoil their Huffman codes. Names and nodes do repeat.
-    strategy = zlib.Z_DEFAULT_STRATEGY if name in (HEADER, SKELETON) else zlib.Z_RLE
-    return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    level, strategy = _DEFLATE_SETTINGS.get(name, (9, zlib.Z_RLE))
+    return zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+
+
+# Level and strategy of streams; that of the others finds runs alone. Names and nodes repeat. Weights hardly do, so that
+# matches only spoil their Huffman codes. Symbols of coded INT8 have no runs that pay, except in class 0, nearly all of
+# which are zero. Tables of positions among float16 weights repeat: a low level finds that, too, and bounds the time
+# that the worst content takes on a device.
+_DEFLATE_SETTINGS = {
+    HEADER: (9, zlib.Z_DEFAULT_STRATEGY),
+    SKELETON: (9, zlib.Z_DEFAULT_STRATEGY),
+    **dict.fromkeys(("bytes-2-0", "bytes-2-1"), (4, zlib.Z_FILTERED)),
+    **dict.fromkeys(SYMBOLS[1:], (9, zlib.Z_HUFFMAN_ONLY)),
+}

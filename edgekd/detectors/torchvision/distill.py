@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from edgekd.compress.distillation.loss_terms import DistillationTerms, shared_classes
-from edgekd.compress.distillation.loss_weighting import LossWeighting
+from edgekd.compress.distillation.loss_weighting import Balance
 from edgekd.compress.steps import Distill
 from edgekd.core.detection.preprocess import letterbox, to_input
 from edgekd.core.detection.types import Preprocess
@@ -78,6 +78,7 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
+    cache: Path | None = None,
 ) -> DistillationRecord:
     """Train the student that `step` names beside a teacher, and write it to `out`, a `.tv.pt` file.
 
@@ -124,6 +125,8 @@ def _require_supported(step: Distill) -> None:
         if getattr(step, name) != defaults[name]:
             fix = "leave it out, or train a student by Ultralytics"
             raise SpecError(f"distill: {name} is not for students by torchvision", fix=fix)
+    if step.teacher == "cached":
+        raise SpecError("distill: a cached teacher is not for students by torchvision", fix='teacher = "live"')
 
 
 def _one_device(device: str | None) -> torch.device:
@@ -198,7 +201,7 @@ class TorchvisionStudentLoss:
     """The loss of a student on a batch: torchvision's own, and those of its teacher, stage by stage."""
 
     def __init__(self, teacher: Teacher, step: Distill, pairs: Sequence[tuple[int, int]], aids: Any) -> None:
-        self.weighting = LossWeighting(step)
+        self.balance = Balance(step.balance_every)
         self._teacher, self._step = teacher, step
         self._compare = DistillationTerms(step, pairs, aids)
 
@@ -214,11 +217,11 @@ class TorchvisionStudentLoss:
         with torch.no_grad():
             teacher = self._teacher(batch.frames)
         with torch.autocast(batch.frames.device.type, enabled=False):
-            distilled = self._compare(features, teacher, stage.weights, progress)
-        factors = self.weighting.factors(labels, distilled.losses, features.neck)
-        weights = self.weighting.of_teacher(stage, distilled, factors)
+            distilled = self._compare(features, teacher, stage, progress)
+        factors = self.balance(labels, distilled.losses, features.neck)
+        weights = {name: labels.new_tensor(getattr(stage.weights, name) * factors[name]) for name in distilled.losses}
         total = sum((weights[name] * loss for name, loss in distilled.losses.items()), labels)
-        weights |= {"disagreement": distilled.disagreement, "temperature": distilled.temperature}
+        weights |= distilled.record()
         return total, {**losses, **distilled.losses}, weights
 
 
@@ -324,7 +327,7 @@ class _Training:
             "model": self._model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "weighing": self._loss.weighting.state(),
+            "weighing": self._loss.balance.state(),
             "losses": self.losses,
             "weights": self.weights,
             "seconds": self.seconds,
@@ -336,7 +339,7 @@ class _Training:
         self._model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._loss.weighting.restore(state["weighing"])
+        self._loss.balance.restore(state["weighing"])
         self.losses, self.weights = list(state["losses"]), list(state["weights"])
         self.seconds, self._finished = state["seconds"], state["finished"]
 

@@ -21,6 +21,7 @@ from torch import nn
 from edgekd.compress.distillation import text
 from edgekd.compress.distillation.gradient_conflict import projector
 from edgekd.compress.distillation.loss_terms import shared_classes
+from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.distillation.text import class_texts
 from edgekd.compress.steps import Distill
 from edgekd.core.errors import CompressError, SpecError
@@ -28,12 +29,14 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import readable_samples
 from edgekd.data.types import Sample
+from edgekd.detectors.cached_teacher import cached_objects
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.results import DistillationRecord
 from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import (
     fast_in_bfloat16,
     fitting_batches,
+    one_device,
     parameters_in,
     read_state,
     require_device,
@@ -45,6 +48,7 @@ from edgekd.detectors.ultralytics.detector import HEADS, class_names, unfused_ne
 from edgekd.detectors.ultralytics.features import tap_points
 from edgekd.detectors.ultralytics.loop import Batches, Loop, base_settings, quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import WEIGHT_PREFIX, StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics.objects import labels_with_objects
 from edgekd.detectors.ultralytics.upstream import RANK, DetectionModel, init_seeds, unwrap_model, yaml_model_load
 from edgekd.graph.runtimes.types import import_problem
 
@@ -64,13 +68,15 @@ def distill_student(
     device: str | None = None,
     progress: Progress = SILENT,
     frames: Sequence[Sample] = (),
+    cache: Path | None = None,
 ) -> DistillationRecord:
     """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
 
     Arguments: `Family.distill`. The student is the moving average of its weights at the end: no epoch is chosen, so no
     split is needed to choose it by. state: written after every epoch; training resumes from it, so it must be of the
     same arguments. device: `cpu`, `0`, or `0,1` for one process on each of two GPUs; None for a GPU if there is one.
-    Of `frames` each batch has the step's `unlabelled_share`.
+    Of `frames` each batch has the step's `unlabelled_share`. cache: of the teacher's objects; None for one beside
+    `state`.
     """
     _require_one_process(step, device)
     require_device(device)
@@ -90,6 +96,8 @@ def distill_student(
         (*samples, *frames), dataset.classes, step, network_of_teacher, pairs, state, frames=len(frames)
     )
     if not (read_state(state) or {}).get("finished"):
+        if step.uses_cache:
+            lesson = _with_objects(lesson, cache or state.with_suffix(SUFFIX), device, progress)
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
             trainer = _StudentTrainer.of(lesson, _settings(step, scratch, device), progress)
             trainer.model = trained
@@ -102,6 +110,14 @@ def distill_student(
     sizes = (parameters_in(network), parameters_in(network_of_teacher))
     counts = (done["epoch"] + 1, done["updates"])
     return DistillationRecord(*counts, tuple(done["losses"]), done["seconds"], tuple(done["weights"]), *sizes)
+
+
+def _with_objects(lesson: StudentLesson, cache: Path, device: str | None, progress: Progress) -> StudentLesson:
+    """Return a lesson with the objects of its teacher, which are computed where the cache has none, in its place."""
+    assert lesson.teacher is not None
+    teacher = lesson.teacher.to(one_device(device.split(",")[0] if device else None))
+    objects = cached_objects(teacher, lesson.samples, cache, lesson.step.max_cache_bytes, progress)
+    return replace(lesson, teacher=None, objects=objects)
 
 
 def initialize_student(step: Distill, classes: tuple[str, ...], out: Path, trust: bool = False) -> None:
@@ -202,8 +218,11 @@ class _StudentTrainer(Loop):
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
         dataset = super().build_dataset(img_path, mode, batch)
+        classes, objects = len(self.lesson.classes), self.lesson.objects
         if self.lesson.frames:
-            dataset.labels = [ultralytics_label(sample, len(self.lesson.classes)) for sample in img_path]
+            dataset.labels = [ultralytics_label(sample, classes) for sample in img_path]
+        if objects is not None:
+            dataset.labels = labels_with_objects(dataset.labels, objects, classes)
         return dataset
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:

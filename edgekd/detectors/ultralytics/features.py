@@ -109,6 +109,13 @@ class FeatureRecorder:
         return DetectorFeatures(grid, tuple(each.float() for each in self.neck), hidden, branches, objects)
 
 
+def drop_hooks(network: nn.Module) -> None:
+    """Drop the hooks of recorders, with which a network cannot be written."""
+    for layer in network.modules():
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+
+
 def branches_of(output: Mapping[str, Any]) -> dict[str, Predictions]:
     """Return the predictions in float32 of each branch of a YOLO's head, from its raw output."""
     raw = {name: output[name] for name in ("one2many", "one2one") if output.get(name)} or {"one2many": output}

@@ -16,16 +16,22 @@ from numpy.typing import NDArray
 
 from edgekd.compress.distillation.anchors import best_inside, corners, ignored
 from edgekd.compress.distillation.gradient_conflict import reconcile
-from edgekd.compress.distillation.loss_terms import DistillationLosses, DistillationTerms
-from edgekd.compress.distillation.loss_weighting import LossWeighting
+from edgekd.compress.distillation.loss_terms import (
+    DetectorFeatures,
+    DistillationLosses,
+    DistillationTerms,
+    Predictions,
+)
+from edgekd.compress.distillation.loss_weighting import Balance
 from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
-from edgekd.compress.steps import Distill, Weights
+from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
 from edgekd.data.types import Sample
 from edgekd.detectors.teacher import Teacher
 from edgekd.detectors.ultralytics.features import FeatureRecorder
 from edgekd.detectors.ultralytics.loop import Lesson
+from edgekd.detectors.ultralytics.objects import split_objects
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
 WEIGHT_PREFIX = "weight_"
@@ -36,15 +42,17 @@ WEIGHT_PREFIX = "weight_"
 class StudentLesson(Lesson):
     """The samples, teacher and settings of a distillation.
 
-    state: the file that keeps the training after every epoch; frames: how many samples, the last ones, have labels by
-    the teacher.
+    teacher: computes its features of every batch; None with cached objects. state: the file that keeps the training
+    after every epoch; frames: how many samples, the last ones, have labels by the teacher; objects: those that the
+    teacher detects in the samples, records of `object_record_type`.
     """
 
     step: Distill
-    teacher: Teacher
+    teacher: Teacher | None
     pairs: tuple[tuple[int, int], ...]
     state: Path
     frames: int = 0
+    objects: NDArray[Any] | None = None
 
     @property
     def labelled(self) -> tuple[Sample, ...]:
@@ -103,16 +111,18 @@ class StudentLoss:
         step, device = lesson.step, next(student.parameters()).device
         self._step, self._progress = step, progress
         self._labels_loss = student.init_criterion()
-        self._weighting = LossWeighting(step)
+        self._balance = Balance(step.balance_every)
         self._distills = any(stage.weights.any for stage in step.stages)
         self._classes, self._has_ignored = len(lesson.classes), lesson.frames > 0
         self._region_text: Any = student.aids.words if step.text else None
         weights = lesson.class_weights()
         self._class_weights = None if weights is None else weights.to(device)
+        self._objects = lesson.objects
         if self._distills or self._region_text or self._has_ignored:
             self._recorder = FeatureRecorder(student)
         if self._distills:
-            self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
+            if lesson.teacher is not None:
+                self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
             self._compare = DistillationTerms(step, lesson.pairs, student.aids, self._class_weights)
         weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement", "temperature"))
         texts, cosine = ("text", f"{WEIGHT_PREFIX}text"), (f"{WEIGHT_PREFIX}cosine",)
@@ -120,6 +130,9 @@ class StudentLoss:
 
     def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the losses times the batch's size, and each loss, its weight, and what that follows from, by name."""
+        objects = None
+        if self._objects is not None:
+            batch, objects = split_objects(batch, self._objects, self._classes)
         if self._has_ignored:
             batch = self._without_ignored(batch)
         labels, items = self._labels_loss(output, batch)
@@ -128,22 +141,24 @@ class StudentLoss:
         zero, progress = labels.new_zeros(()), self._progress()
         items |= {name: zero + (name == f"{WEIGHT_PREFIX}teacher") for name in self._names}
         stage = self._step.stage_at(progress)
-        teacher = self._distillation(output, batch["img"], stage.weights, progress) if stage.weights.any else None
+        teacher = None
+        if stage.weights.any:
+            teacher = self._distillation(output, batch["img"], objects, stage, progress)
         text = self._text_loss(batch) if self._region_text else None
         losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
         if not losses:
             return torch.cat([labels, zero[None]]), items
         size, weights = len(batch["img"]), {}
-        factors = self._weighting.factors(labels.sum() / size, losses, self._recorder.neck)
+        factors = self._balance(labels.sum() / size, losses, self._recorder.neck)
         by_text, by_teacher = self._modality_weights(teacher, text)
         if teacher:
-            weights = self._weighting.of_teacher(stage, teacher, factors)
-            weights |= {name: weights[name] * by_teacher for name in teacher.losses}
-            weights |= {"disagreement": teacher.disagreement, "temperature": teacher.temperature}
+            weights = {name: getattr(stage.weights, name) * factors[name] * by_teacher for name in teacher.losses}
         if text:
             weights["text"] = self._step.text * factors["text"] * by_text
         total = sum((weights[name] * loss for name, loss in losses.items()), zero)
         items |= {name: loss.detach() for name, loss in losses.items()}
+        if teacher:
+            weights |= teacher.record()
         items |= {f"{WEIGHT_PREFIX}{name}": zero + weight for name, weight in weights.items()}
         if self._step.conflict:
             both = {"labels": labels.sum(), "teacher": total * size}
@@ -152,11 +167,17 @@ class StudentLoss:
             items[f"{WEIGHT_PREFIX}cosine"] = zero + cosine
         return torch.cat([labels, total[None] * size]), items
 
-    def _distillation(self, output: Any, images: torch.Tensor, weights: Weights, progress: float) -> DistillationLosses:
-        with torch.no_grad():
-            teacher = self._teacher(images)
+    def _distillation(
+        self, output: Any, images: torch.Tensor, objects: Predictions | None, stage: DistillStage, progress: float
+    ) -> DistillationLosses:
+        """Return the losses beside the teacher's cached objects; without any, beside its features of the images."""
+        if objects is not None:
+            teacher = DetectorFeatures(self._recorder.grid, (), (), {}, objects)
+        else:
+            with torch.no_grad():
+                teacher = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._recorder.features(output), teacher, weights, progress, self._branch_shares())
+            return self._compare(self._recorder.features(output), teacher, stage, progress, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
         """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""
@@ -202,11 +223,11 @@ class StudentLoss:
 
     def state(self) -> dict[str, Any]:
         """Return what resuming a training needs."""
-        return self._weighting.state()
+        return self._balance.state()
 
     def restore(self, state: Mapping[str, Any], epochs: int) -> None:
         """Resume from a state after so many epochs."""
-        self._weighting.restore(state)
+        self._balance.restore(state)
         if hasattr(self._labels_loss, "update"):
             self._labels_loss.updates = epochs - 1
             self._labels_loss.update()

@@ -47,7 +47,7 @@ from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, write_checkpoint
 from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import tap_points
+from edgekd.detectors.ultralytics.features import drop_hooks, tap_points
 from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics.quant_aware import DistillationLoss, float_network, quantized_network
@@ -205,9 +205,7 @@ def _accumulate(
 
     accumulate_gradients(network, samples, image_loss, progress)
     head.training = False
-    for layer in network.modules():  # the hooks of a teacher's loss
-        layer._forward_hooks.clear()
-        layer._forward_pre_hooks.clear()
+    drop_hooks(network)  # of a teacher's loss
 
 
 def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.quantization.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
+from edgekd.compress.quantization.half import as_short_half
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.steps import QuantAwareDistill
 from edgekd.core.errors import CompressError, SpecError
@@ -159,8 +160,8 @@ def trained_layers(student: Any, layers: Sequence[QdqConvolution]) -> tuple[QdqC
 def _trained(module: Any, layer: QdqConvolution) -> QdqConvolution:
     bias = None if layer.bias is None else module.bias.detach().cpu().numpy()
     if layer.scales is None:
-        # Not rounded while it was trained: a half-precision step is far below what a training step moves.
-        return replace(layer, weights=module.weight.detach().half().float().cpu().numpy(), bias=bias)
+        # Not rounded while it was trained: a step of these is below what training moves.
+        return replace(layer, weights=as_short_half(module.weight.detach().cpu().numpy()), bias=bias)
     return replace(
         layer,
         weights=module.codes().detach().cpu().numpy().astype(np.int8),

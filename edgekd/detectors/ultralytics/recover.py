@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from edgekd.compress.distillation.loss_terms import Predictions
-from edgekd.compress.distillation.recovery import train
+from edgekd.compress.distillation.loss_terms import DetectorFeatures
+from edgekd.compress.distillation.recovery import Recovery
 from edgekd.compress.steps import Recover
-from edgekd.core.errors import SpecError
-from edgekd.core.progress import SILENT, Listener, Progress
+from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.detectors.cached_teacher import cached_predictions, evenly_chosen
 from edgekd.detectors.family import load_teacher
+from edgekd.detectors.recovery import require_comparable, run_recovery
 from edgekd.detectors.results import TrainingRun
-from edgekd.detectors.teacher import Teacher
-from edgekd.detectors.torch_support import fitting_batches, in_bfloat16, one_device, require_finite
+from edgekd.detectors.torch_support import (
+    fitting_batches,
+    in_bfloat16,
+    one_device,
+)
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
 from edgekd.detectors.ultralytics.detector import class_names, input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import branches_of
+from edgekd.detectors.ultralytics.features import FeatureRecorder, drop_hooks
 from edgekd.detectors.ultralytics.loop import quiet
-
-REMEDY = "lower learning_rate"
 
 
 def recover_detector(
@@ -35,6 +34,7 @@ def recover_detector(
     data: Path,
     step: Recover,
     cache: Path,
+    state: Path,
     trust: bool = False,
     device: str | None = None,
     progress: Progress = SILENT,
@@ -49,36 +49,20 @@ def recover_detector(
     network, train_args = unfused_network(checkpoint, trust)
     size = input_size({"imgsz": step.image_size or train_args.get("imgsz")}, max(strides_of(network)))
     original = load_teacher(teacher, trust).to(place)
-    _require_comparable(network, original)
+    require_comparable(class_names(network), strides_of(network), original)
     samples = evenly_chosen(load_dataset(data).split("train").samples, step.images)
     with quiet(), fitting_batches():
         records = cached_predictions(original, samples, size, cache, step.max_cache_bytes, progress)
         network.requires_grad_(True).to(place).to(memory_format=torch.channels_last)
         network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
-        torch.manual_seed(step.seed)
+        recorder = FeatureRecorder(network)
 
-        def predict(frames: torch.Tensor) -> Mapping[str, Predictions]:
+        def predict(frames: torch.Tensor) -> DetectorFeatures:
             with in_bfloat16(place):
-                return branches_of(network(frames))
+                return recorder.features(network(frames))
 
-        def finish(epoch: int, losses: Mapping[str, float], last: float) -> None:
-            require_finite(epoch, losses, last, REMEDY)
-            if isinstance(progress, Listener):
-                progress.epoch("recover", epoch, losses)
-
-        losses = train(network, predict, records, step, finish, progress)
-    network.eval().cpu()
+        training = Recovery(network, predict, records, step)
+        run_recovery(training, state, place, progress)
+    drop_hooks(network.eval().cpu())
     write_checkpoint(network, {"task": "detect", **train_args}, out)
-    updates = step.epochs * -(-len(records) // step.batch)
-    return TrainingRun(step.epochs, updates, losses, time.monotonic() - began)
-
-
-def _require_comparable(network: Any, teacher: Teacher) -> None:
-    """Raise SpecError for a teacher with other classes or anchors than the network."""
-    for what, ours, theirs in (
-        ("classes", class_names(network), teacher.classes),
-        ("strides", tuple(map(float, strides_of(network))), tuple(map(float, teacher.strides))),
-    ):
-        if ours != theirs:
-            fix = "train it by a step distill"
-            raise SpecError(f"recover: {what} of the teacher", expected=str(ours), found=str(theirs), fix=fix)
+    return TrainingRun(step.epochs, training.updates, tuple(training.losses), time.monotonic() - began)

@@ -22,6 +22,11 @@ IR = ".xml"
 class HostOpenVino(HostRuntime):
     """OpenVINO's CPU plugin, tuned for the latency of one frame, or for several streams. Opens ONNX and its own IR."""
 
+    def available(self) -> Availability:
+        """Return whether OpenVINO can be used on this host."""
+        with interrupts_deferred():
+            return super().available()
+
     def _available_once_imported(self) -> Availability:
         return Availability(True, f"OpenVINO {self.version()}, CPU")
 
@@ -77,26 +82,26 @@ def read(graph: Path) -> Any:
     By `convert_model`, whose offline transformations turn Q/DQ into what the plugins compute in INT8: compiled straight
     from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without an error.
     """
-    require(OPENVINO_CPU)
-    require_file(graph)
     with interrupts_deferred():
+        require(OPENVINO_CPU)
+        require_file(graph)
         import openvino.frontend
 
-    try:
-        if graph.suffix == IR:
-            return openvino.Core().read_model(graph)
-        # Left to guess the format of a file that is no ONNX, OpenVINO also tries TensorFlow's reader, which prints.
-        openvino.frontend.FrontEndManager().load_by_framework("onnx").load(str(graph))
-        return openvino.convert_model(str(graph))
-    except Exception as error:
-        raise DeviceError(
-            f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file, or an IR with its .bin"
-        ) from error
+        try:
+            if graph.suffix == IR:
+                return openvino.Core().read_model(graph)
+            # Left to guess the format of a file that is no ONNX, OpenVINO also tries TensorFlow's reader, which prints.
+            openvino.frontend.FrontEndManager().load_by_framework("onnx").load(str(graph))
+            return openvino.convert_model(str(graph))
+        except Exception as error:
+            raise DeviceError(
+                f"OpenVINO cannot load {graph}: {error}", fix="check that it is an ONNX file, or an IR with its .bin"
+            ) from error
 
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a SIGINT after the block, not in it: imported, OpenVINO would ignore it."""
+    """Raise KeyboardInterrupt for a SIGINT after the block: its imports, also those of a conversion, catch all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

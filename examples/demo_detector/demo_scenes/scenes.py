@@ -5,7 +5,7 @@ Everything follows from integer seeds: with one version of OpenCV and NumPy a se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from demo_scenes.backdrop import CAMERAS, HEIGHT, SWAY, WIDTH, Backdrop, backdrop
 from demo_scenes.geometry import SUPERSAMPLE, Image, cast_shadow, paint
-from demo_scenes.traffic import CLASSES, Actor, traffic
+from demo_scenes.traffic import CLASSES, MEAN_COUNTS, Actor, traffic
 from demo_scenes.weather import Weather, develop, expose, weather
 
 MIN_VISIBLE = 0.35
@@ -36,12 +36,12 @@ class Scene:
     classes: NDArray[np.int64]
 
 
-def render(seed: int) -> Scene:
-    """Render the scene of this seed (0 or more)."""
+def render(seed: int, mean_counts: Mapping[int, float] = MEAN_COUNTS) -> Scene:
+    """Render the scene of this seed (0 or more). mean_counts: the expected number of objects of each class."""
     rng = np.random.default_rng(seed)
     view = backdrop(int(rng.integers(CAMERAS)))
     now = weather(rng)
-    actors = traffic(rng, view, umbrellas=now.rain > 0)
+    actors = traffic(rng, view, umbrellas=now.rain > 0, mean_counts=mean_counts)
     canvas, drawn = _draw(view, actors)
     shadow, contact = _shadows(view, actors, now)
     left, top = (int(offset) for offset in rng.integers(0, 2 * SWAY + 1, 2))

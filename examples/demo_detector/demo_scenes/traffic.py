@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +43,18 @@ class _Spot:
     moving: bool
 
 
-def traffic(rng: np.random.Generator, view: Backdrop, *, umbrellas: bool) -> list[Actor]:
-    """Fill the street; actors come from far to near, none inside another, their ids starting at 1."""
+def traffic(
+    rng: np.random.Generator, view: Backdrop, *, umbrellas: bool, mean_counts: Mapping[int, float] = MEAN_COUNTS
+) -> list[Actor]:
+    """Fill the street; actors come from far to near, none inside another, their ids starting at 1.
+
+    mean_counts: the expected number of objects of each class, before those without a place are dropped.
+    """
     taken: list[Array] = []
     planned: list[tuple[int, _Spot, Pose]] = []
     busy = float(rng.uniform(0.5, 1.5))
     for kind in (TRUCK, CAR, BICYCLE, PERSON, DOG):
-        for _ in range(min(int(rng.poisson(MEAN_COUNTS[kind] * busy)), 9)):
+        for _ in range(min(int(rng.poisson(mean_counts[kind] * busy)), 9)):
             found = _find_place(rng, view, kind, taken)
             if found is not None:
                 planned.append((kind, *found))

@@ -43,16 +43,19 @@ class Runs:
     def __init__(self, folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.dataset = folder, load_dataset(data)
         self.caches: list[Path] = []
+        self.states: list[Path] = []
         family = SimpleNamespace(libraries=(), suffix=".pt", capability=lambda _: self._train)
         monkeypatch.setattr(recover, "require_family", lambda _: family)
         for name in ("student", "other", "teacher", "stranger"):
             (folder / name).write_text(name)
 
     def _train(
-        self, checkpoint: Path, teacher: Path, out: Path, data: Path, step: Recover, cache: Path, *_: Any
+        self, checkpoint: Path, teacher: Path, out: Path, data: Path, step: Recover, cache: Path, state: Path, *_: Any
     ) -> Any:
         self.caches.append(cache)
+        self.states.append(state)
         cache.write_bytes(b"predictions")
+        state.write_bytes(b"state")
         out.write_bytes(checkpoint.read_bytes())
         return TrainingRun(step.epochs, 7 * step.epochs, ({"boxes": 1 / 3},), 1.0)
 
@@ -82,6 +85,14 @@ def test_trainings_beside_one_teacher_share_its_predictions(runs: Runs) -> None:
     assert len(runs.caches) == 6
 
 
+def test_each_training_has_a_state_of_its_own_which_is_gone_afterwards(runs: Runs) -> None:
+    for step, student in ((Recover(), "student"), (Recover(seed=1), "student"), (Recover(), "other")):
+        runs(step, student)
+    assert len(set(runs.states)) == 3
+    assert {state.parent for state in runs.states} == {runs.folder / "out" / "stages"}
+    assert not any(state.exists() for state in runs.states)
+
+
 def test_the_ledger_has_updates_and_cpu_seconds(runs: Runs) -> None:
     for stage in (runs(Recover(epochs=2)), runs(Recover(epochs=2))):
         row = ledger_row(stage)
@@ -91,12 +102,18 @@ def test_the_ledger_has_updates_and_cpu_seconds(runs: Runs) -> None:
         assert stage.result.losses == ({"boxes": 0.333333},)
 
 
-def test_a_fresh_build_predicts_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_build_predicts_and_trains_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     runs(Recover())
+    runs.states[0].write_bytes(b"of a killed training")
     found = []
-    monkeypatch.setattr(runs, "_train", lambda *known: found.append(known[5].exists()) or Runs._train(runs, *known))
+
+    def train(*known: Any) -> Any:
+        found.append((known[5].exists(), known[6].exists()))
+        return Runs._train(runs, *known)
+
+    monkeypatch.setattr(runs, "_train", train)
     runs(Recover(), fresh=True)
-    assert found == [False]
+    assert found == [(False, False)]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_quantize_alone_does_not_resize(edgekd: EdgeKD, detector: Path, tiny_dat
 def test_the_recipes_that_train_a_student_or_what_pruning_left() -> None:
     distil, full = load_recipe("distil-qad"), load_recipe("full")
     assert [type(step).__name__ for step in distil.steps] == ["Distill", "Quantize", "QuantAwareDistill"]
-    assert [type(step).__name__ for step in full.steps] == ["Prune", "Distill", "Quantize", "QuantAwareDistill"]
+    assert [type(step).__name__ for step in full.steps] == ["Prune", "Recover", "Quantize", "QuantAwareDistill"]
     refuse_recipe(full, Budget(min_retention=0.9), Path("detector.pt"))
     with pytest.raises(SpecError, match="names none"):
         refuse_recipe(distil, Budget(min_retention=0.9), Path("detector.pt"))

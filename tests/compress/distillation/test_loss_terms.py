@@ -17,7 +17,7 @@ from edgekd.compress.distillation.loss_terms import (  # noqa: E402
     assign_objects,
     shared_classes,
 )
-from edgekd.compress.steps import Distill, Weights  # noqa: E402
+from edgekd.compress.steps import Distill, DistillStage, Weights  # noqa: E402
 from edgekd.core.errors import SpecError  # noqa: E402
 
 GRID = Grid(((16, 20), (8, 10), (4, 5)), (8, 16, 32))
@@ -116,7 +116,7 @@ def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
         seen = [
             DetectorFeatures(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)
         ]
-        return compare(*seen, Weights(classes=1.0), 0.0)
+        return compare(*seen, DistillStage("classes", 1.0, Weights(classes=1.0)), 0.0)
 
     many, one = said(teacher, ((0, 1), (1, 0), (1, 2))), said(told, ((0, 0), (1, 1)))
     assert float(many.losses["classes"]) == pytest.approx(float(one.losses["classes"]))

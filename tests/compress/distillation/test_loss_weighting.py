@@ -6,66 +6,101 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekd.compress.distillation.distill import disagreement, foreground  # noqa: E402
-from edgekd.compress.distillation.loss_terms import DistillationLosses  # noqa: E402
+from edgekd.compress.distillation.anchors import Grid  # noqa: E402
+from edgekd.compress.distillation.distill import certainty, disagreement  # noqa: E402
+from edgekd.compress.distillation.loss_terms import (  # noqa: E402
+    Aids,
+    DetectorFeatures,
+    DistillationLosses,
+    DistillationTerms,
+    Predictions,
+)
 from edgekd.compress.distillation.loss_weighting import (  # noqa: E402
     EMA_DECAY,
     Balance,
-    LossWeighting,
     gradient_norm,
-    teacher_share,
+    mean_over_objects,
+    teacher_shares,
 )
 from edgekd.compress.steps import Distill, DistillStage, Weights  # noqa: E402
 
+GRID = Grid(((20, 20),), (8.0,))
+NEAR, FAR = 45, 250
+"""Anchors at which the teacher detects an object, on which the student nearly agrees, and not at all."""
 
-def batch(wrong: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of student and teacher on 8400 anchors, of which 20 see something; `wrong`: how far off the student is."""
-    teacher = torch.full((1, 5, 8400), -8.0)
-    teacher[:, 2, :20] = 2.0
+
+def predictions() -> tuple[Predictions, Predictions]:
+    """Student and teacher, of 3 classes, on 400 anchors."""
+    teacher = torch.full((1, 3, 400), -8.0)
+    teacher[:, 2, [NEAR, FAR]] = 2.0
     student = teacher.clone()
-    student[:, 2, :20] -= wrong
-    return student, teacher
+    student[:, 2, NEAR] -= 0.3
+    student[:, 2, FAR] -= 5
+    sides = torch.full((1, 64, 400), 0.0)
+    return Predictions(student, sides + torch.linspace(0, 1, 64)[:, None]), Predictions(teacher, sides)
 
 
-def test_alpha_moves_where_the_teacher_sees_something_and_not_over_all_anchors() -> None:
-    alphas: dict[bool, list[float]] = {True: [], False: []}
-    for masked in alphas:
-        for wrong in (0.0, 2.0, 6.0):
-            student, teacher = batch(wrong)
-            apart = disagreement(student, teacher, foreground(teacher) if masked else None)
-            alphas[masked].append(float(teacher_share(apart, "agreement")))
-    assert alphas[True][0] == 1
-    assert alphas[True][1] < 0.8
-    assert alphas[True][2] < 0.6
-    assert min(alphas[False]) > 0.999, "the trap: background holds it at 1, whatever the student does"
+def shares(reading: str) -> torch.Tensor:
+    student, teacher = predictions()
+    sure = certainty(teacher.scores)
+    return teacher_shares(disagreement(student.scores, teacher.scores), sure, reading)[0]  # type: ignore[arg-type]
 
 
-def test_the_readings_of_alpha_are_opposite() -> None:
-    near, far = torch.tensor(0.1), torch.tensor(0.8)
-    assert teacher_share(near, "agreement") > teacher_share(far, "agreement")
-    assert teacher_share(near, "disagreement") < teacher_share(far, "disagreement")
-    assert float(teacher_share(far, "agreement")) == pytest.approx(1 / 1.8)
-    assert float(teacher_share(far, "agreement") + teacher_share(far, "disagreement")) == pytest.approx(1)
-    assert float(teacher_share(far, "off")) == 1
+def test_alpha_is_of_each_object_and_differs_between_them() -> None:
+    agreement, opposite = shares("agreement"), shares("disagreement")
+    assert agreement[NEAR] > 0.85
+    assert agreement[FAR] < 0.4
+    assert opposite[FAR] > 5 * opposite[NEAR] > 0
+    assert torch.allclose(agreement + opposite, torch.ones(400))
+    assert torch.equal(shares("off"), torch.ones(400))
+    assert float(agreement[0]) == pytest.approx(1), "background, on which both agree"
+
+
+def test_alpha_is_one_half_where_both_disagree_as_much_as_on_average_however_far_that_is() -> None:
+    sure = torch.ones(1, 4)
+    for size in (1.0, 0.01):
+        apart = torch.tensor([[1.0, 3, 2, 2]]) * size
+        assert teacher_shares(apart, sure, "agreement")[0].tolist() == pytest.approx([2 / 3, 2 / 5, 1 / 2, 1 / 2])
+    assert float(mean_over_objects(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 0.0]]))) == 1
+
+
+def losses_by(reading: str, *, adaptive: bool) -> tuple[DistillationLosses, torch.Tensor]:
+    """The losses, and the lengths of the gradients of their sum at both objects' box sides, [2]."""
+    student, teacher = predictions()
+    sides = student.boxes.clone().requires_grad_()
+    maps = (torch.zeros(1, 1, 20, 20),)
+    both = [
+        DetectorFeatures(GRID, maps, maps, {"one2many": each}) for each in (Predictions(student.scores, sides), teacher)
+    ]
+    step = Distill(alpha=reading)  # type: ignore[arg-type]
+    terms = DistillationTerms(step, ((0, 0), (1, 1), (2, 2)), Aids([1], [1], learn_temperature=False))
+    losses = terms(*both, DistillStage("all", 1.0, Weights(classes=1.0, boxes=1.0), adaptive=adaptive), 0.0)
+    losses.losses["boxes"].backward()
+    assert sides.grad is not None
+    return losses, sides.grad[0, :, [NEAR, FAR]].norm(dim=0)
+
+
+def test_alpha_shifts_the_teacher_between_objects() -> None:
+    """A share of all objects together would leave the ratio between them as it is."""
+    ratios = {}
+    for reading in ("off", "agreement", "disagreement"):
+        losses, (near, far) = losses_by(reading, adaptive=True)
+        ratios[reading] = float(far / near)
+        assert float(losses.share) == pytest.approx(1) if reading == "off" else 0.3 < float(losses.share) < 0.7
+    assert ratios["off"] == pytest.approx(1, rel=1e-3)
+    assert ratios["agreement"] < 0.5
+    assert ratios["disagreement"] > 5
+    assert float(losses_by("disagreement", adaptive=False)[1][1]) == pytest.approx(
+        float(losses_by("off", adaptive=True)[1][1])
+    )
 
 
 def test_disagreement_is_softened_and_has_no_gradient() -> None:
-    student, teacher = batch(4.0)
-    mask = foreground(teacher)
-    sharp = disagreement(student.requires_grad_(), teacher, mask)
+    student, teacher = predictions()
+    sharp = disagreement(student.scores.requires_grad_(), teacher.scores)
+    assert sharp.shape == (1, 400)
     assert not sharp.requires_grad
-    assert disagreement(student, teacher, mask, 4.0) < sharp
-    assert float(disagreement(student, teacher, torch.zeros_like(mask))) == 0
-
-
-def test_an_average_starts_with_its_first_value_and_forgets() -> None:
-    weighting, stage = (
-        LossWeighting(Distill(momentum=0.9, alpha="agreement")),
-        DistillStage("all", 1.0, Weights(), adaptive=True),
-    )
-    for now, mean in ((2.0, 2.0), (1.0, 1.9)):
-        losses = DistillationLosses({}, torch.tensor(now), torch.ones(()), torch.zeros(1, 1))
-        assert float(weighting.of_teacher(stage, losses, {})["teacher"]) == pytest.approx(1 / (1 + mean))
+    assert (disagreement(student.scores, teacher.scores, 4.0)[0, [NEAR, FAR]] < sharp[0, [NEAR, FAR]]).all()
 
 
 def test_balance_brings_every_gradient_to_the_size_of_the_labels() -> None:

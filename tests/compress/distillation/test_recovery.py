@@ -11,11 +11,14 @@ torch = pytest.importorskip("torch")
 
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.distill import expected_distances  # noqa: E402
-from edgekd.compress.distillation.loss_terms import Predictions  # noqa: E402
+from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions  # noqa: E402
 from edgekd.compress.distillation.prediction_cache import BranchShape, record_type  # noqa: E402
 from edgekd.compress.distillation.recovery import (  # noqa: E402
     Target,
     epoch_batches,
+    feature_loss,
+    kept_maps,
+    match_channels,
     mean_predictions,
     mirror,
     rate_at,
@@ -59,6 +62,36 @@ def test_boxes_count_at_the_anchors_of_the_teacher_only() -> None:
     assert float(total_loss(recovery_losses(Predictions(student.scores, boxes), teacher))) == pytest.approx(0, abs=1e-5)
 
 
+def some_maps(channels: int, side: int = 10) -> torch.Tensor:
+    return torch.randn(3, channels, side, side, generator=torch.Generator().manual_seed(channels))
+
+
+def test_channels_that_pruning_has_left_are_found_among_the_teachers() -> None:
+    teacher = some_maps(12) * torch.linspace(1, 3, 12)[:, None, None] + 5
+    kept = [1, 2, 5, 9, 11]
+    student = 0.5 * teacher[:, kept] - 2 + 0.3 * some_maps(5)
+    match = match_channels(student, teacher)
+    assert match.channels.tolist() == kept
+    assert torch.allclose(match.deviations.flatten(), torch.linspace(1, 3, 12)[kept], rtol=0.2)
+    assert float(feature_loss([teacher[:, kept]], [teacher], [match])) == 0
+    assert float(feature_loss([teacher[:, kept] + 2 * match.deviations], [teacher], [match])) == pytest.approx(4)
+
+
+def test_maps_with_all_channels_have_them_in_the_teachers_order() -> None:
+    teacher = some_maps(6)
+    teacher[:, 3] = 0.25  # a channel without variance
+    match = match_channels(teacher.flip(1), teacher)
+    assert match.channels.tolist() == [*range(6)]
+    assert float(match.deviations.min()) > 0.05
+
+
+def test_a_cache_keeps_about_as_many_places_of_every_map() -> None:
+    hidden, neck = (tuple(some_maps(2, side) for side in sides) for sides in ((80, 40, 20), (20, 10, 5)))
+    maps = kept_maps(DetectorFeatures(GRID, neck, hidden, {}))
+    assert [each.shape[2] for each in maps] == [10, 10, 10, 10, 10, 5]
+    assert torch.equal(maps[1], hidden[1][:, :, ::4, ::4])
+
+
 GRID = Grid(((2, 3), (1, 2)), (8.0, 16.0))
 """Eight anchors: rows of 3 and 2 cells."""
 
@@ -86,16 +119,18 @@ def test_the_mean_of_two_predictions_is_that_of_probabilities_and_sides(bins: in
 
 
 def records(count: int) -> Any:
-    """Records whose left pixels are the image's index, and whose logits are the number of the view."""
-    made = np.zeros(count, record_type(2, 4, {"one2many": BranchShape(1, 4, 5)}))
+    """Records whose left pixels are the image's index, and whose logits and map are the number of the view."""
+    made = np.zeros(count, record_type(2, 4, {"one2many": BranchShape(1, 4, 5)}, [(2, 1, 2)]))
     made["frame"][:, :, 0] = np.arange(count)[:, None, None]
     made["one2many"]["scores"] = np.arange(2)[:, None, None]
     made["one2many"]["anchors"] = 3
+    made["maps"]["0"] = np.arange(2)[:, None, None, None]
     return made
 
 
 def test_a_mirrored_frame_comes_with_the_predictions_of_the_mirror_image() -> None:
-    frames, targets = read_batch(records(4), np.array([2, 1, 3]), np.array([False, True, False]), CPU)
+    batch = read_batch(records(4), np.array([2, 1, 3]), np.array([False, True, False]), CPU)
+    frames, targets = batch.frames, batch.targets
     assert frames.shape == (3, 3, 2, 4)
     assert frames.dtype == torch.float32
     left, right = frames[:, 0, 0, 0] * 255, frames[:, 0, 0, 3] * 255
@@ -103,6 +138,9 @@ def test_a_mirrored_frame_comes_with_the_predictions_of_the_mirror_image() -> No
     assert right.tolist() == pytest.approx([0, 1, 0])
     assert targets["one2many"].scores[:, 0, 0].tolist() == [0, 1, 0]
     assert targets["one2many"].anchors.dtype == torch.int64
+    (maps,) = batch.maps
+    assert maps.shape == (3, 2, 1, 2)
+    assert maps[:, 1, 0, 1].tolist() == [0, 1, 0]
 
 
 def test_an_epoch_has_each_image_once_and_the_next_one_its_other_view() -> None:

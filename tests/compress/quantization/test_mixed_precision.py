@@ -19,8 +19,10 @@ from small_graph import frames, small_model, write
 from edgekd.compress.quantization.mixed_precision import (
     Costs,
     choices,
+    corrected,
     ladder,
     measure_costs,
+    packed_sizes,
     plan_for,
     solve,
 )
@@ -38,7 +40,7 @@ from edgekd.graph.view import Graph
 
 QUANTIZED = ("stem", "body", "neck")
 HEAD = ("boxes", "scores")
-STEP = Quantize(min_snr_db=-1000)
+STEP = Quantize(min_snr_db=-1000, formats=("int8", "fp4x"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_fewer_bits_are_fewer_bytes_and_more_error(costs: Costs) -> None:
 
 
 def test_only_a_convolution_that_is_too_noisy_in_int8_may_stay_float(small: Path) -> None:
-    layers = measure_costs(small, frames(4), Quantize(min_snr_db=1000)).layers
+    layers = measure_costs(small, frames(4), replace(STEP, min_snr_db=1000)).layers
     assert [option.form for option in layers[0].options] == ["float16", "int8", "fp4x"]
     assert layers[0].options[0].error == 0
     assert layers[0].options[0].bytes > layers[0].options[1].bytes
@@ -121,6 +123,24 @@ def test_a_plan_with_coded_layers_gives_about_the_bytes_it_predicts(
     assert "coded" in plan.forms.values()
     assert set(plan.steps) == {name for name, form in plan.forms.items() if form == "coded"}
     assert size(plan, small, tmp_path) == pytest.approx(plan.predicted_bytes, rel=0.1)
+
+
+def test_corrected_costs_predict_the_size_of_the_graph_that_corrected_them(
+    small: Path, coded_costs: Costs, tmp_path: Path
+) -> None:
+    whole, least = ladder(coded_costs, 2)
+    plan = plan_for(coded_costs, (whole.predicted_bytes + least.predicted_bytes) // 2)
+    packed = size(plan, small, tmp_path)
+    sizes = packed_sizes(onnx.load(tmp_path / "planned.onnx"), plan.forms)
+    assert sizes.total == packed != plan.predicted_bytes
+    again = corrected(coded_costs, plan, sizes)
+    chosen = [
+        next(option for option in layer.options if (option.form, option.step) == (planned.form, planned.step))
+        for layer, planned in zip(again.layers, plan.layers, strict=True)
+    ]
+    assert again.rest_bytes + sum(option.bytes for option in chosen) == packed
+    others = [layer.options[0].form for layer in again.layers if layer.options[0].form == "int8"]
+    assert others == ["int8"] * len(QUANTIZED)
 
 
 def test_costs_survive_json(costs: Costs) -> None:
@@ -252,7 +272,7 @@ def test_a_real_detector_gets_what_was_predicted_and_more_than_by_the_simple_rul
     """Beside the plan: fp4x for the largest layers, until the size is the same."""
     graph = real_graph("yolox_nano.onnx", shared, tmp_path_factory)
     pictures = real_frames(shared, graph)
-    costs = measure_costs(graph.path, pictures[:8], Quantize())
+    costs = measure_costs(graph.path, pictures[:8], Quantize(formats=("int8", "fp4x")))
     best, middle, _ = ladder(costs, 3)
     assert "fp4x" in middle.forms.values()
     simple, left = dict(best.forms), best.predicted_bytes - middle.predicted_bytes

@@ -20,6 +20,7 @@ from real_graphs import RealGraph, real_graph
 from small_graph import SIDE, frames, small_model, write
 
 from edgekd.compress.quantization.calibrate import observe
+from edgekd.compress.quantization.half import as_short_half
 from edgekd.compress.quantization.placement import float_head
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import QuantizationResult, quantize
@@ -462,7 +463,7 @@ def test_calibration_memory_does_not_grow_with_the_frames(
 
     model = Graph(onnx.load(graph.path))
     tensors = [node.input[0] for node in model.nodes if node.op_type == "Conv"]
-    observe(graph.path, list(dict.fromkeys(tensors)), counted())
+    observe(onnx.load(graph.path), list(dict.fromkeys(tensors)), counted())
     assert max(resident[20:]) - max(resident[:20]) < 32 << 20
 
 
@@ -526,3 +527,14 @@ def _finds(found: Detections, box: np.ndarray, label: int) -> bool:
     areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + areas - common
     return bool(((common > 0.6 * union) & (found.classes == label)).any())
+
+
+def test_float_weights_have_eight_significant_bits_of_float16() -> None:
+    weights = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    weights[:4] = [0, 1e9, -65504, 2.0**-24]
+    short = as_short_half(weights)
+    assert short.dtype == np.float32
+    assert np.array_equal(short[:4], [0, 65504, -65504, 2.0**-24])
+    assert np.array_equal(as_short_half(short), short)
+    assert not (short[4:].astype(np.float16).view(np.uint16) & 7).any()
+    assert np.square(short[4:] - weights[4:]).sum() < 10**-5.5 * np.square(weights[4:]).sum()

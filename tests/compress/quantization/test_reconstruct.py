@@ -280,7 +280,7 @@ def test_on_what_it_knows_of_feedback_is_hardly_ever_worse(form: str) -> None:
 
 def noise(weights: np.ndarray, read: np.ndarray, covariance: np.ndarray, taps: int, step: float) -> float:
     """Mean squared error of the output on patches, of coded weights."""
-    codes, scales = coded_with_feedback(weights, covariance, taps, step)
+    ((codes, scales),) = coded_with_feedback(weights, covariance, taps, [step])
     return mean_squared(output(weights - codes * scales[..., None], read - read.mean(axis=1, keepdims=True)))
 
 
@@ -298,7 +298,8 @@ def test_inputs_that_matter_less_have_larger_steps() -> None:
     rng = np.random.default_rng(12)
     weights = rng.normal(size=(1, 64, 40)).astype(np.float32)
     deviations = np.repeat([1.0, 0.5, 2.0, 1.0], 10)
-    codes, _ = coded_with_feedback(weights, np.diag(deviations**2)[None].astype(np.float32), 10, 0.3)
+    covariance = np.diag(deviations**2)[None].astype(np.float32)
+    ((codes, _),) = coded_with_feedback(weights, covariance, 10, [0.3])
     coded = coded_int8.encode(codes.reshape(64, 4, 10))
     assert coded is not None
     one, half, double, same = coded.columns.steps.tolist()
@@ -324,7 +325,7 @@ def test_coded_weights_are_codes_whatever_the_weights_and_what_they_read(
     weights = weights_for(rng, groups, outputs, inputs * taps) * np.float32(size)
     weights[rng.random(weights.shape[:2]) < 0.2] = 0
     read = mixed(rng, groups, 50, inputs * taps) * np.float32(reads)
-    codes, scales = coded_with_feedback(weights, moments_of(weights, read, read).covariance, taps, step)
+    ((codes, scales),) = coded_with_feedback(weights, moments_of(weights, read, read).covariance, taps, [step])
     assert (codes.shape, codes.dtype) == (weights.shape, np.int8)
     assert (scales.shape, scales.dtype) == (weights.shape[:2], np.float32)
     assert (scales > 0).all()

@@ -54,7 +54,7 @@ SIZES = {"a": 3, "b": 8, "c": 8, "d": 8, "head": 8}
 def given(tmp_path: Path) -> Given:
     graph = Graph(onnx.load(write(chain(), tmp_path)))
     placement = place(graph)
-    return graph, placement, observe(tmp_path / "small.onnx", placement.quantized, frames(4))
+    return graph, placement, observe(graph.model, placement.quantized, frames(4))
 
 
 def group_noise(graph: Graph, placement: QuantizerPlacement, snr_db: dict[str, float]) -> dict[tuple[str, ...], float]:

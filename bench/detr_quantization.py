@@ -1,0 +1,188 @@
+"""Compare INT8 of a trained DETR by edgekd and other tools: mAP and noise, on several draws of calibration images.
+
+The detector is what `transformer_teacher.py` trains: an RT-DETR's decoder on the maps of a YOLO. Every tool quantizes
+convolutions and products with constant weights; the last ones before the outputs stay float for all of them. Needs
+`edgekd[train]`; NNCF and ModelOpt get environments of their own.
+"""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import frame
+import numpy as np
+from calibration_draws import SHARE
+from common import OPSET, SHARED, VENVS, Detector
+from frame import IMAGES, Blocks, Document, Given, Option, Result
+from quantization_baselines import FRAMES, JUDGED, Bench, Method, row_of
+
+from edgekd.graph.session import cpu_session
+
+SPLITS = ("val", "test")
+MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
+KEEP = 0.985  # least share of the float graph's mAP50-95
+MODEL = "detr.onnx"
+OURS = Method("edgekd, recipe `ptq`", "edgekd")
+PEERS = (
+    Method("ONNX Runtime, min-max", "onnxruntime", "products", None, "edgekd"),
+    Method("NNCF, preset mixed", "nncf", "", "nncf", "edgekd"),
+    Method("NNCF, preset mixed, `model_type=TRANSFORMER`", "nncf", "transformer", "nncf", "edgekd"),
+    Method("ModelOpt `max`", "modelopt", "max", "modelopt", "edgekd"),
+    Method("ModelOpt `entropy`", "modelopt", "entropy", "modelopt", "edgekd"),
+)
+METHODS = (OURS, Method("the same without smoothing", "edgekd", "unsmoothed"), *PEERS)
+
+
+def export_job(checkpoint: str, graph: str, side: int) -> dict[str, int]:
+    """Export a checkpoint of Ultralytics' RTDETRDecoder with its raw outputs: logits and boxes as fractions."""
+    import torch
+
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    network = (loaded.get("ema") or loaded["model"]).float().eval()
+
+    class Raw(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            _, (boxes, logits, *_) = self.network(images)
+            return logits[-1], boxes[-1]
+
+    names = {"input_names": ["images"], "output_names": ["logits", "pred_boxes"]}
+    example = torch.zeros(1, 3, side, side)
+    torch.onnx.export(Raw(), (example,), graph, opset_version=OPSET, dynamo=False, **names)
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+class QueryReference:
+    """The outputs of the float graph on frames float32 [1, 3, h, w].
+
+    Which queries a DETR selects, and in which order, depends on small differences: so each query is compared with the
+    closest one of the other graph.
+    """
+
+    def __init__(self, detector: Detector, frames: Sequence[np.ndarray]) -> None:
+        self._spec, self._frames = detector.spec, frames
+        outputs = [self._queries(each) for each in self._outputs(detector.graph)]
+        self._wanted = [rows[rows[:, 4:].max(axis=1) >= MIN_SCORE] for rows in outputs]
+
+    def noise(self, graph: Path) -> float:
+        """Return noise by signal of another version of the graph, over all queries of MIN_SCORE or more."""
+        noise = signal = 0.0
+        for wanted, found in zip(self._wanted, map(self._queries, self._outputs(graph)), strict=True):
+            distances = np.square(wanted[:, None] - found[None]).sum(axis=2)
+            noise += float(distances.min(axis=1).sum())
+            signal += float(np.square(wanted).sum())
+        return noise / signal
+
+    def _outputs(self, graph: Path) -> Iterator[np.ndarray]:
+        session = cpu_session(str(graph))
+        source = session.get_inputs()[0].name
+        return (session.run(None, {source: each})[0] for each in self._frames)
+
+    def _queries(self, output: np.ndarray) -> np.ndarray:
+        """Return float64 [n, 4 + classes] of an output [1, 4 + classes, n]: boxes as fractions of the frame, scores."""
+        return output[0].T / np.array([*[self._spec.preprocess.width] * 4, *[1.0] * len(self._spec.classes)])
+
+
+class Draws(Bench):
+    """All tools on several draws of the same calibration frames."""
+
+    def drawn(self, graph: Path, draws: int) -> Iterator[Document]:
+        """Yield the float graph with the draw None, and a graph of each tool for each draw."""
+        self._models = graph.parent
+        source, written, exclude = self.begun(graph.name)
+        folder, frames = source.graph.parent, sorted(written.iterdir())
+        judged = sorted(self._write_frames(folder / "judged", source, SPLITS[0], JUDGED).iterdir())
+        reference = QueryReference(source, [np.load(file) for file in judged])
+        row = row_of(MODEL, "float32", bytes=source.graph.stat().st_size, noise=reference.noise(source.graph))
+        yield Document(draw=None, **self.scored(row, source))
+        for draw in range(draws):
+            chosen = folder / f"draw-{draw}"
+            chosen.mkdir()
+            for index in np.random.default_rng(draw).permutation(len(frames))[: round(len(frames) * SHARE)]:
+                (chosen / frames[index].name).symlink_to(frames[index])
+            for number, method in enumerate(self._methods):
+                out = folder / f"{draw}-{number}.onnx"
+                row = self.quantized(MODEL, method, source.graph, chosen, out, exclude)
+                if row.error is None:
+                    row = self.scored(Document(row, noise=reference.noise(out)), Detector(out, source.spec))
+                yield Document(draw=draw, **row)
+
+
+def claims(rows: Sequence[Document]) -> list[Result]:
+    found = []
+    (exact,) = (row for row in rows if row.draw is None)
+    ours = _of(rows, OURS.name)
+    if not ours:
+        return []
+    for split in SPLITS:
+        kept = statistics.fmean(row.scores[split][0] for row in ours) / exact.scores[split][0]
+        text = f"{split}: INT8 keeps at least {KEEP:.1%} of the float mAP50-95, mean of the draws"
+        found.append(frame.claim(text, kept, kept >= KEEP))
+    noise = statistics.fmean(row.noise for row in ours)
+    for method in PEERS:
+        if theirs := _of(rows, method.name):
+            quieter = noise / statistics.fmean(row.noise for row in theirs)
+            found.append(frame.claim(f"noise of the output by that of {method.name}, means", quieter, quieter < 1))
+    return found
+
+
+def _of(rows: Sequence[Document], method: str) -> list[Document]:
+    return [row for row in rows if row.method == method and row.scores]
+
+
+def page(found: Document) -> Blocks:
+    yield from frame.head("INT8 of a trained DETR, edgekd beside its peers", found)
+    yield f"""\
+The detector: decoder, queries and deformable attention of an RT-DETR, {found.parameters:,} parameters with the backbone
+and neck of a YOLO11n, trained on ppe by `bench/transformer_teacher.py`. Every tool gets the same float32 ONNX graph and
+the same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
+{SHARE:.0%} of {found.images.calibration} training images. Noise: relative to the signal, of boxes (as fractions of the
+frame) and scores, over the queries with a score of {MIN_SCORE} or more on {JUDGED} frames of `{SPLITS[0]}`, each beside
+the closest query of the other graph. mAP: edgekd's scorer, ONNX Runtime's CPU provider,
+{" and ".join(f"{found.images[split]} images of `{split}`" for split in SPLITS)}. In brackets: least, most."""
+    (exact,) = (row for row in found.rows if row.draw is None)
+    lines = []
+    for method in dict.fromkeys(row.method for row in found.rows):
+        mine = _of(found.rows, method)
+        if mine:
+            noise = _spread([row.noise for row in mine], ".5f")
+            scores = " | ".join(_score(mine, exact, split) for split in SPLITS)
+            lines.append(f"{method} | {mine[0].bytes:,} | {noise} | {scores}")
+    header = " | ".join(f"{split} mAP50-95 | of float" for split in SPLITS)
+    yield frame.table(f"how | bytes | noise | {header}", lines)
+    yield from (f"{row.method}, draw {row.draw}: {row.error}" for row in found.rows if row.error)
+    yield "## Requirements"
+    yield frame.claims_table(found.claims)
+
+
+def _score(rows: Sequence[Document], exact: Document, split: str) -> str:
+    scores = [row.scores[split][0] for row in rows]
+    return f"{_spread(scores, '.4f')} | {statistics.fmean(scores) / exact.scores[split][0]:.1%}"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    text = format(statistics.fmean(values), form)
+    return text if len(values) < 2 else f"{text} ({min(values):{form}}..{max(values):{form}})"
+
+
+def run(given: Given) -> Iterator[Result]:
+    bench = Draws(given, given.data, SPLITS, METHODS, both=False)
+    graph = given.scratch / "export" / MODEL
+    graph.parent.mkdir()
+    made = frame.done_in_process(export_job, checkpoint=given.checkpoint.absolute(), graph=graph, side=given.image_size)
+    sizes = {name: len(bench.dataset.split(name)) for name in ("train", *SPLITS)}
+    rows: list[Document] = []
+    for row in bench.drawn(graph, given.draws):
+        rows.append(row)
+        images = {**sizes, "calibration": min(FRAMES, sizes["train"])}
+        yield {"rows": rows, "images": images, **made, "claims": claims(rows), "packages": bench.packages}
+
+
+if __name__ == "__main__":
+    checkpoint = Option("--checkpoint", SHARED / "models" / "decoder-ppe.pt", "of `transformer_teacher.py`")
+    size = Option("--image-size", 320)
+    venvs = Option("--venvs", VENVS, "the peers' environments, kept from run to run")
+    frame.main(run, page, venvs, IMAGES, Option("--data", "ppe"), checkpoint, size, Option("--draws", 3))

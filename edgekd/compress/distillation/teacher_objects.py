@@ -1,0 +1,77 @@
+"""Objects that a teacher detects in an image: selected from its predictions, and read from a cache for a batch.
+
+An object has a box and the logits of all classes. Boxes move with an image's augmentation as those of labels do, so a
+teacher that ran once on each image is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.compress.distillation.anchors import corners
+from edgekd.compress.distillation.distill import expected_distances
+from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
+from edgekd.compress.distillation.prediction_cache import MAX_OBJECTS
+from edgekd.core.detection.decode import suppress
+
+MIN_OBJECT_PROBABILITY = 0.05
+"""Least probability of an object's best class: targets of less certain ones are nearly those of background."""
+MAX_OBJECT_IOU = 0.7
+"""IoU above which two boxes with the same best class are one object, as where detections are scored."""
+
+
+def predicted_boxes(features: DetectorFeatures) -> Predictions:
+    """Return class logits [b, classes, n] and boxes [b, 4, n], x1, y1, x2, y2 in pixels of the frame, of a batch.
+
+    Of the branch `one2many`, or of a head without anchors.
+    """
+    if features.objects is not None:
+        boxes = corners(features.objects.boxes.mT, *features.grid.frame).mT
+        return Predictions(features.objects.scores, boxes)
+    found = features.branches["one2many"]
+    points, strides = features.grid.points(found.boxes.device)
+    sides = expected_distances(found.boxes) * strides
+    return Predictions(found.scores, torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1))
+
+
+def distinct_objects(
+    scores: NDArray[np.float32], boxes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return logits [k, classes] and boxes [k, 4] of the MAX_OBJECTS most certain objects of an image, best first.
+
+    scores: class logits [n, classes]; boxes: [n, 4] x1, y1, x2, y2. Duplicates are suppressed.
+    """
+    certainty = scores.max(axis=1)
+    least = np.log(MIN_OBJECT_PROBABILITY / (1 - MIN_OBJECT_PROBABILITY))
+    order = np.argsort(-certainty, kind="stable")[: np.count_nonzero(certainty > least)]
+    kept = order[suppress(boxes[order], scores[order].argmax(axis=1), MAX_OBJECT_IOU, MAX_OBJECTS)]
+    return scores[kept], boxes[kept]
+
+
+def batch_objects(
+    records: NDArray[Any], numbers: torch.Tensor, boxes: torch.Tensor, images: torch.Tensor, batch: int
+) -> Predictions:
+    """Return the objects of a batch as a head without anchors predicts them: see `DetectorFeatures`.
+
+    Args:
+        records: Of `object_record_type`.
+        numbers: int64 [n], record * MAX_OBJECTS + row of each object.
+        boxes: float32 [n, 4], where augmentation has moved them: middle x and y, width and height, as shares of the
+            frame.
+        images: int64 [n], ascending: the index of the frame in the batch.
+        batch: Number of frames. Those with fewer objects than others have further ones without area or certainty.
+    """
+    found, rows = divmod(numbers.cpu().numpy(), MAX_OBJECTS)
+    scores = torch.from_numpy(records["scores"][found, rows].astype(np.float32)).to(boxes.device)
+    counts = torch.bincount(images, minlength=batch)
+    column = torch.arange(len(images), device=boxes.device) - (counts.cumsum(0) - counts)[images]
+    most = max(int(counts.max()), 1)
+    nothing = float(np.log(MIN_PROBABILITY))
+    padded_scores = boxes.new_full((batch, most, scores.shape[1]), nothing)
+    padded_boxes = boxes.new_zeros((batch, most, 4))
+    padded_scores[images, column], padded_boxes[images, column] = scores, boxes
+    return Predictions(padded_scores.mT, padded_boxes.mT)
