@@ -1,8 +1,8 @@
 """Measure what a cluster adds to the trials of a search, and count how a search grows on it.
 
 Measured: a Ray cluster of processes here, with trials that sleep; tasks, queues, leases and shared folder are real. The
-overhead is a trial's share of what a round takes longer than it has to. Counted: a search in rounds with early stopping
-on up to hundreds of GPUs and boards.
+overhead is a trial's share of what a round takes longer than it has to. Counted: a search in rounds that trains
+the best third, on up to hundreds of GPUs and boards.
 """
 
 import heapq
@@ -35,7 +35,7 @@ from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
 MAKE_S, BOARD_S = 0.5, 0.3  # of a null trial: to be made, and to be timed on a board
-SIZES = ((6, 2, 6), (6, 2, 54), (16, 4, 144), (64, 4, 64), (64, 16, 64), (64, 16, 576), (256, 64, 256), (256, 64, 2304))
+SIZES = ((6, 2, 6), (6, 2, 18), (16, 4, 48), (64, 4, 64), (64, 16, 64), (64, 16, 192), (256, 64, 256), (256, 64, 768))
 """GPUs, boards and candidates a round of the searches that are counted."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0
 """Seconds of a counted trial: a full training on a GPU, a part of fixed length, and timing on a board."""
@@ -141,7 +141,7 @@ def counted(seconds: Sequence[float], slots: int, boards: int, board_s: float) -
 
 
 def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ray_bytes: int) -> Document:
-    """Count a search in rounds of `batch` candidates, the best of them tried further.
+    """Count a search in rounds of `batch` candidates, the best of which are trained.
 
     `gpu_busy` and `board_busy` are shares of the time that the search took.
     """
@@ -150,11 +150,11 @@ def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ra
     for first in range(0, trials, batch):
         count = min(batch, trials - first)
         for rung in RUNGS:
-            each = FIXED_S + rung.share * FULL_S + overhead_s
+            each = FIXED_S + rung.trained * FULL_S + overhead_s
             last, on_boards, queued = counted([each] * count, gpus, boards, BOARD_FULL_S)
             wall, made, timed = wall + last, made + each * count, timed + on_boards
             waited, tries = waited + queued, tries + count
-            written += count * (KEPT + EPOCH_STATE * max(round(EPOCHS * rung.share), 1))
+            written += count * (KEPT + EPOCH_STATE * EPOCHS * rung.trained)
             count = ceil(count / ETA)
     row = Document(gpus=gpus, boards=boards, batch=batch, tries=tries, hours=wall / 3600, gpu_busy=made / (wall * gpus))
     row.update(board_busy=timed / (wall * boards), board_wait_s=waited / tries, shared_gb=written / 1e9)
@@ -196,9 +196,9 @@ def page(found: Document) -> Blocks:
         ),
     )
     yield (
-        "GPUs rest while the best third, and the best ninth, of a round is tried more thoroughly, and while its last "
-        "networks are on boards: the price of early stopping. Rounds of nine times as many candidates as there are "
-        "GPUs, and several searches on one cluster, fill the gaps."
+        "GPUs rest while a third of the candidates of a round is trained, and while its last networks are on boards. "
+        "Rounds of three times as many candidates as there are GPUs, and several searches on one cluster, fill the "
+        "gaps."
     )
 
 

@@ -170,13 +170,15 @@ def missing(given: Given, finished: set[Key]) -> Iterator[Iterator[Document]]:
     for model, case in cases.items():
         if (model, FLOAT, None, None) not in finished:
             yield iter([case.floating()])
-    runs: list[tuple[WeightFormat, int, list[float]]] = [("coded", draw, given.parts) for draw in range(given.draws)]
-    for form, draw, parts in [*runs, ("fp4x", 0, given.parts[:1])]:
+    for draw in range(given.draws):
         for model, case in cases.items():
-            if left := [part for part in parts if (model, form, draw, part) not in finished]:
-                yield case.rows(form, draw, left)
+            if left := [part for part in given.parts if (model, CODED, draw, part) not in finished]:
+                yield case.rows("coded", draw, left)
     if SPEED not in {form for _, form, _, _ in finished}:
         yield iter([speed(given.work / f"{given.models[-1]}.{CODED}.onnx", given.repeats)])
+    for model, case in cases.items():
+        if (model, "fp4x", 0, given.parts[0]) not in finished:
+            yield case.rows("fp4x", 0, given.parts[:1])
 
 
 def result(kept: FinishedRows) -> Result:

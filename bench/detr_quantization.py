@@ -8,32 +8,33 @@ convolutions and products with constant weights; the last ones before the output
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import frame
 import numpy as np
 from calibration_draws import SHARE
 from common import OPSET, SHARED, VENVS, Detector
 from frame import IMAGES, Blocks, Document, Given, Option, Result
-from quantization_baselines import FRAMES, JUDGED, Bench, Method, row_of
+from quantization_baselines import FRAMES as WRITTEN
+from quantization_baselines import JUDGED, Bench, Method, row_of
 
 from edgekd.graph.session import cpu_session
 
 SPLITS = ("val", "test")
+FRAMES = 64  # calibration frames, evenly taken from the training split, of which each draw takes its share
 MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
 KEEP = 0.985  # least share of the float graph's mAP50-95
 MODEL = "detr.onnx"
 OURS = Method("edgekd, recipe `ptq`", "edgekd")
 PEERS = (
     Method("ONNX Runtime, min-max", "onnxruntime", "products", None, "edgekd"),
-    Method("NNCF, preset mixed", "nncf", "", "nncf", "edgekd"),
     Method("NNCF, preset mixed, `model_type=TRANSFORMER`", "nncf", "transformer", "nncf", "edgekd"),
-    Method("ModelOpt `max`", "modelopt", "max", "modelopt", "edgekd"),
     Method("ModelOpt `entropy`", "modelopt", "entropy", "modelopt", "edgekd"),
 )
 METHODS = (OURS, Method("the same without smoothing", "edgekd", "unsmoothed"), *PEERS)
 
 
-def export_job(checkpoint: str, graph: str, side: int) -> dict[str, int]:
+def export_job(checkpoint: str, graph: str, side: int) -> dict[str, Any]:
     """Export a checkpoint of Ultralytics' RTDETRDecoder with its raw outputs: logits and boxes as fractions."""
     import torch
 
@@ -52,7 +53,11 @@ def export_job(checkpoint: str, graph: str, side: int) -> dict[str, int]:
     names = {"input_names": ["images"], "output_names": ["logits", "pred_boxes"]}
     example = torch.zeros(1, 3, side, side)
     torch.onnx.export(Raw(), (example,), graph, opset_version=OPSET, dynamo=False, **names)
-    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    trained = loaded["train_args"]
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "trained": {"epochs": loaded["epoch"] + 1, "of": trained["epochs"], "batch": trained["batch"]},
+    }
 
 
 class QueryReference:
@@ -93,7 +98,7 @@ class Draws(Bench):
         """Yield the float graph with the draw None, and a graph of each tool for each draw."""
         self._models = graph.parent
         source, written, exclude = self.begun(graph.name)
-        folder, frames = source.graph.parent, sorted(written.iterdir())
+        folder, frames = source.graph.parent, sorted(written.iterdir())[:: WRITTEN // FRAMES]
         judged = sorted(self._write_frames(folder / "judged", source, SPLITS[0], JUDGED).iterdir())
         reference = QueryReference(source, [np.load(file) for file in judged])
         row = row_of(MODEL, "float32", bytes=source.graph.stat().st_size, noise=reference.noise(source.graph))
@@ -136,9 +141,10 @@ def _of(rows: Sequence[Document], method: str) -> list[Document]:
 def page(found: Document) -> Blocks:
     yield from frame.head("INT8 of a trained DETR, edgekd beside its peers", found)
     yield f"""\
-The detector: decoder, queries and deformable attention of an RT-DETR, {found.parameters:,} parameters with the backbone
-and neck of a YOLO11n, trained on ppe by `bench/transformer_teacher.py`. Every tool gets the same float32 ONNX graph and
-the same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
+The detector: decoder, queries and deformable attention of an RT-DETR on the backbone and neck of a YOLO11n,
+{found.parameters:,} parameters, trained on ppe by `bench/transformer_teacher.py`: {found.trained.epochs} epochs of
+{found.trained.of} planned, in batches of {found.trained.batch}. Every tool gets the same float32 ONNX graph and the
+same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
 {SHARE:.0%} of {found.images.calibration} training images. Noise: relative to the signal, of boxes (as fractions of the
 frame) and scores, over the queries with a score of {MIN_SCORE} or more on {JUDGED} frames of `{SPLITS[0]}`, each beside
 the closest query of the other graph. mAP: edgekd's scorer, ONNX Runtime's CPU provider,

@@ -1,8 +1,9 @@
 """Measure what each level of edgekd's distillation brings to a small student, on rendered scenes, beside its labels.
 
 The renderer gives as many scenes as wanted: the test split is so large that the seeds are the noise. Dogs are rare in
-training and frequent where is scored. The teacher is a COCO checkpoint, trained on the same scenes. Every arm of a seed
-starts from the same random student and makes as many updates. Needs `edgekd[train,text,conflict]`.
+training and frequent where is scored. The teacher is a COCO checkpoint, trained on the same scenes. The student is
+first trained on labels from random weights; from there every arm of a seed sees the same images in as many updates.
+Needs `edgekd[train,text,conflict]`.
 """
 
 import math
@@ -26,31 +27,40 @@ from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.data.long_tail import TAIL, instances, rare_classes
 from edgekd.evaluation.coco import Score, tail_score
 
-TEACHER, LABELS, PREDICTIONS = "teacher", "labels", "classes and boxes"
+TEACHER, START, LABELS, PREDICTIONS = "teacher", "start", "labels", "classes and boxes"
+WITHOUT_GAIN = (TEACHER, START, LABELS)
+RATE = 0.003  # learning rate of the student: small networks take more than Ultralytics' 0.0011
 CONFIDENCE = 0.95  # of the interval around a mean gain
+ARM = {"learning_rate": RATE, "mosaic": 0.0}  # goes on as the start has ended
 ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as that of the labels
+ALL_LEVELS = (
+    DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
+    DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
+    DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
+)
 
 
 def step_of(weights: Weights, **settings: Any) -> Distill:
     """Return a step with one stage."""
-    return Distill(stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", **settings})
+    return Distill(
+        stages=(DistillStage("all", 1.0, weights, adaptive=True),), **{"alpha": "off", "teacher": "live", **settings}
+    )
 
 
 def arms() -> dict[str, Distill]:
     """Return the steps that are compared, by name, the most important ones first; each learns from labels too."""
-    stages, both = training.shipped(), Weights(classes=ALONE, boxes=ALONE)
-    single = ("features", "relations", "attention", "neurons")
+    both = Weights(classes=ALONE, boxes=ALONE)
     return {
         LABELS: step_of(Weights()),
         PREDICTIONS: step_of(both),
-        "all levels, three stages": stages,
-        **{level: step_of(Weights(**{level: ALONE})) for level in single},
+        f"{PREDICTIONS}, cached teacher": step_of(both, teacher="cached"),
+        "all levels, three stages": Distill(stages=ALL_LEVELS, alpha="agreement"),
+        "features and neurons": step_of(Weights(features=ALONE, neurons=ALONE)),
+        **{level: step_of(Weights(**{level: ALONE})) for level in ("attention", "relations")},
         "words": step_of(Weights(), text=ALONE),
-        **{f"{PREDICTIONS}, alpha by {each}": step_of(both, alpha=each) for each in ("disagreement", "agreement")},
+        f"{PREDICTIONS}, alpha by disagreement": step_of(both, alpha="disagreement"),
         f"{PREDICTIONS}, conflicts reconciled": step_of(both, conflict=True),
         f"{PREDICTIONS}, rare classes weigh more and are seen more often": step_of(both, class_power=0.5, repeat=0.5),
-        f"{PREDICTIONS} at 1": step_of(Weights(classes=1.0, boxes=1.0)),
-        f"{PREDICTIONS}, temperature 2": step_of(both, temperature=2.0),
     }
 
 
@@ -61,31 +71,38 @@ class Bench(Trainings):
     mAP50-95 of the classes that are rare in training.
     """
 
-    asked = ("student", "width", "epochs", "teacher_epochs", "batch", "image_size", "train", "val", "test")
+    asked = (
+        "student",
+        "width",
+        "epochs",
+        "teacher_epochs",
+        "start_epochs",
+        "batch",
+        "image_size",
+        "train",
+        "val",
+        "test",
+    )
     numbers = ("parameters", "updates", "cpu_seconds")
     required = TEACHER
 
     def ways(self) -> Iterator[Way]:
-        yield TEACHER, None, partial(self._trained, TEACHER, None, step_of(Weights()))
-        for name, step in arms().items():
-            for seed in self.given.seeds:
-                yield name, seed, partial(self._trained, name, seed, step)
+        given, labels = self.given, step_of(Weights())
+        known = {"student": str(given.model), "epochs": given.teacher_epochs, "close_mosaic": 1}
+        yield TEACHER, None, partial(self._trained, TEACHER, None, replace(labels, **known))
+        scratch = {"student": given.student, "width": given.width, "learning_rate": RATE}
+        halves = {"epochs": given.start_epochs, "close_mosaic": given.start_epochs // 2}
+        yield START, None, partial(self._trained, START, None, replace(labels, **scratch, **halves))
+        for seed in self.given.seeds:
+            for name, step in arms().items():
+                known = {"student": str(given.work / f"{START}-0.pt"), "epochs": given.epochs, **ARM}
+                yield name, seed, partial(self._trained, name, seed, replace(step, **known))
 
     def _trained(self, method: str, seed: int | None, step: Distill) -> Document:
         given = self.given
         name = "".join(letter if letter.isalnum() else "-" for letter in f"{method} {seed or 0}")
-        is_teacher = method == TEACHER
-        teacher = given.model if is_teacher else given.work / f"{TEACHER}-0.pt"
-        step = replace(
-            step,
-            student=str(given.model) if is_teacher else given.student,
-            width=None if is_teacher else given.width,
-            epochs=given.teacher_epochs if is_teacher else given.epochs,
-            close_mosaic=1,  # else few epochs would have any
-            batch=given.batch,
-            image_size=given.image_size,
-            seed=seed or 0,
-        )
+        teacher = given.model if method == TEACHER else given.work / f"{TEACHER}-0.pt"
+        step = replace(step, batch=given.batch, image_size=given.image_size, seed=seed or 0)
         out, state = given.work / f"{name}.pt", given.work / f"{name}.training"
         files = {"teacher": teacher, "out": out, "data": self.data, "state": state}
         took = self.job(name, train_job, step=training.step_table(step), **files)
@@ -133,41 +150,41 @@ def gains(rows: Sequence[Document], base: Sequence[Document], name: str, split: 
     return [row[name][split] - without[row.seed] for row in rows if row.seed in without]
 
 
-def half_width(groups: Sequence[Sequence[float]], count: int) -> float:
-    """Return half of the confidence interval of a mean of `count` gains, by the pooled deviation of all arms' gains."""
+def half_width(groups: Sequence[Sequence[float]], count: int) -> float | None:
+    """Return half of the confidence interval of a mean of `count` gains, by the pooled deviation of all arms' gains.
+
+    None where no arm has two seeds.
+    """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
-        return math.nan
+        return None
     pooled = sum(statistics.variance(group) * (len(group) - 1) for group in groups) / freedom
     return float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(pooled / count)
 
 
 def page(found: Document) -> Blocks:
     methods = training.by_method(found.rows)
-    base, others = (
-        methods.get(LABELS, []),
-        {name: rows for name, rows in methods.items() if name not in (TEACHER, LABELS)},
-    )
+    base = methods.get(LABELS, ())
     yield from frame.head("Distillation, level by level, on rendered scenes", found)
-    yield (
-        f"Trained on {found.train} rendered crops of {found.image_size} pixels, scored on {found.val} (val) and "
-        f"{found.test} (test). Means over the seeds; in brackets the lowest and the highest. Gain: over the labels "
-        "alone, seed by seed. An arm is the labels and what it names; a single level has the weight "
-        f"{ALONE:g}, a gradient that many times as long as the labels'."
-    )
+    sizes = " and ".join(f"{methods[name][0].parameters:,} ({name})" for name in (TEACHER, START) if name in methods)
+    yield f"""\
+Trained on {found.train} rendered crops of {found.image_size} pixels, scored on {found.val} (val), {found.test} (test).
+Parameters: {sizes}. Every arm goes on from the start, on labels and on what it names. A single level has the weight
+{ALONE:g}: its gradient is that many times as long as the labels'. Means over the seeds, in brackets the lowest and the
+highest. Gain: over the labels alone, seed by seed. Rare: mAP50-95 of dogs, which are rare in training."""
     yield f"Objects: {'; '.join(f'{split}: ' + _counts(counts) for split, counts in found.objects.items())}."
-    header = (
-        "beside the labels | seeds | updates | CPU s | val mAP50-95 | gain | test mAP50-95 | gain | rare, test | gain"
-    )
+    header = "trained on | seeds | updates | CPU s | val mAP50-95 | gain | test mAP50-95 | gain | rare, test | gain"
     yield frame.table(header, (_cells(name, rows, base) for name, rows in methods.items()))
     yield from training.failures(found)
     yield "## Beyond noise"
     yield (
-        f"A mean gain on test counts if it is larger than half of its {CONFIDENCE:.0%} confidence interval, by the "
-        "pooled standard deviation of the gains of all arms."
+        f"A mean gain on test counts where it is larger than half of its {CONFIDENCE:.0%} confidence interval, by the "
+        "pooled standard deviation of the gains of all arms over the seeds."
     )
-    yield from (_verdicts(others, base, name) for name in ("map50_95", "rare"))
+    arms = {name: rows for name, rows in methods.items() if name not in WITHOUT_GAIN}
+    yield _verdicts("mAP50-95", {name: gains(rows, base, "map50_95", "test") for name, rows in arms.items()})
+    yield _verdicts("mAP50-95 of dogs", {name: gains(rows, base, "rare", "test") for name, rows in arms.items()})
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
 
 
@@ -176,29 +193,22 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _cells(name: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
-    cells = [
-        name,
-        training.seeds_of(rows),
-        *(frame.cell(training.mean(rows, each), ",.0f") for each in ("updates", "cpu_seconds")),
-    ]
-    for split in SPLITS:
-        ahead = gains(rows, base, "map50_95", split) if name not in (TEACHER, LABELS) else []
-        cells += [frame.spread(training.scores(rows, split)), frame.spread(ahead, "+") if ahead else "–"]
-    ahead = gains(rows, base, "rare", "test") if name not in (TEACHER, LABELS) else []
-    rare = [row.rare["test"] for row in rows]
-    return " | ".join([*cells, frame.spread(rare), frame.spread(ahead, "+") if ahead else "–"])
+    cells = [name, training.seeds_of(rows)]
+    cells += [frame.cell(training.mean(rows, each), ",.0f") for each in ("updates", "cpu_seconds")]
+    for score, split in (("map50_95", "val"), ("map50_95", "test"), ("rare", "test")):
+        ahead = [] if name in WITHOUT_GAIN else gains(rows, base, score, split)
+        cells += [frame.spread([row[score][split] for row in rows]), frame.spread(ahead, "+") if ahead else "–"]
+    return " | ".join(cells)
 
 
-def _verdicts(arms: Mapping[str, Sequence[Document]], base: Sequence[Document], name: str) -> str:
-    by_arm = {arm: gains(rows, base, name, "test") for arm, rows in arms.items()}
-    groups = list(by_arm.values())
-
+def _verdicts(title: str, by_arm: Mapping[str, Sequence[float]]) -> str:
     def row(arm: str, values: Sequence[float]) -> str:
-        mean, half = statistics.fmean(values), half_width(groups, len(values))
-        verdict = "within noise" if not abs(mean) > half else "better" if mean > 0 else "worse"
+        mean, half = statistics.fmean(values), half_width(tuple(by_arm.values()), len(values))
+        if half is None:
+            return f"{arm} | {mean:+.4f} | unknown, of one seed"
+        verdict = "within noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
         return f"{arm} | {mean:+.4f} ± {half:.4f} | {verdict}"
 
-    title = "mAP50-95" if name == "map50_95" else "mAP50-95 of the rare class"
     return frame.table(f"{title} | gain | ", (row(arm, values) for arm, values in by_arm.items() if values))
 
 
@@ -224,6 +234,7 @@ if __name__ == "__main__":
         Option("--test", 2000, "scenes"),
         Option("--epochs", 4),
         Option("--teacher-epochs", 6),
+        Option("--start-epochs", 16, "of the student, on labels, before the arms; the last half without mosaics"),
         Option("--batch", 8),
         Option("--image-size", 160),
         SEEDS,

@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgekd.compress.quantization.sensitivity_4bit import last_products, relative_error
 from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.formats.qdq_graph import COMPUTING
 from edgekd.evaluation.coco import score
 from edgekd.evaluation.evaluate import Evaluation
-from edgekd.graph.session import cpu_session
+from edgekd.evaluation.output_noise import ReferenceOutputs
 from edgekd.graph.view import Graph
 
 RESAMPLES = 100
@@ -62,34 +61,8 @@ def described(graph: Path, spec: DetectorSpec) -> Path:
     return copy
 
 
-class Reference:
-    """The outputs of a float graph's last convolutions and matrix products on frames float32 [1, 3, h, w].
-
-    Before sigmoid, box decoding and selection, where every place of every frame counts: noise there needs no labels and
-    hardly depends on which images they are.
-    """
-
-    def __init__(self, graph: Path, frames: Sequence[np.ndarray]) -> None:
-        model = onnx.load(graph)
-        self._frames = frames
-        self._ends = last_products(Graph(model))
-        self._wanted = self._values(model)
-
-    def noise(self, graph: Path) -> float | None:
-        """Return noise by signal of another version of the graph, a mean over products; None where it renamed them."""
-        model = onnx.load(graph)
-        made = {name for node in model.graph.node for name in node.output}
-        if not made.issuperset(self._ends):
-            return None
-        pairs = zip(zip(*self._wanted, strict=True), zip(*self._values(model), strict=True), strict=True)
-        return float(np.mean([relative_error(wanted, found) for wanted, found in pairs]))
-
-    def _values(self, model: Any) -> list[list[np.ndarray]]:
-        source = model.graph.input[0].name
-        del model.graph.output[:]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._ends)
-        session = cpu_session(model)
-        return [session.run(list(self._ends), {source: frame}) for frame in self._frames]
+Reference = ReferenceOutputs
+"""The measure of noise that a search ranks candidates by."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ MEASURED = ("bytes", "seconds", "peak_bytes", "int8_convolutions", "symmetric", 
 seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
 quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: every zero point is 0,
 which TensorRT requires; packed_bytes: size in edgekd's lossless packed form; noise: relative to the float graph's
-signal, where its last convolutions end (`graphs.Reference`).
+signal, where its last convolutions end (`edgekd.evaluation.output_noise`).
 """
 UNKNOWN = ("ultralytics_map50_95", "ultralytics_map50", "error", "difference")
 

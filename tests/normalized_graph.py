@@ -12,7 +12,7 @@ SIDE, WIDTH, OUTPUTS = 8, 32, 24
 
 
 def normalized_model(
-    *, size: float = 1.0, spread: float = 1.0, decomposed: bool = False, residual: bool = False
+    *, size: float = 1.0, spread: float = 1.0, decomposed: bool = False, residual: bool = False, flat: bool = False
 ) -> Any:
     """images [1, 3, 8, 8] -> output0 [1, 64, 24]: convolution, LayerNorm, two products with ReLU between.
 
@@ -21,6 +21,7 @@ def normalized_model(
         spread: Factor between the largest and the smallest gamma.
         decomposed: Write the LayerNorm as exporters do below opset 17.
         residual: Add the LayerNorm's output to that of the second product.
+        flat: Reshape the LayerNorm's output to rows before the first product, and back behind it.
     """
     rng = np.random.default_rng(0)
     constants: dict[str, np.ndarray] = {
@@ -39,15 +40,15 @@ def normalized_model(
         helper.make_node("Reshape", ["map", "flat"], ["rows"], "rows"),
         helper.make_node("Transpose", ["rows"], ["tokens"], "tokens", perm=[0, 2, 1]),
         *(_decomposed() if decomposed else _one_operator()),
-        helper.make_node("MatMul", ["normal", "first.weight"], ["hidden"], "first"),
+        *(_between_reshapes() if flat else [_first("normal", "hidden")]),
         helper.make_node("Relu", ["hidden"], ["active"], "active"),
         helper.make_node("MatMul", ["active", "second.weight"], ["deep"], "second"),
         helper.make_node("Add", ["deep", "normal"] if residual else ["deep", "beta"], ["sum"], "sum"),
         helper.make_node("MatMul", ["sum", "head.weight"], ["output0"], "head"),
     ]
     initializers = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
-    for name, values in (("flat", [1, WIDTH, SIDE * SIDE]), ("last", [-1])):
-        initializers.append(numpy_helper.from_array(np.array(values), name))
+    shapes = {"flat": [1, WIDTH, -1], "last": [-1], "as rows": [-1, WIDTH], "as tokens": [1, -1, WIDTH]}
+    initializers += [numpy_helper.from_array(np.array(values), name) for name, values in shapes.items()]
     graph = helper.make_graph(
         nodes,
         "normalized",
@@ -59,6 +60,18 @@ def normalized_model(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _first(read: str, written: str) -> Any:
+    return helper.make_node("MatMul", [read, "first.weight"], [written], "first")
+
+
+def _between_reshapes() -> list[Any]:
+    return [
+        helper.make_node("Reshape", ["normal", "as rows"], ["normal/rows"], "to rows"),
+        _first("normal/rows", "hidden/rows"),
+        helper.make_node("Reshape", ["hidden/rows", "as tokens"], ["hidden"], "to tokens"),
+    ]
 
 
 def _one_operator() -> list[Any]:

@@ -78,7 +78,7 @@ def test_only_what_is_seen_has_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     seed = 6
 
     def labels(*standing: tuple[int, Mesh, Pose]) -> dict[int, np.ndarray]:
-        def fixed(rng: np.random.Generator, view: Backdrop, *, umbrellas: bool) -> list[Actor]:
+        def fixed(rng: np.random.Generator, view: Backdrop, **_: object) -> list[Actor]:
             return [
                 Actor(place(mesh, pose, view.camera), pose, (kind,), (number,), driving=False)
                 for number, (kind, mesh, pose) in enumerate(standing, start=1)

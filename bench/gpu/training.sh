@@ -6,7 +6,7 @@
 # Run in the repository's root. NAME: of the result; WEIGHTS: the teacher, or what is pruned; STUDENT, WIDTH: with
 # distillation, a model by Ultralytics or a checkpoint; EPOCHS, or with distillation MINUTES in their place; SHARED: a
 # folder with data/ppe, and models/yolo11n-ppe.pt where WEIGHTS is not given. Further arguments go to the bench:
-# --ablation, --seeds 0 1 2, --unlabelled 0.5 (distillation), --ratio 0.5 (pruning)
+# --seeds 0 1 2, --unlabelled 0.5 (distillation), --ablation, --ratio 0.5 (pruning)
 # Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS what
 # is missing of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich torch-pruning
 # openvino. Ultralytics has to be there. Nothing is fetched.

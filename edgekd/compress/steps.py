@@ -322,12 +322,8 @@ class DistillStage:
     adaptive: bool = False
 
 
-DISTILL_STAGES = (
-    DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
-    DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
-    DistillStage("fusion", 0.3, Weights(features=0.08, classes=0.3, boxes=0.3, relations=0.03), adaptive=True),
-)
-"""The teacher's predictions throughout: with features first, then with relations, then with both, adaptively."""
+DISTILL_STAGES = (DistillStage("predictions", 1.0, Weights(classes=0.3, boxes=0.3)),)
+"""The teacher's predictions alone: no other level is known to help, and a cached teacher is enough."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +352,6 @@ class Distill(_Cached):
         focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
         alpha: How the teacher's share in an adaptive stage follows from the disagreement.
         temperature: Of the class distributions.
-        learn_temperature: Learn it instead, within 1 and 4.
         balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
             0 for never.
         same_classes: Classes with another name in the teacher's list, as "teacher's name = name in the data"; several
@@ -393,7 +388,6 @@ class Distill(_Cached):
     focus: float = 1.0
     alpha: Literal["agreement", "disagreement", "off"] = "agreement"
     temperature: float = 1.0
-    learn_temperature: bool = False
     balance_every: int = 50
     same_classes: tuple[str, ...] = ()
     class_power: float = 0.0

@@ -28,8 +28,7 @@ class DistillationRecord(TrainingRun):
     """A finished distillation.
 
     weights: in each epoch the mean weight of each loss; `teacher` and `disagreement`, the means over the teacher's
-    objects of its share and of what that follows from; and the `temperature`.
-    parameters, teacher_parameters: numbers in each network.
+    objects of its share and of what that follows from. parameters, teacher_parameters: numbers in each network.
     """
 
     weights: tuple[Mapping[str, float], ...]

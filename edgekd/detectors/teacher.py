@@ -53,4 +53,4 @@ def paired_aids(
     levels = nearest_levels(strides, teacher.strides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        return Aids(widths, [teacher.widths[index] for index in levels], step.learn_temperature, texts)
+        return Aids(widths, [teacher.widths[index] for index in levels], texts)

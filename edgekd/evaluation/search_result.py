@@ -9,21 +9,19 @@ from typing import Literal
 from edgekd.core.documents import Result
 from edgekd.hardware.budget import Budget
 
-Teaching = Literal["all", "predictions"]
-"""Outputs of the teacher that a student learns from."""
-
 
 @dataclass(frozen=True)
 class Rung:
     """A thoroughness of trials.
 
     Args:
-        images: Held-out images that are scored.
-        share: Share of the epochs of each training.
+        images: Number of held-out images: those that are scored, or on which the noise of untrained networks is
+            measured.
+        trained: True where candidates are trained.
     """
 
     images: int
-    share: float
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ class SearchCounts:
         tried: Number of candidates that were tried.
         thorough: Number of those tried in full.
         trainings: Number of full trainings.
-        trainings_saved: Number of candidates with a training that were refused, or beaten after a part of it.
+        trainings_saved: Number of candidates with a training that were refused, or beaten before it.
+        rank_correlation: Spearman's correlation between the accuracy that was estimated of candidates before they were
+            tried in full and the measured one; null with fewer than four.
     """
 
     reason: str | None
@@ -73,6 +73,7 @@ class SearchCounts:
     thorough: int
     trainings: int
     trainings_saved: int
+    rank_correlation: float | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,6 @@ class CandidateSettings:
         ratio: Share of the multiply-adds that pruning removes.
         bits: Bits of a weight as it is stored, on average; 8: INT8, 32: float.
         recovery: Epochs of the training beside the given detector.
-        teaching: Outputs of the given detector that are learnt then.
         quant_aware: Epochs of the training of the quantized graph.
     """
 
@@ -94,7 +94,6 @@ class CandidateSettings:
     ratio: float
     bits: float
     recovery: int
-    teaching: Teaching
     quant_aware: int
 
 
@@ -123,10 +122,13 @@ class TriedCandidate(CandidateSettings):
 
     Args:
         rung: Index in `rungs` of its most thorough trial.
-        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
+        kept: Share of the detector's mAP50-95 on held-out training images, estimated on the first rung; null where the
+            trial failed.
         bytes: Size of the bundle without its agent; null where the trial failed.
         latency_ms: Latency of a frame; null where it is not known.
         energy_mj: Predicted energy of a frame; null where it is not known.
+        noise: Noise by signal at the last convolutions of its network before training, beside the given detector with
+            the same side of the input; null for a student.
         seconds: Duration of the trial when it was made.
         error: Why the trial failed; null where it did not.
         text: The candidate for people.
@@ -137,6 +139,7 @@ class TriedCandidate(CandidateSettings):
     bytes: int | None
     latency_ms: float | None
     energy_mj: float | None
+    noise: float | None
     seconds: float
     error: str | None
     text: str

@@ -47,7 +47,6 @@ STEP = Distill(
     image_size=SIDE,
     warmup_steps=2,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
-    learn_temperature=True,
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
@@ -98,7 +97,7 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
     assert done.updates == 2 * 2, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"bbox_regression", "classification"}
-    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement"}
     assert all(value > 0 for epoch in (*done.losses, *done.weights) for value in epoch.values())
 
 

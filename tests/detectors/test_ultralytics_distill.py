@@ -63,7 +63,6 @@ STEP = Distill(
     image_size=SIDE,
     warmup_steps=0,
     stages=(DistillStage("all", 1.0, ALL, adaptive=True),),
-    learn_temperature=True,
     balance_every=2,
 )
 NOTHING = (DistillStage("none", 1.0, Weights()),)
@@ -125,12 +124,11 @@ def test_every_level_and_its_weight_are_noted_in_each_epoch(trained: tuple[Path,
     assert done.updates == 2 * BATCHES, "a weight update for each batch"
     levels = {entry.name for entry in fields(Weights)}
     assert set(done.losses[0]) == levels | {"box_loss", "cls_loss", "dfl_loss"}
-    assert set(done.weights[0]) == levels | {"teacher", "disagreement", "temperature"}
+    assert set(done.weights[0]) == levels | {"teacher", "disagreement"}
     for losses, weights in zip(done.losses, done.weights, strict=True):
         assert all(losses[level] > 0 for level in levels)
         assert all(weights[level] > 0 for level in levels)
         assert 0.5 <= weights["teacher"] < 1
-        assert 1 < weights["temperature"] < 4
 
 
 @pytest.mark.slow
@@ -283,7 +281,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
     """Ultralytics lets the labels count more and more in it, from 0.2 to 0.9, and less in the other one."""
     checkpoint = write_checkpoint(tmp_path / "teacher.pt", "yolo26n.yaml", 0.1, {0: "red", 1: "green"})
     stages = (DistillStage("classes", 1.0, Weights(classes=1.0)),)
-    step = replace(STEP, student="yolo26n.yaml", stages=stages, learn_temperature=False)
+    step = replace(STEP, student="yolo26n.yaml", stages=stages)
 
     def pull(one2many: float) -> float:
         student, batch = lesson_on(step, checkpoint)
@@ -300,7 +298,7 @@ def test_the_branch_that_ships_hears_its_teacher_beside_the_labels_to_the_end(tm
 
 
 def test_a_student_that_is_its_teacher_is_told_nothing_new(teacher: Path) -> None:
-    step = replace(STEP, student=str(teacher), width=None, learn_temperature=False)
+    step = replace(STEP, student=str(teacher), width=None)
     network, batch = lesson_on(step, teacher)
     network.eval()
     network.model[-1].training = True
@@ -504,11 +502,19 @@ def test_a_time_is_used_up_where_the_first_epoch_was_slow(
     teacher: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one of 3 seconds Ultralytics thinks that there is time for two; it is over in the third."""
-    Clock(monkeypatch, first=1.5)
+    clock, rates, update = Clock(monkeypatch, first=1.5), [], Loop.optimizer_step
+
+    def noted(loop: Any) -> None:
+        update(loop)
+        rates.append((clock.now - 1000, {group["lr"] / group["initial_lr"] for group in loop.optimizer.param_groups}))
+
+    monkeypatch.setattr(Loop, "optimizer_step", noted)
     step = replace(STEP, epochs=50, minutes=4.5 / 60, stages=NOTHING)
     done = distill_student(teacher, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
     assert 4.5 <= done.seconds <= 5
     assert done.epochs == 3
+    for seconds, (factor,) in rates:
+        assert factor == pytest.approx(max(1 - seconds / 4.5, 0) * 0.99 + 0.01), "the rate falls with the time"
 
 
 def test_batches_that_are_halved_for_lack_of_memory_are_told_and_counted(
@@ -641,7 +647,7 @@ def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Pat
 
 def test_rare_classes_count_more_in_what_the_teacher_says(teacher: Path) -> None:
     def told(power: float) -> float:
-        step = replace(STEP, class_power=power, learn_temperature=False)
+        step = replace(STEP, class_power=power)
         truth = Truth(np.zeros((5, 4), np.float32), np.array([0, 0, 0, 0, 1]), np.zeros(5, bool))
         student, batch = lesson_on(step, teacher, samples=(Sample(Path(), truth),))
         return float(student.criterion(student(batch["img"]), batch)[1]["classes"])

@@ -1,83 +1,113 @@
-"""Log-linear model of the accuracy that each choice costs, fitted to the candidates that were tried. Pure.
+"""Share of the accuracy that candidates keep, estimated before they are trained. Pure.
 
-The model is as simple as it can be: every step away from the gentlest choice of a kind keeps a share of the accuracy,
-shares multiply, and none is above 1. So a dozen trials tell something of hundreds of candidates, and no trial is needed
-to know that 5 bits keep no more than 8. What training changes is counted apart: pruning costs another share with
-recovery than without.
+Two sums with non-negative terms. The output noise of an untrained network (`evaluation.output_noise`) is a sum over the
+steps of pruning and of formats; it is measured in seconds, and estimated for networks that were not. The logarithm of
+the accuracy lost is a sum over the steps of the input's side, the student, and that noise times a factor, which is
+smaller where a training follows. Fitted to the candidates tried so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import exp, log
 
 import numpy as np
 
-from edgekd.builds.search.space import FIELDS, Candidate, Space
+from edgekd.builds.search.space import Candidate, Space
 
-EXPECTED = {
-    "ratio": 0.7,
-    "ratio, trained": 0.03,
-    "image_size": 0.06,
-    "image_size, trained": 0.04,
-    "bits": 0.01,
-    "bits, trained": 0.005,
-    "student": 0.1,
-    "teaching": 0.005,
-}
-"""Prior of each step's cost, as a logarithm of the share kept."""
+STEP_NOISE = {"ratio": 0.15, "bits": 0.01}
+"""Prior of the noise of each step of a choice."""
+STEP_LOSS = {"image_size": 0.06, "student": 0.1}
+"""Prior of the loss of each step, as a logarithm of the share of the accuracy that is kept."""
+LOSS_BY_NOISE = {"": 1.0, "recovery": 0.2, "quant_aware": 0.5, "recovery, quant_aware": 0.15}
+"""Prior of the loss by noise: untrained, and after each training."""
 PRIOR_WEIGHT = 0.05
 """Weight of the prior beside one trial."""
 MIN_KEPT = 0.02
 """Shares below count as this one: their logarithm would dominate the fit."""
+MIN_NOISE = 1e-4
+"""Noise below counts as this one: errors of noise are relative."""
+MIN_CORRELATED = 4
+"""Fewest candidates of which a rank correlation is reported."""
+
+Step = tuple[str, int]
+"""A kind of choice, and how far from the gentlest: with all steps before it a choice of that kind."""
 
 
 class AccuracyModel:
-    """Accuracy that each choice costs; `fit` estimates it again."""
+    """Estimates of noise and of the accuracy kept; `fit` estimates their terms again."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self._steps = {step: at for at, step in enumerate(_all_steps(space))}
-        self._usual = np.array([EXPECTED[kind] for kind, _ in self._steps])
-        self._costs = self._usual
+        self._noise = {step: STEP_NOISE[step[0]] for step in self._steps_of(STEP_NOISE)}
+        self._loss = {step: STEP_LOSS[step[0]] for step in self._steps_of(STEP_LOSS)}
+        self._loss |= {(training, 0): by_noise for training, by_noise in LOSS_BY_NOISE.items()}
+        self._prior = dict(self._noise), dict(self._loss)
+        self._measured: dict[Candidate, float] = {}
 
-    def fit(self, tried: Sequence[tuple[Candidate, float]]) -> None:
-        """Fit the costs to candidates and the shares of the accuracy that they kept, by non-negative least squares."""
-        from scipy.optimize import nnls  # type: ignore[import-untyped]
+    def fit(self, noise: Mapping[Candidate, float], tried: Sequence[tuple[Candidate, float]]) -> None:
+        """Fit both sums.
 
-        weight = PRIOR_WEIGHT**0.5
-        rows = [self._row(candidate) for candidate, _ in tried]
-        losses = [-log(min(max(kept, MIN_KEPT), 1.0)) for _, kept in tried]
-        matrix = np.vstack([*rows, weight * np.eye(len(self._usual))])
-        self._costs = nnls(matrix, np.concatenate([losses, weight * self._usual]))[0]
+        Args:
+            noise: Measured noise of networks, by the untrained candidate.
+            tried: Candidates that were tried in full, with the shares of the accuracy that they kept.
+        """
+        self._measured = dict(noise)
+        rows = []
+        for network, value in noise.items():
+            scale = 1 / max(value, MIN_NOISE)
+            rows.append((dict.fromkeys(self._steps(network, STEP_NOISE), scale), value * scale))
+        noise_prior, loss_prior = self._prior
+        # Errors of noise are relative, those of the prior, too.
+        self._noise = _fitted(rows, noise_prior, {step: 1 / value for step, value in noise_prior.items()})
+        losses = [(self._terms(each), -log(min(max(kept, MIN_KEPT), 1.0))) for each, kept in tried]
+        self._loss = _fitted(losses, loss_prior, dict.fromkeys(loss_prior, 1.0))
+
+    def noise(self, candidate: Candidate) -> float:
+        """Return the noise of a candidate's network before training: measured, else estimated."""
+        estimated = sum(self._noise[step] for step in self._steps(candidate, STEP_NOISE))
+        return self._measured.get(candidate.untrained, estimated)
 
     def kept(self, candidate: Candidate) -> float:
         """Return the estimated share of the accuracy that a candidate keeps, 0 to 1."""
-        return exp(-float(self._row(candidate) @ self._costs))
+        return exp(-sum(value * self._loss[step] for step, value in self._terms(candidate).items()))
 
-    def parts(self, candidate: Candidate) -> dict[str, float]:
-        """Return the estimated share that each kind of choice keeps, by field name."""
-        found = dict.fromkeys(FIELDS, 0.0)
-        for kind, level in _steps(self.space, candidate):
-            found[kind.partition(",")[0]] += float(self._costs[self._steps[kind, level]])
-        return {name: exp(-loss) for name, loss in found.items()}
+    def _terms(self, candidate: Candidate) -> dict[Step, float]:
+        """Return the factors of a candidate's loss, by step."""
+        training = ", ".join(name for name in ("recovery", "quant_aware") if getattr(candidate, name))
+        return {**dict.fromkeys(self._steps(candidate, STEP_LOSS), 1.0), (training, 0): self.noise(candidate)}
 
-    def _row(self, candidate: Candidate) -> np.ndarray:
-        row = np.zeros(len(self._steps))
-        row[[self._steps[step] for step in _steps(self.space, candidate)]] = 1
-        return row
+    def _steps(self, candidate: Candidate, kinds: Mapping[str, float]) -> Iterator[Step]:
+        """Yield the steps of a candidate away from the gentlest choices of these kinds."""
+        for name in kinds:
+            level = self.space.level(candidate, name)
+            first = level if name == "student" else 1  # students are in no order
+            yield from ((name, step) for step in range(max(first, 1), level + 1))
 
-
-def _steps(space: Space, candidate: Candidate) -> Iterator[tuple[str, int]]:
-    """Yield the steps away from the gentlest choices: the kind, with whether training follows, and the level."""
-    trained = {"ratio": candidate.recovery, "image_size": candidate.recovery, "bits": candidate.quant_aware}
-    for name in ("ratio", "image_size", "bits", "teaching"):
-        kind = f"{name}, trained" if trained.get(name) else name
-        yield from ((kind, level) for level in range(1, space.level(candidate, name) + 1))
-    if at := space.level(candidate, "student"):
-        yield "student", at  # students are in no order
+    def _steps_of(self, kinds: Mapping[str, float]) -> Iterator[Step]:
+        return ((name, step) for name in kinds for step in range(1, len(getattr(self.space, name))))
 
 
-def _all_steps(space: Space) -> list[tuple[str, int]]:
-    found = [step for each in space.candidates() for step in _steps(space, each)]
-    return sorted(set(found))
+def _fitted(
+    rows: Sequence[tuple[Mapping[Step, float], float]], prior: Mapping[Step, float], weights: Mapping[Step, float]
+) -> dict[Step, float]:
+    """Return non-negative terms by least squares: of sums of factors times terms, and of their distance to a prior."""
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
+
+    steps = list(prior)
+    matrix = np.array([[factors.get(step, 0.0) for step in steps] for factors, _ in rows]).reshape(-1, len(steps))
+    values = np.array([value for _, value in rows])
+    weight = PRIOR_WEIGHT**0.5 * np.array([weights[step] for step in steps])
+    wished = weight * np.array([prior[step] for step in steps])
+    terms = nnls(np.vstack([matrix, np.diag(weight)]), np.concatenate([values, wished]))[0]
+    return dict(zip(steps, map(float, terms), strict=True))
+
+
+def rank_correlation(estimates: Sequence[float], measured: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation; None with fewer than MIN_CORRELATED values, or where all are equal."""
+    if len(estimates) < MIN_CORRELATED or min(len(set(estimates)), len(set(measured))) < 2:
+        return None
+    one, other = (np.array(values) for values in (estimates, measured))
+    # Equal values share the mean of their ranks.
+    ranks = [(values > values[:, None]).sum(0) + (values >= values[:, None]).sum(0) for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])

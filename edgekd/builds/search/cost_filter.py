@@ -114,10 +114,10 @@ class CostFilter:
         return "; ".join(reasons) or None
 
     def _estimated(self, candidate: Candidate) -> Cost:
-        alike = replace(candidate, recovery=0, teaching="all", quant_aware=0)
-        if alike not in self._known:
-            self._known[alike] = self._estimate(alike)
-        return self._known[alike]
+        network = candidate.untrained
+        if network not in self._known:
+            self._known[network] = self._estimate(network)
+        return self._known[network]
 
     def _estimate(self, candidate: Candidate) -> Cost:
         network = self._networks[candidate.student]

@@ -1,30 +1,30 @@
-"""The loop: propose, refuse what cannot fit, try a little, try the best of those more, learn; until it has to stop.
+"""The loop: propose, refuse what cannot fit, measure the noise of the rest, train the best; until it has to stop.
 
-Pure but for what is handed in: a study that draws, a function that tries candidates, and a clock. What it does follows
+Pure but for its parameters: a source that draws candidates, a function that tries them, and a clock. Its course follows
 from their answers alone, however many workers there are and however often it was begun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, field, replace
+from math import ceil, inf
 from typing import Protocol
 
 from edgekd.builds.search.accuracy_model import AccuracyModel
 from edgekd.builds.search.cost_filter import CostFilter
-from edgekd.builds.search.pareto import Point, best, has_margin, rank, shortfalls
+from edgekd.builds.search.pareto import FULL, NOISE, Point, best, has_margin, rank, shortfalls
 from edgekd.builds.search.space import Candidate, Space
 from edgekd.hardware.budget import Budget
 
 ROUND_SIZE = 6
 """Default number of candidates per round; independent of the number of workers."""
 SAMPLED_EVERY = 3
-"""One of so many is drawn by the study, in case what was learnt of choices is wrong."""
+"""One of so many is drawn by the sampler, in case what was learnt of choices is wrong."""
 ETA = 3
-"""One of so many is tried more thoroughly."""
-MAX_PROPOSALS = 4
-"""Proposals of the study that are tried for a new candidate that may fit, before the likeliest one is taken."""
+"""After each round one candidate for so many of the round is tried in full."""
+MAX_DRAWS = 4
+"""Draws of the sampler for a new candidate that may fit, before the likeliest one is taken."""
 PATIENCE = 4
 """Rounds without a better winner after which a search without a least accuracy ends."""
 NEXT_COUNT = 3
@@ -35,15 +35,11 @@ TrialRequest = tuple[Candidate, int]
 
 
 class CandidateSource(Protocol):
-    """Source of candidates, such as Optuna."""
+    """Source of candidates that learns from those that were tried in full, such as Optuna."""
 
-    def ask(self) -> tuple[int, Candidate]: ...
+    def draw(self) -> Candidate: ...
 
-    def put(self, candidate: Candidate) -> int: ...
-
-    def tell(self, number: int, values: Sequence[float], lacking: dict[str, float]) -> None: ...
-
-    def drop(self, number: int) -> None: ...
+    def learn(self, candidate: Candidate, values: Sequence[float], missed: dict[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class StopLimits:
 class Search:
     """A search that goes on until `reason` says why it stopped.
 
-    points: the most thorough try of each candidate; note: called after every round; batch: candidates of one.
+    note: called after every round; batch: new candidates of one; points: the most thorough trial of each candidate;
+    estimates: the share of the accuracy that was expected of those tried in full, before they were.
     """
 
     space: Space
@@ -66,15 +63,15 @@ class Search:
     budget: Budget
     study: CandidateSource
     run_trials: Callable[[Sequence[TrialRequest]], list[Point]]
-    rungs: int
     ends: StopLimits
     note: Callable[[Search], None] = lambda search: None
     batch: int = ROUND_SIZE
     points: dict[Candidate, Point] = field(default_factory=dict)
+    estimates: dict[Candidate, float] = field(default_factory=dict)
     reason: str = ""
 
     def __post_init__(self) -> None:
-        self.losses = AccuracyModel(self.space)
+        self.accuracy = AccuracyModel(self.space)
         self._all = self.space.candidates()
         self._still = 0
         self._last: Point | None = None
@@ -90,25 +87,23 @@ class Search:
             self.step()
 
     def step(self) -> None:
-        """One round: propose, try, learn, and judge whether to go on."""
-        batch = self._batch()
-        if not batch:
+        """One round: propose, measure, try the best in full, and judge whether to go on."""
+        new = self._proposed()
+        self._measure(new)
+        finalists = self._finalists()
+        if not new and not finalists:
             self.reason = "every candidate that may fit was tried"
             return
-        self._run_rungs(batch)
+        if self.ends.left_s() > 0:
+            self._try_in_full(finalists)
         self._judge()
         self.note(self)
 
     def likeliest(self, count: int | None = None) -> list[Candidate]:
         """Candidates that may fit and were not tried, those first that should win."""
         free = [each for each in self._all if each not in self.points and self._fits(each)]
-        return sorted(free, key=self._expected_rank)[:count]
-
-    def _expected_rank(self, candidate: Candidate) -> tuple[float, ...]:
-        """The rank that a candidate is thought to have."""
-        point = Point(candidate, 0, self.losses.kept(candidate), self.filter.lower_bound(candidate), 0.0)
-        # Among equals those without training: they take minutes.
-        return (*rank(point, self.budget), candidate.epochs)
+        expected = (Point(each, NOISE, 0.0, self.filter.lower_bound(each), 0.0) for each in free)
+        return [point.candidate for point in sorted(expected, key=self._rank)[:count]]
 
     def refused(self) -> dict[Candidate, str]:
         """Candidates that were not tried, because they cannot fit, and why."""
@@ -119,69 +114,90 @@ class Search:
         """Return whether a candidate may keep the budget."""
         return self.filter.refusal(candidate, self.budget) is None
 
-    def _batch(self) -> dict[Candidate, int]:
-        """New candidates that may fit, with their numbers: the likeliest ones, and between them drawn ones."""
-        batch: dict[Candidate, int] = {}
+    def _estimated(self, point: Point) -> Point:
+        """Return a point that was not tried in full with the accuracy that is expected of it."""
+        return point if point.rung == FULL else replace(point, kept=self.accuracy.kept(point.candidate))
+
+    def _rank(self, point: Point) -> tuple[float, ...]:
+        """Return the rank that a candidate is expected to have; among equals those first that train least."""
+        return (*rank(self._estimated(point), self.budget), point.candidate.epochs)
+
+    def _proposed(self) -> list[Candidate]:
+        """Return new candidates that may fit: the likeliest ones, each with another network, and drawn ones."""
         likeliest = self.likeliest()
+        batch: list[Candidate] = []
         room = min(self.batch, self.ends.trials - len(self.points))
         while len(batch) < room:
             drawn = self._drawn(batch) if len(batch) % SAMPLED_EVERY == SAMPLED_EVERY - 1 else None
-            if drawn is None:
-                found = self._other(likeliest, batch)
-                if found is None:
-                    break
-                drawn = found, self.study.put(found)
-            batch[drawn[0]] = drawn[1]
+            candidate = drawn or self._other(likeliest, batch)
+            if candidate is None:
+                break
+            batch.append(candidate)
         return batch
 
-    def _other(self, likeliest: list[Candidate], batch: dict[Candidate, int]) -> Candidate | None:
-        """The likeliest candidate beside a batch, of another kind if there is one: of that more is to be learnt."""
+    def _other(self, likeliest: list[Candidate], batch: list[Candidate]) -> Candidate | None:
+        """The likeliest candidate beside a batch, of another shape if there is one: of that more is to be learnt."""
         free = [each for each in likeliest if each not in batch]
-        kinds = {self._kind(each) for each in batch}
-        return next((each for each in free if self._kind(each) not in kinds), free[0] if free else None)
+        shapes = {each.shape for each in batch}
+        return next((each for each in free if each.shape not in shapes), free[0] if free else None)
 
-    def _kind(self, candidate: Candidate) -> tuple[str | None, float, int | None]:
-        """Return what distinguishes a candidate's network: student, ratio, and image size once that ratio was tried."""
-        known = any(each.ratio == candidate.ratio for each in self.points)
-        return candidate.student, candidate.ratio, candidate.image_size if known else None
-
-    def _drawn(self, batch: dict[Candidate, int]) -> tuple[Candidate, int] | None:
-        """A candidate of the study's that is new and may fit; None where it has none after a while."""
-        for _ in range(MAX_PROPOSALS):
-            number, candidate = self.study.ask()
+    def _drawn(self, batch: list[Candidate]) -> Candidate | None:
+        """Return a candidate of the sampler's that is new and may fit; None where it has none after a while."""
+        for _ in range(MAX_DRAWS):
+            candidate = self.study.draw()
             if candidate not in batch and candidate not in self.points and self._fits(candidate):
-                return candidate, number
-            self.study.drop(number)
+                return candidate
         return None
 
-    def _run_rungs(self, batch: dict[Candidate, int]) -> None:
-        """Try all a little, the best of them more, and the best of those in full."""
-        chosen = list(batch)
-        for rung in range(self.rungs):
-            tried = self.run_trials([(candidate, rung) for candidate in chosen])
-            for point in tried:
-                self.points[point.candidate] = point
-                if point.error is None:
-                    self.filter.learn(point.candidate, point.cost)
-            whole = sorted((p for p in tried if p.error is None), key=lambda point: rank(point, self.budget))
-            chosen = [point.candidate for point in whole[: ceil(len(tried) / ETA)]]
-            if not chosen or self.ends.left_s() <= 0:
-                break
-        for candidate, number in batch.items():
-            self._tell(number, self.points[candidate])
-        self.losses.fit([(p.candidate, p.kept) for p in self.points.values() if p.error is None])
+    def _measure(self, new: Sequence[Candidate]) -> None:
+        """Measure costs and noise of untrained networks; of a student there is nothing to measure before training."""
+        tried = self.run_trials([(each, NOISE) for each in new if each.student is None])
+        for point in tried:
+            if point.error is None:
+                self.filter.learn(point.candidate, point.cost)
+        students = [Point(each, NOISE, 0.0, self.filter.cost(each), 0.0) for each in new if each.student is not None]
+        self._learn([*tried, *students])
 
-    def _tell(self, number: int, point: Point) -> None:
-        values = (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0)
-        self.study.tell(number, values, {"error": 1.0} if point.error else shortfalls(point, self.budget))
+    def _finalists(self) -> list[Candidate]:
+        """Return the best candidates that were not tried in full, each with another network."""
+        waiting = [each for each in self.points.values() if each.rung == NOISE and not each.error]
+        found: dict[Candidate, Candidate] = {}
+        for point in sorted(filter(self._may_win, waiting), key=self._rank):
+            found.setdefault(point.candidate.untrained, point.candidate)
+        return list(found.values())[: ceil(self.batch / ETA)]
+
+    def _may_win(self, point: Point) -> bool:
+        """Return whether a candidate would win if it kept all of the accuracy and more."""
+        winner = self.winner
+        if winner is None or winner.rung != FULL:
+            return True
+        return rank(replace(point, kept=inf), self.budget) < rank(winner, self.budget)
+
+    def _try_in_full(self, finalists: Sequence[Candidate]) -> None:
+        before = {each: self.points[each] for each in finalists}
+        tried = self.run_trials([(each, FULL) for each in finalists])
+        for point in tried:
+            if point.error is None:
+                self.estimates[point.candidate] = before[point.candidate].kept
+                self.filter.learn(point.candidate, point.cost)
+            missed = {"error": 1.0} if point.error else shortfalls(point, self.budget)
+            self.study.learn(point.candidate, (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0), missed)
+        self._learn([replace(point, noise=before[point.candidate].noise) for point in tried])
+
+    def _learn(self, tried: Sequence[Point]) -> None:
+        """Take note of trials, and estimate anew."""
+        self.points |= {point.candidate: point for point in tried}
+        known = [point for point in self.points.values() if point.error is None]
+        noise = {point.candidate.untrained: point.noise for point in known if point.noise is not None}
+        self.accuracy.fit(noise, [(point.candidate, point.kept) for point in known if point.rung == FULL])
+        self.points |= {point.candidate: self._estimated(point) for point in known}
 
     def _judge(self) -> None:
         """Find a reason to stop."""
         winner = self.winner
         self._still = self._still + 1 if winner == self._last else 0
         self._last = winner
-        thorough = winner is not None and winner.rung == self.rungs - 1
-        if winner is not None and thorough and has_margin(winner, self.budget):
+        if winner is not None and winner.rung == FULL and has_margin(winner, self.budget):
             self.reason = "the budget is met with a margin"
         elif self.ends.left_s() <= 0:
             self.reason = "the time is over"

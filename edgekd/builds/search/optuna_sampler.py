@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.builds.search.space import FIELDS, Candidate, Space
+from edgekd.builds.search.space import CHOICES, Candidate, Space
 from edgekd.core.errors import SpecError
 
 STARTUP = 8
@@ -41,8 +41,8 @@ class OptunaSampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna
         self._space, self._seed = space, seed
-        self._choices = {name: len(getattr(space, name)) - 1 for name in FIELDS if len(getattr(space, name)) > 1}
-        self._trials: dict[int, Any] = {}
+        self._choices = {name: len(getattr(space, name)) - 1 for name in CHOICES if len(getattr(space, name)) > 1}
+        self._count = 0
         storage = None
         if journal is not None:
             for stale in journal.parent.glob(f"{journal.name}*"):
@@ -52,32 +52,29 @@ class OptunaSampler:
         directions = ["maximize", "minimize", "minimize"]
         self._study = optuna.create_study(storage=storage, study_name="edgekd", directions=directions)
 
-    def ask(self) -> tuple[int, Candidate]:
-        """Return the trial number of the next candidate, and the candidate."""
-        number = len(self._trials)
-        self._study.sampler = self._sampler(number)
+    def draw(self) -> Candidate:
+        """Return a candidate that follows from those learnt so far; Optuna has it as a trial that failed."""
+        trial, levels = self._asked()
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        return self._space.at({name: levels.get(name, 0) for name in CHOICES})
+
+    def learn(self, candidate: Candidate, values: Sequence[float], missed: Mapping[str, float]) -> None:
+        """Record a candidate: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
+        self._study.enqueue_trial({name: self._space.level(candidate, name) for name in self._choices})
+        trial, _ = self._asked()
+        trial.set_user_attr("missed", [float(share) for share in missed.values()] or [0.0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._study.tell(trial, [float(value) for value in values])
+
+    def _asked(self) -> tuple[Any, dict[str, int]]:
+        """Return Optuna's next trial, and the level of each choice in it."""
+        self._study.sampler = self._sampler(self._count)
+        self._count += 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Optuna calls experimental
             trial = self._study.ask()
-            levels = {name: trial.suggest_int(name, 0, most) for name, most in self._choices.items()}
-        self._trials[trial.number] = trial
-        return trial.number, self._space.at({name: levels.get(name, 0) for name in FIELDS})
-
-    def put(self, candidate: Candidate) -> int:
-        """Enqueue a candidate chosen elsewhere; return its trial number."""
-        self._study.enqueue_trial({name: self._space.level(candidate, name) for name in self._choices})
-        return self.ask()[0]
-
-    def tell(self, number: int, values: Sequence[float], lacking: Mapping[str, float]) -> None:
-        """Record a trial: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
-        self._trials[number].set_user_attr("lacking", [float(share) for share in lacking.values()] or [0.0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._study.tell(number, [float(value) for value in values])
-
-    def drop(self, number: int) -> None:
-        """Discard a proposed candidate that is known or cannot fit."""
-        self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+            return trial, {name: trial.suggest_int(name, 0, most) for name, most in self._choices.items()}
 
     def _sampler(self, number: int) -> Any:
         with warnings.catch_warnings():
@@ -92,4 +89,4 @@ class OptunaSampler:
 
 def _constraints(trial: Any) -> Sequence[float]:
     """Return the sum of the shares by which limits are missed; Optuna takes values above 0 as infeasible."""
-    return [float(sum(trial.user_attrs.get("lacking", (0.0,))))]
+    return [float(sum(trial.user_attrs.get("missed", (0.0,))))]

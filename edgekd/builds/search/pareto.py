@@ -10,6 +10,8 @@ from edgekd.builds.search.space import Candidate
 from edgekd.evaluation.search_result import TriedCandidate
 from edgekd.hardware.budget import LABELS, Budget, size_text
 
+NOISE, FULL = 0, 1
+"""Rungs: the noise of the untrained network is measured; trained, and scored on all held-out images."""
 MARGIN_RETENTION = 0.25
 """Of the accuracy that a budget gives away, the part that is to be left for a budget to be met with a margin."""
 MARGIN_USE = 0.98
@@ -20,8 +22,9 @@ MARGIN_USE = 0.98
 class Point:
     """A candidate that was tried.
 
-    rung: how thoroughly, 0 the least; kept: the share of the detector's mAP50-95 on held-out images; cost: of its real
-    graph; seconds: that the try took when it was made; error: why nothing came of it, all else is None or 0 then.
+    rung: NOISE or FULL; kept: the share of the detector's mAP50-95 on held-out images, estimated on the rung NOISE;
+    cost: of its real graph; seconds: that the trial took when it was made; error: why nothing came of it, all else is
+    None or 0 then; noise: of the outputs of its network before training, None where that says nothing.
     """
 
     candidate: Candidate
@@ -30,6 +33,7 @@ class Point:
     cost: Cost
     seconds: float
     error: str | None = None
+    noise: float | None = None
 
 
 def tried_candidate(point: Point) -> TriedCandidate:
@@ -41,6 +45,7 @@ def tried_candidate(point: Point) -> TriedCandidate:
         bytes=None if point.error else round(point.cost.bytes),
         latency_ms=_short(point.cost.latency_ms),
         energy_mj=_short(point.cost.energy_mj),
+        noise=_short(point.noise),
         seconds=round(point.seconds, 3),
         error=point.error,
         text=point.candidate.text(),

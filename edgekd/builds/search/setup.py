@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from edgekd.builds.search.cost_filter import BaseGraph, CostFilter
 from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
+from edgekd.builds.search.pareto import FULL, NOISE
 from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
 from edgekd.builds.search.trials import Task, time_of, with_recipe
 from edgekd.builds.search.workers import Clock, RunTrials
@@ -41,8 +42,8 @@ from edgekd.evaluation.search_result import Rung, SearchResult, SearchSetup
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.target import opset_for, to_dict
 
-RUNGS = (Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(HELD_OUT, 1.0))
-"""From a first glance to a full training, scored on all that is held out."""
+RUNGS = (Rung(16, trained=False), Rung(HELD_OUT, trained=True))
+"""The rungs NOISE and FULL: outputs on some held-out images, which hardly depend on which these are; then all."""
 _FAMILY = re.compile(r"(?P<name>.*\d)(?P<size>[nsmlx])(?P<rest>[-_.].*)?", re.ASCII)
 _SIZES = "nsmlx"
 
@@ -92,7 +93,7 @@ class SearchContext:
         for name in self.students:
             self.networks[name] = BaseGraph(self.facts.image_size, works_in(self._student(name, dataset)))
         first = Candidate(None, self.facts.image_size, bits=INT8 if INT8 in self.space.bits else self.space.bits[0])
-        trial = with_recipe(job, recipe_of(first, self.space), self.rung(0))
+        trial = with_recipe(job, recipe_of(first, self.space), self.rung(FULL))
         record = compressed(trial, data_of(trial), self.context)
         if not record.scores[0].result.map50_95:
             raise DataError(f"{job.model}: finds nothing on {self.held_out} training images", fix="train it first")
@@ -114,7 +115,6 @@ class SearchContext:
             budget=job.budget,
             study=OptunaSampler(self.space, journal=self.folder / "study.log"),
             run_trials=self.clock.timed(run_trials),
-            rungs=len(RUNGS),
             ends=StopLimits(self.request.trials, self.clock.left_s),
             note=self.note,
             batch=self.request.batch,
@@ -123,14 +123,14 @@ class SearchContext:
     def task(self, wanted: TrialRequest) -> Task:
         """A candidate as whoever tries it wants it."""
         candidate, rung = wanted
-        recipe = recipe_of(candidate, self.space, RUNGS[rung].share)
+        recipe = recipe_of(candidate.untrained if rung == NOISE else candidate, self.space)
         job = with_recipe(self.request.job, recipe, self.rung(rung))
         return Task(job, candidate, rung, self.beside, self.identity, self.request.boards)
 
     def result(self, search: Search) -> SearchResult:
         """Return the result of a search, as far as it is."""
         job = self.request.job
-        rungs = tuple(Rung(min(each.images, self.held_out), each.share) for each in RUNGS)
+        rungs = tuple(replace(each, images=min(each.images, self.held_out)) for each in RUNGS)
         known = (self.identity, job.model.name, job.target.name, job.budget, self._basis, self.held_out, rungs)
         return search_result(search, SearchSetup(*known), self.clock.spent_s)
 
@@ -146,7 +146,8 @@ class SearchContext:
         write_file(self.request.job.out / SEARCH, readable_json(self.result(search).document))
         winner = search.winner
         if winner:
-            kept = f"keeps {winner.kept:.1%} in {winner.cost.bytes / 1e6:.2f} MB"
+            estimated = "" if winner.rung == FULL else " (estimated)"
+            kept = f"keeps {winner.kept:.1%}{estimated} in {winner.cost.bytes / 1e6:.2f} MB"
             self.progress.note(f"search: {len(search.points)} tried; best: {winner.candidate.text()}, {kept}")
 
     def _student(self, name: str, dataset: Dataset) -> Path:
@@ -175,7 +176,7 @@ class SearchContext:
         known = {
             "model": self.context.sha256(job.model),
             "data": [data, self.context.fingerprint(load_dataset(self.final).split("train"))],
-            "held_out": self.context.fingerprint(load_dataset(self.rung(len(RUNGS) - 1)).split(SCORED)),
+            "held_out": self.context.fingerprint(load_dataset(self.rung(FULL)).split(SCORED)),
             "classes": list(dataset.classes),
             "head": job.head,
             "calibration": job.calibration,
@@ -197,6 +198,7 @@ def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) ->
         stride=max((32, *spec.head.strides)),
         trains=bool(family and family.trains),
         resizes=bool(family and family.resize) and size[0] == size[1],
+        recovers=bool(family and family.recover),
         quant_aware=bool(family and family.quant_aware_distill),
         students=students if family and family.initialize_student else (),
     )

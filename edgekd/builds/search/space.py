@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import PurePath
-from typing import Any
 
 from edgekd.builds.recipe import Recipe
-from edgekd.compress.steps import (
-    DISTILL_STAGES,
-    Distill,
-    DistillStage,
-    Prune,
-    QuantAwareDistill,
-    Quantize,
-    Resize,
-    Step,
-)
-from edgekd.evaluation.search_result import Teaching
+from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Recover, Resize, Step
 from edgekd.hardware.target import Target
 
 NAME = "searched"
-"""What recipes are called that a search has found."""
+"""Name of recipes that a search has found."""
 FLOAT, INT8 = 32.0, 8.0
 """Bits of a weight in a float graph, and in one that is INT8 throughout."""
 BITS = (INT8, 5.5, 4.0, 3.25)
@@ -35,15 +24,9 @@ RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65)
 MOST_ABOVE_RATIO = 0.1
 """Least share of a unit that may go, above that of the multiply-adds: many units keep all of their channels."""
 PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8", "coded", "float16"))
-"""How below INT8 is quantized, bits aside: as by the recipe mixed."""
+"""Settings below INT8, bits aside: those of the recipe `mixed`."""
 QUANT_AWARE = 3
 """The part of a full training's epochs, one in so many, that a quantized graph is trained for."""
-
-TEACHINGS: Mapping[Teaching, tuple[DistillStage, ...]] = {
-    "all": DISTILL_STAGES,
-    "predictions": (replace(DISTILL_STAGES[1], share=1.0),),
-}
-"""What the teacher says: maps and predictions one after the other, or predictions alone, which takes less time."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +35,8 @@ class Candidate:
 
     student: what is trained in the detector's place, None for itself; image_size: side of the input in pixels; ratio:
     of the multiply-adds that pruning removes; bits: of a weight as it is stored, on average, FLOAT for none quantized;
-    recovery: epochs of a training beside the detector as it was given; teaching: what it says there; quant_aware:
-    epochs of a training of the quantized graph.
+    recovery: epochs of a training beside the detector as it was given; quant_aware: epochs of a training of the
+    quantized graph.
     """
 
     student: str | None
@@ -61,8 +44,17 @@ class Candidate:
     ratio: float = 0.0
     bits: float = INT8
     recovery: int = 0
-    teaching: Teaching = "all"
     quant_aware: int = 0
+
+    @property
+    def untrained(self) -> Candidate:
+        """The candidate without its trainings."""
+        return replace(self, recovery=0, quant_aware=0)
+
+    @property
+    def shape(self) -> tuple[str | None, int, float]:
+        """The choices that decide the shapes of its layers."""
+        return self.student, self.image_size, self.ratio
 
     @property
     def trains(self) -> bool:
@@ -75,14 +67,14 @@ class Candidate:
         return self.recovery * (2 if self.student and self.ratio else 1) + self.quant_aware
 
     def text(self) -> str:
-        """In words, for people."""
+        """Return a description for people."""
         parts = [f"{self.image_size} pixels"]
         if self.student:
             parts.insert(0, f"student {PurePath(self.student).name}")
         if self.ratio:
             parts.append(f"{self.ratio:.0%} pruned")
         if self.recovery:
-            parts.append(f"{_epochs(self.recovery)} of recovery, taught {self.teaching}")
+            parts.append(f"{_epochs(self.recovery)} of {'distillation' if self.student else 'recovery'}")
         parts.append("float" if self.bits == FLOAT else "INT8" if self.bits == INT8 else f"{self.bits:g} bits a weight")
         if self.quant_aware:
             parts.append(f"{_epochs(self.quant_aware)} quantized")
@@ -93,7 +85,8 @@ def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-FIELDS = tuple(entry.name for entry in fields(Candidate))
+CHOICES = ("student", "image_size", "ratio", "bits", "quant_aware")
+"""Fields of a candidate that are chosen; `recovery` follows from them."""
 
 
 @dataclass(frozen=True)
@@ -101,62 +94,63 @@ class DetectorFacts:
     """Properties of a detector that decide which choices it has.
 
     image_size: side of its input in pixels; stride: what sides are multiples of; trains: it is a checkpoint that can be
-    pruned and trained; resizes, quant_aware: its family can have another size, and be trained as a quantized graph.
-    students: smaller detectors that may take its place once they are trained.
+    pruned and trained; resizes, recovers, quant_aware: its family can have another size, be trained on cached
+    predictions, and be trained as a quantized graph; students: smaller detectors that may take its place once they are
+    trained.
     """
 
     image_size: int
     stride: int = 32
     trains: bool = False
     resizes: bool = False
+    recovers: bool = False
     quant_aware: bool = False
     students: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Space:
-    """The choices of each kind, the gentlest first."""
+    """The choices of each kind, the gentlest first.
+
+    recovery: epochs of the training of a student, and of what pruning leaves; 0 for none; recovers: the latter is on
+    cached predictions of the detector alone, else distillation.
+    """
 
     student: tuple[str | None, ...]
     image_size: tuple[int, ...]
     ratio: tuple[float, ...]
     bits: tuple[float, ...]
-    recovery: tuple[int, ...]
-    teaching: tuple[Teaching, ...]
     quant_aware: tuple[int, ...]
+    recovery: int
+    recovers: bool = True
 
     def level(self, candidate: Candidate, name: str) -> int:
-        """How far from the gentlest choice of a kind a candidate is."""
+        """Return the position of a candidate's choice of a kind, 0 for the gentlest."""
         return int(getattr(self, name).index(getattr(candidate, name)))
 
     def at(self, levels: Mapping[str, int]) -> Candidate:
-        """The candidate with these choices, as far as they make sense together: each stands for one that does."""
-        return self.sensible(Candidate(**{name: getattr(self, name)[levels[name]] for name in FIELDS}))
+        """Return the candidate with these choices, as far as they make sense together."""
+        return self.sensible(Candidate(**{name: getattr(self, name)[levels[name]] for name in CHOICES}))
 
     def sensible(self, candidate: Candidate) -> Candidate:
-        """The candidate without what has no use, as is training of what lost nothing.
+        """Return the candidate with a training where it needs one, and without what has no use.
 
-        A student is always trained: nobody says that it knows these classes.
+        A student knows nothing of these classes; a smaller input alone leaves nothing to learn from the same detector.
         """
-        if candidate.student is not None:
-            candidate = replace(candidate, recovery=candidate.recovery or max(self.recovery))
-        elif candidate.ratio == 0 and candidate.image_size == self.image_size[0]:
-            candidate = replace(candidate, recovery=0)
-        if candidate.recovery == 0:
-            candidate = replace(candidate, teaching=self.teaching[0])
+        needs_recovery = candidate.student is not None or candidate.ratio > 0
+        candidate = replace(candidate, recovery=self.recovery if needs_recovery else 0)
         return replace(candidate, quant_aware=0) if candidate.bits == FLOAT else candidate
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """All that make sense, each once, always in the same order."""
-        return tuple(dict.fromkeys(self.sensible(Candidate(*values)) for values in self._products()))
+        """Return all that make sense, each once, always in the same order."""
+        every = product(*(getattr(self, name) for name in CHOICES))
+        chosen = (Candidate(**dict(zip(CHOICES, values, strict=True))) for values in every)
+        return tuple(dict.fromkeys(map(self.sensible, chosen)))
 
     @property
     def gentlest(self) -> Candidate:
-        """The one that changes least."""
-        return self.at(dict.fromkeys(FIELDS, 0))
-
-    def _products(self) -> Iterator[tuple[Any, ...]]:
-        return product(*(getattr(self, name) for name in FIELDS))
+        """The candidate that changes least."""
+        return self.at(dict.fromkeys(CHOICES, 0))
 
 
 def space_for(facts: DetectorFacts, target: Target, epochs: int) -> Space:
@@ -169,42 +163,34 @@ def space_for(facts: DetectorFacts, target: Target, epochs: int) -> Space:
         image_size=tuple(dict.fromkeys((facts.image_size, *sides[1:]))) if facts.resizes else (facts.image_size,),
         ratio=RATIOS if facts.trains else RATIOS[:1],
         bits=(FLOAT, *BITS) if "int8" in able else (FLOAT,),
-        recovery=(epochs, 0) if trains else (0,),
-        teaching=("all", "predictions") if trains else ("all",),
         quant_aware=(max(epochs // QUANT_AWARE, 1), 0) if trains and facts.quant_aware and "int8" in able else (0,),
+        recovery=epochs if trains else 0,
+        recovers=facts.recovers,
     )
 
 
-def recipe_of(candidate: Candidate, space: Space, share: float = 1.0) -> Recipe:
-    """Return the recipe of a candidate; share: of the epochs of its trainings, of which there is one at least."""
+def recipe_of(candidate: Candidate, space: Space) -> Recipe:
+    """Return the recipe of a candidate."""
     steps: list[Step] = []
-    if candidate.student is None and candidate.image_size != space.image_size[0]:
-        steps.append(Resize(candidate.image_size))
     if candidate.student is not None:
-        steps.append(replace(_taught(candidate, share), student=candidate.student))
+        steps.append(replace(_distill(candidate), student=candidate.student))
+    elif candidate.image_size != space.image_size[0]:
+        steps.append(Resize(candidate.image_size))
     if candidate.ratio:
         steps.append(Prune(ratio=candidate.ratio, most=max(Prune.most, candidate.ratio + MOST_ABOVE_RATIO)))
-    if candidate.recovery and (candidate.ratio or candidate.student is None):
-        steps.append(_taught(candidate, share))
+    if candidate.ratio and candidate.recovery:
+        cached = candidate.student is None and space.recovers
+        steps.append(Recover(epochs=candidate.recovery) if cached else _distill(candidate))
     if candidate.bits == INT8:
         steps.append(Quantize(ranges="best"))
     elif candidate.bits < INT8:
         steps.append(replace(PLANNED, bits=candidate.bits))
     if candidate.quant_aware:
-        steps.append(QuantAwareDistill(epochs=_part(candidate.quant_aware, share)))
+        steps.append(QuantAwareDistill(epochs=candidate.quant_aware))
     return Recipe(NAME, tuple(steps), candidate.text())
 
 
-def _taught(candidate: Candidate, share: float) -> Distill:
-    epochs = _part(candidate.recovery, share)
-    stages, close = TEACHINGS[candidate.teaching], min(Distill.close_mosaic, epochs // 3)
-    return Distill(epochs=epochs, image_size=candidate.image_size, stages=stages, close_mosaic=close)
-
-
-def _part(epochs: int, share: float) -> int:
-    return max(round(epochs * share), 1)
-
-
-def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as results have it."""
-    return asdict(candidate)
+def _distill(candidate: Candidate) -> Distill:
+    epochs = candidate.recovery
+    close = min(Distill.close_mosaic, epochs // 3)
+    return Distill(epochs=epochs, image_size=candidate.image_size, close_mosaic=close)

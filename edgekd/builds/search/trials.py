@@ -1,8 +1,8 @@
-"""Trying a candidate: its recipe on the training images that are not held out, scored on some of those that are.
+"""Trials of candidates: a recipe on the training images that are not held out, judged on those that are.
 
 `run_trial` is all that a worker does, here or elsewhere: it takes a description that can be pickled, and the folder of
 a store. Every trial is a stage of that store, and so are the steps in it: none is ever done twice. On a cluster its two
-halves are done where they can be: making and scoring where there is a GPU, timing where the boards are.
+halves are done where they can be: making and judging where there is a GPU, timing where the boards are.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from edgekd.builds.pipeline import compressed, data_of
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRecord, BuildRequest
 from edgekd.builds.search.cost_filter import Cost, predicted
-from edgekd.builds.search.pareto import Point
-from edgekd.builds.search.space import Candidate, candidate_json
+from edgekd.builds.search.pareto import NOISE, Point
+from edgekd.builds.search.space import Candidate
 from edgekd.builds.stage_kinds import code_versions
 from edgekd.builds.stages import benchmark
 from edgekd.builds.stages.base import GRAPH, StageContext
 from edgekd.builds.stages.quantize import CACHE, PLAN
 from edgekd.builds.stages.trial import TRIAL, Refusal, TrialResult
+from edgekd.compress.steps import Resize
 from edgekd.core.canonical import json_sha256
+from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
+from edgekd.data.images import ReadableImages
 from edgekd.deploy.devices.local import local_device
+from edgekd.evaluation.output_noise import ReferenceOutputs
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.predict.graph import works_in
 
@@ -37,8 +41,9 @@ if TYPE_CHECKING:
 class Task:
     """A candidate to be tried.
 
-    job: with its recipe, and the data that its rung is scored on; beside: bytes of a bundle beside its graph; identity:
-    of everything else that the result depends on; boards: on one of which it is timed, none to leave it predicted.
+    job: with its recipe, untrained on the rung NOISE, and the data that its rung is judged on; beside: bytes of a
+    bundle beside its graph; identity: of everything else that the result depends on; boards: on one of which it is
+    timed, none to leave it predicted.
     """
 
     job: BuildRequest
@@ -77,7 +82,7 @@ def time_trial(task: Task, point: Point, folder: Path, progress: Progress = SILE
 
 
 def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """Make and score a candidate, or read its result from the store of the folder; boards aside.
+    """Make and judge a candidate, or read its result from the store of the folder; boards aside.
 
     A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
     error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.
@@ -92,7 +97,6 @@ def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
 
     inputs = {
         "search": task.identity,
-        "candidate": candidate_json(task.candidate),
         "rung": task.rung,
         "recipe": json_sha256(repr(task.job.recipe.steps)),
         "code": code_versions(),
@@ -102,16 +106,29 @@ def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
     if isinstance(tried, Refusal):
         return Point(task.candidate, task.rung, 0.0, Cost(0, None, None), seconds, tried.error)
     cost = Cost(tried.bytes, tried.latency_ms, tried.energy_mj)
-    return Point(task.candidate, task.rung, float(tried.kept), cost, seconds)
+    return Point(task.candidate, task.rung, tried.kept or 0.0, cost, seconds, noise=tried.noise)
 
 
 def _tried(task: Task, context: StageContext) -> TrialResult:
     record = compressed(task.job, data_of(task.job), context)
+    noise = _noise(record, context) if task.rung == NOISE else None
     before, after = (score.result.map50_95 for score in record.scores)
+    kept = None if task.rung == NOISE else after / before if before else 0.0
     beside = sum(record.after.files[name].length for name in (CACHE, PLAN) if name in record.after.files)
     latency, energy = time_of(record, context)
     size = record.encoded.result.bytes + beside + task.beside
-    return TrialResult(after / before if before else 0.0, size, latency, energy)
+    return TrialResult(kept, noise, size, latency, energy)
+
+
+def _noise(record: BuildRecord, context: StageContext) -> float | None:
+    """Return the noise of a record's outputs on its scored images, beside the given detector at the same input size."""
+    resize = tuple(step for step in record.request.recipe.steps if isinstance(step, Resize))
+    job = replace(record.request, recipe=Recipe(record.request.recipe.name, resize))
+    reference = compressed(job, data_of(job), context).floating
+    preprocess = reference.result.spec.preprocess
+    images = ReadableImages(record.scored.samples, context.progress, label="noise")
+    frames = [letterbox(image, preprocess)[0] for _, image in images]
+    return ReferenceOutputs(reference.path / GRAPH, frames).noise(record.after.path / GRAPH)
 
 
 def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, float | None]:

@@ -72,7 +72,7 @@ class TrainedResult(QuantizedResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-DISTILL = StageKind("distill", 6, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
+DISTILL = StageKind("distill", 7, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
 QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 4, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
 
 

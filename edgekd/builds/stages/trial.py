@@ -16,9 +16,17 @@ class Refusal(StageResult):
 
 @dataclass(frozen=True)
 class TrialResult(StageResult):
-    """A candidate as it was tried; latency_ms, energy_mj: of a frame, None where they are not known."""
+    """A candidate as it was tried.
 
-    kept: float
+    Args:
+        kept: Share of the detector's accuracy; None where only noise was measured.
+        noise: Of the outputs, as of `evaluation.output_noise`; None where the candidate was trained.
+        latency_ms: Of a frame; None where it is not known.
+        energy_mj: The same.
+    """
+
+    kept: float | None
+    noise: float | None
     bytes: int
     latency_ms: float | None
     energy_mj: float | None
@@ -44,7 +52,7 @@ class BoardResult(StageResult):
 STUDENT = StageKind("student", 1, StageResult, ("torch", "ultralytics"))
 TRIAL: StageKind[TrialResult | Refusal] = StageKind(
     "trial",
-    1,
+    2,
     TrialResult | Refusal,
     (
         *("faster-coco-eval", "numpy", "onnx", "onnxruntime", "onnxslim", "opencv-python-headless", "scipy"),

@@ -96,6 +96,8 @@ def print_searched(result: SearchResult) -> None:
     print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
     saved, tried = result.trainings_saved, result.tried
     print(f"{tried} of {result.candidates} candidates tried, {result.refused} refused; {saved} trainings saved")
+    if result.rank_correlation is not None:
+        print(f"rank correlation of estimated and measured accuracy: {result.rank_correlation:.2f}")
     print(f"search ended: {result.reason}\nwinner: {result.winner.text if result.winner else 'none'}")
     for line in result.why:
         print(line)

@@ -148,7 +148,7 @@ def class_loss(
     student: torch.Tensor,
     teacher: torch.Tensor,
     focus: float = 0.0,
-    temperature: torch.Tensor | float = 1.0,
+    temperature: float = 1.0,
     weights: torch.Tensor | None = None,
     share: torch.Tensor | None = None,
 ) -> torch.Tensor:

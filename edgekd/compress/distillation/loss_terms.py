@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -28,11 +28,9 @@ MAX_RELATED_OBJECTS = 16
 MAX_QUERIES = 100
 """Most predictions of a head without anchors that are used of an image: the most certain ones."""
 ASSIGN_TOPK = 10
-"""Most anchors that each of them is assigned to: as many as labels are."""
+"""Most anchors that each of them is assigned to, as many as labels are; in a one-to-one branch it is one."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
-MAX_TEMPERATURE = 4.0
-"""Upper bound of the temperature; the lower one is 1."""
 
 
 @dataclass(frozen=True)
@@ -62,53 +60,16 @@ class DetectorFeatures:
     objects: Predictions | None = None
 
 
-class Temperature(nn.Module):  # type: ignore[misc]
-    """A temperature that the student's optimizer trains to maximize the loss.
-
-    T = 1 + 3 sigmoid(theta), in (1, 4); theta's gradient is reversed and scaled by `strength`, which grows with
-    training: first easy, then hard. CTKD: Li and others, arXiv 2211.16231.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.full((), -2.0))  # about 1.36: near the teacher's own probabilities
-
-    def forward(self, strength: float) -> torch.Tensor:
-        """Return the temperature, a scalar."""
-        theta: torch.Tensor = _ReverseGradient.apply(self.theta, strength)  # type: ignore[no-untyped-call]
-        return 1 + (MAX_TEMPERATURE - 1) * theta.sigmoid()
-
-
-class _ReverseGradient(torch.autograd.Function):  # type: ignore[misc]
-    """Identity forward; backward the gradient with its sign changed, times `strength`."""
-
-    @staticmethod
-    def forward(context: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
-        context.strength = strength
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return -context.strength * gradient, None
-
-
 class Aids(nn.Module):  # type: ignore[misc]
     """Modules that are trained beside a student and do not ship.
 
-    1 x 1 projectors to its teacher's widths; a temperature; and with texts, the projection of regions.
+    1 x 1 projectors to its teacher's widths, and with texts the projection of regions.
     """
 
-    def __init__(
-        self,
-        student: Sequence[int],
-        teacher: Sequence[int],
-        learn_temperature: bool,
-        texts: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], texts: torch.Tensor | None = None) -> None:
         """student, teacher: channels of the neck maps, level by level, already in pairs; texts: as of `RegionText`."""
         super().__init__()
         self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
-        self.temperature = Temperature() if learn_temperature else None
         self.words = None if texts is None else RegionText(student, texts)
 
 
@@ -116,19 +77,18 @@ class Aids(nn.Module):  # type: ignore[misc]
 class DistillationLosses:
     """The losses of a batch.
 
-    losses: scalars by name; share, disagreement: means over the teacher's objects, scalars; temperature: of class
-    probabilities; certainty: the teacher's, at the student's anchors, [b, anchors].
+    losses: scalars by name; share, disagreement: means over the teacher's objects, scalars; certainty: the teacher's,
+    at the student's anchors, [b, anchors].
     """
 
     losses: Mapping[str, torch.Tensor]
     share: torch.Tensor
     disagreement: torch.Tensor
-    temperature: torch.Tensor
     certainty: torch.Tensor
 
     def record(self) -> dict[str, torch.Tensor]:
         """Return the scalars that a training's record keeps beside the losses and their weights."""
-        return {"teacher": self.share, "disagreement": self.disagreement, "temperature": self.temperature}
+        return {"teacher": self.share, "disagreement": self.disagreement}
 
 
 @dataclass(frozen=True)
@@ -170,10 +130,9 @@ class DistillationTerms:
         student: DetectorFeatures,
         teacher: DetectorFeatures,
         stage: DistillStage,
-        progress: float,
         branch_weights: Mapping[str, float] = MappingProxyType({}),
     ) -> DistillationLosses:
-        """Return the losses whose weight in the stage is not 0. progress: share of the training that is done.
+        """Return the losses whose weight in the stage is not 0.
 
         branch_weights: how much the labels count in each branch, where that differs; so much count the losses there.
         """
@@ -183,8 +142,6 @@ class DistillationTerms:
         pairs = self._pairs(student, teacher, index, self._step.alpha if stage.adaptive else "off")
         first = pairs["one2many"]
         weight = first.certainty * first.share
-        learned = self._aids.temperature
-        temperature = weight.new_full((), self._step.temperature) if learned is None else learned(progress)
         parts = [branch_weights.get(name, 1.0) for name in pairs]
         parts = [part / sum(parts) for part in parts]
         losses = {}
@@ -195,7 +152,7 @@ class DistillationTerms:
                         each.ours.scores,
                         each.theirs.scores,
                         self._step.focus,
-                        temperature,
+                        self._step.temperature,
                         self._class_weights,
                         each.share,
                     )
@@ -213,7 +170,7 @@ class DistillationTerms:
                 loss = distill.pattern_loss if name == "neurons" else distill.attention_loss
                 losses[name] = loss(student.neck + student.hidden, teacher.neck + teacher.hidden)
         share, apart = (mean_over_objects(each, first.certainty) for each in (first.share, first.disagreement))
-        return DistillationLosses(losses, share, apart, temperature.detach(), first.certainty)
+        return DistillationLosses(losses, share, apart, first.certainty)
 
     def _pairs(
         self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor, reading: Reading
@@ -221,9 +178,11 @@ class DistillationTerms:
         """Return the predictions of both for the shared classes at the student's anchors, by branch."""
         predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
         if teacher.objects is not None:
-            ours = predictions["one2many"]
             objects = _select_classes(teacher.objects, self._theirs)
-            theirs = {"one2many": assign_objects(objects, ours, student.grid)}
+            theirs = {
+                name: assign_objects(objects, ours, student.grid, 1 if name == "one2one" else ASSIGN_TOPK)
+                for name, ours in predictions.items()
+            }
         else:
             selected = {name: _select_classes(each, self._theirs) for name, each in teacher.branches.items()}
             theirs = {
@@ -285,11 +244,11 @@ def _box_loss(own: Grid, other: Grid, index: torch.Tensor, pair: _Pair) -> torch
     return distill.overlap_loss(distill.expected_distances(ours.boxes) * strides, sides, weight)
 
 
-def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Predictions:
+def assign_objects(objects: Predictions, student: Predictions, grid: Grid, topk: int = ASSIGN_TOPK) -> Predictions:
     """Assign the predictions of a head without anchors (RT-DETR) to the student's anchors, as labels are assigned.
 
     objects: class logits [b, classes, n], and boxes [b, 4, n], middle x and y, width and height as shares of the frame.
-    After TOOD (arXiv 2108.07755): a box is assigned to the ASSIGN_TOPK anchors inside it with the largest s^0.5 u^6,
+    After TOOD (arXiv 2108.07755): a box is assigned to the `topk` anchors inside it with the largest s^0.5 u^6,
     where s is the student's probability of the box's most probable class, and u the overlap of the student's box. There
     a class has the object's probability times that measure, as a share of the box's largest, times the box's largest u.
     Of several boxes an anchor has the one with the largest such value. Other anchors have MIN_PROBABILITY.
@@ -303,16 +262,19 @@ def assign_objects(objects: Predictions, student: Predictions, grid: Grid) -> Pr
         frames = []
         for frame, count in enumerate(counts):
             own = Predictions(student.scores[frame, None], student.boxes[frame, None])
-            frames.append(_assign(probabilities[frame, None, :, :count], boxes[frame, None, :, :count], own, grid))
+            found = (probabilities[frame, None, :, :count], boxes[frame, None, :, :count])
+            frames.append(_assign(*found, own, grid, topk))
         return Predictions(torch.cat([each.scores for each in frames]), torch.cat([each.boxes for each in frames]))
 
 
-def _assign(probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid) -> Predictions:
+def _assign(
+    probabilities: torch.Tensor, boxes: torch.Tensor, student: Predictions, grid: Grid, topk: int
+) -> Predictions:
     """Assign objects [b, classes, n] with boxes [b, 4, n] to the anchors: see `assign_objects`."""
     sides, overlap = _sides_and_overlaps(boxes, student, grid)
     best_class = probabilities.argmax(dim=1)[..., None].expand_as(overlap)
     probability = student.scores.sigmoid().gather(1, best_class)
-    share = _assignment(probability.sqrt() * overlap**6, overlap)
+    share = _assignment(probability.sqrt() * overlap**6, overlap, topk)
     _, assigned = (share * probabilities.amax(dim=1)[..., None]).max(dim=1)  # [b, anchors]
     values = _gather(probabilities, assigned) * share.gather(1, assigned[:, None])
     assigned_sides = sides.gather(2, assigned[:, None, None].expand(-1, 4, -1, -1))[:, :, 0]
@@ -335,9 +297,9 @@ def _sides_and_overlaps(boxes: torch.Tensor, student: Predictions, grid: Grid) -
     return sides / strides, common / union.clamp(min=1e-9) * (sides > 0).all(dim=1)
 
 
-def _assignment(fit: torch.Tensor, overlap: torch.Tensor) -> torch.Tensor:
-    """Return each box's share at each anchor [b, n, a]: 0 but for the ASSIGN_TOPK best fits, relative to the best."""
-    best, index = fit.topk(min(ASSIGN_TOPK, fit.shape[2]), dim=2)
+def _assignment(fit: torch.Tensor, overlap: torch.Tensor, topk: int) -> torch.Tensor:
+    """Return each box's share at each anchor [b, n, a]: 0 but for the `topk` best fits, relative to the best."""
+    best, index = fit.topk(min(topk, fit.shape[2]), dim=2)
     share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, index).amax(dim=2, keepdim=True)
     return torch.zeros_like(fit).scatter_(2, index, share)
 

@@ -1,6 +1,7 @@
 """Layer-by-layer execution of a graph over several frames, so that weights can be decided by a layer's input.
 
-A node's level is the number of layers on the longest path to it. Tensors are kept until their last level has read them.
+A node's level is the number of layers and selections on the longest path to it. Tensors are kept until their last level
+has read them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from edgekd.graph.view import Graph
 
 SOURCE = 0
 """The level of the graph's input and of what is computed from it before any layer."""
+SELECTS = ("TopK",)
+"""Operators whose outputs are in the order of values: what reads them is at a later level."""
 
 
 class Walk:
@@ -41,6 +44,17 @@ class Walk:
         from onnx import numpy_helper
 
         self._initializers[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    def select_as(self, other: Walk) -> None:
+        """Take the selections of another walk at the same level, so that rows of tensors are of the same places.
+
+        A small difference of two values changes which queries a transformer selects, and in which order.
+        """
+        for node in self._graph.of(*SELECTS):
+            for name in node.output:
+                for tensors, others in zip(self._tensors, other._tensors, strict=True):
+                    if name in tensors and name in others:
+                        tensors[name] = others[name]
 
     def advance(self, level: int) -> None:
         """Compute the nodes of a level, for every frame."""
@@ -97,5 +111,5 @@ def levels_of(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         before = max((tensors.get(name, SOURCE) for name in node.input), default=SOURCE)
         levels[node.name] = before + is_layer(graph, node)
-        tensors.update(dict.fromkeys(node.output, levels[node.name]))
+        tensors.update(dict.fromkeys(node.output, levels[node.name] + (node.op_type in SELECTS)))
     return levels

@@ -43,6 +43,9 @@ PROBES = 8
 """Frames on which each layer's noise is measured."""
 MIN_PATCHES = 3072
 """Least number of patches of a layer's input, over all frames, by which its weights are decided."""
+MIN_FEEDBACK_PATCHES = 8192
+"""The same for rounding with feedback, which fits the covariance of its inputs: with 3072 patches a YOLO11n in 1/10 of
+its float file has 22 % more noise."""
 PATCHES_PER_WEIGHT = 2
 """Patches for each weight of an output, where that is more."""
 FEEDBACK_PATCHES = 512
@@ -255,6 +258,7 @@ def reconstruct(
                     stored[name] = codes
             reference.advance(level)
             approximate.advance(level)
+            approximate.select_as(reference)
     return stored
 
 
@@ -270,13 +274,14 @@ def _decide(
     step: float | None,
 ) -> _Decided:
     """Return a layer's initializers as the engine uses them, and quantized weights as they are stored."""
-    halves = _halves(layer, reference, read)
+    with_feedback = form not in ("float16", "int8") or (form == "int8" and int8_feedback)
+    halves = _halves(layer, reference, read, MIN_FEEDBACK_PATCHES if with_feedback else MIN_PATCHES)
     fit = refit(layer.matrices, halves)
     moments = pooled(*halves)
     stored: Stored | None = None
     if form == "float16":
         used = as_short_half(fit.weights)
-    elif form == "int8" and not int8_feedback:
+    elif not with_feedback:
         codes, scales = quantize_channels(fit.weights.reshape(layer.weights.shape))
         stored, used = (codes, scales), dequantize_channels(codes, scales).reshape(fit.weights.shape)
     else:
@@ -286,9 +291,11 @@ def _decide(
     return layer.initializers(used.reshape(layer.weights.shape), as_half(bias)), stored
 
 
-def _halves(layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray]) -> tuple[Moments, Moments]:
-    """Return the moments of the same patches in both graphs, for each half of the frames."""
-    indices = layer.draw_patches(reference, max(MIN_PATCHES, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
+def _halves(
+    layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray], patches: int
+) -> tuple[Moments, Moments]:
+    """Return the moments of the same `patches`, or more, in both graphs, for each half of the frames."""
+    indices = layer.draw_patches(reference, max(patches, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
     middle = max(sum(map(len, indices)) // 2, 1)
     ours, theirs = (
         np.concatenate([layer.patches(value, index) for value, index in zip(values, indices, strict=True)], axis=1)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.layers import LayerView, ProductView, layer_of
+from edgekd.compress.quantization.layers import LayerView, ProductView, is_layer, layer_of
 from edgekd.compress.quantization.ranges import LEVELS, MagnitudeHistogram, scale_of
 from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 from edgekd.graph.session import copied, cpu_session
@@ -32,19 +32,24 @@ ROWS = 1024
 """Rows of an activation, over all frames, by which the error is measured."""
 MAX_FACTOR = 1024.0
 """Largest factor either way: for channels that are zero on nearly all frames."""
+_KEEPS_ORDER = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that keep the order of values, so that a product of K inputs reads the same K channels behind them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """A LayerNorm, as one operator or as its last Mul and Add, that quantized products read.
+    """A LayerNorm, as one operator or as its last Mul and Add, that products read.
 
-    output: its tensor; affine: nodes and indices of inputs that hold gamma and beta [K]; products: views of its
-    readers; others: nodes, and indices of inputs, that read it as well.
+    output: its tensor; affine: nodes and indices of inputs that hold gamma and beta [K]; products: views of the
+    products that read it, also behind a Reshape; quantized: those of them in INT8; branches, others: nodes, and indices
+    of inputs, that read it for these products alone, or for something else.
     """
 
     output: str
     affine: tuple[tuple[Any, int], ...]
     products: tuple[LayerView, ...]
+    quantized: tuple[LayerView, ...]
+    branches: tuple[tuple[Any, int], ...]
     others: tuple[tuple[Any, int], ...]
 
 
@@ -65,7 +70,7 @@ def smoothed(graph: Graph, quantized: Collection[str], frames: Sequence[np.ndarr
     session, source = cpu_session(model), model.graph.input[0].name
     values = list(zip(*(session.run(None, {source: frame}) for frame in frames), strict=True))
     for each, of_frames in zip(found, values, strict=True):
-        factors = best_factors(each.products, of_frames)
+        factors = best_factors(each.quantized, of_frames)
         if factors is not None:
             _apply(graph, each, factors)
     return Graph(graph.model)
@@ -77,14 +82,28 @@ def normalizations(graph: Graph, quantized: Collection[str]) -> Iterator[Normali
         affine = _affine(graph, node)
         if affine is None or node.output[0] in graph.outputs:
             continue
-        readers = graph.consumers(node.output[0])
-        views = {reader.name: layer_of(graph, reader) for reader, index in readers if reader.name in quantized}
-        products = tuple(view for view in views.values() if isinstance(view, ProductView))
-        names = {view.name for view in products}
-        width = graph.shape(affine[0][0].input[affine[0][1]])
-        if products and all((view.weights.shape[1],) == width for view in products):
-            others = tuple((reader, index) for reader, index in readers if reader.name not in names)
-            yield Normalization(node.output[0], affine, products, others)
+        (width,) = graph.shape(affine[0][0].input[affine[0][1]]) or (0,)
+        branches: list[tuple[Any, int]] = []
+        others: list[tuple[Any, int]] = []
+        products: list[LayerView] = []
+        for reader, index in graph.consumers(node.output[0]):
+            read = _products_behind(graph, reader, index, width)
+            (others if read is None else branches).append((reader, index))
+            products += read or []
+        in_int8 = tuple(view for view in products if view.name in quantized)
+        if in_int8:
+            yield Normalization(node.output[0], affine, tuple(products), in_int8, tuple(branches), tuple(others))
+
+
+def _products_behind(graph: Graph, node: Any, index: int, width: int) -> list[LayerView] | None:
+    """Return the products of `width` inputs that read a tensor, at once or behind a Reshape; None where others do."""
+    if index != 0:
+        return None
+    if node.op_type in _KEEPS_ORDER and node.output[0] not in graph.outputs:
+        behind = [_products_behind(graph, *each, width) for each in graph.consumers(node.output[0])]
+        return None if not behind or None in behind else [view for views in behind for view in views or ()]
+    view = layer_of(graph, node) if is_layer(graph, node) else None
+    return [view] if isinstance(view, ProductView) and view.weights.shape[1] == width else None
 
 
 def best_factors(products: Sequence[LayerView], values: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -176,9 +195,9 @@ def _apply(graph: Graph, normalization: Normalization, factors: np.ndarray) -> N
     if normalization.others:
         narrow, producer = f"{normalization.output}/smoothed", graph.producers[normalization.output]
         producer.output[0] = narrow
-        for view in normalization.products:
-            nodes[view.name].input[0] = narrow
+        for node, index in normalization.branches:
+            node.input[index] = narrow
         restored = [narrow, store(f"{narrow}/factors", factors)]
         mul = helper.make_node("Mul", restored, [normalization.output], f"{normalization.output}/restore")
-        index = list(graph.model.graph.node).index(producer)
-        graph.model.graph.node.insert(index + 1, mul)
+        position = list(graph.model.graph.node).index(producer)
+        graph.model.graph.node.insert(position + 1, mul)

@@ -217,7 +217,7 @@ class TorchvisionStudentLoss:
         with torch.no_grad():
             teacher = self._teacher(batch.frames)
         with torch.autocast(batch.frames.device.type, enabled=False):
-            distilled = self._compare(features, teacher, stage, progress)
+            distilled = self._compare(features, teacher, stage)
         factors = self.balance(labels, distilled.losses, features.neck)
         weights = {name: labels.new_tensor(getattr(stage.weights, name) * factors[name]) for name in distilled.losses}
         total = sum((weights[name] * loss for name, loss in distilled.losses.items()), labels)

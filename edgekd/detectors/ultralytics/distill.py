@@ -247,9 +247,13 @@ class _StudentTrainer(Loop):
         return (self.steps_done - (not with_current)) / self.steps
 
     def rate_factor(self) -> float:
-        """Return the factor of the learning rate at this update: Ultralytics' schedule, after a warm-up in updates."""
+        """Return the factor of the learning rate at this update: Ultralytics' schedule, after a warm-up in updates.
+
+        Where a time is set it falls with the time: a few epochs, the last one cut short, would end at a high rate.
+        """
         share = self.share_done(with_current=True)
-        return super().rate_factor() * warmup_factor(self.ema.updates + 1, self.lesson.step.warmup_steps, share)
+        schedule = 1 - share * (1 - self.args.lrf) if self.args.time else super().rate_factor()
+        return schedule * warmup_factor(self.ema.updates + 1, self.lesson.step.warmup_steps, share)
 
     def _setup_train(self) -> None:
         super()._setup_train()

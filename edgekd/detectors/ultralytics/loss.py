@@ -124,7 +124,7 @@ class StudentLoss:
             if lesson.teacher is not None:
                 self._teacher = lesson.teacher.to(device).to(memory_format=torch.channels_last)
             self._compare = DistillationTerms(step, lesson.pairs, student.aids, self._class_weights)
-        weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement", "temperature"))
+        weight_names = (f"{WEIGHT_PREFIX}{name}" for name in (*LEVELS, "teacher", "disagreement"))
         texts, cosine = ("text", f"{WEIGHT_PREFIX}text"), (f"{WEIGHT_PREFIX}cosine",)
         self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)
 
@@ -138,12 +138,10 @@ class StudentLoss:
         labels, items = self._labels_loss(output, batch)
         if not (self._distills or self._region_text):
             return labels, items
-        zero, progress = labels.new_zeros(()), self._progress()
+        zero = labels.new_zeros(())
         items |= {name: zero + (name == f"{WEIGHT_PREFIX}teacher") for name in self._names}
-        stage = self._step.stage_at(progress)
-        teacher = None
-        if stage.weights.any:
-            teacher = self._distillation(output, batch["img"], objects, stage, progress)
+        stage = self._step.stage_at(self._progress())
+        teacher = self._distillation(output, batch["img"], objects, stage) if stage.weights.any else None
         text = self._text_loss(batch) if self._region_text else None
         losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
         if not losses:
@@ -168,7 +166,7 @@ class StudentLoss:
         return torch.cat([labels, total[None] * size]), items
 
     def _distillation(
-        self, output: Any, images: torch.Tensor, objects: Predictions | None, stage: DistillStage, progress: float
+        self, output: Any, images: torch.Tensor, objects: Predictions | None, stage: DistillStage
     ) -> DistillationLosses:
         """Return the losses beside the teacher's cached objects; without any, beside its features of the images."""
         if objects is not None:
@@ -177,7 +175,7 @@ class StudentLoss:
             with torch.no_grad():
                 teacher = self._teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._recorder.features(output), teacher, stage, progress, self._branch_shares())
+            return self._compare(self._recorder.features(output), teacher, stage, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
         """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""

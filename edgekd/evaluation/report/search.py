@@ -19,7 +19,7 @@ class Spot:
 
 
 def trial_spots(search: SearchResult | None) -> list[Spot]:
-    """Return the trials of a search that did not fail: MB of the bundle and percent of the accuracy kept."""
+    """Return MB of the bundle and percent of the accuracy kept of candidates that were tried as the winner was."""
     if search is None or search.winner is None:
         return []
     return [
@@ -30,5 +30,5 @@ def trial_spots(search: SearchResult | None) -> list[Spot]:
             kind="winner" if point.text == search.winner.text else "front" if point.front else "tried",
         )
         for point in search.points
-        if point.bytes is not None and point.kept is not None
+        if point.bytes is not None and point.kept is not None and point.rung == search.winner.rung
     ]

@@ -1,59 +1,72 @@
-"""What choices are thought to cost in accuracy."""
+"""Accuracy that candidates are expected to keep, by their noise."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
+from math import exp
 
 import numpy as np
 import pytest
 
-from edgekd.builds.search.accuracy_model import AccuracyModel
+from edgekd.builds.search.accuracy_model import AccuracyModel, rank_correlation
 from edgekd.builds.search.space import Candidate, DetectorFacts, space_for
 from edgekd.hardware.target import load_target
 
 SPACE = space_for(DetectorFacts(640, trains=True, resizes=True, quant_aware=True), load_target("xavier"), 30)
-KEPT = {"image_size": 0.95, "ratio": 0.97, "bits": 0.99}
+UNTRAINED = space_for(DetectorFacts(640, trains=True, resizes=True), load_target("xavier"), 0)
+BY_NOISE = {(0, 0): 0.8, (30, 0): 0.1, (0, 10): 0.6, (30, 10): 0.05}
+
+
+def noise(candidate: Candidate) -> float:
+    return 0.2 * SPACE.level(candidate, "ratio") + 0.02 * SPACE.level(candidate, "bits")
 
 
 def truth(candidate: Candidate) -> float:
-    """A world in which the model is right: with training, pruning costs what KEPT says, without it all."""
-    kept = prod(KEPT[name] ** SPACE.level(candidate, name) for name in KEPT)
-    return kept if candidate.recovery or not candidate.ratio else 0.3 * kept
+    """A world in which the model is right."""
+    by_noise = BY_NOISE[candidate.recovery, candidate.quant_aware]
+    return exp(-0.05 * SPACE.level(candidate, "image_size") - by_noise * noise(candidate))
 
 
-def test_nothing_is_thought_to_gain_and_every_step_further_costs() -> None:
-    losses = AccuracyModel(SPACE)
-    whole = SPACE.gentlest
-    assert losses.kept(whole) == 1.0
-    for name in KEPT:
-        kept = [losses.kept(SPACE.sensible(replace(whole, **{name: value}))) for value in getattr(SPACE, name)]
-        assert kept == sorted(kept, reverse=True)
-        assert kept[-1] < 1
+@pytest.mark.parametrize("space", [SPACE, UNTRAINED])
+def test_nothing_is_expected_to_gain_and_every_further_step_costs(space: object) -> None:
+    model = AccuracyModel(space)
+    whole = space.gentlest
+    assert model.kept(whole) == 1.0
+    for name in ("image_size", "ratio", "bits"):
+        kept = [model.kept(space.sensible(replace(whole, **{name: value}))) for value in getattr(space, name)]
+        assert kept == sorted(set(kept), reverse=True)
 
 
-def test_a_few_trials_tell_of_all_others() -> None:
-    losses = AccuracyModel(SPACE)
+def test_noise_of_networks_tells_of_others_and_a_few_trainings_of_all() -> None:
+    model = AccuracyModel(SPACE)
     every = SPACE.candidates()
-    rng = np.random.default_rng(0)
-    seen = [every[at] for at in rng.permutation(len(every))[:40]]
-    losses.fit([(each, truth(each)) for each in seen])
-    trained = [each for each in every if each.recovery]
-    errors = [abs(losses.kept(each) - truth(each)) for each in trained]
-    assert np.median(errors) < 0.02
-    order = [losses.kept(each) for each in trained]
-    assert np.corrcoef(order, [truth(each) for each in trained])[0, 1] > 0.95
+    order = np.random.default_rng(0).permutation(len(every))
+    measured, trained = ([every[at] for at in order[:count]] for count in (40, 20))
+    model.fit({each.untrained: noise(each) for each in measured}, [(each, truth(each)) for each in trained])
+    assert np.median([abs(model.noise(each) / noise(each) - 1) for each in every if noise(each)]) < 0.05
+    assert np.median([abs(model.kept(each) - truth(each)) for each in every]) < 0.01
+    kept = [model.kept(each) for each in every]
+    assert rank_correlation(kept, [truth(each) for each in every]) > 0.97
 
 
-def test_parts_multiply_to_the_whole() -> None:
-    losses = AccuracyModel(SPACE)
-    losses.fit([(each, truth(each)) for each in SPACE.candidates()[::5]])
-    candidate = Candidate(None, 480, 0.35, 5.5, 30)
-    assert prod(losses.parts(candidate).values()) == pytest.approx(losses.kept(candidate))
-    assert losses.parts(SPACE.gentlest) == dict.fromkeys(losses.parts(SPACE.gentlest), 1.0)
+def test_noise_that_was_measured_counts_as_it_is_for_every_training_of_its_network() -> None:
+    model = AccuracyModel(SPACE)
+    odd = Candidate(None, 640, 0.2, 8.0, recovery=30)
+    before = model.kept(odd)
+    model.fit({odd.untrained: 2.0}, [])
+    assert model.noise(odd) == model.noise(replace(odd, quant_aware=10)) == 2.0
+    assert model.kept(odd) < before
 
 
 def test_no_accuracy_at_all_is_learnt_from_too() -> None:
-    losses = AccuracyModel(SPACE)
-    losses.fit([(Candidate(None, 640, 0.65, bits=8.0), 0.0)])
-    assert losses.kept(Candidate(None, 640, 0.65, bits=8.0)) < 0.05
+    model, lost = AccuracyModel(UNTRAINED), Candidate(None, 640, 0.65, bits=8.0)
+    model.fit({lost: 0.9}, [(lost, 0.0)])
+    assert model.kept(lost) < 0.05
+
+
+def test_a_rank_correlation_shares_ranks_of_equals_and_needs_four_that_differ() -> None:
+    assert rank_correlation([1, 2, 3, 4], [0.1, 0.2, 0.4, 0.9]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [9, 8, 7, 6]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486833)
+    assert rank_correlation([1, 2, 3], [1, 2, 3]) is None
+    assert rank_correlation([1, 2, 3, 4], [1, 1, 1, 1]) is None

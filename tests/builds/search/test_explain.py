@@ -33,7 +33,9 @@ def test_the_document_and_its_section_of_the_report() -> None:
     assert from_plain(SearchResult, document, "search.json") == summary
     page = report_on(summary)
     assert "2 min 5 s" in page.replace("\u00a0", " ")
-    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary.tried - 1
+    assert page.count('class="spot tried"') + page.count('class="spot front"') == summary.thorough - 1
+    assert summary.rank_correlation is None
+    assert "rank correlation" not in page
     assert page.count('class="spot winner"') == 1
     assert page.count('class="limit"') == 2
     for line in summary.why:
@@ -50,7 +52,7 @@ def test_a_failed_candidate_is_listed_with_its_error_and_not_drawn() -> None:
     summary = replace(summary, points=(*summary.points[:-1], failed))
     page = report_on(summary)
     assert "prune: &lt;not&gt; faster" in page
-    assert len(re.findall('class="spot', page)) == len(summary.points) - 1
+    assert len(re.findall('class="spot', page)) == summary.thorough - (failed.rung == 1)
     assert page.count('class="limit"') == 1
 
 
@@ -62,7 +64,16 @@ def test_without_a_search_or_a_winner_there_is_no_section() -> None:
 
 def test_a_winner_that_was_tried_in_part_is_said_to_be() -> None:
     found, _ = search(BUDGET, left_s=lambda: 0.0)
-    assert search_result(found, SETUP, 0.0).why[-1].startswith("It was tried in part only")
+    assert search_result(found, SETUP, 0.0).why[-1].startswith("It was not tried in full")
+
+
+def test_with_four_candidates_tried_in_full_the_rank_correlation_of_estimates_is_reported() -> None:
+    found, _ = search(Budget(max_bytes=2_400_000), trials=18)
+    summary = search_result(found, SETUP, 1.0)
+    assert summary.thorough >= 4
+    assert summary.rank_correlation == round(summary.rank_correlation, 3)
+    assert -1 <= summary.rank_correlation <= 1
+    assert f"measured then is {summary.rank_correlation:.3g}." in " ".join(report_on(summary).split())
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])

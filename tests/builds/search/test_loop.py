@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgekd.builds.search.cost_filter import BaseGraph, CostFilter
 from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
-from edgekd.builds.search.pareto import Point, best, shortfalls
+from edgekd.builds.search.pareto import FULL, NOISE, Point, best, rank, shortfalls
 from edgekd.builds.search.space import Candidate, DetectorFacts, Space, space_for
 from edgekd.evaluation.search_result import Rung, SearchSetup
 from edgekd.hardware.budget import Budget
@@ -25,7 +25,6 @@ pytest.importorskip("optuna")
 TARGET = load_target("xavier")
 WORKS = tuple(convolution(str(at), 128, 128, 6400, 9) for at in range(20))
 SPACE = space_for(DetectorFacts(640, trains=True, resizes=True, quant_aware=True), TARGET, 30)
-KEPT = {"image_size": 0.96, "ratio": 0.985, "bits": 0.993}
 BUDGET = Budget(max_bytes=2_400_000, min_retention=0.9, min_fps=400)
 SETUP = SearchSetup(
     identity="0" * 64,
@@ -34,7 +33,7 @@ SETUP = SearchSetup(
     budget=BUDGET,
     basis="predicted",
     held_out=128,
-    rungs=(Rung(32, 1 / 9), Rung(64, 1 / 3), Rung(128, 1.0)),
+    rungs=(Rung(16, trained=False), Rung(128, trained=True)),
 )
 
 
@@ -47,13 +46,16 @@ class World:
     )
     tries: list[TrialRequest] = field(default_factory=list)
 
-    def point(self, candidate: Candidate, rung: int = 2) -> Point:
+    def point(self, candidate: Candidate, rung: int = FULL) -> Point:
         cost = self.filter.cost(candidate)
-        kept = prod(KEPT[name] ** SPACE.level(candidate, name) for name in KEPT)
-        kept *= (0.3 if candidate.ratio else 1.0) if not candidate.recovery else 1 - 0.1 * (2 - rung)
-        if candidate.ratio == 0.2 and candidate.image_size == 640 and not candidate.recovery:
+        if candidate.ratio == 0.2 and candidate.image_size == 640:
             return Point(candidate, rung, 0.0, replace(cost, bytes=0), 1.0, "prune: not faster")
-        return Point(candidate, rung, kept, replace(cost, bytes=1.1 * cost.bytes), 1.0)
+        cost, noise = replace(cost, bytes=1.1 * cost.bytes), candidate.ratio + 0.01 * SPACE.level(candidate, "bits")
+        if rung == NOISE:
+            return Point(candidate, rung, 0.0, cost, 1.0, noise=noise)
+        kept = 0.96 ** SPACE.level(candidate, "image_size")
+        kept *= exp(-noise) if not candidate.trains else 1 - 0.1 * noise**2 - 0.01 * (candidate.quant_aware == 0)
+        return Point(candidate, rung, kept, cost, 1.0)
 
     def run_trials(self, wanted: Sequence[TrialRequest]) -> list[Point]:
         self.tries += wanted
@@ -68,14 +70,14 @@ def search(
     **more: Any,
 ) -> tuple[Search, World]:
     world = World()
-    networks = {None: BaseGraph(640, WORKS)}
+    networks = more.pop("networks", {None: BaseGraph(640, WORKS)})
+    world.filter = CostFilter(space, networks, 100_000, TARGET)
     made = Search(
         space,
         CostFilter(space, networks, 100_000, TARGET),
         budget,
         more.pop("study", None) or OptunaSampler(space, more.pop("seed", 0)),
         world.run_trials,
-        3,
         StopLimits(trials, left_s),
         **more,
     )
@@ -86,10 +88,10 @@ def search(
 def test_the_budget_is_met_with_a_margin_in_a_few_trials() -> None:
     found, world = search()
     assert found.reason == "the budget is met with a margin"
-    assert found.winner.rung == 2
+    assert found.winner.rung == FULL
     assert not shortfalls(found.winner, BUDGET)
     assert len(found.points) <= 18
-    assert len({each for each, rung in world.tries if rung == 0}) == len(found.points), "none is tried twice"
+    assert len({each for each, rung in world.tries if rung == NOISE}) == len(found.points), "none is tried twice"
 
 
 def test_a_budget_of_size_alone_ends_when_nothing_better_comes() -> None:
@@ -100,18 +102,48 @@ def test_a_budget_of_size_alone_ends_when_nothing_better_comes() -> None:
     assert found.winner.kept >= 0.99 * best(every, budget).kept
 
 
-def test_only_the_best_are_tried_in_full() -> None:
+def test_only_the_two_best_of_a_round_are_tried_in_full_each_with_another_network() -> None:
     found, world = search(Budget(max_bytes=2_000_000), trials=ROUND_SIZE)
-    assert [sum(rung == at for _, rung in world.tries) for at in range(3)] == [6, 2, 1]
+    assert [rung for _, rung in world.tries] == [NOISE] * 6 + [FULL] * 2
     assert found.reason == f"{ROUND_SIZE} candidates were tried"
+    measured, _ = search(Budget(max_bytes=2_000_000), trials=ROUND_SIZE, left_s=lambda: 0.0)
+    best_first = sorted(measured.points.values(), key=lambda point: rank(point, measured.budget))
+    assert {each: found.estimates[each] for each, _ in world.tries[6:]} == {
+        point.candidate: point.kept for point in best_first[:2]
+    }
+    assert len({each.untrained for each, rung in world.tries if rung == FULL}) == 2
+
+
+def test_who_waits_is_tried_in_full_in_a_later_round_unless_its_cost_cannot_win() -> None:
+    space = space_for(DetectorFacts(640), TARGET, 0)
+    found, world = search(Budget(max_bytes=9_000_000), space=space)
+    assert found.reason == "every candidate that may fit was tried"
+    assert {each for each, rung in world.tries if rung == FULL} == set(found.points)
+    smallest, _ = search(Budget(min_retention=0.9), space=space)
+    tried = [point for point in smallest.points.values() if point.rung == FULL]
+    assert smallest.winner.cost.bytes == min(point.cost.bytes for point in tried)
+    waiting = [point for point in smallest.points.values() if point.rung == NOISE]
+    assert any(point.cost.bytes > smallest.winner.cost.bytes for point in waiting)
+
+
+def test_a_student_is_tried_in_full_or_not_at_all() -> None:
+    facts = DetectorFacts(640, trains=True, students=("small.pt",))
+    space = space_for(facts, TARGET, 30)
+    thin = tuple(replace(work, weights=work.weights // 8, outputs=work.outputs // 8) for work in WORKS)
+    networks = {None: BaseGraph(640, WORKS), "small.pt": BaseGraph(640, thin)}
+    found, world = search(Budget(max_bytes=500_000), space=space, networks=networks)
+    assert {rung for each, rung in world.tries if each.student} == {FULL}
+    assert found.winner.candidate.student == "small.pt"
+    assert found.winner.noise is None
 
 
 def test_the_time_ends_it_even_in_the_middle_of_a_round() -> None:
     left = iter([0.0] * 99)
     found, world = search(left_s=lambda: next(left))
     assert found.reason == "the time is over"
-    assert {rung for _, rung in world.tries} == {0}
-    assert found.winner.rung == 0
+    assert {rung for _, rung in world.tries} == {NOISE}
+    assert found.winner.rung == NOISE
+    assert 0 < found.winner.kept < 1
 
 
 def test_what_cannot_be_met_tries_all_that_may_fit_and_tells_the_nearest() -> None:
@@ -154,7 +186,7 @@ def test_the_document_counts_what_was_saved() -> None:
     summary = search_result(found, SETUP, 1.5)
     assert summary.tried == len(found.points)
     assert summary.refused == len(found.refused()) > 0
-    assert summary.thorough == sum(rung == 2 for _, rung in world.tries)
+    assert summary.thorough == sum(rung == FULL for _, rung in world.tries)
     looked_at = [*found.points, *found.refused()]
     assert summary.trainings + summary.trainings_saved == sum(each.trains for each in looked_at)
     assert summary.winner.text == found.winner.candidate.text()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from edgekd.builds.search.cost_filter import Cost
-from edgekd.builds.search.pareto import Point, best, front, has_margin, rank, shortfalls, why
+from edgekd.builds.search.pareto import FULL, NOISE, Point, best, front, has_margin, rank, shortfalls, why
 from edgekd.builds.search.space import Candidate
 from edgekd.hardware.budget import Budget
 
 BUDGET = Budget(max_bytes=1000, min_retention=0.96, min_fps=100)
 
 
-def point(kept: float, size: float, ms: float = 5.0, rung: int = 2, error: str | None = None) -> Point:
+def point(kept: float, size: float, ms: float = 5.0, rung: int = FULL, error: str | None = None) -> Point:
     return Point(Candidate(None, round(1e4 * kept) + round(size)), rung, kept, Cost(size, ms, None), 1.0, error)
 
 
@@ -55,7 +55,7 @@ def test_where_only_accuracy_is_limited_the_smallest_wins() -> None:
 
 
 def test_a_glance_does_not_beat_a_thorough_try() -> None:
-    assert best([point(1.0, 10, rung=0), point(0.97, 900)], BUDGET) == point(0.97, 900)
+    assert best([point(1.0, 10, rung=NOISE), point(0.97, 900)], BUDGET) == point(0.97, 900)
     assert rank(point(0.97, 900), BUDGET)[0] == 0
 
 

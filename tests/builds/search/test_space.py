@@ -9,16 +9,16 @@ import pytest
 
 from edgekd.builds.recipe import Recipe, load_recipe
 from edgekd.builds.recipe_toml import recipe_toml
-from edgekd.builds.search.space import FIELDS, FLOAT, INT8, Candidate, DetectorFacts, recipe_of, space_for
-from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Resize
+from edgekd.builds.search.space import CHOICES, FLOAT, INT8, Candidate, DetectorFacts, recipe_of, space_for
+from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Recover, Resize
 from edgekd.hardware.target import load_target
 
-CHECKPOINT = DetectorFacts(640, trains=True, resizes=True, quant_aware=True, students=("small.pt",))
+CHECKPOINT = DetectorFacts(640, trains=True, resizes=True, recovers=True, quant_aware=True, students=("small.pt",))
 SPACE = space_for(CHECKPOINT, load_target("xavier"), 30)
 
 
-def kinds(candidate: Candidate, share: float = 1.0) -> list[type]:
-    return [type(step) for step in recipe_of(candidate, SPACE, share).steps]
+def kinds(candidate: Candidate) -> list[type]:
+    return [type(step) for step in recipe_of(candidate, SPACE).steps]
 
 
 def test_an_onnx_file_has_its_bits_alone_and_a_target_without_int8_not_even_those() -> None:
@@ -39,30 +39,32 @@ def test_each_candidate_comes_once_and_makes_sense() -> None:
     assert len(set(found)) == len(found)
     for each in found:
         assert each == SPACE.sensible(each)
-        assert not each.student or each.recovery
+        assert bool(each.recovery) == bool(each.student or each.ratio)
         assert not (each.bits == FLOAT and each.quant_aware)
-        assert not each.recovery or each.student or each.ratio or each.image_size < 640
     assert SPACE.image_size == (640, 576, 480, 384, 320)
     assert {each.student for each in found} == {None, "small.pt"}
 
 
 def test_levels_lead_back_to_the_candidate() -> None:
     for each in SPACE.candidates():
-        assert SPACE.at({name: SPACE.level(each, name) for name in FIELDS}) == each
+        assert SPACE.at({name: SPACE.level(each, name) for name in CHOICES}) == each
 
 
 def test_recipes_hold_what_a_candidate_says_and_nothing_else() -> None:
     plain = Candidate(None, 640)
     assert recipe_of(plain, SPACE).steps == load_recipe("ptq").steps
     assert kinds(replace(plain, bits=FLOAT)) == []
-    whole = Candidate(None, 480, 0.5, 5.5, 30, "predictions", 10)
-    assert kinds(whole) == [Resize, Prune, Distill, Quantize, QuantAwareDistill]
-    resize, prune, distill, quantize, aware = recipe_of(whole, SPACE).steps
-    assert (resize, prune) == (Resize(480), Prune(ratio=0.5))
-    assert isinstance(distill, Distill)
+    whole = Candidate(None, 480, 0.5, 5.5, 30, 10)
+    assert kinds(whole) == [Resize, Prune, Recover, Quantize, QuantAwareDistill]
+    assert kinds(whole.untrained) == [Resize, Prune, Quantize]
+    resize, prune, recover, quantize, aware = recipe_of(whole, SPACE).steps
+    assert (resize, prune, recover) == (Resize(480), Prune(ratio=0.5), Recover(epochs=30))
     assert isinstance(quantize, Quantize)
-    assert (distill.student, distill.epochs, distill.image_size) == (None, 30, 480)
     assert (quantize.bits, aware) == (5.5, QuantAwareDistill(epochs=10))
+    assert replace(load_recipe("mixed").steps[0], bits=5.5) == quantize
+    distilled = recipe_of(whole, replace(SPACE, recovers=False)).steps[2]
+    assert isinstance(distilled, Distill)
+    assert (distilled.student, distilled.epochs, distilled.image_size) == (None, 30, 480)
     student = replace(whole, student="small.pt", ratio=0.0)
     assert kinds(student) == [Distill, Quantize, QuantAwareDistill], "the student is made for its size at once"
     assert student.epochs == 40
@@ -76,16 +78,6 @@ def test_a_student_is_pruned_once_it_is_trained_and_trained_again() -> None:
     assert (first.student, prune, second) == ("small.pt", Prune(ratio=0.35), replace(first, student=None))
     assert recipe_of(replace(both, ratio=0.0), SPACE).steps[0] == first, "the stage of a student that is not pruned"
     assert both.epochs == 60
-
-
-def test_a_rung_has_its_share_of_the_epochs_and_one_at_least() -> None:
-    whole = Candidate(None, 480, 0.5, INT8, 30, "all", 10)
-    steps = {share: recipe_of(whole, SPACE, share).steps for share in (1.0, 1 / 3, 1e-3)}
-    assert [[s.epochs for s in found if isinstance(s, (Distill, QuantAwareDistill))] for found in steps.values()] == [
-        [30, 10],
-        [10, 3],
-        [1, 1],
-    ]
 
 
 @pytest.mark.parametrize("candidate", SPACE.candidates()[::37], ids=lambda each: each.text())

@@ -65,6 +65,16 @@ def test_where_the_student_sees_nothing_an_object_says_little_and_at_few_anchors
     assert float(sure.max()) < 0.1, "of a box that overlaps with nothing little is certain"
 
 
+def test_in_a_one_to_one_branch_an_object_has_a_single_anchor() -> None:
+    boxes = [[84, 68, 64, 48], [30, 30, 20, 20]]
+    first, better, other = 8 * 20 + 10, 320 + 4 * 10 + 5, 3 * 20 + 3
+    student = seen_by({first: [52, 44, 116, 80], better: [52, 44, 116, 92], other: [20, 20, 40, 40]})
+    targets = [assign_objects(found(boxes, [[0.9, 0.1], [0.2, 0.8]]), student, GRID, topk) for topk in (1, ASSIGN_TOPK)]
+    anchors = [(each.scores.sigmoid()[0].amax(0) > 1e-3).nonzero().flatten().tolist() for each in targets]
+    assert anchors[0] == [other, better]
+    assert set(anchors[0]) < set(anchors[1])
+
+
 def test_the_boxes_come_back_from_the_sides() -> None:
     told = assign_objects(found([[80, 60, 66, 50]], [[0.9, 0.1]]), seen_by({7 * 20 + 9: [47, 35, 113, 85]}), GRID)
     points, strides = GRID.points()
@@ -111,12 +121,12 @@ def test_of_several_classes_that_mean_one_the_surest_speaks() -> None:
     grid = Grid(((20, 20),), (8,))
 
     def said(scores: torch.Tensor, classes: tuple[tuple[int, int], ...]) -> DistillationLosses:
-        compare = DistillationTerms(Distill(), classes, Aids([1], [1], learn_temperature=False))
+        compare = DistillationTerms(Distill(), classes, Aids([1], [1]))
         maps = (torch.zeros(1, 1, 20, 20),)
         seen = [
             DetectorFeatures(grid, maps, maps, {"one2many": Predictions(each, sides)}) for each in (student, scores)
         ]
-        return compare(*seen, DistillStage("classes", 1.0, Weights(classes=1.0)), 0.0)
+        return compare(*seen, DistillStage("classes", 1.0, Weights(classes=1.0)))
 
     many, one = said(teacher, ((0, 1), (1, 0), (1, 2))), said(told, ((0, 0), (1, 1)))
     assert float(many.losses["classes"]) == pytest.approx(float(one.losses["classes"]))

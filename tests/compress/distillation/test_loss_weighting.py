@@ -73,8 +73,8 @@ def losses_by(reading: str, *, adaptive: bool) -> tuple[DistillationLosses, torc
         DetectorFeatures(GRID, maps, maps, {"one2many": each}) for each in (Predictions(student.scores, sides), teacher)
     ]
     step = Distill(alpha=reading)  # type: ignore[arg-type]
-    terms = DistillationTerms(step, ((0, 0), (1, 1), (2, 2)), Aids([1], [1], learn_temperature=False))
-    losses = terms(*both, DistillStage("all", 1.0, Weights(classes=1.0, boxes=1.0), adaptive=adaptive), 0.0)
+    terms = DistillationTerms(step, ((0, 0), (1, 1), (2, 2)), Aids([1], [1]))
+    losses = terms(*both, DistillStage("all", 1.0, Weights(classes=1.0, boxes=1.0), adaptive=adaptive))
     losses.losses["boxes"].backward()
     assert sides.grad is not None
     return losses, sides.grad[0, :, [NEAR, FAR]].norm(dim=0)

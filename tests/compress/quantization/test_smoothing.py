@@ -38,10 +38,15 @@ def apply(graph: Graph) -> tuple[Any, Graph]:
     return copied(graph.model), smoothed(graph, place(graph).layers, pictures(4))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("decomposed", [False, True])
-def test_a_smoothed_graph_computes_the_same_in_float(decomposed: bool, residual: bool, tmp_path: Path) -> None:
-    before, after = apply(graph_of(normalized_model(spread=SPREAD, decomposed=decomposed, residual=residual), tmp_path))
+@pytest.mark.parametrize(
+    ("decomposed", "residual", "flat"),
+    [(False, False, False), (False, True, False), (True, False, False), (True, True, True), (False, True, True)],
+)
+def test_a_smoothed_graph_computes_the_same_in_float(
+    decomposed: bool, residual: bool, flat: bool, tmp_path: Path
+) -> None:
+    model = normalized_model(spread=SPREAD, decomposed=decomposed, residual=residual, flat=flat)
+    before, after = apply(graph_of(model, tmp_path))
     onnx.checker.check_model(after.model, full_check=True)
     (frame,) = pictures(1, seed=7)
     wanted = output(before, frame)
@@ -103,3 +108,18 @@ def test_equal_channels_and_silent_ones_need_no_factors() -> None:
     product = ProductView("it", signs, np.zeros(32, np.float32), "w", None, groups=1, transposed=True)
     assert smoothing.best_factors([product], [rows]) is None
     assert smoothing.best_factors([product], [np.zeros_like(rows)]) is None
+
+
+def test_a_product_in_float_behind_the_same_reshape_takes_the_factors_as_well(tmp_path: Path) -> None:
+    model = normalized_model(spread=SPREAD, flat=True)
+    twin = onnx.helper.make_node("MatMul", ["normal/rows", "second.weight"], ["twin"], "twin")
+    model.graph.node.insert([node.name for node in model.graph.node].index("first"), twin)
+    graph = graph_of(model, tmp_path)
+    before = copied(graph.model)
+    after = smoothed(graph, ["first"], pictures(4))
+    for each in (before, after.model):
+        each.graph.output.append(onnx.ValueInfoProto(name="twin"))
+    (frame,) = pictures(1, seed=7)
+    wanted, found = (cpu_session(each).run(["twin"], {"images": frame})[0] for each in (before, after.model))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    assert after.model != before
