@@ -9,9 +9,10 @@
     python3 camera_service.py --source /dev/video0 --commit-after 100
 
 A line for each frame: {"frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class", "score",
-"box"}]}: boxes as x1, y1, x2, y2 in pixels; drift above 1 where the camera sees other things than the model knows, null
-where that is not known. With `--commit-after` the service counts its starts with the agent, and ends the trial of a new
-model when that has worked on so many frames: one that cannot be run, or takes the service down, is led away from.
+"box"}]}: boxes as x1, y1, x2, y2 in pixels, and "keypoints" of a model that has some, each x, y and how visible; drift
+above 1 where the camera sees other things than the model knows, null where that is not known. With `--commit-after` the
+service counts its starts with the agent, and ends the trial of a new model when that has worked on so many frames: one
+that cannot be run, or takes the service down, is led away from.
 
 Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
 which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
@@ -80,6 +81,9 @@ def line(number, model, found, seconds):
         {"class": names[which], "score": round(float(score), 4), "box": [round(float(edge), 1) for edge in box]}
         for box, score, which in zip(found.boxes, found.scores, found.classes)  # noqa: B905 strict is Python 3.10
     ]
+    if found.keypoints is not None:
+        for each, points in zip(objects, found.keypoints):  # noqa: B905 strict is Python 3.10
+            each["keypoints"] = [[round(float(number), 2) for number in point] for point in points]
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     told = {"frame": number, "time": now, "model": model.identity, "counter": model.counter, "engine": model.key}
     drift = None if model.drift is None else model.drift.distance

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from edgekd.builds.step_kinds import in_order, kind_of, order_text, step_kinds
 from edgekd.compress.steps import Distill, QuantAwareDistill, Quantize, Step
+from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.core.typed_values import value_text
@@ -131,6 +132,20 @@ def _step(table: dict[str, Any], where: str) -> Step:
     if not isinstance(name, str) or name not in by_name:
         raise SpecError(f"{where}: `kind`", expected=" or ".join(reversed(by_name)), found=value_text(name))
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
+
+
+def refuse_keypoints(recipe: Recipe, spec: DetectorSpec) -> None:
+    """Raise SpecError for a recipe with a step that detectors with keypoints cannot take, where `spec` is of one."""
+    if spec.head.keypoints is None:
+        return
+    for kind in map(kind_of, recipe.steps):
+        if kind.capability:
+            raise SpecError(
+                f"recipe {recipe.name} {kind.effect}",
+                expected="a detector of boxes alone",
+                found=f"one with {len(spec.head.keypoints.sigmas)} keypoints",
+                fix="pass a recipe without training, such as ptq or mixed",
+            )
 
 
 def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekd.commands.options import Head, Model, Trust
@@ -49,4 +49,9 @@ def describe(model: Model, *, head: Head = None, trust_checkpoint: Trust = False
 
 
 def _of_kind(spec: DetectorSpec) -> HeadDescription:
-    return HeadDescription(kind=spec.head.kind, nms=spec.head.nms, strides=spec.head.strides)
+    head, keypoints = spec.head, spec.head.keypoints
+    described = HeadDescription(kind=head.kind, nms=head.nms, strides=head.strides)
+    if keypoints is None:
+        return described
+    shape = len(keypoints.sigmas), keypoints.dimensions
+    return replace(described, keypoints=shape, keypoint_sigmas=keypoints.sigmas)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekd.core.detection.checked_spec import MAX_CLASSES
 from edgekd.core.errors import DataError
 from edgekd.core.input_files import is_file, is_folder, shown_path
+from edgekd.data.keypoints import annotated_keypoints, category_keypoints, keypoint_shape
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.data.source_files import (
     files_below,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
+_TASKS = ("instances_", "person_keypoints_")
+"""What the names of COCO's files begin with, in the order of search: a folder with both is a set of boxes."""
 MAX_SUBSETS = 8
 """Subsets of subsets; a file that names itself has no end."""
 MAX_IMAGE_SIDE = 1 << 20
@@ -135,7 +138,7 @@ def _load_yaml(source: Path, file: Path, depth: int) -> Dataset:
             raise DataError(f"{file}: a subset of a subset, and so on", expected=f"at most {MAX_SUBSETS} of them")
         return subset.select(_load(subset.whole, subset.whole.absolute(), depth + 1))
     root = file.parent / str(settings.get("path") or ".")
-    classes = _class_names(settings.get("names"), file)
+    classes, keypoints = _class_names(settings.get("names"), file), keypoint_shape(settings, file)
     readers: dict[str, Callable[[], Split]] = {}
     for name in SPLITS:
         key = name if name in settings else next((key for key in settings if _split_name(str(key)) == name), name)
@@ -147,10 +150,10 @@ def _load_yaml(source: Path, file: Path, depth: int) -> Dataset:
             what = f"{file}: {str(key)[:80]} is {shown(setting)}"
             raise DataError(what, expected="a folder, a list of folders, or a .txt")
         places = tuple(_place(root, entry, file.parent) for entry in entries)
-        readers[name] = _yolo_split(name, places, classes)
+        readers[name] = _yolo_split(name, places, classes, keypoints)
     if not readers:
         raise DataError(f"{file} names no split", expected="train, val or test")
-    return Dataset(source, classes, readers)
+    return Dataset(source, classes, readers, keypoints[0] if keypoints else None)
 
 
 def _place(root: Path, entry: str, beside: Path) -> Path:
@@ -187,15 +190,19 @@ def _class_names(names: object, file: Path) -> tuple[str, ...]:
     return require_names(classes, file)
 
 
-def _yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Callable[[], Split]:
-    return cache(partial(_read_yolo_split, name, places, classes))
+def _yolo_split(
+    name: str, places: Sequence[Path], classes: tuple[str, ...], keypoints: tuple[int, int] | None = None
+) -> Callable[[], Split]:
+    return cache(partial(_read_yolo_split, name, places, classes, keypoints))
 
 
-def _read_yolo_split(name: str, places: Sequence[Path], classes: tuple[str, ...]) -> Split:
+def _read_yolo_split(
+    name: str, places: Sequence[Path], classes: tuple[str, ...], keypoints: tuple[int, int] | None
+) -> Split:
     images = tuple(dict.fromkeys(image for place in places for image in _images_at(place)))
     label_folders = {folder: _label_folder(folder) for folder in {image.parent for image in images}}
     files = [label_folders[image.parent] / f"{image.stem}.txt" for image in images]
-    truths = read_labels(files, len(classes))
+    truths = read_labels(files, len(classes), keypoints)
     return Split(name, tuple(map(Sample, images, truths)))
 
 
@@ -245,7 +252,10 @@ def _split_name(text: str) -> str:
 
 
 def _coco_files_in(folder: Path) -> dict[str, Path]:
-    files = {file.stem.removeprefix("instances_"): file for file in folder.glob("annotations/instances_*.json")}
+    by_task = (
+        {file.stem.removeprefix(tag): file for file in folder.glob(f"annotations/{tag}*.json")} for tag in _TASKS
+    )
+    files = next(filter(None, by_task), {})
     # File names of Roboflow, and of FiftyOne with one folder per split.
     for name in ("_annotations.coco.json", "labels.json"):
         files |= {file.parent.name: file for file in sorted(folder.glob(f"*/{name}"))}
@@ -265,14 +275,16 @@ def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
     documents = {smallest: _read_coco(smallest)}
     categories = _categories(documents[smallest], smallest)
     classes = _class_names(list(categories.values()), smallest)
+    keypoints = category_keypoints(documents[smallest]["categories"])
 
     def read(name: str, file: Path) -> Split:
         document = documents.pop(file, None) or _read_coco(file)
         if _categories(document, file) != categories:
             raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
-        return _read_coco_split(name, file, document, list(categories))
+        return _read_coco_split(name, file, document, list(categories), keypoints)
 
-    return Dataset(source, classes, {name: cache(partial(read, name, file)) for name, file in files.items()})
+    readers = {name: cache(partial(read, name, file)) for name, file in files.items()}
+    return Dataset(source, classes, readers, keypoints)
 
 
 def _read_coco(file: Path) -> dict[str, Any]:
@@ -309,7 +321,9 @@ def _name(value: object) -> str:
     return str(value)
 
 
-def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int]) -> Split:
+def _read_coco_split(
+    name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int], keypoints: int | None
+) -> Split:
     images, annotations = document["images"], document["annotations"]
     try:
         shapes = np.array([(image["width"], image["height"]) for image in images], np.float64).reshape(-1, 2)
@@ -328,8 +342,13 @@ def _read_coco_split(name: str, file: Path, document: Mapping[str, Any], categor
     except (KeyError, TypeError, ValueError, OverflowError):
         _refuse_annotation(file, annotations, owners, class_ids)
     owner = table[:, 0].astype(np.int64)
-    boxes = _coco_boxes(table[:, 2:6], shapes[owner], lambda row: _annotation(file, annotations[row], row))
-    truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0)
+
+    def where(row: int) -> str:
+        return _annotation(file, annotations[row], row)
+
+    boxes = _coco_boxes(table[:, 2:6], shapes[owner], where)
+    points = None if keypoints is None else annotated_keypoints(annotations, keypoints, shapes[owner], where)
+    truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0, points)
     return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
 
 
@@ -380,7 +399,7 @@ def _coco_boxes(
 
 def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
     require_relative(names, file)
-    tag = file.stem.removeprefix("instances_")
+    tag = file.stem.removeprefix(_TASKS[0]).removeprefix(_TASKS[1])
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
     places = [file.parent, base / tag, base / "images" / tag, base / "images", base / "data", base]
     folders = list(dict.fromkeys(places))
@@ -400,7 +419,7 @@ def _coco_images(file: Path, names: Sequence[str]) -> list[Path]:
 
 
 def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
-    """Raise DataError unless the data set and the detector have the same classes in the same order."""
+    """Raise DataError unless data set and detector have the same classes in the same order, and the same keypoints."""
     ours, theirs = spec.classes, dataset.classes
     if len(ours) != len(theirs):
         raise DataError(
@@ -416,4 +435,12 @@ def require_classes(spec: DetectorSpec, dataset: Dataset) -> None:
             expected=f"class {first} to be {ours[first]}",
             found=theirs[first],
             fix="reorder `names` and the labels",
+        )
+    keypoints = spec.head.keypoints
+    if keypoints is not None and len(keypoints.sigmas) != dataset.keypoints:
+        raise DataError(
+            f"{dataset.source}: its keypoints are not the detector's",
+            expected=f"{len(keypoints.sigmas)} keypoints for each object",
+            found=str(dataset.keypoints or "none"),
+            fix="pass the data set that the detector was trained on; a YAML states them as kpt_shape, such as [17, 3]",
         )

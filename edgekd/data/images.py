@@ -173,8 +173,9 @@ def _sha256(file: Path) -> str:
 
 def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress) -> str:
     """Return the SHA-256 of a split's images and labels, independent of paths. sha256: hashes a file."""
-    rows = [
-        [sha256(each.image), each.truth.boxes.tolist(), each.truth.classes.tolist(), each.truth.crowd.tolist()]
-        for each in progress.items(split.samples, f"hash {split.name}")
-    ]
+    rows = []
+    for each in progress.items(split.samples, f"hash {split.name}"):
+        truth = each.truth
+        row = [sha256(each.image), truth.boxes.tolist(), truth.classes.tolist(), truth.crowd.tolist()]
+        rows.append(row if truth.keypoints is None else [*row, truth.keypoints.tolist()])
     return json_sha256([split.name, rows])

@@ -1,6 +1,7 @@
 """Label files in YOLO format, and rows of boxes grouped by image.
 
-A row is `class cx cy w h`, or a polygon `class x y x y x y ...`, as fractions of the image's width and height.
+A row is `class cx cy w h`, or a polygon `class x y x y x y ...`, as fractions of the image's width and height. Where
+the data set has keypoints, every row is `class cx cy w h` and then `x y` or `x y visibility` of each keypoint.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import DataError
 from edgekd.core.input_files import read_input
+from edgekd.data.keypoints import keypoint_table
 
 TOLERANCE = 1e-3  # fraction of the image: labelling tools round; a coordinate this far outside is clipped
 MAX_LABEL_BYTES = 1 << 24  # of a label file: 400,000 boxes
@@ -25,23 +27,29 @@ class Truth:
     """The labels of one image.
 
     boxes: float32 [n, 4] x1, y1, x2, y2 as fractions of the image's width and height; classes: int64 [n];
-    crowd: bool [n], boxes around many objects, which COCO scoring ignores.
+    crowd: bool [n], boxes around many objects, which COCO scoring ignores;
+    keypoints: float32 [n, k, 3] x, y as fractions, and visibility: 0 for not labelled, 1 for hidden, 2 for visible;
+    None for a data set without keypoints.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     crowd: NDArray[np.bool_]
+    keypoints: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
 
 
-def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
+def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[int, int] | None = None) -> list[Truth]:
     """Read one label file per image; a missing one means an image without objects.
+
+    keypoint_shape: number of keypoints of an object, and numbers of each in a row, 2 or 3.
 
     Raises DataError naming the file and line of an invalid label, or if there is no label file at all.
     """
     rows: list[Sequence[str | float]] = []
+    points: list[Sequence[str]] = []
     owners: list[int] = []
     lines: list[int] = []
     absent = 0
@@ -57,27 +65,33 @@ def read_labels(files: Sequence[Path], class_count: int) -> list[Truth]:
             fields: Sequence[str | float] = line.split()
             if not fields:
                 continue
-            rows.append(fields if len(fields) == 5 else _box_of_polygon(line, f"{file} line {number}"))
+            if keypoint_shape:
+                fields, extra = _box_and_keypoints(line, keypoint_shape, f"{file} line {number}")
+                points.append(extra)
+            elif len(fields) != 5:
+                fields = _box_of_polygon(line, f"{file} line {number}")
+            rows.append(fields)
             owners.append(owner)
             lines.append(number)
     if files and absent == len(files):
         raise DataError(f"none of {len(files)} images has a label file", expected=f"for the first: {files[0]}")
-    table = _label_table(rows, class_count, lambda row: f"{files[owners[row]]} line {lines[row]}")
+
+    def where(row: int) -> str:
+        return f"{files[owners[row]]} line {lines[row]}"
+
+    table = _label_table(rows, class_count, where)
     size = table[:, 3:5] / 2
     boxes = np.concatenate([table[:, 1:3] - size, table[:, 1:3] + size], axis=1)
-    return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], np.zeros(len(table), bool))
+    keypoints = keypoint_table(_numbers(points, where), keypoint_shape, where) if keypoint_shape else None
+    crowd = np.zeros(len(table), bool)
+    return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], crowd, keypoints)
 
 
 def _label_table(
     rows: Sequence[Sequence[str | float]], class_count: int, where: Callable[[int], str]
 ) -> NDArray[np.float64]:
     """Parse and check rows of text: float64 [n, 5], class, and centre, width and height clipped to the image."""
-    try:
-        table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    except ValueError:
-        # The fast conversion does not name the invalid row.
-        row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
-        raise DataError(where(row), expected="numbers", found=repr(field)[:80]) from None
+    table = _numbers(rows, where).reshape(-1, 5)
 
     def refuse(invalid: NDArray[np.bool_], expected: str) -> None:
         if invalid.any():
@@ -93,6 +107,25 @@ def _label_table(
     )
     table[:, 1:] = box.clip(0, 1)
     return table
+
+
+def _numbers(rows: Sequence[Sequence[str | float]], where: Callable[[int], str]) -> NDArray[np.float64]:
+    """Parse rows of as many fields each. Raises DataError."""
+    try:
+        return np.array(rows, dtype=np.float64)
+    except ValueError:
+        # The fast conversion does not name the invalid row.
+        row, field = next((r, f) for r, fields in enumerate(rows) for f in fields if not _is_number(f))
+        raise DataError(where(row), expected="numbers", found=repr(field)[:80]) from None
+
+
+def _box_and_keypoints(line: str, shape: tuple[int, int], where: str) -> tuple[list[str], list[str]]:
+    """Split a row into `class cx cy w h` and the numbers of its keypoints. Raises DataError for other columns."""
+    fields, columns = line.split(), 5 + shape[0] * shape[1]
+    if len(fields) != columns:
+        expected = f"{columns} columns (class cx cy w h, and {shape[0]} keypoints of {shape[1]} numbers)"
+        raise DataError(where, expected=expected, found=f"{len(fields)} columns", fix="correct the row, or kpt_shape")
+    return fields[:5], fields[5:]
 
 
 def _box_of_polygon(line: str, where: str) -> list[float]:
@@ -112,7 +145,12 @@ def _box_of_polygon(line: str, where: str) -> list[float]:
         field = next(field for field in fields if not _is_number(field))
         raise DataError(where, expected="numbers", found=repr(field)[:80]) from None
     if not np.isfinite(points).all() or _outside(points).any():
-        raise DataError(where, expected="points between 0 and 1, as fractions of the image", found=line.strip()[:60])
+        raise DataError(
+            where,
+            expected="points between 0 and 1, as fractions of the image",
+            found=line.strip()[:60],
+            fix="for rows with keypoints, state kpt_shape in the data set's YAML",
+        )
     low, high = points.min(axis=0), points.max(axis=0)
     return [label, *((low + high) / 2), *(high - low)]
 
@@ -135,10 +173,14 @@ def truths_per_image(
     boxes: NDArray[np.float64],
     classes: NDArray[np.float64],
     crowd: NDArray[np.bool_],
+    keypoints: NDArray[np.float64] | None = None,
 ) -> list[Truth]:
     """Group rows in any order into one Truth per image; owners: int64 [n], image index of each row."""
     order = np.argsort(owners, kind="stable")
     bounds = np.searchsorted(owners[order], np.arange(count + 1)).tolist()
     boxes32 = boxes[order].clip(0, 1).astype(np.float32)
     ids, crowd = classes[order].astype(np.int64), crowd[order]
-    return [Truth(boxes32[a:b], ids[a:b], crowd[a:b]) for a, b in pairwise(bounds)]
+    points = None if keypoints is None else keypoints[order].astype(np.float32)
+    return [
+        Truth(boxes32[a:b], ids[a:b], crowd[a:b], None if points is None else points[a:b]) for a, b in pairwise(bounds)
+    ]

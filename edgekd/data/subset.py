@@ -65,7 +65,7 @@ class Subset:
     def select(self, whole: Dataset) -> Dataset:
         """Return the described part of a data set. Its splits raise DataError as `SplitPart.select` does."""
         readers = {name: cache(partial(part.select, name, whole)) for name, part in self.parts.items()}
-        return Dataset(self.source, whole.classes, readers)
+        return Dataset(self.source, whole.classes, readers, whole.keypoints)
 
 
 def read_subset(source: Path, settings: Mapping[str, Any]) -> Subset:

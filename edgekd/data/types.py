@@ -38,12 +38,14 @@ class Split:
 class Dataset:
     """A labelled data set.
 
-    source: folder or file it was loaded from; classes: names, indexed by class id; splits: reads a split, by its name.
+    source: folder or file it was loaded from; classes: names, indexed by class id; splits: reads a split, by its name;
+    keypoints: number of each object's, None where objects have none.
     """
 
     source: Path
     classes: tuple[str, ...]
     splits: Mapping[str, Callable[[], Split]]
+    keypoints: int | None = None
 
     @property
     def folder(self) -> Path:

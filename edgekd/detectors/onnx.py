@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Head, Preprocess, spec_from_json
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, spec_from_json
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
@@ -20,6 +20,7 @@ from edgekd.detectors.heads.completion import Completion, complete, has_roles, i
 from edgekd.detectors.heads.decoding import append_decoding
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.heads.inputs import fix_input, image_inputs, set_constants
+from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
 from edgekd.graph.opset import to_opset
 from edgekd.graph.rehearsal import rehearse
@@ -31,6 +32,8 @@ SPEC_KEY = "edgekd.detector"
 
 MIN_OPSET = 13
 """Least opset of an exported graph: Q/DQ per channel needs it."""
+TASKS = ("detect", "pose")
+"""Ultralytics' names of the tasks that are supported: boxes, and boxes with keypoints."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
@@ -107,7 +110,7 @@ def understand(
     metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
-    given = read_description(head)
+    given = _given(head, metadata, path)
     size = _input_size(model, metadata, given, path)
     if not _decoded_by_the_agent(model, given, size):
         return _with_decoding(model, given, size, path, names, opset)
@@ -119,7 +122,7 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
     metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
         return _own_description(model, metadata[SPEC_KEY], path)
-    given = read_description(head)
+    given = _given(head, metadata, path)
     if len(model.graph.output) != 1:
         raise SpecError(f"{path}: wrong outputs", expected="one output", found=_outputs_text(model))
     return _of_one_output(model, given, _input_size(model, metadata, given, path), path, names)
@@ -129,15 +132,17 @@ def _of_one_output(
     model: Any, given: HeadDescription, size: tuple[int, int], path: Path, names: tuple[str, ...]
 ) -> DetectorSpec:
     """Describe a head of one output, whose kind is given or recognised. size: height and width of the input."""
-    classes = _class_names(_metadata(model))
+    metadata = _metadata(model)
+    classes, keypoints = _class_names(metadata), _keypoints(given, metadata, path)
     shape = _shape(model.graph.output[0])
-    kind: Any = given.kind or _recognise(model, shape, size, len(classes), path)
+    head = Head("yolo", keypoints=keypoints)
+    kind: Any = given.kind or _recognise(model, shape, size, len(classes), path, head.extra)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
     nms = given.nms if given.nms is not None else kind != "end2end"
-    classes = given.classes or classes or names or _numbered(kind, shape, path)
+    classes = given.classes or classes or names or _numbered(kind, shape, path, head.extra)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
-    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms=nms, strides=given.strides or fitting))
+    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms, given.strides or fitting, keypoints))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
@@ -145,6 +150,25 @@ def _of_one_output(
 
 def _metadata(model: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescription:
+    """Return the description that `head` names.
+
+    Raises SpecError also without one, for a graph whose metadata names a task other than boxes and keypoints.
+    """
+    task = metadata.get("task", TASKS[0])
+    if head is None and task not in TASKS:
+        expected, fix = f"task {' or '.join(TASKS)}", "export a model of such a task"
+        raise SpecError(f"{path}: not a detector of boxes or keypoints", expected=expected, found=task[:80], fix=fix)
+    return read_description(head)
+
+
+def _keypoints(given: HeadDescription, metadata: dict[str, str], path: Path) -> Keypoints | None:
+    """Return the keypoints in the last columns, as described, or by Ultralytics' metadata. Raises SpecError."""
+    of_pose = metadata.get("task") == TASKS[1]
+    shape = given.keypoints or (read_literal(metadata.get("kpt_shape", "")) if of_pose else None)
+    return keypoints_of(shape, given.keypoint_sigmas, str(path)) if shape or of_pose else None
 
 
 def _outputs_text(model: Any) -> str:
@@ -202,7 +226,7 @@ def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:
     checked_spec(spec, where)
     shape = _shape(model.graph.output[0]) if len(model.graph.output) == 1 else []
     axis, beside = {"yolo": (1, 4), "yolox": (2, 5), "end2end": (2, 6)}[spec.head.kind]
-    columns = beside if spec.head.kind == "end2end" else beside + len(spec.classes)
+    columns = spec.head.extra + (beside if spec.head.kind == "end2end" else beside + len(spec.classes))
     if len(shape) == 3 and shape[axis] not in (0, columns):
         expected = f"an output with {columns} values a box"
         raise SpecError(f"{where}: not of this graph", expected=expected, found=str(shape), fix=_DESCRIBE)
@@ -213,28 +237,29 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
     """Write the spec into the graph, for edgekd and, under its own keys, for Ultralytics' `predict` and `val`."""
     import onnx
 
-    size = [spec.preprocess.height, spec.preprocess.width]
+    size, keypoints = [spec.preprocess.height, spec.preprocess.width], spec.head.keypoints
     entries = {
         SPEC_KEY: json.dumps(to_plain(spec), sort_keys=True),
         "names": str(dict(enumerate(spec.classes))),
         "stride": str(max(spec.head.strides)),
-        "task": "detect",
+        "task": TASKS[keypoints is not None],
         "imgsz": str(size),
+        **({"kpt_shape": str([len(keypoints.sigmas), keypoints.dimensions])} if keypoints else {}),
     }
     onnx.helper.set_model_props(model, dict(sorted(entries.items())))
 
 
-def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path) -> str:
-    """Return the only kind of head that an output's shape fits. Raises SpecError."""
+def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path, extra: int) -> str:
+    """Return the only kind of head that an output's shape fits; extra: columns of keypoints. Raises SpecError."""
     if len(shape) == 3:
         _, rows, columns = shape
         cells = [_cells(size, strides) for strides in _STRIDES]
         undecoded = not any(node.op_type == "Exp" for node in model.graph.node)
-        if columns in cells and rows > 4 and classes in (0, rows - 4):
+        if columns in cells and rows > 4 + extra and classes in (0, rows - 4 - extra):
             return "yolo"
-        if rows in cells and columns > 5 and undecoded and classes in (0, columns - 5):
+        if rows in cells and columns > 5 + extra and undecoded and classes in (0, columns - 5 - extra):
             return "yolox"
-        if columns == 6 and 0 < rows <= 1000 and rows not in cells:
+        if columns == 6 + extra and 0 < rows <= 1000 and rows not in cells:
             return "end2end"
     raise SpecError(
         f"{path}: the head is not recognised",
@@ -246,12 +271,12 @@ def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int
 
 def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
     """Raise SpecError for a description that the output's shape contradicts."""
-    count, kind = len(spec.classes), spec.head.kind
+    count, kind, extra = len(spec.classes), spec.head.kind, spec.head.extra
     size = (spec.preprocess.height, spec.preprocess.width)
     expected = {
-        "yolo": [1, 4 + count, _cells(size, spec.head.strides)],
-        "yolox": [1, _cells(size, spec.head.strides), 5 + count],
-        "end2end": [1, shape[1] if len(shape) == 3 else 300, 6],
+        "yolo": [1, 4 + count + extra, _cells(size, spec.head.strides)],
+        "yolox": [1, _cells(size, spec.head.strides), 5 + count + extra],
+        "end2end": [1, shape[1] if len(shape) == 3 else 300, 6 + extra],
     }[kind]
     if len(shape) != 3 or any(side not in (0, fitting) for side, fitting in zip(shape, expected, strict=True)):
         raise SpecError(
@@ -302,9 +327,9 @@ def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def _numbered(kind: str, shape: list[int], path: Path) -> tuple[str, ...]:
-    """Return numbered names, as many as the output has classes. Raises SpecError."""
-    count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, 0) if len(shape) == 3 else 0
+def _numbered(kind: str, shape: list[int], path: Path, extra: int = 0) -> tuple[str, ...]:
+    """Return numbered names, as many as the output has classes; extra: columns of keypoints. Raises SpecError."""
+    count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, extra) - extra if len(shape) == 3 else 0
     if count > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES} classes"
         raise SpecError(f"{path}: too many classes", expected=expected, found=str(count), fix=_DESCRIBE)

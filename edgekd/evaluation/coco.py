@@ -1,25 +1,32 @@
-"""COCO scoring of detections against labelled boxes: mAP, per class and by object size.
+"""COCO scoring of detections against labelled boxes or keypoints: mAP, per class and by object size.
 
 The arithmetic is faster-coco-eval's. Means go over the classes that occur in the scored images: a class without an
 object there has no score (None), rather than zero.
+
+Keypoints are compared by their similarity (OKS) in place of the overlap of boxes. The area that scales distances is
+0.53 times that of the labelled box, as in Ultralytics' validation, because label files have no area of the object.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.detection.types import Detections
+from edgekd.core.detection.types import Detections, Keypoints
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
 
 MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
+MAX_POSES = 20
+"""Detections per image and class of which COCO's benchmark of keypoints scores the keypoints."""
 SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
+AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
+"""Areas of boxes in square pixels of the frame: of all, then of each of SIZES."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,20 @@ class TailScore:
 
 
 @dataclass(frozen=True)
+class BoxScore:
+    """Scores of the boxes of a detector with keypoints, 0 to 1.
+
+    Args:
+        map50_95, map50: As in a `Score` of boxes.
+    """
+
+    map50_95: float
+    map50: float
+
+
+@dataclass(frozen=True)
 class Score:
-    """Accuracy of detections, 0 to 1.
+    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS where the detector has some.
 
     Args:
         map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
@@ -67,6 +86,7 @@ class Score:
         by_size: mAP50-95 of `small` (below 32² pixels of the image), `medium` (below 96²) and `large` objects; null
             where the split has none.
         images: Number of scored images.
+        boxes: Scores of the boxes by IoU; null for a detector without keypoints.
     """
 
     map50_95: float
@@ -74,12 +94,65 @@ class Score:
     per_class: Mapping[str, ClassScore]
     by_size: Mapping[str, float | None]
     images: int
+    boxes: BoxScore | None = field(default=None, kw_only=True)
 
 
-def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, int]], classes: Sequence[str]) -> Score:
-    """Score the detections of each image, boxes in pixels, against (truth, width, height in pixels) of that image.
+def score(
+    detections: Sequence[Detections],
+    truths: Sequence[tuple[Truth, int, int]],
+    classes: Sequence[str],
+    keypoints: Keypoints | None = None,
+) -> Score:
+    """Score the detections of each image, in pixels, against (truth, width, height in pixels) of that image.
+
+    keypoints: of the detector, where these are scored.
 
     Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
+    """
+    if keypoints is None:
+        return _score(detections, truths, classes, None)
+    boxes = _score(detections, truths, classes, None)
+    poses = _score([_best(image, MAX_POSES) for image in detections], truths, classes, keypoints)
+    return replace(poses, boxes=BoxScore(boxes.map50_95, boxes.map50))
+
+
+def _score(
+    detections: Sequence[Detections],
+    truths: Sequence[tuple[Truth, int, int]],
+    classes: Sequence[str],
+    keypoints: Keypoints | None,
+) -> Score:
+    """Score keypoints if there are some, else boxes."""
+    if len(detections) != len(truths):
+        raise ValueError(f"{len(detections)} detections for {len(truths)} images")
+    expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
+    poses = None if keypoints is None else _poses(truths, len(keypoints.sigmas))
+    objects = expected[(expected[:, 6] == 0) & (True if poses is None else (poses[:, :, 2] > 0).any(axis=1))]
+    if not len(objects):
+        raise DataError("there is nothing to score against", expected="at least one labelled object in the split")
+    labelled, found = _annotations(expected, "iscrowd"), _annotations(actual, "score")
+    if poses is not None:
+        labelled, found = _with_keypoints(labelled, poses), _with_keypoints(found, _found_poses(detections))
+    precision, scores = _precision(labelled, found, truths, classes, keypoints)
+    return Score(
+        map50_95=_mean(precision[:, :, :, 0]) or 0.0,
+        map50=_mean(precision[0, :, :, 0]) or 0.0,
+        per_class=_per_class(precision[..., 0], scores[0, :, :, 0], objects[:, :2].astype(np.int64), classes),
+        by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
+        images=len(truths),
+    )
+
+
+def _precision(
+    labelled: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    truths: Sequence[tuple[Truth, int, int]],
+    classes: Sequence[str],
+    keypoints: Keypoints | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision and scores [IoU or OKS thresholds, recalls, classes, sizes with "all" first].
+
+    -1 stands where there is nothing to find.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -87,28 +160,21 @@ def score(detections: Sequence[Detections], truths: Sequence[tuple[Truth, int, i
         "images": [{"id": index, "width": w, "height": h} for index, (_, w, h) in enumerate(truths, start=1)],
         "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
     }
-    if len(detections) != len(truths):
-        raise ValueError(f"{len(detections)} detections for {len(truths)} images")
-    expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
-    if not len(expected) or expected[:, 6].all():
-        raise DataError("there is nothing to score against", expected="at least one labelled object in the split")
     evaluation = COCOeval_faster(
-        COCO({**frame, "annotations": _annotations(expected, "iscrowd")}),
-        COCO({**frame, "annotations": _annotations(actual, "score")}),
-        iouType="bbox",
+        COCO({**frame, "annotations": labelled}),
+        COCO({**frame, "annotations": found}),
+        iouType="bbox" if keypoints is None else "keypoints",
+        kpt_oks_sigmas=None if keypoints is None else list(keypoints.sigmas),
+        use_area=False,  # distances are scaled by 0.53 of the box: label files have no area of the object
     )
-    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.params.maxDets = [MAX_DETECTIONS if keypoints is None else MAX_POSES]
+    # The same for keypoints as for boxes: its defaults leave out small objects, and classes without an object.
+    evaluation.params.areaRng = [list(area) for area in AREAS]
+    evaluation.params.catIds = list(range(len(classes)))
     evaluation.evaluate()
     evaluation.accumulate()
-    # [IoU thresholds, recalls, classes, sizes with "all" first, max detections]; -1 where there is nothing to find.
     precision, scores = (np.asarray(evaluation.eval[name])[..., -1] for name in ("precision", "scores"))
-    return Score(
-        map50_95=_mean(precision[:, :, :, 0]) or 0.0,
-        map50=_mean(precision[0, :, :, 0]) or 0.0,
-        per_class=_per_class(precision[..., 0], scores[0, :, :, 0], expected, classes),
-        by_size={size: _mean(precision[..., 1 + index]) for index, size in enumerate(SIZES)},
-        images=len(truths),
-    )
+    return precision, scores
 
 
 def tail_score(per_class: Mapping[str, ClassScore], rare: Sequence[str], share: float) -> TailScore:
@@ -175,13 +241,45 @@ def _annotations(rows: NDArray[np.float64], last: str) -> list[dict[str, Any]]:
     ]
 
 
+def _best(image: Detections, most: int) -> Detections:
+    """Return the first detections of each class in an image, which are its best."""
+    order = np.argsort(image.classes, kind="stable")
+    ordered = image.classes[order]
+    kept = np.zeros(len(image), bool)
+    kept[order] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered) < most
+    return image.only(kept)
+
+
+def _poses(truths: Sequence[tuple[Truth, int, int]], count: int) -> NDArray[np.float64]:
+    """Return the labelled keypoints [n, k, 3] x, y in pixels, visibility. Raises DataError for labels without."""
+    poses = [np.zeros((0, count, 3))]
+    for truth, width, height in truths:
+        if truth.keypoints is None or truth.keypoints.shape[1] != count:
+            raise DataError("labels without the detector's keypoints", expected=f"{count} for each object")
+        poses.append(truth.keypoints * np.array([width, height, 1.0]))
+    return np.concatenate(poses)
+
+
+def _found_poses(detections: Sequence[Detections]) -> NDArray[np.float64]:
+    """Return the detected keypoints [n, k, 3], with a visibility of 1, which OKS does not read."""
+    places = np.concatenate([image.keypoints[:, :, :2] for image in detections if image.keypoints is not None])
+    return np.concatenate([places, np.ones((*places.shape[:2], 1))], axis=2)
+
+
+def _with_keypoints(annotations: list[dict[str, Any]], poses: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return COCO annotations with keypoints [n, k, 3]."""
+    counts = (poses[:, :, 2] > 0).sum(axis=1).tolist()
+    rows = zip(annotations, poses.reshape(len(poses), -1).tolist(), counts, strict=True)
+    return [{**each, "keypoints": row, "num_keypoints": count} for each, row, count in rows]
+
+
 def _per_class(
     precision: NDArray[np.float64],
     scores: NDArray[np.float64],
-    expected: NDArray[np.float64],
+    objects: NDArray[np.int64],
     classes: Sequence[str],
 ) -> dict[str, ClassScore]:
-    objects = expected[expected[:, 6] == 0][:, :2].astype(np.int64)
+    """Return the scores of each class; objects: [n, 2] image and class of each that is to be found."""
     instances = np.bincount(objects[:, 1], minlength=len(classes))
     images = np.bincount(np.unique(objects, axis=0)[:, 1], minlength=len(classes))
     return {

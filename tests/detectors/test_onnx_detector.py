@@ -13,10 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from real_graphs import real_graph
 
-from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import export
+from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import load_graph
@@ -86,6 +87,73 @@ def test_a_yolox_head_is_recognised_with_its_way_of_preprocessing() -> None:
 def test_an_end_to_end_head_is_recognised_and_needs_no_nms() -> None:
     spec = describe(model_of([1, 300, 6], names={0: "a"}), HERE)
     assert spec.head == Head("end2end", nms=False)
+
+
+POSE = {"names": {0: "a", 1: "b"}, "task": "pose", "kpt_shape": "[5, 3]"}
+"""Ultralytics' metadata of a detector of two classes with five keypoints."""
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"), [([1, 21, CELLS], "yolo"), ([1, CELLS, 22], "yolox"), ([1, 300, 21], "end2end")]
+)
+def test_keypoints_are_recognised_in_the_metadata(output: Shape, kind: str) -> None:
+    spec = describe(model_of(output, **POSE), HERE)
+    assert (spec.classes, spec.head.kind) == (("a", "b"), kind)
+    assert spec.head.keypoints == Keypoints((0.2,) * 5, 3)
+
+
+def test_keypoints_may_be_described(tmp_path: Path) -> None:
+    text = 'kind = "yolo"\nkeypoints = [2, 2]\nkeypoint_sigmas = [0.1, 0.3]\nclasses = ["a"]\n'
+    spec = describe(model_of([1, 9, CELLS]), HERE, head_file(tmp_path, text))
+    assert spec.head.keypoints == Keypoints((0.1, 0.3), 2)
+    assert "expected [1, 10, 84]; found [1, 9, 84]" in refusal(
+        model_of([1, 9, CELLS]), head_file(tmp_path, text.replace('["a"]', '["a", "b"]'))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("keypoints = [2, 4]", "numbers of a keypoint; expected 2 or 3; found 4"),
+        ("keypoints = [0, 3]", "shape of keypoints; expected a number"),
+        ("keypoints = [2, 2]\nkeypoint_sigmas = [0.1]", "sigmas of keypoints; expected 2 above 0; found (0.1,)"),
+        ("keypoints = [2, 2]\nkeypoint_sigmas = [0.1, -1.0]", "sigmas of keypoints; expected 2 above 0"),
+    ],
+)
+def test_keypoints_that_cannot_be_are_refused(text: str, named: str, tmp_path: Path) -> None:
+    assert named in refusal(model_of([1, 9, CELLS]), head_file(tmp_path, f'kind = "yolo"\n{text}\n'))
+
+
+@pytest.mark.parametrize("sigmas", [np.array([0.1, 0.2]), {0.1, 0.2}, "0.1", [0.1, float("nan")], [0.1, "0.2"], 0.1])
+def test_sigmas_of_a_checkpoint_are_a_list_of_numbers(sigmas: object) -> None:
+    with pytest.raises(SpecError, match="sigmas of keypoints; expected 2 above 0"):
+        keypoints_of([2, 3], sigmas, "checkpoint")
+    assert keypoints_of([2, 3], [], "checkpoint").sigmas == (0.5, 0.5)
+
+
+def test_keypoints_beside_roles_of_outputs_are_refused(tmp_path: Path) -> None:
+    assert "keypoints; expected beside `kind`" in refusal(
+        model_of([1, 9, CELLS]), head_file(tmp_path, "keypoints=[2, 2]")
+    )
+
+
+@pytest.mark.parametrize("task", ["segment", "obb", "classify"])
+def test_another_task_is_refused_in_one_line(task: str) -> None:
+    found = refusal(model_of([1, 7, CELLS], names={0: "a"}, task=task))
+    assert f"not a detector of boxes or keypoints; expected task detect or pose; found {task}; fix: export" in found
+
+
+def test_a_pose_without_the_shape_of_its_keypoints_is_refused() -> None:
+    assert "shape of keypoints" in refusal(model_of([1, 21, CELLS], names={0: "a"}, task="pose"))
+
+
+def test_a_graph_with_keypoints_describes_itself() -> None:
+    model = model_of([1, 21, CELLS], **POSE)
+    spec = describe(model, HERE)
+    describe_in(model, spec)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert (metadata["task"], metadata["kpt_shape"]) == ("pose", "[5, 3]")
+    assert describe(model, HERE) == spec
 
 
 def test_an_oblong_input_is_height_before_width() -> None:

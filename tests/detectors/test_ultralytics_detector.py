@@ -165,7 +165,6 @@ def test_ultralytics_own_format_is_read(tmp_path: Path) -> None:
     ("model", "config"),
     [
         ("SegmentationModel", "yolo11n-seg.yaml"),
-        ("PoseModel", "yolo11n-pose.yaml"),
         ("OBBModel", "yolo11n-obb.yaml"),
         ("ClassificationModel", "yolo11n-cls.yaml"),
     ],

@@ -215,7 +215,7 @@ def test_the_tail_is_the_mean_of_the_rare_classes_that_were_there() -> None:
 def test_score_is_frozen_and_becomes_json() -> None:
     result = score([found([LARGE], [0])], [truth([LARGE], [0])], CLASSES)
     document = json.loads(json.dumps(to_plain(result)))
-    assert set(document) == {"map50_95", "map50", "per_class", "by_size", "images"}
+    assert set(document) == {"map50_95", "map50", "per_class", "by_size", "images", "boxes"}
     assert document["per_class"]["dog"]["map50"] is None
     with pytest.raises(FrozenInstanceError):
         result.map50 = 1.0  # type: ignore[misc]

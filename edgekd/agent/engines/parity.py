@@ -63,7 +63,7 @@ def worst_value(output: np.ndarray, golden: GoldenSet, index: int, head: Head) -
         size = max(float(np.linalg.norm(expected[:, columns] * weights)), _EPSILON)
         errors = np.abs(found[:, columns] - expected[:, columns]) * weights / size
         row, offset = divmod(int(errors.argmax()), errors.shape[1])
-        column, candidate = columns.start + offset, int(golden.places[index][row])
+        column, candidate = int(np.arange(expected.shape[1])[columns][offset]), int(golden.places[index][row])
         values = float(expected[row, column]), float(found[row, column])
         worst.append(WorstValue(index, name, candidate, column, *values, float(errors.max())))
     return max(worst, key=lambda each: each.error)

@@ -192,7 +192,7 @@ def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) ->
     """Return the properties of a detector that decide which choices it has."""
     spec = graph.result.spec
     size = (spec.preprocess.height, spec.preprocess.width)
-    family = family_of(model)
+    family = None if spec.head.keypoints else family_of(model)  # those with keypoints are quantized only
     return DetectorFacts(
         image_size=max(size),
         stride=max((32, *spec.head.strides)),

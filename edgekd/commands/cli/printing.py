@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekd.deploy.converters.result import Converted, MapScores
     from edgekd.deploy.variant import Variant
     from edgekd.evaluation.bench_result import BenchResult
-    from edgekd.evaluation.coco import ClassScore, Score, TailScore
+    from edgekd.evaluation.coco import BoxScore, ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
     from edgekd.evaluation.search_result import SearchResult
     from edgekd.hardware.budget import LimitResult
@@ -69,6 +69,7 @@ def print_outcome(outcome: BuildResult) -> None:
     if record.request.search is not None:
         print_searched(record.request.search)
     scores = [score.result for score in record.scores]
+    boxes = [score.boxes for score in scores if score.boxes]
     timed = [f"{each.total_ms.p50:.1f} ms, {rate_text(each.fps)}" for each in (timing.before, timing.after)]
     host, packed = timing.host, record.encoded.result.bytes
     print_table(
@@ -76,6 +77,7 @@ def print_outcome(outcome: BuildResult) -> None:
         [
             ["mAP50-95", *(score_text(score.map50_95) for score in scores)],
             ["mAP50", *(score_text(score.map50) for score in scores)],
+            *([["boxes, mAP50-95", *(score_text(each.map50_95) for each in boxes)]] if boxes else []),
             ["graph", megabytes(record.before.result.bytes), f"{megabytes(packed)} packed"],
             ["bundle", "", megabytes(outcome.bundle.stat().st_size)],
             [f"latency p50 ({timing.before.basis})", *timed],
@@ -289,10 +291,12 @@ def print_scores(scored: Scored) -> None:
     for image, reason in zip(scored.skipped, scored.reasons, strict=True):
         print(f"not scored: {image}: {reason}", file=sys.stderr)
 
-    def row(name: str, images: object, objects: object, scores: Score | ClassScore | TailScore) -> list[str]:
+    def row(name: str, images: object, objects: object, scores: Score | BoxScore | ClassScore | TailScore) -> list[str]:
         return [name, str(images), str(objects), score_text(scores.map50_95), score_text(scores.map50)]
 
     rows = [row("all", scored.score.images, "", scored.score)]
+    if scored.score.boxes:
+        rows.append(row("all, boxes alone", "", "", scored.score.boxes))
     rows += [row(name, of.images, of.instances, of) for name, of in scored.score.per_class.items() if of.instances]
     if (tail := scored.tail) is not None:
         rows.append(row(f"rare: {', '.join(tail.classes) or 'none'}", "", "", tail))

@@ -11,6 +11,8 @@ from edgekd.core.bundle.rules import flag, integer, list_of, number, object_of, 
 
 MAX_SIDE = 65536
 """Largest height, width or stride in pixels."""
+MAX_KEYPOINTS = 1000
+"""Keypoints of an object; the whole body has 133."""
 
 _SIDE = integer(1, MAX_SIDE)
 _FIGURE = number(-1e9, 1e9)
@@ -31,5 +33,12 @@ DETECTOR = object_of(
         upscale=flag,
         stretch=flag,
     ),
-    head=object_of(dict, kind=one_of("yolo", "yolox", "end2end"), nms=flag, strides=list_of(_SIDE, 0, 16)),
+    head=object_of(
+        dict,
+        ("keypoints",),
+        kind=one_of("yolo", "yolox", "end2end"),
+        nms=flag,
+        strides=list_of(_SIDE, 0, 16),
+        keypoints=object_of(dict, sigmas=list_of(number(1e-9, 1e9), 1, MAX_KEYPOINTS), dimensions=integer(2, 3)),
+    ),
 )

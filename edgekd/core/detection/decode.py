@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.core.detection.preprocess import Placement, to_frame
-from edgekd.core.detection.types import Detections, DetectorSpec, Head
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints
 
 if TYPE_CHECKING:
     from edgekd.core.bundle import manifest
@@ -43,15 +43,18 @@ def decode(
 ) -> Detections:
     """Decode the detections in one frame. output: of the network, float32, as `spec.head` describes it."""
     size = (spec.preprocess.height, spec.preprocess.width)
-    boxes, scores, classes = _candidates(output[0], spec.head, size, thresholds)
-    finite = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+    boxes, scores, classes, index = _candidates(output[0], spec.head, size, thresholds)
+    rows = candidate_rows(output, spec.head)
+    extra = rows[index, rows.shape[1] - spec.head.extra :]
+    finite = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(extra).all(axis=1))
     best_first = finite[np.argsort(-scores[finite], kind="stable")[:MAX_CANDIDATES]]
     boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
     if spec.head.nms:
         kept = suppress(boxes, classes, thresholds.iou, thresholds.max_detections)
     else:
         kept = np.arange(min(len(scores), thresholds.max_detections))
-    return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept])
+    keypoints = _keypoints(extra[best_first][kept], spec.head.keypoints, placement) if spec.head.keypoints else None
+    return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept], keypoints)
 
 
 def decode_by_class(
@@ -78,7 +81,8 @@ def candidate_confidence(rows: np.ndarray, head: Head) -> np.ndarray:
     if head.kind == "end2end":
         scores: np.ndarray = rows[:, 4]
         return scores
-    best: np.ndarray = rows[:, 4:].max(axis=1) if head.kind == "yolo" else rows[:, 4] * rows[:, 5:].max(axis=1)
+    end = rows.shape[1] - head.extra
+    best: np.ndarray = rows[:, 4:end].max(axis=1) if head.kind == "yolo" else rows[:, 4] * rows[:, 5:end].max(axis=1)
     return best
 
 
@@ -104,30 +108,44 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, max_boxes: int)
 
 def _candidates(
     rows: np.ndarray, head: Head, size: tuple[int, int], thresholds: Thresholds
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n] above the confidence threshold."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the candidates above the confidence threshold.
+
+    boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n], and indices [n] of their rows.
+    """
     if head.kind == "end2end":
-        confident = rows[rows[:, 4] > thresholds.confidence]
-        return confident[:, :4], confident[:, 4], confident[:, 5].astype(np.int64)
+        index = np.flatnonzero(rows[:, 4] > thresholds.confidence)
+        confident = rows[index]
+        return confident[:, :4], confident[:, 4], confident[:, 5].astype(np.int64), index
     if head.kind == "yolo":
-        return _select(rows[:4].T, rows[4:], thresholds)
+        return _select(rows[:4].T, rows[4 : len(rows) - head.extra], thresholds)
     centres, strides = _cells(size, head.strides)
     index = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
-    rows, centres, strides = rows[index], centres[index], strides[index]
+    rows, centres, strides = rows[index, : rows.shape[1] - head.extra], centres[index], strides[index]
     with np.errstate(over="ignore"):  # an infinite box is dropped later
         boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
-    return _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
+    boxes, scores, classes, selected = _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
+    return boxes, scores, classes, index[selected]
 
 
-def _select(boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n]."""
+def _select(
+    boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n], as `_candidates` does."""
     if thresholds.multi_label:
         classes, index = np.nonzero(scores > thresholds.confidence)
     else:
         index = np.flatnonzero(scores.max(axis=0, initial=0) > thresholds.confidence)
         classes = scores[:, index].argmax(axis=0) if index.size else index
     centre, half = boxes[index, :2], boxes[index, 2:] / 2
-    return np.concatenate([centre - half, centre + half], axis=1), scores[classes, index], classes.astype(np.int64)
+    corners = np.concatenate([centre - half, centre + half], axis=1)
+    return corners, scores[classes, index], classes.astype(np.int64), index
+
+
+def _keypoints(extra: np.ndarray, keypoints: Keypoints, placement: Placement) -> np.ndarray:
+    """Return the keypoints float32 [n, k, 2 or 3] in columns [n, k * (2 or 3)], in pixels of the frame."""
+    points = extra.reshape(-1, len(keypoints.sigmas), keypoints.dimensions)
+    return np.concatenate([to_frame(points[:, :, :2], placement), points[:, :, 2:]], axis=2)
 
 
 def _cells(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -48,11 +48,22 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float((np.abs(expected - found) / scale).max())
 
 
-def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice, np.ndarray]]:
-    """Return the columns of boxes and of scores, and the weight of each row: a box counts as much as its confidence."""
-    weights = np.clip(candidate_confidence(expected, head), 0, 1)[:, None]
-    scores = slice(4, 5) if head.kind == "end2end" else slice(4, None)
-    return {"boxes": (slice(0, 4), np.sqrt(weights)), "scores": (scores, np.ones(1))}
+def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice | np.ndarray, np.ndarray]]:
+    """Return the columns of boxes and of scores, and their weights: a box counts as much as its confidence.
+
+    Places of keypoints count as boxes do, and belong to them; how visible they are belongs to the scores.
+    """
+    weights = np.sqrt(np.clip(candidate_confidence(expected, head), 0, 1))[:, None]
+    end = expected.shape[1] - head.extra
+    end_of_scores = 5 if head.kind == "end2end" else end
+    if head.keypoints is None:
+        return {"boxes": (slice(0, 4), weights), "scores": (slice(4, end_of_scores), np.ones(1))}
+    boxes, scores = np.arange(4), np.arange(4, end_of_scores)
+    columns = np.arange(end, expected.shape[1]).reshape(-1, head.keypoints.dimensions)
+    places, visible = np.concatenate([boxes, columns[:, :2].ravel()]), columns[:, 2:].ravel()
+    score_weights = np.ones((len(expected), len(scores) + len(visible)))
+    score_weights[:, len(scores) :] = weights
+    return {"boxes": (places, weights), "scores": (np.concatenate([scores, visible]), score_weights)}
 
 
 def has_places(head: Head) -> bool:

@@ -79,10 +79,11 @@ def to_input(boxes: np.ndarray, placement: Placement) -> np.ndarray:
     return moved
 
 
-def to_frame(boxes: np.ndarray, placement: Placement) -> np.ndarray:
-    """Return boxes float32 [n, 4] x1, y1, x2, y2 in input pixels in pixels of the frame, clipped to it."""
-    corner = np.array([placement.left, placement.top] * 2, np.float32)
-    size = np.array([placement.width, placement.height] * 2, np.float32)
+def to_frame(points: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return points float32 [..., 2] x, y, or boxes [..., 4], in input pixels in pixels of the frame, clipped to it."""
+    pairs = points.shape[-1] // 2
+    corner = np.array([placement.left, placement.top] * pairs, np.float32)
+    size = np.array([placement.width, placement.height] * pairs, np.float32)
     # Each axis has its own factor: rounding to pixels changes the aspect ratio a little.
-    moved = (boxes - corner) * (size / np.array([placement.across, placement.down] * 2, np.float32))
+    moved = (points - corner) * (size / np.array([placement.across, placement.down] * pairs, np.float32))
     return np.clip(moved, 0, size)

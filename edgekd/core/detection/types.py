@@ -52,6 +52,20 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Keypoints:
+    """Keypoints of an object, in the last columns of the output: x, y in input pixels of each.
+
+    Args:
+        sigmas: For each keypoint the standard deviation of labelled places relative to the object's size, by which OKS
+            scores it.
+        dimensions: 2, or 3 where the probability that it is visible follows x, y.
+    """
+
+    sigmas: tuple[float, ...]
+    dimensions: int = 3
+
+
+@dataclass(frozen=True)
 class Head:
     """Format of the network's single output.
 
@@ -61,11 +75,18 @@ class Head:
             probabilities, over `strides`; `end2end`: float32 [1, n, 6], x1, y1, x2, y2 in input pixels, score, class.
         nms: True where decoding ends with non-maximum suppression.
         strides: Pixels of a grid cell at each level; 1 for candidates that belong to no grid.
+        keypoints: Further columns of the output; null for a detector of boxes alone, and then not written.
     """
 
     kind: Literal["yolo", "yolox", "end2end"]
     nms: bool = True
     strides: tuple[int, ...] = (8, 16, 32)
+    keypoints: Keypoints | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def extra(self) -> int:
+        """Number of columns of the output behind boxes, scores and classes."""
+        return len(self.keypoints.sigmas) * self.keypoints.dimensions if self.keypoints else 0
 
 
 @dataclass(frozen=True)
@@ -85,26 +106,36 @@ class DetectorSpec:
 class Detections:
     """Detections in one frame, best first.
 
-    boxes float32 [n, 4] x1, y1, x2, y2 in pixels of the frame; scores float32 [n]; classes int64 [n].
+    boxes float32 [n, 4] x1, y1, x2, y2 in pixels of the frame; scores float32 [n]; classes int64 [n];
+    keypoints float32 [n, k, 2 or 3] x, y in pixels of the frame, and the probability that each is visible; None for a
+    detector of boxes alone.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    keypoints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def only(self, mask: np.ndarray) -> Detections:
         """Return the detections selected by bool [n]."""
-        return Detections(self.boxes[mask], self.scores[mask], self.classes[mask])
+        keypoints = None if self.keypoints is None else self.keypoints[mask]
+        return Detections(self.boxes[mask], self.scores[mask], self.classes[mask], keypoints)
 
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
     """Return the spec from its plain JSON types."""
     preprocess, head = dict(value["preprocess"]), value["head"]
+    keypoints = head.get("keypoints")
     return DetectorSpec(
         classes=tuple(value["classes"]),
         preprocess=Preprocess(**{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}),
-        head=Head(head["kind"], head["nms"], tuple(head["strides"])),
+        head=Head(
+            head["kind"],
+            head["nms"],
+            tuple(head["strides"]),
+            None if keypoints is None else Keypoints(tuple(keypoints["sigmas"]), keypoints["dimensions"]),
+        ),
     )

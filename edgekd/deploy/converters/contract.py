@@ -15,6 +15,7 @@ from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
+from edgekd.detectors.onnx import TASKS
 
 NAME = "edgekd.json"
 """The file that marks a folder as a conversion by edgekd."""
@@ -76,18 +77,19 @@ def _metadata(spec: DetectorSpec) -> str:
     """Return the metadata that Ultralytics writes beside its own exports."""
     import yaml
 
-    size = [spec.preprocess.height, spec.preprocess.width]
+    size, keypoints = [spec.preprocess.height, spec.preprocess.width], spec.head.keypoints
     return str(
         yaml.safe_dump(
             {
                 "description": f"converted by edgekd {__version__}",
-                "task": "detect",
+                "task": TASKS[keypoints is not None],
                 "batch": 1,
                 "channels": 3,
                 "end2end": spec.head.kind == "end2end",
                 "imgsz": size,
                 "names": dict(enumerate(spec.classes)),
                 "stride": max(spec.head.strides),
+                **({"kpt_shape": [len(keypoints.sigmas), keypoints.dimensions]} if keypoints else {}),
             },
             sort_keys=False,
             allow_unicode=True,

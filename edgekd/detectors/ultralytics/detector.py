@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from edgekd.core.bundle.detector_rule import MAX_SIDE
 from edgekd.core.detection.checked_spec import checked_classes, checked_spec
-from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Preprocess
+from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Keypoints, Preprocess
 from edgekd.core.errors import SpecError, first_line
+from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
 from edgekd.detectors.torch_support import requiring, write_onnx
 from edgekd.detectors.ultralytics.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
@@ -20,6 +21,12 @@ from edgekd.graph.rehearsal import rehearse_call
 
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
+_TRAINED = {"DetectionModel": HEADS}
+_TRANSFORMER = "RTDETRDetectionModel"
+_EXPORTED = {**_TRAINED, "PoseModel": ("Pose", "Pose26"), _TRANSFORMER: ("RTDETRDecoder",)}
+"""Models by class, with the classes of their last layers. Transformers, and those with keypoints, are not trained."""
+_ONE_TO_ONE = "one2one_"
+"""What the names of a head's layers begin with in the branch that gives one box for each object."""
 DEFAULT_SIDE = 640
 """Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
 MAX_STRIDE = 1024
@@ -38,19 +45,20 @@ class UltralyticsDetector:
         self._trust = trust
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`.
+        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and keypoints.
 
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
         one-to-one branch gives one box per object, so ranking it needs no NMS. The candidates of an RT-DETR are its
         queries; it is trained on frames that are stretched.
         """
-        model, train_args = self._detector()
+        model, train_args = self._checked(_EXPORTED)
         if is_transformer(model):
             return self._export_queries(model, train_args, graph, opset)
         head = model.model[-1]
         strides, nms = strides_of(head), keep_one_branch(head)
         height, width = input_size(train_args, max(strides))
-        spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), Head("yolo", nms, strides))
+        described = Head("yolo", nms, strides, _keypoints(model, self.path))
+        spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), described)
         checked_spec(spec, f"{self.path}: detector")
         model.fuse(verbose=False)
         head.export, head.format, head.dynamic = True, "onnx", False
@@ -72,7 +80,7 @@ class UltralyticsDetector:
         """Return the checkpoint's own output in float32 for a batch [1, 3, h, w], to compare the export with."""
         import torch
 
-        model, _ = self._detector()
+        model, _ = self._checked(_EXPORTED)
         frames = torch.from_numpy(batch)
         with torch.no_grad():
             if is_transformer(model):
@@ -85,16 +93,12 @@ class UltralyticsDetector:
 
     def network(self) -> tuple[Any, Mapping[str, Any]]:
         """Return the network, which predicts boxes at anchors, and the arguments of its training. Raises SpecError."""
-        model, train_args = self._detector()
-        require_box_detector(model, self.path)
-        return model, train_args
+        return self._checked(_TRAINED)
 
-    def _detector(self) -> tuple[Any, Mapping[str, Any]]:
-        """As `network`, for a transformer as well."""
+    def _checked(self, kinds: Mapping[str, Sequence[str]]) -> tuple[Any, Mapping[str, Any]]:
         model_classes(self.path)
         checkpoint = load_checkpoint(self.path, self._trust)
-        if not is_transformer(checkpoint.model):
-            require_box_detector(checkpoint.model, self.path)
+        require_box_detector(checkpoint.model, self.path, kinds)
         if not self._trust:
             rehearse_network(checkpoint, self.path)
         return checkpoint.model, checkpoint.train_args
@@ -136,20 +140,32 @@ def model_classes(path: Path) -> Any:
 
 def is_transformer(model: Any) -> bool:
     """Return True for the network of an RT-DETR."""
-    return type(model).__name__ == "RTDETRDetectionModel"
+    return type(model).__name__ == _TRANSFORMER
 
 
-def require_box_detector(model: Any, path: Path) -> None:
-    """Raise SpecError for a model in a checkpoint that predicts no boxes, or has a head that is not known here."""
+def require_box_detector(model: Any, path: Path, kinds: Mapping[str, Sequence[str]] = _TRAINED) -> None:
+    """Raise SpecError for a model in a checkpoint that predicts no boxes, or has a head that is not known here.
+
+    kinds: Ultralytics' classes of models, and for each those of its last layer; boxes at anchors by default.
+    """
     last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
     # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
-    if type(model).__name__ != "DetectionModel" or not last or type(last[0]).__name__ not in HEADS:
+    if not last or type(last[0]).__name__ not in kinds.get(type(model).__name__, ()):
+        named = (f"{kind} whose last layer is {' or '.join(heads)}" for kind, heads in kinds.items())
         raise SpecError(
             f"{path}: not a box detector",
-            expected="an Ultralytics DetectionModel whose last layer is " + " or ".join(HEADS),
+            expected=f"an Ultralytics {', or '.join(named)}",
             found=" with ".join(type(part).__name__ for part in (model, *last)),
             fix="train with task=detect, or export to ONNX and describe its head with --head",
         )
+
+
+def _keypoints(model: Any, path: Path) -> Keypoints | None:
+    """Return the keypoints that a model predicts, with the deviations that it was trained with. Raises SpecError."""
+    if type(model).__name__ in _TRAINED:
+        return None
+    head, sigmas = model.model[-1], getattr(model, "kpt_oks_sigmas", None)
+    return keypoints_of(getattr(head, "kpt_shape", None), sigmas, f"{path}: checkpoint")
 
 
 def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]:
@@ -174,8 +190,9 @@ def keep_one_branch(head: Any) -> bool:
     """Drop the head branch that does not run on the camera; return whether the one that stays needs NMS."""
     if not getattr(head, "end2end", False):
         return True
-    head.cv2, head.cv3 = head.one2one_cv2, head.one2one_cv3
-    head.one2one_cv2 = head.one2one_cv3 = None
+    for name in [name for name, _ in head.named_children() if name.startswith(_ONE_TO_ONE)]:
+        setattr(head, name[len(_ONE_TO_ONE) :], getattr(head, name))
+        setattr(head, name, None)
     head.end2end = False
     return False
 

@@ -231,7 +231,8 @@ class BudgetRow:
 class Report:
     """The content of the page.
 
-    Of `latencies`, the first "before" and the first "after" are the headline. class_names: By the class indices of the
+    Of `latencies`, the first "before" and the first "after" are the headline. boxes: mAP50-95 of the boxes alone, for a
+    detector with keypoints, whose accuracy is by OKS. class_names: By the class indices of the
     detections in `pictures`. analysis: of detections; inside: of layers; where they are
     None, `missing` says why.
     """
@@ -246,6 +247,7 @@ class Report:
     bundle_bytes: int | None = None
     bundle_limit: int | None = None
     images: int | None = None
+    boxes: BeforeAfter | None = None
     stages: tuple[StageRow, ...] = ()
     budget: tuple[BudgetRow, ...] = ()
     classes: tuple[ClassRow, ...] = ()

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from edgekd.core.detection.decode import MAX_CANDIDATES, Thresholds, decode, suppress
 from edgekd.core.detection.preprocess import Placement, place
-from edgekd.core.detection.types import Detections, DetectorSpec, Head, Preprocess
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints, Preprocess
 
 SIDE = 64
 WHOLE = Placement(0, 0, SIDE, SIDE, SIDE, SIDE)
@@ -187,3 +187,43 @@ def test_a_frame_full_of_noise_is_bounded() -> None:
     found = decode(output, spec_of("yolo"), WHOLE, Thresholds(confidence=0.001, multi_label=True))
     assert 0 < len(found) <= 300
     assert (np.diff(found.scores) <= 0).all()
+
+
+POSED = Keypoints((0.1, 0.1))
+"""Two keypoints of three numbers."""
+POSES = ((4.0, 8.0, 0.9, 20.0, 24.0, 0.1), (0.0, 0.0, 0.5, 64.0, 64.0, 0.5), (1.0, 2.0, 0.3, 3.0, 4.0, 0.4))
+CENTRES = ((10.0, 10.0, 8.0, 8.0), (40.0, 40.0, 8.0, 8.0), (41.0, 41.0, 8.0, 8.0))
+
+
+@pytest.mark.parametrize("kind", ["yolo", "end2end"])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_keypoints_stay_with_their_boxes_in_pixels_of_the_frame(kind: str, multi_label: bool) -> None:
+    scores = ((0.3, 0.0), (0.0, 0.9), (0.0, 0.8))  # the last is suppressed by the one before it
+    rows = [(*box, *score, *pose) for box, score, pose in zip(CENTRES, scores, POSES, strict=True)]
+    output = yolo_output(*rows)
+    if kind == "end2end":
+        corners = [(x - 4, y - 4, x + 4, y + 4) for x, y, _, _ in CENTRES]
+        classes = ((0.3, 0.0), (0.9, 1.0), (0.8, 1.0))
+        output = yolo_output(*((*b, *c, *p) for b, c, p in zip(corners, classes, POSES, strict=True))).transpose(
+            0, 2, 1
+        )
+    spec = DetectorSpec(("a", "b"), Preprocess(SIDE, SIDE), Head(kind, keypoints=POSED))
+    placement = Placement(left=8, top=0, across=32, down=64, width=64, height=128)
+    found = decode(output, spec, placement, Thresholds(0.1, 0.5, multi_label=multi_label))
+    np.testing.assert_allclose(found.scores, [0.9, 0.3])
+    expected = [[[0, 0, 0.5], [64, 128, 0.5]], [[0, 16, 0.9], [24, 48, 0.1]]]  # clipped to the frame
+    np.testing.assert_allclose(found.keypoints, expected, rtol=1e-6)
+    assert found.only(found.scores < 0.5).keypoints.tolist() == found.keypoints[1:].tolist()
+
+
+def test_a_candidate_whose_keypoints_are_not_finite_is_dropped() -> None:
+    rows = [(*box, 0.9, *pose) for box, pose in zip(CENTRES[:2], (POSES[0], (np.nan, *POSES[1][1:])), strict=True)]
+    spec = DetectorSpec(("a",), Preprocess(SIDE, SIDE), Head("yolo", keypoints=POSED))
+    assert decode(yolo_output(*rows), spec, WHOLE).boxes.tolist() == [[6, 6, 14, 14]]
+
+
+def test_without_a_detection_there_are_no_keypoints() -> None:
+    spec = DetectorSpec(("a",), Preprocess(SIDE, SIDE), Head("yolo", keypoints=Keypoints((0.1,) * 5, 2)))
+    found = decode(np.zeros((1, 15, 84), np.float32), spec, WHOLE)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (0, 5, 2)

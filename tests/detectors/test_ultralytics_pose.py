@@ -1,0 +1,104 @@
+"""Ultralytics checkpoints with keypoints: exported and decoded as Ultralytics does; not trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.compress.quantization.placement import place as place_quantizers
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import place
+from edgekd.core.detection.types import Keypoints
+from edgekd.core.errors import SpecError
+from edgekd.detectors.export import TOLERANCE, export
+from edgekd.detectors.keypoints import COCO_SIGMAS
+from edgekd.detectors.ultralytics.detector import UltralyticsDetector
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import Graph, load_graph
+
+torch = pytest.importorskip("torch")
+tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)  # PyTorch's and Ultralytics' own
+_LAST = r"cv4\.\d/cv4\.\d\.2/|cv4_kpts"
+"""Names of the last convolutions before keypoints."""
+SIDE = 128
+CLASSES = 2
+
+
+def pose_network(config: str, shape: tuple[int, int]) -> Any:
+    """A network with random weights whose scores differ from box to box, by one step of batch statistics."""
+    torch.manual_seed(0)
+    network = tasks.PoseModel(config, nc=CLASSES, data_kpt_shape=shape, verbose=False)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, SIDE, SIDE))
+        for name, parameter in network.model[-1].named_parameters():
+            if name.endswith(".2.weight"):
+                # Distances to the sides that are predicted as they are have to be positive.
+                parameter.normal_(0, 0.001 if network.model[-1].reg_max == 1 and "cv2." in name else 0.02)
+    return network.eval()
+
+
+def saved(network: Any, folder: Path) -> Path:
+    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, folder / "model.pt")
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "end2end"),
+    [
+        ("yolo11n-pose.yaml", (5, 2), False),
+        pytest.param("yolo26n-pose.yaml", (17, 3), False, marks=pytest.mark.slow),
+        pytest.param("yolo26n-pose.yaml", (17, 3), True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_export_finds_what_ultralytics_finds(
+    config: str, shape: tuple[int, int], end2end: bool, tmp_path: Path
+) -> None:
+    from ultralytics.utils.nms import non_max_suppression
+
+    network = pose_network(config, shape)
+    network.end2end = end2end
+    frame = np.random.default_rng(3).uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    with torch.no_grad():
+        raw = network(torch.from_numpy(frame))[0]
+    found = export(UltralyticsDetector(saved(network, tmp_path)), tmp_path / "graph.onnx", 13)
+    assert found.error <= TOLERANCE
+    sigmas = COCO_SIGMAS if shape == (17, 3) else (1 / shape[0],) * shape[0]
+    assert found.spec.head.keypoints == Keypoints(sigmas, shape[1])
+    graph = Graph(load_graph(tmp_path / "graph.onnx"))
+    last = {node.name for node in graph.nodes if node.op_type == "Conv" and re.search(_LAST, node.name)}
+    assert len(last) == 3  # one for each level
+    assert last.isdisjoint(place_quantizers(graph).layers)
+    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
+        output = session.run(frame)
+    # Ultralytics selects a box for each of its classes where a branch needs no NMS.
+    thresholds = Thresholds(0.05, 0.7, multi_label=end2end)
+    ours = decode(output, found.spec, place(SIDE, SIDE, found.spec.preprocess), thresholds)
+    theirs = non_max_suppression(raw, 0.05, 0.7, nc=CLASSES, end2end=end2end)[0].numpy()
+    assert len(ours) == len(theirs) > 5
+    assert ours.keypoints is not None
+    np.testing.assert_allclose(ours.scores, theirs[:, 4], atol=1e-4)
+    np.testing.assert_array_equal(ours.classes, theirs[:, 5])
+    np.testing.assert_allclose(ours.boxes, theirs[:, :4].clip(0, SIDE), atol=0.02)
+    expected = theirs[:, 6:].reshape(-1, *shape)
+    np.testing.assert_allclose(ours.keypoints[:, :, :2], expected[:, :, :2].clip(0, SIDE), atol=0.02)
+    np.testing.assert_allclose(ours.keypoints[:, :, 2:], expected[:, :, 2:], atol=1e-4)
+
+
+def test_sigmas_are_those_of_the_training(tmp_path: Path) -> None:
+    network = tasks.PoseModel("yolo11n-pose.yaml", nc=1, data_kpt_shape=(2, 3), verbose=False)
+    network.kpt_oks_sigmas = [0.25, 0.5]
+    spec = UltralyticsDetector(saved(network, tmp_path)).export(tmp_path / "graph.onnx", 13)
+    assert spec.head.keypoints == Keypoints((0.25, 0.5), 3)
+    with pytest.raises(SpecError, match=r"not a box detector; expected .* found PoseModel with Pose; fix"):
+        UltralyticsDetector(tmp_path / "model.pt").network()  # every training begins with it
