@@ -76,11 +76,11 @@ def test_a_graph_predicts_what_libreyolo_predicts(builder: str, tmp_path: Path) 
     side = model.input_size
     frame = smooth(side, 5)
     batch, placement = letterbox(frame, found.spec.preprocess)
-    output = load(path).reference(batch)  # which `export` has compared with the graph
     spec = replace(found.spec, head=replace(found.spec.head, nms=False))
 
     frames, _, size, ratio = model._preprocess(frame[..., ::-1].copy(), color_format="rgb")
     np.testing.assert_allclose(batch, frames.numpy(), atol=1e-4)
+    output = load(path).reference(frames.numpy())  # which `export` has compared with the graph
     model.model.eval()
     with torch.no_grad():
         raw = model._forward(frames)
