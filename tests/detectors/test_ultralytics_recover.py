@@ -25,7 +25,7 @@ pytest.importorskip("ultralytics")
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import Predictions  # noqa: E402
 from edgekd.compress.distillation.recovery import Recovery, mirror  # noqa: E402
-from edgekd.detectors.ultralytics import recover as module  # noqa: E402
+from edgekd.detectors import recovery  # noqa: E402
 from edgekd.detectors.ultralytics.distill import student_network  # noqa: E402
 from edgekd.detectors.ultralytics.features import UltralyticsTeacher  # noqa: E402
 from edgekd.detectors.ultralytics.recover import recover_detector  # noqa: E402
@@ -84,13 +84,13 @@ def write_detector(
 def cached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The records that each training reads."""
     found: list[Any] = []
-    cached_predictions = module.cached_predictions
+    cached_predictions = recovery.cached_predictions
 
     def kept(*known: Any) -> Any:
         found.append(cached_predictions(*known))
         return found[-1]
 
-    monkeypatch.setattr(module, "cached_predictions", kept)
+    monkeypatch.setattr(recovery, "cached_predictions", kept)
     return found
 
 
