@@ -25,6 +25,7 @@ FRAMES = 64  # calibration frames, evenly taken from the training split, of whic
 MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
 KEEP = 0.985  # least share of the float graph's mAP50-95
 MODEL = "detr.onnx"
+PACKAGES = ("edgekd", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "ultralytics")
 OURS = Method("edgekd, recipe `ptq`", "edgekd")
 PEERS = (
     Method("ONNX Runtime, min-max", "onnxruntime", "products", None, "edgekd"),
@@ -147,7 +148,8 @@ The detector: decoder, queries and deformable attention of an RT-DETR on the bac
 same calibration frames; the last layers before the outputs stay float for every tool. Each draw is
 {SHARE:.0%} of {found.images.calibration} training images. Noise: relative to the signal, of boxes (as fractions of the
 frame) and scores, over the queries with a score of {MIN_SCORE} or more on {JUDGED} frames of `{SPLITS[0]}`, each beside
-the closest query of the other graph. mAP: edgekd's scorer, ONNX Runtime's CPU provider,
+the closest query of the other graph. Symmetric: every zero point is 0, as TensorRT requires. mAP: edgekd's scorer, ONNX
+Runtime's CPU provider,
 {" and ".join(f"{found.images[split]} images of `{split}`" for split in SPLITS)}. In brackets: least, most."""
     (exact,) = (row for row in found.rows if row.draw is None)
     lines = []
@@ -156,12 +158,17 @@ the closest query of the other graph. mAP: edgekd's scorer, ONNX Runtime's CPU p
         if mine:
             noise = _spread([row.noise for row in mine], ".5f")
             scores = " | ".join(_score(mine, exact, split) for split in SPLITS)
-            lines.append(f"{method} | {mine[0].bytes:,} | {noise} | {scores}")
+            symmetric = "–" if mine[0].symmetric is None else frame.yes(mine[0].symmetric)
+            lines.append(f"{method} | {mine[0].bytes:,} | {symmetric} | {noise} | {scores}")
     header = " | ".join(f"{split} mAP50-95 | of float" for split in SPLITS)
-    yield frame.table(f"how | bytes | noise | {header}", lines)
+    yield frame.table(f"how | bytes | symmetric | noise | {header}", lines)
     yield from (f"{row.method}, draw {row.draw}: {row.error}" for row in found.rows if row.error)
     yield "## Requirements"
     yield frame.claims_table(found.claims)
+    yield "\n".join(
+        f"- environment `{environment}`: {frame.versions_of(installed, PACKAGES)}"
+        for environment, installed in found.packages.items()
+    )
 
 
 def _score(rows: Sequence[Document], exact: Document, split: str) -> str:
@@ -179,11 +186,10 @@ def run(given: Given) -> Iterator[Result]:
     graph = given.scratch / "export" / MODEL
     graph.parent.mkdir()
     made = frame.done_in_process(export_job, checkpoint=given.checkpoint.absolute(), graph=graph, side=given.image_size)
-    sizes = {name: len(bench.dataset.split(name)) for name in ("train", *SPLITS)}
+    images = {name: len(bench.dataset.split(name)) for name in ("train", *SPLITS)} | {"calibration": FRAMES}
     rows: list[Document] = []
     for row in bench.drawn(graph, given.draws):
         rows.append(row)
-        images = {**sizes, "calibration": min(FRAMES, sizes["train"])}
         yield {"rows": rows, "images": images, **made, "claims": claims(rows), "packages": bench.packages}
 
 

@@ -194,6 +194,7 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
     yield (
         f"Trained for {length} on {counts.train} images; scored on {counts.val} (val) and {counts.test} (test)."
         + (f"\n{unlabelled}" if found.unlabelled else "")
+        + ("\nedgekd compares predictions alone, beside cached objects of the teacher." if found.get("cached") else "")
     )
     counters = ("epochs", "updates", "seconds") if "cpu_time" in found else ("epochs", "seconds")
     yield frame.table(

@@ -40,7 +40,7 @@ from edgekd.builds.search.loop import Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import FULL, NOISE, Point, best, shortfalls
 from edgekd.builds.search.setup import SearchContext, SearchJob
-from edgekd.builds.search.space import Candidate, Space
+from edgekd.builds.search.space import BITS, FLOAT, RATIOS, Candidate, Space
 from edgekd.builds.search.trials import run_trial
 from edgekd.core.atomic_files import write_file
 from edgekd.core.canonical import file_sha256
@@ -157,7 +157,7 @@ class Recording:
     def __init__(self, given: Given) -> None:
         self.given, work = given, given.work.absolute()
         self.progress = PlainProgress(interval_s=60)
-        settings = {name: getattr(given, name) for name in ("image_size", "epochs", "images")}
+        settings = {name: getattr(given, name) for name in ("image_size", "ratios", "bits", "epochs", "images")}
         settings["model"] = file_sha256(given.model)
         self.kept = FinishedRows(work / "rows.json", settings, given.threads)
         data, model = work / "data" / "data.yaml", work / "detector.pt"
@@ -170,7 +170,10 @@ class Recording:
         self.context = SearchContext(SearchJob(job, epochs=given.epochs), self.progress)
         space = self.context.space
         # Every other side: each costs trainings of its own.
-        self.context.space = replace(space, student=(None,), image_size=space.image_size[::2], quant_aware=(0,))
+        sides, ratios, bits = space.image_size[::2], tuple(given.ratios), tuple(given.bits)
+        self.context.space = replace(
+            space, student=(None,), image_size=sides, ratio=ratios, bits=bits, quant_aware=(0,)
+        )
 
     def run(self) -> None:
         """Try what is missing, and write the table."""
@@ -339,6 +342,8 @@ if __name__ == "__main__":
         Option("--model", SHARED / "models" / "yolo11n-ppe.pt", "what the table is made of"),
         Option("--data", SHARED / "data" / "ppe"),
         Option("--image-size", 320),
+        Option("--ratios", [*RATIOS], "shares of the multiply-adds that pruning removes"),
+        Option("--bits", [FLOAT, *BITS], "bits of a weight; 32: float"),
         Option("--epochs", 4, "of each training beside cached predictions"),
         IMAGES,
         Option("--work", Path("runs/search_table"), "rows and stages of the table"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.stage_store import AnyStage
+from edgekd.builds.stages.base import GraphResult
 from edgekd.builds.stages.plan import costs_of, plan_within
 from edgekd.builds.stages.quantize import PLAN, CostsResult, QuantizedResult, QuantizeResult
 from edgekd.compress.quantization.plan import load_plan
@@ -56,7 +57,7 @@ def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
         levers.append("more calibration images (--calibration), a higher min_snr_db in a recipe")
     elif more := _more_bytes(line, stages):
         levers.append(f"a --max-size larger by about {size_text(more)}")
-    if line.name == "min_retention" and not recipe.quant_aware:
+    if line.name == "min_retention" and not recipe.quant_aware and not _with_keypoints(stages):
         levers.append("recipe qad, which trains a .pt checkpoint")
     return ", ".join([*levers, "or a lower --keep"])
 
@@ -65,6 +66,12 @@ def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:
     """Return the estimated cost of each layer in the last quantization; nothing where training changed it since."""
     last = [stage.result for stage in stages if isinstance(stage.result, QuantizedResult)]
     return last[-1].errors if last and isinstance(last[-1], QuantizeResult) else {}
+
+
+def _with_keypoints(stages: Sequence[AnyStage]) -> bool:
+    """Return True for a detector with keypoints, which is not trained."""
+    graphs = [stage.result.detector for stage in stages if isinstance(stage.result, GraphResult)]
+    return any(detector is not None and detector.head.keypoints is not None for detector in graphs)
 
 
 def _more_bytes(line: LimitResult, stages: Sequence[AnyStage]) -> int | None:

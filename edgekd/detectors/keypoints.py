@@ -19,8 +19,8 @@ COCO_SIGMAS = (
 def keypoints_of(shape: object, sigmas: object, where: str) -> Keypoints:
     """Return the keypoints of a detector. Raises SpecError, which begins with `where`.
 
-    shape: number of keypoints, and of numbers for each, 2 or 3; sigmas: one for each, or None for those of Ultralytics:
-    COCO's for 17 keypoints with visibility, else 1 by their number.
+    shape: number of keypoints, and of numbers for each, 2 or 3; sigmas: one for each, or None or none for those of
+    Ultralytics: COCO's for 17 keypoints with visibility, else 1 by their number.
     """
     sides = list(shape) if isinstance(shape, (list, tuple)) else []
     if len(sides) != 2 or any(type(side) is not int for side in sides) or not 1 <= sides[0] <= MAX_KEYPOINTS:
@@ -30,7 +30,8 @@ def keypoints_of(shape: object, sigmas: object, where: str) -> Keypoints:
     if dimensions not in (2, 3):
         raise SpecError(f"{where}: numbers of a keypoint", expected="2 or 3", found=str(dimensions))
     usual = COCO_SIGMAS if (count, dimensions) == (17, 3) else (1 / count,) * count
-    return Keypoints(_checked(sigmas, count, where) if sigmas else usual, dimensions)
+    absent = sigmas is None or (isinstance(sigmas, (list, tuple)) and not sigmas)
+    return Keypoints(usual if absent else _checked(sigmas, count, where), dimensions)
 
 
 def _checked(sigmas: object, count: int, where: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from cameras import Agent, activate, bench, build, selftest
 from fake_trtexec import install
@@ -18,6 +19,7 @@ from edgekd.agent.runtimes.trtexec_flags import FLAGS, flags_of
 from edgekd.agent.runtimes.types import FLOAT, BuildOptions
 from edgekd.agent.state.slots import State
 from edgekd.core.errors import DeviceError
+from edgekd.graph.pins import pin
 
 NUMBERS = {"8.2.1": 8201, "8.4.1": 8401, "8.5.2": 8502, "8.6.2": 8602, "10.3.0": 100300, "11.4.1": 110401}
 
@@ -78,6 +80,24 @@ def test_every_generation_takes_the_flags_that_it_is_given(
     flags = {each.split("=")[0] for call in told(installed) for each in call}
     assert ("--includeDataTransfers" in flags) == version.startswith("11"), "without transfers 11 would look faster"
     assert ("--workspace" in flags) == (version == "8.2.1")
+
+
+@pytest.mark.parametrize("version", NUMBERS)
+def test_nodes_that_float16_cannot_hold_are_held_in_float32_where_the_program_can(
+    camera: Camera, installed: Path, version: str, tmp_path: Path
+) -> None:
+    program(installed.parent, NUMBERS[version])
+    slot = camera.chosen_slot()
+    model = onnx.load(slot.graph)
+    names = [node.name for node in model.graph.node if node.op_type == "Conv"][:2]
+    pin(model, dict.fromkeys([*names, "a:b"], 1e5))
+    onnx.save(model, slot.graph)
+    Trtexec().build(slot, tmp_path / "model.engine", BuildOptions())
+    (arguments,) = told(installed)
+    held = [each for each in arguments if each.startswith(("--layer", "--precisionC"))]
+    pairs = f"{names[0]}:fp32,{names[1]}:fp32"
+    expected = ["--precisionConstraints=prefer", f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
+    assert held == ([] if version in ("8.2.1", "11.4.1") else expected)
 
 
 def test_in_float_there_is_no_int8(camera: Camera, installed: Path, tmp_path: Path) -> None:

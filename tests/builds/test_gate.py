@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from edgekd.builds.gate import costliest, lever, require_met
 from edgekd.builds.recipe import load_recipe
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages.quantize import QuantizeResult
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess
 from edgekd.core.errors import BudgetError
 from edgekd.hardware.budget import Budget, LimitResult, judge, verdict
 
@@ -62,6 +64,13 @@ def test_lost_accuracy_names_the_layers_and_lost_size_does_not() -> None:
 def test_the_next_lever_depends_on_what_was_done(name: str, recipe: str, words: str) -> None:
     value = 2e6 if "bytes" in name else 0.9
     assert words in lever(LimitResult(name, 1.0, value, False, "measured"), load_recipe(recipe), [])
+
+
+def test_training_is_no_lever_for_keypoints() -> None:
+    spec = DetectorSpec(("a",), Preprocess(64, 64), Head("yolo", keypoints=Keypoints((0.1,))))
+    stage = replace(quantized({}), result=replace(quantized({}).result, detector=spec))
+    line = LimitResult("min_retention", 0.99, 0.9, False, "measured")
+    assert "qad" not in lever(line, load_recipe("ptq"), [stage])
 
 
 def test_training_is_no_lever_twice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,6 +19,8 @@ import edgekd as api
 from edgekd.agent.cli import COMMANDS, main
 from edgekd.agent.serving import Served
 from edgekd.builds.recipe import load_recipe, recipe_names, refuse_keypoints
+from edgekd.builds.search.setup import detector_facts
+from edgekd.builds.search.space import DetectorFacts
 from edgekd.core.bundle.archive import extract, read_head
 from edgekd.core.bundle.detector_rule import DETECTOR
 from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, spec_from_json
@@ -111,6 +114,16 @@ def test_recipes_that_train_or_prune_are_refused(name: str) -> None:
         return
     with pytest.raises(SpecError, match=f"recipe {name} .*; expected a detector of boxes alone; found one with 2 keyp"):
         refuse_keypoints(recipe, spec)
+
+
+def test_a_search_only_chooses_formats_of_layers() -> None:
+    def facts(keypoints: Keypoints | None) -> DetectorFacts:
+        spec = DetectorSpec(("a",), Preprocess(64, 64), Head("yolo", keypoints=keypoints))
+        graph = SimpleNamespace(result=SimpleNamespace(spec=spec))
+        return detector_facts(Path("pose.pt"), graph, ("yolo11n.pt",))  # type: ignore[arg-type]
+
+    assert facts(None).trains
+    assert facts(KEYPOINTS) == DetectorFacts(64, 32)  # without all that a family of networks can do
 
 
 def test_scores_of_keypoints_and_of_boxes_are_printed(built: Path, edgekd: EdgeKD) -> None:

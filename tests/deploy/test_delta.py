@@ -133,9 +133,9 @@ def test_another_threshold_costs_little_more_than_the_manifest(old: Path, tmp_pa
 
 def test_files_that_come_go_and_shift(old: Path, before: OldBundle, tmp_path: Path) -> None:
     def how(folder: Path, manifest: Manifest) -> dict[str, Any]:
-        report = next(entry for entry in manifest.files if entry.role == "report")
-        content = (folder / report.path).read_bytes()
-        (folder / report.path).write_bytes(content[:5000] + b"<p>More than before.</p>" + content[5000:])
+        agent = next(entry for entry in manifest.files if entry.role == "agent")
+        content = (folder / agent.path).read_bytes()
+        (folder / agent.path).write_bytes(content[:5000] + b"More than before." + content[5000:])
         (folder / "empty.txt").write_bytes(b"")
         more = file_entry("empty.txt", folder / "empty.txt", "evidence")
         kept = [entry for entry in manifest.files if entry.role != "calibration-cache"]

@@ -17,6 +17,7 @@ from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preproces
 from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import export
+from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.onnx import SPEC_KEY, OnnxDetector, describe, describe_in
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import load_graph
@@ -121,6 +122,13 @@ def test_keypoints_may_be_described(tmp_path: Path) -> None:
 )
 def test_keypoints_that_cannot_be_are_refused(text: str, named: str, tmp_path: Path) -> None:
     assert named in refusal(model_of([1, 9, CELLS]), head_file(tmp_path, f'kind = "yolo"\n{text}\n'))
+
+
+@pytest.mark.parametrize("sigmas", [np.array([0.1, 0.2]), {0.1, 0.2}, "0.1", [0.1, float("nan")], [0.1, "0.2"], 0.1])
+def test_sigmas_of_a_checkpoint_are_a_list_of_numbers(sigmas: object) -> None:
+    with pytest.raises(SpecError, match="sigmas of keypoints; expected 2 above 0"):
+        keypoints_of([2, 3], sigmas, "checkpoint")
+    assert keypoints_of([2, 3], [], "checkpoint").sigmas == (0.5, 0.5)
 
 
 def test_keypoints_beside_roles_of_outputs_are_refused(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgekd.compress.quantization.placement import place as place_quantizers
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import place
 from edgekd.core.detection.types import Keypoints
@@ -16,6 +18,7 @@ from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.keypoints import COCO_SIGMAS
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import Graph, load_graph
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -23,6 +26,8 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's and Ultralytics' own
+_LAST = r"cv4\.\d/cv4\.\d\.2/|cv4_kpts"
+"""Names of the last convolutions before keypoints."""
 SIDE = 128
 CLASSES = 2
 
@@ -70,6 +75,10 @@ def test_the_export_finds_what_ultralytics_finds(
     assert found.error <= TOLERANCE
     sigmas = COCO_SIGMAS if shape == (17, 3) else (1 / shape[0],) * shape[0]
     assert found.spec.head.keypoints == Keypoints(sigmas, shape[1])
+    graph = Graph(load_graph(tmp_path / "graph.onnx"))
+    last = {node.name for node in graph.nodes if node.op_type == "Conv" and re.search(_LAST, node.name)}
+    assert len(last) == 3  # one for each level
+    assert last.isdisjoint(place_quantizers(graph).layers)
     with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
         output = session.run(frame)
     # Ultralytics selects a box for each of its classes where a branch needs no NMS.

@@ -101,11 +101,11 @@ def calibrated_network(slot: Slot, options: BuildOptions, folder: Path) -> Calib
         return CalibratedNetwork(path, scales, missing_scales(onnx, scales), float_outputs)
 
 
-def float32_outputs(graph: Path) -> set[str]:
-    """Return the tensors that a graph's nodes compute which must be in float32. Raises DeviceError."""
+def float32_layers(graph: Path) -> dict[str, tuple[str, ...]]:
+    """Return the nodes of a graph that must compute in float32, with their outputs. Raises DeviceError."""
     with opened(graph) as content:
         names = float32_nodes(content.onnx)
-        return {output for node in content.nodes if node.name in names for output in node.outputs}
+        return {node.name: node.outputs for node in content.nodes if node.name in names}
 
 
 def inner_network(onnx: bytes, folder: Path, *, int8_constants: bool) -> Path:

@@ -96,6 +96,6 @@ class TensorRt(Runtime):
         network = networks.network(slot, options, folder, int8_constants=builder.generation.int8_constants)
         builder.parse(network.path, slot.graph.name)
         flags = builder.allow(network.quantized)
-        builder.hold(networks.float32_outputs(slot.graph), "FLOAT")
+        builder.hold({name for names in networks.float32_layers(slot.graph).values() for name in names}, "FLOAT")
         precision = "graph" if options.source != FLOAT else "fp16" if flags else network.float_type
         return EngineDescription(precision, flags), builder.settings()

@@ -71,6 +71,7 @@ class Trtexec(Runtime):
             allowed = flags.precisions(network.quantized)
             timings = _copied_cache(options.cache, folder)
             command = [str(_required_program()), *flags.build(network.path, engine, workspace, LEVEL, allowed, timings)]
+            command += flags.in_float32(networks.float32_layers(slot.graph))
             log = _build(command, engine)
             _keep_cache(timings, options.cache)
         precision = "graph" if options.source != FLOAT else "fp16" if allowed else network.float_type

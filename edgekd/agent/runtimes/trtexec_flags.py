@@ -6,7 +6,7 @@ CUDA graphs and spinning are on by default, and transfers off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ class Flags:
     """One generation of the program.
 
     first: its first version; workspace: flag with `{}` for megabytes; only_build: flag that prevents a run after the
-    build; levels: whether it has optimization levels; typed: whether types come from the graph alone; plain: flags for
-    sequential runs with transfers, as in an application.
+    build; levels: whether it has optimization levels; typed: whether types come from the graph alone; by_layer: whether
+    it sets precisions of single layers; plain: flags for sequential runs with transfers, as in an application.
     """
 
     first: tuple[int, int]
@@ -31,11 +31,19 @@ class Flags:
     only_build: str
     levels: bool = False
     typed: bool = False
+    by_layer: bool = False
     plain: tuple[str, ...] = ()
 
     def precisions(self, quantized: bool) -> tuple[str, ...]:
         """Return the precisions besides fp32 that have to be allowed."""
         return () if self.typed else ("fp16", "int8") if quantized else ("fp16",)
+
+    def in_float32(self, layers: Iterable[str]) -> list[str]:
+        """Return the arguments that hold layers in FP32; none for names that the program's syntax cannot have."""
+        pairs = ",".join(f"{name}:fp32" for name in layers if not {*name} & {*":,+"})
+        if not (pairs and self.by_layer):
+            return []
+        return ["--precisionConstraints=prefer", f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
 
     def build(
         self, graph: Path, engine: Path, workspace: int, level: int, allowed: Sequence[str], timings: Path | None
@@ -80,8 +88,8 @@ _POOL = "--memPoolSize=workspace:{}"
 _AS_BEFORE = ("--noCudaGraph", "--noSpinWait", "--includeDataTransfers")
 FLAGS = (
     Flags((8, 2), "--workspace={}", "--buildOnly"),
-    Flags((8, 4), _POOL, "--buildOnly"),
-    Flags((8, 6), _POOL, "--skipInference", levels=True),
+    Flags((8, 4), _POOL, "--buildOnly", by_layer=True),
+    Flags((8, 6), _POOL, "--skipInference", levels=True, by_layer=True),
     Flags((11, 0), _POOL, "--skipInference", levels=True, typed=True, plain=_AS_BEFORE),
 )
 """Oldest first."""

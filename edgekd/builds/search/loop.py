@@ -78,7 +78,7 @@ class Search:
 
     @property
     def winner(self) -> Point | None:
-        """The best so far."""
+        """The best candidate so far; None where all have failed."""
         return best(list(self.points.values()), self.budget)
 
     def run(self) -> None:
@@ -100,13 +100,13 @@ class Search:
         self.note(self)
 
     def likeliest(self, count: int | None = None) -> list[Candidate]:
-        """Candidates that may fit and were not tried, those first that should win."""
+        """Return candidates that may fit and were not tried, those first that should win."""
         free = [each for each in self._all if each not in self.points and self._fits(each)]
         expected = (Point(each, NOISE, 0.0, self.filter.lower_bound(each), 0.0) for each in free)
         return [point.candidate for point in sorted(expected, key=self._rank)[:count]]
 
     def refused(self) -> dict[Candidate, str]:
-        """Candidates that were not tried, because they cannot fit, and why."""
+        """Return candidates that were not tried, because they cannot fit, and why."""
         free = (each for each in self._all if each not in self.points)
         return {each: why for each in free if (why := self.filter.refusal(each, self.budget)) is not None}
 
@@ -123,7 +123,7 @@ class Search:
         return (*rank(self._estimated(point), self.budget), point.candidate.epochs)
 
     def _proposed(self) -> list[Candidate]:
-        """Return new candidates that may fit: the likeliest ones, each with another network, and drawn ones."""
+        """Return new candidates that may fit: the likeliest ones, and drawn ones between them."""
         likeliest = self.likeliest()
         batch: list[Candidate] = []
         room = min(self.batch, self.ends.trials - len(self.points))
@@ -136,7 +136,7 @@ class Search:
         return batch
 
     def _other(self, likeliest: list[Candidate], batch: list[Candidate]) -> Candidate | None:
-        """The likeliest candidate beside a batch, of another shape if there is one: of that more is to be learnt."""
+        """Return the likeliest candidate beside a batch, of another shape if there is one: of that more is learnt."""
         free = [each for each in likeliest if each not in batch]
         shapes = {each.shape for each in batch}
         return next((each for each in free if each.shape not in shapes), free[0] if free else None)
@@ -151,12 +151,9 @@ class Search:
 
     def _measure(self, new: Sequence[Candidate]) -> None:
         """Measure costs and noise of untrained networks; of a student there is nothing to measure before training."""
-        tried = self.run_trials([(each, NOISE) for each in new if each.student is None])
-        for point in tried:
-            if point.error is None:
-                self.filter.learn(point.candidate, point.cost)
-        students = [Point(each, NOISE, 0.0, self.filter.cost(each), 0.0) for each in new if each.student is not None]
-        self._learn([*tried, *students])
+        students = [each for each in new if each.student is not None]
+        self.points |= {each: Point(each, NOISE, 0.0, self.filter.cost(each), 0.0) for each in students}
+        self._learn(self.run_trials([(each, NOISE) for each in new if each.student is None]))
 
     def _finalists(self) -> list[Candidate]:
         """Return the best candidates that were not tried in full, each with another network."""
@@ -174,12 +171,12 @@ class Search:
         return rank(replace(point, kept=inf), self.budget) < rank(winner, self.budget)
 
     def _try_in_full(self, finalists: Sequence[Candidate]) -> None:
+        """Train and score candidates, and compare with what was expected of them."""
         before = {each: self.points[each] for each in finalists}
         tried = self.run_trials([(each, FULL) for each in finalists])
         for point in tried:
             if point.error is None:
                 self.estimates[point.candidate] = before[point.candidate].kept
-                self.filter.learn(point.candidate, point.cost)
             missed = {"error": 1.0} if point.error else shortfalls(point, self.budget)
             self.study.learn(point.candidate, (point.kept, point.cost.bytes, point.cost.latency_ms or 0.0), missed)
         self._learn([replace(point, noise=before[point.candidate].noise) for point in tried])
@@ -187,6 +184,9 @@ class Search:
     def _learn(self, tried: Sequence[Point]) -> None:
         """Take note of trials, and estimate anew."""
         self.points |= {point.candidate: point for point in tried}
+        for point in tried:
+            if point.error is None:
+                self.filter.learn(point.candidate, point.cost)
         known = [point for point in self.points.values() if point.error is None]
         noise = {point.candidate.untrained: point.noise for point in known if point.noise is not None}
         self.accuracy.fit(noise, [(point.candidate, point.kept) for point in known if point.rung == FULL])

@@ -77,16 +77,18 @@ class QuantizeResult(QuantizedResult):
 
     @property
     def summary(self) -> str:
-        """Layers by format, and the cache's scales."""
+        """Layers by format, nodes that need float32, and the cache's scales."""
         counts, cache = Counter(self.forms.values()), self.calibration_cache
         formats = ", ".join(f"{counts[form]} layers in {form}" for form in WEIGHT_FORMATS if counts[form])
+        pins = f"; {len(self.float32)} nodes in float32" if self.float32 else ""
         if cache is None:
-            return formats
-        return f"{formats}; calibration cache: scales of {cache.activations} activations, {cache.missing} missing"
+            return formats + pins
+        scales = f"scales of {cache.activations} activations, {cache.missing} missing"
+        return f"{formats}{pins}; calibration cache: {scales}"
 
 
 PLAN_COSTS = StageKind("plan", 4, CostsResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy"))
-QUANTIZE = StageKind("quantize", 7, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
+QUANTIZE = StageKind("quantize", 8, QuantizeResult, ("numpy", "onnx", "onnxruntime", "opencv-python-headless"))
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
