@@ -217,12 +217,13 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 def page(found: Document) -> Blocks:
     yield from head("Coded INT8 at a size, without training and without labels", found)
+    draws = len({row.draw for row in found.rows if row.form == CODED})
     yield f"""\
-Plans of the recipe `mixed`, for a part of the float file as the size of the packed graph; beside them plans with
-fp4x in place of coded INT8, on one draw. Noise: relative to the float graph's signal where its last convolutions
-end, on {JUDGED} images of `val`. mAP50-95 on every image of a split. Each draw is three quarters of {found.frames}
-training images; a build calibrates on 128. Processor seconds of one core: to measure the costs of a plan, and to
-quantize by it, once for each attempt at the size. Nothing was chosen by a score."""
+Plans of the recipe `mixed`, for a part of the float file as the size of the packed graph; rows with fp4x, if there
+are any, have it in place of coded INT8. Noise: relative to the float graph's signal where its last convolutions
+end, on {JUDGED} images of `val`. mAP50-95 on every image of a split. Draws of calibration images: {draws}. Each is
+three quarters of {found.frames} training images; a build calibrates on 128. Processor seconds of one core: to measure
+the costs of a plan, and to quantize by it, once for each attempt at the size. Nothing was chosen by a score."""
     yield claims_table(found.claims)
     lines = []
     for form, part in dict.fromkeys((row.form, row.part) for row in found.rows if row.get("part")):

@@ -34,8 +34,9 @@ def test_a_disturbed_detector_comes_nearer_to_the_original(original: Path, tiny_
             layer.weight.data += 0.1 * layer.weight.std() * torch.randn_like(layer.weight)
     student, out = tmp_path / "student.tv.pt", tmp_path / "out.tv.pt"
     save_network(network, student)
-    files = tmp_path / "cache", tmp_path / "state"
-    done = recover_detector(student, original, out, tiny_data, STEP, *files, device="cpu")
+    done = recover_detector(
+        student, original, out, tiny_data, STEP, tmp_path / "cache", tmp_path / "state", device="cpu"
+    )
     assert (done.epochs, done.updates) == (2, 2)
     assert sum(done.losses[-1].values()) < sum(done.losses[0].values())
     before, after = network.model.state_dict(), load_network(out).model.state_dict()
@@ -54,8 +55,16 @@ def test_a_disturbed_detector_comes_nearer_to_the_original(original: Path, tiny_
 def test_what_cannot_be_compared_is_refused(
     step: Recover, classes: tuple[str, ...], message: str, original: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    student, out = tmp_path / "student.tv.pt", tmp_path / "out.tv.pt"
-    files = tmp_path / "cache", tmp_path / "state"
+    student = tmp_path / "student.tv.pt"
     save_network(TorchvisionNetwork(SMALL, classes, (SIDE, SIDE)), student)
     with pytest.raises(SpecError, match=message):
-        recover_detector(student, original, out, tiny_data, step, *files, device="cpu")
+        recover_detector(
+            student,
+            original,
+            tmp_path / "out.tv.pt",
+            tiny_data,
+            step,
+            tmp_path / "cache",
+            tmp_path / "state",
+            device="cpu",
+        )

@@ -126,8 +126,6 @@ HEADS: Mapping[str, Callable[[], LibreHead]] = {
     "dfine": _queries,
     "picodet": _picodet,
     "ppyoloe": _ppyoloe,
-    "rtdetr": _queries,
-    "rtdetrv2": _queries,
     "rtdetrv4": _queries,
     "rtmdet": _rtmdet,
     "yolo9": _yolo9,
