@@ -79,7 +79,8 @@ def build(
     `mixed`. Frames per second are of one frame after the other. Sizes may be numbers of bytes, shares from 0 to 1.
 
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
-    DataError, CompressError, DeviceError, or SignatureError, and leaves nothing half-written. See docs/recipes.md.
+    DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
+    The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     job = BuildRequest(

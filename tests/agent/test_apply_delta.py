@@ -111,7 +111,7 @@ def test_a_slot_that_goes_meanwhile(
 
 def test_a_damaged_old_bundle(agent: Agent, bundle: Path, delta: Path, state: State) -> None:
     agent("install", bundle)
-    (file,) = (state.root / "slots" / "a" / "bundle").glob("report*")
+    (file,) = (state.root / "slots" / "a" / "bundle").glob("evidence*")
     file.write_bytes(file.read_bytes().replace(b"e", b"f"))
     error = agent("install", delta).error
     assert (error["kind"], error["fix"]) == ("HashError", "get the whole bundle")

@@ -159,7 +159,7 @@ def test_profile_and_fleet_require_the_same(
 
 def test_a_damaged_bundle_is_refused_without_any_key(camera: Recording, tiny_build: Built, tmp_path: Path) -> None:
     content = bytearray(tiny_build.bundle.read_bytes())
-    content[-5000] ^= 1
+    content[len(content) // 2] ^= 1
     (tmp_path / "damaged.edgekd").write_bytes(content)
     with pytest.raises(HashError):
         engine(tmp_path / "damaged.edgekd", device="ssh://cam")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def test_a_capability_takes_the_same_arguments_in_each_family(name: str) -> None
     for family in families():
         stand_in = getattr(family, name)
         if not isinstance(stand_in, Imported):
+            continue
+        if family.name == "libreyolo" and find_spec("libreyolo") is None:  # tested by `make test-packages`
             continue
         module, _, function = stand_in.reference.partition(":")
         signature = inspect.signature(getattr(import_module(module), function))
