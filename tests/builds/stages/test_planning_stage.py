@@ -175,7 +175,7 @@ def test_a_size_below_the_rest_of_the_bundle_gives_the_smallest_and_misses(
     flags = ("--recipe", "mixed", "--max-size", "100kB", "--out", tmp_path, "--json")
     ran = edgekd("build", tiny_model, "--data", tiny_data, *flags)
     assert (ran.code, ran.json["met"]) == (3, False)
-    assert "a --max-size of at least 0.5" in ran.err
+    assert "a --max-size of at least 0.3" in ran.err
     assert verify(Path(ran.json["bundle"])).lineage.recipe == "mixed"
 
 
