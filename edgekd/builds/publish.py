@@ -142,19 +142,20 @@ def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Si
     it unsigned; the copy is signed by these signers. Raises SignatureError.
     """
     request, identity, files = record.request, _identity(record), _files(record)
-    if request.bundle_report:
 
-        def write_report(folder: Path) -> StageResult:
-            _write_bundled_report(record, folder)
-            return StageResult()
+    def write_report(folder: Path) -> StageResult:
+        _write_bundled_report(record, folder)
+        return StageResult()
 
-        files[_REPORT] = context.run(REPORT, identity, write_report).path / _REPORT
+    report = context.run(REPORT, identity, write_report) if request.bundle_report else None
+    if report:
+        files[_REPORT] = report.path / _REPORT
 
     def work(folder: Path) -> PackResult:
         return PackResult(_pack(record, files, folder))
 
     agent = hashlib.sha256(agent_zipapp.agent_archive()).hexdigest()
-    packed = context.run(PACK, {**identity, "report": request.bundle_report, "agent": agent}, work)
+    packed = context.run(PACK, {**identity, "report": report and report.sha256, "agent": agent}, work)
     bundle = request.out / f"{detector_name(request.model)}-{request.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
     beside = {GRAPH: record.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
