@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
 _TASKS = ("instances_", "person_keypoints_")
-"""What the names of COCO's files begin with, in the order of search: a folder with both is a set of boxes."""
+"""Prefixes of the names of COCO's files, in the order of search: a folder with both is a set of boxes."""
 MAX_SUBSETS = 8
 """Subsets of subsets; a file that names itself has no end."""
 MAX_IMAGE_SIDE = 1 << 20

@@ -19,7 +19,7 @@ from edgekd.graph.view import load_graph
 
 _OPSET = 17
 _IR_VERSION = 8
-"""Of the graph that only decodes; ONNX Runtime 1.20 and newer take both."""
+"""Opset and IR version of the graph that only decodes: ONNX Runtime 1.20 and newer take both."""
 
 
 def output_names(described: HeadDescription) -> tuple[str, ...]:

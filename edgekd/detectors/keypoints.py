@@ -13,7 +13,7 @@ COCO_SIGMAS = (
     *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
     *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
 )
-"""Of COCO's 17 keypoints of a person. Source: cocodataset.org, "Keypoint Evaluation"."""
+"""Sigmas of COCO's 17 keypoints of a person. Source: cocodataset.org, "Keypoint Evaluation"."""
 
 
 def keypoints_of(shape: object, sigmas: object, where: str) -> Keypoints:

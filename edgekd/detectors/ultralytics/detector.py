@@ -26,7 +26,7 @@ _TRANSFORMER = "RTDETRDetectionModel"
 _EXPORTED = {**_TRAINED, "PoseModel": ("Pose", "Pose26"), _TRANSFORMER: ("RTDETRDecoder",)}
 """Models by class, with the classes of their last layers. Transformers, and those with keypoints, are not trained."""
 _ONE_TO_ONE = "one2one_"
-"""What the names of a head's layers begin with in the branch that gives one box for each object."""
+"""Prefix of the names of layers in the branch of a head that gives one box for each object."""
 DEFAULT_SIDE = 640
 """Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
 MAX_STRIDE = 1024
