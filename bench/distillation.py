@@ -7,7 +7,7 @@ that also learns from these, labelled by the teacher. Needs `edgekd[train]`. Sin
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,9 @@ from frame import Blocks, Document, Given, Option, Result
 from training import DEVICE, SEEDS, Trainings, Way
 
 from edgekd.compress.steps import Distill
-from edgekd.core.detection.decode import SCORING
-from edgekd.data.dataset import load_dataset
 from edgekd.data.long_tail import TAIL, rare_classes
 from edgekd.detectors.torch_support import MAX_WARMUP_SHARE
 from edgekd.evaluation.coco import Score, tail_score
-from edgekd.evaluation.evaluate import judge
 
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
@@ -64,12 +61,8 @@ class Bench(Trainings):
 
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
-        asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "images": given.images}
-        asked["cpu_time"] = given.cpu_time
-        took = self.job("teacher", teacher_job, out=graph, data=given.data, **asked)
-        by_split = {split: Score(**score) for split, score in took.pop("scores").items()}
-        row = self.row(TEACHER, **took)
-        return Document(row, **self.notes_of(by_split)) if by_split else self.with_scores(row, graph)
+        asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "cpu_time": given.cpu_time}
+        return self.with_scores(self.row(TEACHER, **self.job("teacher", teacher_job, out=graph, **asked)), graph)
 
     def _student(self, method: str, step: Distill | None, seed: int) -> Document:
         given = self.given
@@ -115,29 +108,19 @@ def teacher_job(
     out: str,
     size: int,
     batch: int,
-    data: str,
-    images: int | None,
     device: str,
     threads: int,
     cpu_time: bool = False,
 ) -> dict[str, Any]:
-    """Export the teacher at this size, or score one that cannot be; what a forward pass of a batch takes."""
+    """Export the teacher at this size, and time a forward pass of a batch."""
     import torch
 
-    from edgekd.detectors.family import direct_detector, load_teacher
+    from edgekd.detectors.family import load_teacher
     from edgekd.detectors.torch_support import fast_in_bfloat16, parameters_in
 
     torch.set_num_threads(threads)
-    by_split = {}
-    resized = Path(out).with_name(SIZED_TEACHER)
-    training.sized(model, resized, size)
-    if (found := direct_detector(resized, SCORING, trust=True)) is not None:
-        for name in SPLITS:
-            split = load_dataset(Path(data)).split(name)
-            some = replace(split, samples=split.samples[:images])
-            by_split[name] = asdict(judge(found.find, found.classes, some).score)
-    else:
-        training.export_sized(model, Path(out), size)
+    training.sized(model, Path(out).with_name(SIZED_TEACHER), size)
+    training.export_sized(model, Path(out), size)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
     network = load_teacher(Path(model), trust=True).to(where).to(memory_format=torch.channels_last)
     frames, stamps = torch.rand(batch, 3, size, size, device=where), []
@@ -147,7 +130,7 @@ def teacher_job(
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             stamps.append(time.process_time() if cpu_time else time.perf_counter())
-    return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps), "scores": by_split}
+    return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps)}
 
 
 def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import subprocess
@@ -40,6 +41,16 @@ def test_a_page_is_made_of_its_result(page: Path) -> None:
     found = frame.read(page.with_suffix(".json").read_text("utf-8"))
     script = script_of(found.get("command", ""), page)
     assert frame.render(script.page, found) == page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("script", sorted(BENCH.rglob("*.py")), ids=lambda script: script.stem)
+def test_what_a_script_imports_of_the_package_is_there(script: Path) -> None:
+    """Also within functions, which run in processes of their own after hours."""
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "edgekd":
+            package = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(package, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_there_are_pages() -> None:
