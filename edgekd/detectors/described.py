@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,13 @@ class _FixedShapes(nn.Module):  # type: ignore[misc]
         return tuple(values.reshape([int(side) for side in values.shape]) for values in self.module(frames))
 
 
-def decoded(outputs: Mapping[str, np.ndarray], described: HeadDescription, size: tuple[int, int]) -> np.ndarray:
-    """Decode outputs by name, float32, as the exported graph does."""
+def decoded(module: Any, described: HeadDescription, size: tuple[int, int], batch: np.ndarray) -> np.ndarray:
+    """Return the outputs of a module for a batch float32 [1, 3, h, w], decoded as the exported graph does."""
     from onnx import TensorProto, helper
+
+    with torch.no_grad():
+        found = [output.numpy() for output in module(torch.from_numpy(batch))]
+    outputs = dict(zip(output_names(described), found, strict=True))
 
     def values(suffix: str) -> list[Any]:
         shapes = {name: list(value.shape) for name, value in outputs.items()}

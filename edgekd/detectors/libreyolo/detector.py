@@ -19,7 +19,7 @@ from edgekd.core.detection.checked_spec import checked_classes, checked_spec
 from edgekd.core.detection.types import DetectorSpec, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.checkpoint_scan import scan_checkpoint
-from edgekd.detectors.described import decoded, export_described, output_names
+from edgekd.detectors.described import decoded, export_described
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.graph.rehearsal import rehearse_call
 
@@ -155,10 +155,7 @@ class LibreyoloDetector:
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the decoded outputs of the checkpoint's network, float32, for a batch [1, 3, h, w]."""
         module = load_network(self.path)
-        with torch.no_grad():
-            outputs = [output.numpy() for output in module(torch.from_numpy(batch))]
-        by_name = dict(zip(output_names(module.described), outputs, strict=True))
-        return decoded(by_name, module.described, module.size)
+        return decoded(module, module.described, module.size, batch)
 
 
 class RawOutputs(nn.Module):  # type: ignore[misc]

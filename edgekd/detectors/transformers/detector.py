@@ -22,7 +22,7 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.input_files import read_input, regular_file
 from edgekd.detectors.checkpoint_scan import MAX_BYTES
-from edgekd.detectors.described import decoded, export_described, output_names
+from edgekd.detectors.described import decoded, export_described
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.transformers.family import CONFIG, PREPROCESSOR
 from edgekd.graph.rehearsal import rehearse_call
@@ -62,10 +62,7 @@ class TransformersDetector:
         """Return the decoded outputs of the folder's network, float32 [1, 4 + classes, n], for a batch [1, 3, h, w]."""
         folder = _read(self.path)
         network = _RawOutputs(load_network(folder), folder.size)
-        with torch.no_grad():
-            outputs = [output.numpy() for output in network(torch.from_numpy(batch))]
-        by_name = dict(zip(output_names(folder.head), outputs, strict=True))
-        return decoded(by_name, folder.head, folder.size)
+        return decoded(network, folder.head, folder.size, batch)
 
 
 @dataclass(frozen=True)
