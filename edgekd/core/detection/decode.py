@@ -119,7 +119,8 @@ def _duplicates(
     height = np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top), 0)
     overlap = width * height
     union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - overlap
-    return ~(overlap <= iou * union) & (classes[rows][:, None] == classes[columns])
+    found: np.ndarray = ~(overlap <= iou * union) & (classes[rows][:, None] == classes[columns])
+    return found
 
 
 def _candidates(
