@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_marks import of_families
 from running import EdgeKD
 from tiny_detrs import SIDE, d_fine, deimv2, processor_of, rf_detr, rt_detr, rt_detr_v2, save_detr
 
@@ -29,17 +30,15 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's own
 
+NAMES = {rt_detr: "RT-DETR", rt_detr_v2: "RT-DETRv2", d_fine: "D-FINE", deimv2: "DEIMv2", rf_detr: "RF-DETR"}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_detr(rt_detr(), tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "config",
-    [rt_detr, *(pytest.param(each, marks=pytest.mark.slow) for each in (rt_detr_v2, d_fine, deimv2, rf_detr))],
-    ids=lambda each: each.__name__,
-)
+@pytest.mark.parametrize("config", of_families("transformers", NAMES, "describe", fast=[rt_detr]))
 def test_a_graph_predicts_what_transformers_predicts(config: Callable[[], Any], tmp_path: Path) -> None:
     """Boxes, scores, classes and their order, by the own preprocessing and postprocessing of the package."""
     folder = save_detr(config(), tmp_path / "model", do_normalize=True)
