@@ -142,7 +142,8 @@ def _of_one_output(
     nms = given.nms if given.nms is not None else kind != "end2end"
     classes = given.classes or classes or names or _numbered(kind, shape, path, head.extra)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
-    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms, given.strides or fitting, keypoints))
+    strides = tuple(map(round, given.strides)) or fitting
+    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms, strides, keypoints))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
