@@ -101,8 +101,8 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
-        bundle_report=bundle_report,
         interface=interface_of(input_format, postprocess, chosen),
+        bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     if searches:
