@@ -74,6 +74,11 @@ class OnnxDetector:
         model = load_graph(self.path)
         understood = understand(model, self.path, self._head, self._classes, opset)
         spec, size = understood.spec, (understood.spec.preprocess.height, understood.spec.preprocess.width)
+        if spec.preprocess.input != "float32":
+            fix = "start from the model that it was built from"
+            raise SpecError(
+                f"{self.path}: takes raw frames", expected="an input float32", found=spec.preprocess.input, fix=fix
+            )
         if understood.completed is None:
             rehearse(self.path, size)
             fix_input(model, size)
