@@ -70,7 +70,13 @@ def decode_by_class(
 
 def above(detections: Detections, confidence: Sequence[float]) -> Detections:
     """Return the detections whose score is above the confidence threshold of their class."""
-    return detections.only(detections.scores > np.asarray(confidence, np.float32)[detections.classes])
+    return detections.only(exceeds(detections, confidence))
+
+
+def exceeds(detections: Detections, confidence: Sequence[float]) -> np.ndarray:
+    """Return whether, bool [n], the score of each detection is above the confidence threshold of its class."""
+    mask: np.ndarray = detections.scores > np.asarray(confidence, np.float32)[detections.classes]
+    return mask
 
 
 def candidate_rows(output: np.ndarray, head: Head) -> np.ndarray:
