@@ -19,7 +19,7 @@ from edgekd.detectors.export import TOLERANCE, export
 torch = pytest.importorskip("torch")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"),
 ]
 SMALLEST = {

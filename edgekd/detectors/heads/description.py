@@ -58,6 +58,7 @@ class HeadDescription:
         nms: True where decoding ends with non-maximum suppression.
         keypoints: Beside `kind`: number of keypoints in the last columns of the output, and of numbers for each.
         keypoint_sigmas: For each keypoint the deviation of its labels by which OKS scores it; COCO's for 17.
+        rotated: Beside `kind`: True where boxes turn by an angle in the last column of the output.
         classes: Names of the classes.
         color, scale, mean, std, pad_value, center, upscale, stretch: As in `Preprocess`.
     """
@@ -83,6 +84,7 @@ class HeadDescription:
     nms: bool | None = None
     keypoints: tuple[int, int] | None = None
     keypoint_sigmas: tuple[float, ...] = ()
+    rotated: bool | None = None
     classes: tuple[str, ...] = ()
     color: Literal["rgb", "bgr"] | None = None
     scale: float | None = None
@@ -148,8 +150,9 @@ def _require_ranges(described: HeadDescription, where: str) -> None:
     if described.kind and any(by_parts):
         expected = "`kind` for one output that is decoded as it is, or the roles of outputs"
         raise SpecError(f"{where}: kind", expected=expected, found="both", fix="remove `kind`")
-    if described.keypoints and not described.kind:
-        raise SpecError(f"{where}: keypoints", expected="beside `kind`", found="no `kind`")
+    for key, value in (("keypoints", described.keypoints), ("rotated", described.rotated)):
+        if value and not described.kind:
+            raise SpecError(f"{where}: {key}", expected="beside `kind`", found="no `kind`")
     if described.predictions and described.boxes:
         expected = "`predictions` and `columns`, or `boxes` and `scores`"
         raise SpecError(f"{where}: predictions", expected=expected, found="both")
