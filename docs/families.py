@@ -21,7 +21,7 @@ MARKED = re.compile(r"mark\.family|family_marks")
 ONNX = "ONNX"
 CAPABILITIES = {
     "describe": "boxes, scores, classes and their order are those of the family's own rules or package",
-    "eval": "`edgekd eval` scores the bundle as its evidence says",
+    "eval": "`edgekd eval` scores it, and the bundle as its evidence says",
     "INT8": "`edgekd build` with the recipe `ptq` gives a graph with Q/DQ",
     "bundle": "the build gives a bundle that verifies",
     "agent": "the agent installs the bundle, passes its self-test, and finds in a frame what the host finds",
@@ -32,9 +32,9 @@ CAPABILITIES = {
 """What a column of the table means; what a test shows."""
 HEAD = """# Families of detectors
 
-Written by `docs/families.py` from the tests: a tick is a passing test of small networks with random weights. What is in
-an empty cell is not tested, or refused in one line. Options for each family: [by ONNX file](heads.md), by a checkpoint
-of [Ultralytics](guide.md#3-your-own-detector), [transformers](guide.md#folders-by-transformers),
+Written by `docs/families.py` from the tests: a tick is a passing test, mostly of a small network with random weights.
+What is in an empty cell is not tested, or refused in one line. Options for each family: [by ONNX file](heads.md), by a
+checkpoint of [Ultralytics](guide.md#3-your-own-detector), [transformers](guide.md#folders-by-transformers),
 [LibreYOLO](guide.md#checkpoints-by-libreyolo) or [torchvision](guide.md#torchvision-detectors).
 """
 

@@ -13,6 +13,9 @@ from edgekd.graph.model_file import read_model, reading
 from edgekd.graph.rehearsal import limits_for
 from edgekd.graph.view import opset_of
 
+_LAYER_NORM = 17
+"""First opset with LayerNormalization."""
+
 
 def raise_opset(model: Any, opset: int, name: str) -> Any:
     """Return a model at this opset or a newer one. name: of its file, for errors. Raises SpecError."""
@@ -73,6 +76,10 @@ def _lowered(model: Any, opset: int) -> Any:
     import onnx
 
     own = opset_of(model)
+    if opset < _LAYER_NORM:
+        nodes = [part for node in model.graph.node for part in _decomposed(node, model.graph.initializer)]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
     for entry in model.opset_import:
         entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
     for node in model.graph.node:
@@ -83,6 +90,45 @@ def _lowered(model: Any, opset: int) -> Any:
             node.attribute.extend(kept)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _decomposed(node: Any, initializers: Any) -> list[Any]:
+    """Return a LayerNormalization over the last axes as nodes of older opsets; any other node as it is."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    axis = settings.get("axis", -1)
+    if node.op_type != "LayerNormalization" or axis >= 0 or any(node.output[1:]):
+        return [node]
+    source, gamma, *beta = filter(None, node.input)
+    name, axes = node.name or node.output[0], list(range(axis, 0))
+    values = {"two": 2.0, "epsilon": settings.get("epsilon", 1e-5)}
+    initializers.extend(
+        numpy_helper.from_array(np.array(value, np.float32), f"{name}/{key}") for key, value in values.items()
+    )
+    steps = [
+        ("ReduceMean", [source], "mean"),
+        ("Sub", [source, f"{name}/mean"], "centred"),
+        ("Pow", [f"{name}/centred", f"{name}/two"], "squares"),
+        ("ReduceMean", [f"{name}/squares"], "variance"),
+        ("Add", [f"{name}/variance", f"{name}/epsilon"], "positive"),
+        ("Sqrt", [f"{name}/positive"], "deviation"),
+        ("Div", [f"{name}/centred", f"{name}/deviation"], "unit"),
+        ("Mul", [f"{name}/unit", gamma], "scaled"),
+        *(("Add", [f"{name}/scaled", each], "shifted") for each in beta),
+    ]
+    last = len(steps) - 1
+    return [
+        helper.make_node(
+            operator,
+            inputs,
+            [node.output[0] if index == last else f"{name}/{output}"],
+            f"{name}/{output}",
+            **({"axes": axes} if operator == "ReduceMean" else {}),
+        )
+        for index, (operator, inputs, output) in enumerate(steps)
+    ]
 
 
 def _is_default(attribute: Any, schema: Any) -> bool:

@@ -91,6 +91,7 @@ def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: 
 
 
 @pytest.mark.slow
+@pytest.mark.family("SSDlite", "eval", "INT8", "bundle", package="torchvision")
 def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(load(saved), TorchvisionDetector)
     scored = edgekd("eval", saved, "--data", tiny_data, "--json")
