@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.limited_process import run_limited
 from edgekd.graph import nvfp4
 from edgekd.graph.model_file import read_model, reading
+from edgekd.graph.node_writer import NodeWriter
 from edgekd.graph.rehearsal import limits_for
 from edgekd.graph.view import opset_of
 
@@ -94,41 +97,24 @@ def _lowered(model: Any, opset: int) -> Any:
 
 def _decomposed(node: Any, initializers: Any) -> list[Any]:
     """Return a LayerNormalization over the last axes as nodes of older opsets; any other node as it is."""
-    import numpy as np
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     axis = settings.get("axis", -1)
     if node.op_type != "LayerNormalization" or axis >= 0 or any(node.output[1:]):
         return [node]
     source, gamma, *beta = filter(None, node.input)
-    name, axes = node.name or node.output[0], list(range(axis, 0))
-    values = {"two": 2.0, "epsilon": settings.get("epsilon", 1e-5)}
-    initializers.extend(
-        numpy_helper.from_array(np.array(value, np.float32), f"{name}/{key}") for key, value in values.items()
-    )
-    steps = [
-        ("ReduceMean", [source], "mean"),
-        ("Sub", [source, f"{name}/mean"], "centred"),
-        ("Pow", [f"{name}/centred", f"{name}/two"], "squares"),
-        ("ReduceMean", [f"{name}/squares"], "variance"),
-        ("Add", [f"{name}/variance", f"{name}/epsilon"], "positive"),
-        ("Sqrt", [f"{name}/positive"], "deviation"),
-        ("Div", [f"{name}/centred", f"{name}/deviation"], "unit"),
-        ("Mul", [f"{name}/unit", gamma], "scaled"),
-        *(("Add", [f"{name}/scaled", each], "shifted") for each in beta),
-    ]
-    last = len(steps) - 1
-    return [
-        helper.make_node(
-            operator,
-            inputs,
-            [node.output[0] if index == last else f"{name}/{output}"],
-            f"{name}/{output}",
-            **({"axes": axes} if operator == "ReduceMean" else {}),
-        )
-        for index, (operator, inputs, output) in enumerate(steps)
-    ]
+    axes, epsilon = list(range(axis, 0)), np.array(settings.get("epsilon", 1e-5), np.float32)
+    writer = NodeWriter(node.name or node.output[0])
+    centred = writer.add("Sub", [source, writer.add("ReduceMean", [source], axes=axes)])
+    squares = writer.add("Pow", [centred, np.array(2, np.float32)])
+    variance = writer.add("Add", [writer.add("ReduceMean", [squares], axes=axes), epsilon])
+    scaled = writer.add("Mul", [writer.add("Div", [centred, writer.add("Sqrt", [variance])]), gamma])
+    for each in beta:
+        writer.add("Add", [scaled, each])
+    writer.rename_last(node.output[0])
+    initializers.extend(writer.constants)
+    return writer.nodes
 
 
 def _is_default(attribute: Any, schema: Any) -> bool:
