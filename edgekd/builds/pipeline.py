@@ -8,7 +8,7 @@ from functools import partial
 
 from edgekd.builds.compression import compress
 from edgekd.builds.publish import publish
-from edgekd.builds.recipe import refuse_keypoints, refuse_recipe
+from edgekd.builds.recipe import refuse_recipe, refuse_task
 from edgekd.builds.run import BuildRecord, BuildRequest, BuildResult, MachineRecord
 from edgekd.builds.stages import benchmark, check, drift_reference, encode, export, half, interface, score
 from edgekd.builds.stages import compile as compile_stage
@@ -62,7 +62,7 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
     scored, target = dataset.split(SCORED), request.target
     model, head, trust = request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
-    refuse_keypoints(request.recipe, before.result.spec)
+    refuse_task(request.recipe, before.result.spec)
     checked = check.run(context, before, target, "fp32")
     data = context.fingerprint(scored)
     first_score = score.run(context, before, scored, data, "fp32")

@@ -37,10 +37,11 @@ DETECTOR = object_of(
     ),
     head=object_of(
         dict,
-        ("keypoints",),
+        ("keypoints", "rotated"),
         kind=one_of("yolo", "yolox", "end2end"),
         nms=flag,
         strides=list_of(_SIDE, 0, 16),
         keypoints=object_of(dict, sigmas=list_of(number(1e-9, 1e9), 1, MAX_KEYPOINTS), dimensions=integer(2, 3)),
+        rotated=flag,
     ),
 )

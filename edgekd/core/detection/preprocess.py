@@ -134,6 +134,13 @@ def to_input(boxes: np.ndarray, placement: Placement) -> np.ndarray:
     return moved
 
 
+def rotated_to_frame(boxes: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return rotated boxes float32 [n, 5], in input pixels, in pixels of the frame, with the same angles."""
+    scale = np.array([placement.width / placement.across, placement.height / placement.down], np.float32)
+    corner = np.array([placement.left, placement.top], np.float32)
+    return np.concatenate([(boxes[:, :2] - corner) * scale, boxes[:, 2:4] * scale, boxes[:, 4:]], axis=1)
+
+
 def to_frame(points: np.ndarray, placement: Placement) -> np.ndarray:
     """Return points float32 [..., 2] x, y, or boxes [..., 4], in input pixels in pixels of the frame, clipped to it."""
     pairs = points.shape[-1] // 2

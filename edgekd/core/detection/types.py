@@ -16,6 +16,8 @@ from edgekd.core.documents import OPTIONAL
 HEADS = ("yolo", "yolox", "end2end")
 InputFormat = Literal["float32", "uint8", "nv12"]
 """Formats in which a network takes a frame, as `Preprocess` describes them."""
+Task = Literal["detect", "pose", "obb"]
+"""Kinds of detectors, by Ultralytics' names: of boxes alone, with keypoints, of rotated boxes."""
 NO_GRID = (1,)
 """Strides of a head whose candidates belong to no grid of cells."""
 
@@ -87,17 +89,35 @@ class Head:
         nms: True where decoding ends with non-maximum suppression.
         strides: Pixels of a grid cell at each level; 1 for candidates that belong to no grid.
         keypoints: Further columns of the output; null for a detector of boxes alone, and then not written.
+        rotated: True where boxes, cx, cy, w, h for every kind, turn by the angle in a last column: radians from the x
+            axis to the width. Else not written.
     """
 
     kind: Literal["yolo", "yolox", "end2end"]
     nms: bool = True
     strides: tuple[int, ...] = (8, 16, 32)
     keypoints: Keypoints | None = field(default=None, metadata=OPTIONAL)
+    rotated: bool = field(default=False, metadata=OPTIONAL)
+
+    @property
+    def task(self) -> Task:
+        """Kind of the detector."""
+        if self.rotated:
+            return "obb"
+        return "pose" if self.keypoints else "detect"
+
+    @property
+    def beside_boxes(self) -> str:
+        """Text on what an object has beside a box: `17 keypoints`, or `rotated boxes`; empty for boxes alone."""
+        if self.rotated:
+            return "rotated boxes"
+        return f"{len(self.keypoints.sigmas)} keypoints" if self.keypoints else ""
 
     @property
     def extra(self) -> int:
         """Number of columns of the output behind boxes, scores and classes."""
-        return len(self.keypoints.sigmas) * self.keypoints.dimensions if self.keypoints else 0
+        points = len(self.keypoints.sigmas) * self.keypoints.dimensions if self.keypoints else 0
+        return points + self.rotated
 
 
 @dataclass(frozen=True)
@@ -118,22 +138,24 @@ class Detections:
     """Detections in one frame, best first.
 
     boxes float32 [n, 4] x1, y1, x2, y2 in pixels of the frame; scores float32 [n]; classes int64 [n];
-    keypoints float32 [n, k, 2 or 3] x, y in pixels of the frame, and the probability that each is visible; None for a
-    detector of boxes alone.
+    keypoints float32 [n, k, 2 or 3] x, y in pixels of the frame, and the probability that each is visible;
+    rotated float32 [n, 5] centre x, y, width, height in pixels of the frame, and the angle in radians from the x axis
+    to the width, of which `boxes` are the enclosing boxes, clipped to the frame. Each is None for other detectors.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
     keypoints: np.ndarray | None = None
+    rotated: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def only(self, mask: np.ndarray) -> Detections:
         """Return the detections selected by bool [n]."""
-        keypoints = None if self.keypoints is None else self.keypoints[mask]
-        return Detections(self.boxes[mask], self.scores[mask], self.classes[mask], keypoints)
+        parts = (self.boxes, self.scores, self.classes, self.keypoints, self.rotated)
+        return Detections(*(None if part is None else part[mask] for part in parts))  # type: ignore[arg-type]
 
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
@@ -148,5 +170,6 @@ def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
             head["nms"],
             tuple(head["strides"]),
             None if keypoints is None else Keypoints(tuple(keypoints["sigmas"]), keypoints["dimensions"]),
+            head.get("rotated", False),
         ),
     )
