@@ -24,8 +24,8 @@ from edgekd.hardware.compatibility import check_graph
 from edgekd.hardware.target import load_target, takes_bytes, target_names
 
 SIZE = (32, 64)
-STRIDES = (2, 4, 8)  # 512 + 128 + 32 cells of SIZE
-CELLS = 672
+STRIDES = (1, 2, 4)  # 2048 + 512 + 128 cells of SIZE
+CELLS = 2688
 CLASSES = ("red", "green", "blue")
 NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FORMATS = st.sampled_from([{}, {"color": "bgr", "scale": 1.0}, NORMALISED, {"center": False}, {"stretch": True}])
@@ -141,9 +141,9 @@ def assert_same(found: Detections, expected: Detections) -> None:
 
 @pytest.mark.parametrize("opset", [13, 17, 18])
 def test_detections_are_those_of_the_host_while_the_selection_has_them_all(opset: int) -> None:
-    output, head = yolo(0, confident=200), Head("yolo", strides=STRIDES)
+    output, head = yolo(0, confident=900), Head("yolo", strides=STRIDES)
     found, spec = selected(output, head, opset)
-    assert found.shape == (1, 7, 300)
+    assert found.shape == (1, 7, 1000)
     assert spec.head == replace(head, strides=NO_GRID)
     thresholds = Thresholds(0.5, multi_label=True)
     host = DetectorSpec(CLASSES, spec.preprocess, head)
@@ -163,9 +163,9 @@ def test_without_suppression_the_selection_loses_nothing(seed: int, confident: i
 def test_yolox_is_decoded_in_the_graph() -> None:
     rng = np.random.default_rng(0)
     output = rng.uniform(0, 1, (1, CELLS, 5 + len(CLASSES))).astype(np.float32)
-    head, thresholds = Head("yolox", strides=STRIDES), Thresholds(0.6)
+    head, thresholds = Head("yolox", strides=STRIDES), Thresholds(0.8)
     found, spec = selected(output, head)
-    assert (found.shape, spec.head.kind) == ((1, 7, 300), "yolo")
+    assert (found.shape, spec.head.kind) == ((1, 7, 1000), "yolo")
     expected = detections(output, DetectorSpec(CLASSES, spec.preprocess, head), thresholds)
     mine = detections(found, spec, thresholds)
     assert 0 < len(expected) == len(mine)
@@ -174,8 +174,8 @@ def test_yolox_is_decoded_in_the_graph() -> None:
 
 
 def test_few_candidates_and_finished_detections_stay_as_they_are() -> None:
-    few, _ = selected(yolo(0, 5)[:, :, :300], Head("yolo"))
-    assert np.array_equal(few, yolo(0, 5)[:, :, :300])
+    few, _ = selected(yolo(0, 5)[:, :, :1000], Head("yolo"))
+    assert np.array_equal(few, yolo(0, 5)[:, :, :1000])
     finished = np.random.default_rng(0).random((1, 400, 6), np.float32)
     found, spec = selected(finished, Head("end2end", nms=False))
     assert np.array_equal(found, finished)
