@@ -1,6 +1,6 @@
 """Preprocessing: from a camera frame to the network's input, and boxes back.
 
-Shared with the device: Python 3.8 and NumPy; resizing uses OpenCV, which JetPack ships.
+Shared with the device: Python 3.8 and NumPy; OpenCV, which JetPack ships, makes it faster.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekd.core.detection.nv12 import NEUTRAL, bgr_from_nv12, luma_of, nv12_from_bgr
+from edgekd.core.detection.resize import opencv, resize_into
 from edgekd.core.detection.types import Preprocess
 
 
@@ -59,9 +60,8 @@ def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Pl
     if frame.shape[:2] != (preprocess.height, preprocess.width):
         canvas = np.empty((preprocess.height, preprocess.width, 3), np.uint8)
         _paste(frame, canvas, placement, preprocess.pad_value)
-    if preprocess.input == "float32":
-        import cv2
-
+    cv2 = opencv()
+    if preprocess.input == "float32" and cv2 is not None:
         return _normalised(cv2.split(canvas), preprocess), placement
     return to_tensor(canvas, preprocess), placement
 
@@ -82,17 +82,11 @@ def _paste(frame: np.ndarray, canvas: np.ndarray, at: Placement, fill: int, pixe
 
     pixels: side of the square that an entry of both stands for.
     """
-    import cv2
-
     left, top, across, down = (side // pixels for side in (at.left, at.top, at.across, at.down))
     middle = canvas[top : top + down]
     for rest in (canvas[:top], canvas[top + down :], middle[:, :left], middle[:, left + across :]):
         rest[:] = fill
-    inner = middle[:, left : left + across]
-    if inner.shape == frame.shape:
-        inner[:] = frame
-    else:
-        cv2.resize(frame, (across, down), dst=inner, interpolation=cv2.INTER_LINEAR)
+    resize_into(frame, middle[:, left : left + across])
 
 
 def to_tensor(canvas: np.ndarray, preprocess: Preprocess) -> np.ndarray:
