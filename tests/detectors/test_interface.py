@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,7 +18,11 @@ from edgekd.core.detection.decode import SCORING, Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox, normalised
 from edgekd.core.detection.types import NO_GRID, Detections, DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
+from edgekd.data.demo import DETECTOR
 from edgekd.detectors.interface import Interface, with_interface
+from edgekd.detectors.onnx import describe
+from edgekd.graph.model_file import read_model
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.graph.session import cpu_session
 from edgekd.graph.view import inputs_of
 from edgekd.hardware.compatibility import check_graph
@@ -189,3 +194,15 @@ def test_every_target_takes_the_graphs_that_are_made_for_it(input_format: Any) -
         spec = DetectorSpec(CLASSES, Preprocess(*SIZE), Head("yolo", strides=STRIDES))
         with_interface(model, spec, Interface(input_format, "host", not takes_bytes(target)), "identity")
         assert [each for each in check_graph(model, target) if each.level == "impossible"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input_format", ["uint8", "nv12"])
+def test_tensorrt_builds_engines_of_these_graphs(input_format: Any, tmp_path: Path) -> None:
+    if not TENSORRT_RTX.available().usable:
+        pytest.skip("TensorRT for RTX is not here")
+    graph, model = tmp_path / "graph.onnx", read_model(DETECTOR)
+    spec = with_interface(model, describe(model, DETECTOR), Interface(input_format, "graph"), "demo")
+    onnx.save(model, graph)
+    assert spec.head.strides == NO_GRID
+    assert compile_ahead(graph, ["SM86"], tmp_path / "engine.rtx").bytes
