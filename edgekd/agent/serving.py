@@ -1,7 +1,7 @@
 """The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
 Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
-takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
+takes effect before the next frame. Needs NumPy and the runtime of the engine; OpenCV makes it faster.
 """
 
 from __future__ import annotations
@@ -53,9 +53,13 @@ class Model:
         """Distance of recent frames from the bundle's record; None without a record, or before enough frames."""
         return self.drift_watch.drift
 
+    def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """Return a frame uint8 [h, w, 3] BGR as the network's input, and its placement."""
+        return letterbox(frame, self.spec.preprocess)
+
     def detect(self, frame: np.ndarray) -> Detections:
         """Detect objects in a frame uint8 [h, w, 3] BGR, by the bundle's thresholds. Raises DeviceError."""
-        batch, placement = letterbox(frame, self.spec.preprocess)
+        batch, placement = self.prepare(frame)
         detections = decode_by_class(self.session.run(batch), self.spec, placement, self.thresholds)
         self.drift_watch.add(batch, placement, detections)
         return detections
