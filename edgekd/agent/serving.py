@@ -24,6 +24,7 @@ from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.engines.engine import Engine
     from edgekd.agent.runtimes.types import EngineSession
     from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import DetectionThresholds
@@ -187,6 +188,11 @@ def _open(state: State) -> Model:
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")
+    return open_slot(slot, engine)
+
+
+def open_slot(slot: Slot, engine: Engine) -> Model:
+    """Open the model in a slot, in service or not. Raises DeviceError, BundleError."""
     spec = spec_from_json(slot.manifest.detector)
     return Model(
         name=slot.manifest.name,

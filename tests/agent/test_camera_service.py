@@ -12,7 +12,7 @@ from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is
 import numpy as np
 import pytest
 
-from edgekd.agent.cameras import capture
+from edgekd.agent.cameras import capacity, capture
 from edgekd.agent.cameras.service import CameraOptions, CameraResult, CameraService
 from edgekd.agent.cameras.sources import CameraSource, synthetic_frames
 from edgekd.agent.cameras.statistics import ServiceStatus
@@ -284,6 +284,30 @@ def test_waiting_for_preprocessing_and_for_postprocessing_is_measured(monkeypatc
     monkeypatch.undo()
     service = CameraService([file("a", 10)], lambda: FakeProvider(model()), lambda result: time.sleep(0.03))
     assert service.run().stages.blocked_s > 0.1
+
+
+@pytest.mark.parametrize("limit", [1, 5, 8, 16])
+def test_the_largest_number_is_found_in_few_runs(limit: int) -> None:
+    for largest in range(limit + 1):
+        asked: list[int] = []
+
+        def holds(number: int, largest: int = largest, asked: list[int] = asked) -> bool:
+            asked.append(number)
+            return number <= largest
+
+        assert capacity.largest_that_holds(limit, holds) == largest
+        assert len(asked) <= 2 * limit.bit_length()
+        assert max(asked) <= limit
+
+
+def test_the_number_of_cameras_depends_on_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "SECONDS", 0.4)
+    monkeypatch.setattr(capacity, "FRAME_SIZE", SIZE[::-1])
+    found = capacity.measure_capacity(lambda: capacity.OpenModel(model(FakeSession(0.02))), fps=20, limit=16)
+    assert found.largest in (1, 2), "the engine runs 50 times a second"
+    assert found.runs[0].latency_ms
+    assert found.runs[0].latency_ms.p50 >= 20
+    assert sum(run.dropped for run in found.runs if not run.holds) > 5
 
 
 def test_objects_get_identities_of_each_camera() -> None:

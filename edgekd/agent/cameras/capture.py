@@ -147,6 +147,7 @@ class _Reader(threading.Thread):
                 if not self._capture.wait(pacer.delay_s(time.monotonic())):
                     return False
         finally:
+            self.called_s = time.monotonic()
             close = getattr(frames, "close", None)
             if close is not None:
                 close()

@@ -6,12 +6,13 @@ OpenCV is imported when a source that needs it is opened; a source with `!` is a
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
@@ -27,6 +28,7 @@ MAX_FPS = 60.0
 MAX_SIDE = 8192
 """Pixels of a side of a frame."""
 
+_PICTURES = 4  # of a synthetic source
 _NAMED = re.compile(r"([A-Za-z0-9_-]+)=(.+)", re.DOTALL)
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,5})x(\d{1,5})@(\d{1,4}(?:\.\d+)?)")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
@@ -140,17 +142,24 @@ def y4m_frames(stream: BinaryIO) -> Iterator[np.ndarray]:
 
 
 def synthetic_frames(width: int, height: int, fps: float) -> Iterator[np.ndarray]:
-    """Yield frames without end at a steady rate: a square that moves over a grey gradient."""
-    pacer, side = Pacer(fps), max(min(width, height) // 8, 1)
-    background = np.empty((height, width, 3), np.uint8)
-    background[:] = np.linspace(32, 160, width).astype(np.uint8)[None, :, None]
-    left = 0
-    while True:
+    """Yield frames without end at a steady rate: a square that moves over a grey gradient, the same few pictures."""
+    pacer = Pacer(fps)
+    for picture in itertools.cycle(_pictures(width, height)):
         time.sleep(pacer.delay_s(time.monotonic()))
-        frame = background.copy()
-        frame[:side, left : left + side] = (64, 128, 255)
-        left = (left + 2) % width
-        yield frame
+        yield picture
+
+
+@lru_cache(maxsize=1)
+def _pictures(width: int, height: int) -> list[np.ndarray]:
+    """Return a few frames, which all cameras of that size share."""
+    side, pictures = max(min(width, height) // 8, 1), []
+    for number in range(_PICTURES):
+        picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = np.linspace(32, 160, width).astype(np.uint8)[None, :, None]
+        left = number * (width - side) // _PICTURES
+        picture[:side, left : left + side] = (64, 128, 255)
+        pictures.append(picture)
+    return pictures
 
 
 def _synthetic(text: str) -> Frames:
