@@ -10,11 +10,12 @@
     python3 camera_service.py --source /dev/video0 --commit-after 100
 
 A line for each frame: {"camera", "frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class",
-"score", "box"}]}: ms from capture to detections; boxes as x1, y1, x2, y2 in pixels, "keypoints" of a model that has
-some, each x, y and how visible, and with `--track` the "track" of an object, null where it is new; drift above 1 where
-the camera sees other things than the model knows, null where that is not known. `--status` writes what
-docs/cameras.md describes. With `--commit-after` the service counts its starts with the agent, and ends the trial of a
-new model when that has worked on so many frames: one that cannot be run, or takes the service down, is led away from.
+"score", "box"}]}: ms from capture to detections; boxes as x1, y1, x2, y2 in pixels, and of a model that has some
+"keypoints", each x, y and how visible, or "rotated", centre x, y, width, height and angle in radians; with `--track`
+the "track" of an object, null where it is new; drift above 1 where the camera sees other things than the model knows,
+null where that is not known. `--status` writes what docs/cameras.md describes. With `--commit-after` the service counts
+its starts with the agent, and ends the trial of a new model when that has worked on so many frames: one that cannot be
+run, or takes the service down, is rolled back.
 
 Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
 which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
@@ -45,6 +46,9 @@ def line(result):
     if found.keypoints is not None:
         for each, points in zip(objects, found.keypoints):  # noqa: B905 strict is Python 3.10
             each["keypoints"] = [[round(float(number), 2) for number in point] for point in points]
+    if found.rotated is not None:
+        for each, box in zip(objects, found.rotated):  # noqa: B905 strict is Python 3.10
+            each["rotated"] = [round(float(number), 3) for number in box]
     if result.tracks is not None:
         for each, track in zip(objects, result.tracks.tolist()):  # noqa: B905 strict is Python 3.10
             each["track"] = track if track >= 0 else None

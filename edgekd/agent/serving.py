@@ -55,7 +55,11 @@ class Model:
         return self.drift_watch.drift
 
     def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
-        """Return a frame uint8 [h, w, 3] BGR as the network's input, and its placement."""
+        """Return a frame as the network's input, and its placement. frame: BGR, or NV12 as `letterbox` takes it."""
+        if frame.ndim == 2 and self.spec.preprocess.input != "nv12":
+            import cv2
+
+            frame = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12)
         return letterbox(frame, self.spec.preprocess)
 
     def detect(self, frame: np.ndarray) -> Detections:

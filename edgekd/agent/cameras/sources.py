@@ -49,6 +49,7 @@ class CameraSource:
     open: Frames
     live: bool = True
     max_fps: float = MAX_FPS
+    nv12: bool = False
 
 
 def parse_source(text: str, name: str, fps: float | None = None) -> CameraSource:
@@ -63,7 +64,7 @@ def parse_source(text: str, name: str, fps: float | None = None) -> CameraSource
     if text.startswith("synthetic:"):
         return CameraSource(name, _synthetic(text), max_fps=float("inf"))
     if "!" in text or "://" in text or text.startswith("/dev/"):
-        return CameraSource(name, partial(video_frames, text))
+        return CameraSource(name, partial(video_frames, text), nv12="format=NV12" in text)
     read: Frames = partial(video_frames, text)
     if text == "-":
         read = partial(y4m_frames, sys.stdin.buffer)
@@ -77,12 +78,14 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("//", text)
 
 
-def frame_problem(frame: Any) -> str | None:
-    """Return why something is no frame uint8 [h, w, 3]; None where it is one."""
+def frame_problem(frame: Any, *, nv12: bool = False) -> str | None:
+    """Return why something is no frame uint8 [h, w, 3], or NV12 frame uint8 [h * 3 / 2, w]; None where it is one."""
     if not isinstance(frame, np.ndarray):
         return "not a picture"
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        return f"expected uint8 [h, w, 3], found {frame.dtype} {list(frame.shape)}"
+    expected = "[h * 3 / 2, w] of even sides" if nv12 else "[h, w, 3]"
+    is_shaped = frame.ndim == 2 and frame.shape[0] % 3 == frame.shape[1] % 2 == 0 if nv12 else frame.shape[2:] == (3,)
+    if frame.dtype != np.uint8 or not is_shaped:
+        return f"expected uint8 {expected}, found {frame.dtype} {list(frame.shape)}"
     if not 1 <= min(frame.shape) <= max(frame.shape) <= MAX_SIDE:
         return f"expected sides of 1 to {MAX_SIDE} pixels, found {frame.shape[1]} x {frame.shape[0]}"
     return None
