@@ -79,6 +79,11 @@ class OnnxDetector:
         model = load_graph(self.path)
         understood = understand(model, self.path, self._head, self._classes, opset)
         spec, size = understood.spec, (understood.spec.preprocess.height, understood.spec.preprocess.width)
+        if spec.preprocess.input != "float32":
+            fix = "start from the model that it was built from"
+            raise SpecError(
+                f"{self.path}: takes raw frames", expected="an input float32", found=spec.preprocess.input, fix=fix
+            )
         if not understood.appended:
             rehearse(self.path, size)
             fix_input(model, size)
@@ -157,8 +162,8 @@ def _of_one_output(
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
     nms = given.nms if given.nms is not None else kind != "end2end"
     classes = given.classes or classes or names or _numbered(kind, shape, path, head.extra)
-    strides = given.strides or fitting
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
+    strides = tuple(map(round, given.strides)) or fitting
     spec = DetectorSpec(classes, given.preprocess(usual), replace(head, kind=kind, nms=nms, strides=strides))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)

@@ -23,7 +23,7 @@ DETECTOR = object_of(
     classes=list_of(text, 1),
     preprocess=object_of(
         dict,
-        ("stretch",),
+        ("stretch", "input", "float_bytes"),
         height=_SIDE,
         width=_SIDE,
         color=one_of("rgb", "bgr"),
@@ -34,6 +34,8 @@ DETECTOR = object_of(
         center=flag,
         upscale=flag,
         stretch=flag,
+        input=one_of("float32", "uint8", "nv12"),
+        float_bytes=flag,
     ),
     head=object_of(
         dict,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 30_000
 """Candidates, best first, that suppression considers: it bounds the time of a frame full of noise."""
 
+BLOCK = 256
+"""Candidates that suppression compares with each other at once: of few frames are more above a usual threshold."""
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -78,7 +81,13 @@ def decode_by_class(
 
 def above(detections: Detections, confidence: Sequence[float]) -> Detections:
     """Return the detections whose score is above the confidence threshold of their class."""
-    return detections.only(detections.scores > np.asarray(confidence, np.float32)[detections.classes])
+    return detections.only(exceeds(detections, confidence))
+
+
+def exceeds(detections: Detections, confidence: Sequence[float]) -> np.ndarray:
+    """Return whether, bool [n], the score of each detection is above the confidence threshold of its class."""
+    mask: np.ndarray = detections.scores > np.asarray(confidence, np.float32)[detections.classes]
+    return mask
 
 
 def candidate_rows(output: np.ndarray, head: Head) -> np.ndarray:
@@ -105,19 +114,33 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, max_boxes: int)
 
     boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both in descending order of score.
     """
-    # Columns, each contiguous: three times as fast as rows of boxes when there are many.
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
-    areas, left = (x2 - x1) * (y2 - y1), np.arange(len(boxes))
-    kept: list[int] = []
-    while left.size and len(kept) < max_boxes:
-        kept.append(int(left[0]))
-        width = np.maximum(np.minimum(x2[0], x2) - np.maximum(x1[0], x1), 0)
-        height = np.maximum(np.minimum(y2[0], y2) - np.maximum(y1[0], y1), 0)
-        overlap = width * height
-        stays = (overlap <= iou * (areas[0] + areas - overlap)) | (classes != classes[0])
-        stays[0] = False
-        x1, y1, x2, y2, areas, classes, left = (part[stays] for part in (x1, y1, x2, y2, areas, classes, left))
-    return np.array(kept, np.int64)
+    kept = np.empty(0, np.int64)
+    for start in range(0, len(boxes), BLOCK):
+        if len(kept) >= max_boxes:
+            break
+        block = np.arange(start, min(start + BLOCK, len(boxes)))
+        block = block[~_duplicates(boxes, classes, kept, block, iou).any(axis=0)]
+        later = np.triu(_duplicates(boxes, classes, block, block, iou), 1)
+        stays = np.ones(len(block), bool)
+        for row in np.flatnonzero(later.any(axis=1)):
+            if stays[row]:
+                stays &= ~later[row]
+        kept = np.concatenate([kept, block[stays]])
+    return kept[:max_boxes]
+
+
+def _duplicates(
+    boxes: np.ndarray, classes: np.ndarray, rows: np.ndarray, columns: np.ndarray, iou: float
+) -> np.ndarray:
+    """Return bool [rows, columns]: pairs of boxes of one class that overlap more than `iou`. rows, columns: indices."""
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[rows].T)[:, :, None]
+    left, top, right, bottom = np.ascontiguousarray(boxes[columns].T)
+    width = np.maximum(np.minimum(x2, right) - np.maximum(x1, left), 0)
+    height = np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top), 0)
+    overlap = width * height
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - overlap
+    found: np.ndarray = ~(overlap <= iou * union) & (classes[rows][:, None] == classes[columns])
+    return found
 
 
 def _without_prototypes(output: np.ndarray, masks: Masks) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgekd.core.detection.masks import InstanceMasks
 
 HEADS = ("yolo", "yolox", "end2end")
+InputFormat = Literal["float32", "uint8", "nv12"]
+"""Formats in which a network takes a frame, as `Preprocess` describes them."""
 Task = Literal["detect", "pose", "obb", "segment"]
 """Kinds of detectors, by Ultralytics' names: of boxes alone, with keypoints, of rotated boxes, with masks."""
 NO_GRID = (1,)
@@ -32,8 +34,12 @@ class Preprocess:
     every value becomes `(value * scale - mean) / std`, giving float32 [1, 3, height, width]. With `stretch` the frame
     is resized to exactly `height` x `width`, and nothing is filled.
 
+    A network of another `input` than `float32` takes the resized and filled frame itself: it puts channels in order and
+    computes values. `uint8`: [1, height, width, 3], channels blue, green, red. `nv12`: [1, height * 3 / 2, width], a
+    plane of luma, and below it blue and red chroma in turn, of 2 x 2 pixels each (`core/detection/nv12.py`).
+
     Args:
-        height, width: Size of the input in pixels.
+        height, width: Size of the input in pixels; even for `nv12`.
         color: Order of the channels.
         scale: Factor of every value.
         mean: Subtracted from each scaled channel.
@@ -42,6 +48,9 @@ class Preprocess:
         center: True where the frame is in the middle, else at the top left.
         upscale: True where smaller frames are enlarged.
         stretch: True where the aspect ratio is not kept; `pad_value`, `center` and `upscale` then have no meaning.
+        input: Format of the network's input.
+        float_bytes: True where the bytes of `uint8` and `nv12` are passed as float32, from 0 to 255: TensorRT before
+            8.5 takes no 8-bit input.
     """
 
     height: int
@@ -54,6 +63,8 @@ class Preprocess:
     center: bool = True
     upscale: bool = True
     stretch: bool = field(default=False, metadata=OPTIONAL)
+    input: InputFormat = field(default="float32", metadata=OPTIONAL)
+    float_bytes: bool = field(default=False, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

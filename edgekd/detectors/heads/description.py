@@ -16,7 +16,7 @@ from edgekd.core.detection.types import HEADS, DetectorSpec, Preprocess
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 
-Coding = Literal["cxcywh", "xyxy", "ltrb", "grid", "anchors"]
+Coding = Literal["cxcywh", "xyxy", "ltrb", "grid", "anchors", "priors"]
 Unit = Literal["pixels", "fraction", "cells"]
 Part = Literal["boxes", "objectness", "scores"]
 
@@ -42,16 +42,18 @@ class HeadDescription:
         columns: Parts in `predictions`.
         coding: Numbers of a box. `cxcywh`, `xyxy`: a box. `ltrb`: distances from a cell's point to the sides. `grid`:
             centre from the cell's corner, and logarithms of width and height (YOLOX). `anchors`: the same by sigmoids,
-            beside the sizes in `anchors` (YOLOv5, YOLOv7).
+            beside the sizes in `anchors` (YOLOv5, YOLOv7). `priors`: shift of the centre by sides of the anchor, and
+            logarithms of width and height relative to it (SSD, RetinaNet); the anchors of a cell follow each other.
         unit: Of boxes and distances: pixels of the input, fractions of its width and height, or cells of the level.
         bins: Above 1, each distance is the mean of a distribution over 0 to `bins - 1` cells.
         activation: From outputs to scores; `softmax` includes the background.
         background: Place of the background among the columns of scores.
         class_columns: Columns of scores that are classes, without the background: for networks with unused class
             numbers, such as COCO's 91 of which 80 exist.
-        cell_offset: Point of a cell that distances are from, in cells from its corner.
+        cell_offset: Point of a cell that distances are from, or the centre of its priors, in cells from its corner.
         anchors: For each level widths and heights in pixels in turn.
-        strides: Pixels of a cell at each level.
+        variances: Factors of shifts and of logarithms of `priors`.
+        strides: Pixels of a cell at each level; whole numbers but for `priors`.
         constants: Values of inputs other than the image, by name, such as the size of the frame.
         nms: True where decoding ends with non-maximum suppression.
         keypoints: Beside `kind`: number of keypoints in the last columns of the output, and of numbers for each.
@@ -77,7 +79,8 @@ class HeadDescription:
     class_columns: tuple[int, ...] = ()
     cell_offset: float | None = None
     anchors: tuple[tuple[float, ...], ...] = ()
-    strides: tuple[int, ...] = ()
+    variances: tuple[float, float] | None = None
+    strides: tuple[float, ...] = ()
     constants: dict[str, tuple[float, ...]] | None = None
     nms: bool | None = None
     keypoints: tuple[int, int] | None = None
@@ -141,6 +144,8 @@ def _require_ranges(described: HeadDescription, where: str) -> None:
     ):
         if not all(low <= value <= high for value in values):
             raise SpecError(f"{where}: {key}", expected=f"{low:g} to {high:g}", found=str(values))
+    if described.coding != "priors" and any(stride % 1 for stride in described.strides):
+        raise SpecError(f"{where}: strides", expected="whole numbers", found=str(list(described.strides)))
     if len(described.strides) > MAX_STRIDES:
         raise SpecError(f"{where}: strides", expected=f"at most {MAX_STRIDES}", found=str(len(described.strides)))
     by_parts = (described.boxes, described.scores, described.predictions, described.labels)
