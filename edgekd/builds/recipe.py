@@ -15,7 +15,7 @@ from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.core.typed_values import value_text
 from edgekd.detectors.family import family_of, offering, student_family
-from edgekd.detectors.interface import Interface
+from edgekd.detectors.interface import Postprocess
 from edgekd.hardware.budget import Budget
 
 S = TypeVar("S", bound=Step)
@@ -135,9 +135,9 @@ def _step(table: dict[str, Any], where: str) -> Step:
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
-def refuse_task(recipe: Recipe, spec: DetectorSpec, interface: Interface = Interface()) -> None:
-    """Raise SpecError for a recipe or an interface that only other detectors than that of `spec` can have."""
-    if spec.head.masks and interface.postprocess == "graph":
+def refuse_task(recipe: Recipe, spec: DetectorSpec, postprocess: Postprocess = "host") -> None:
+    """Raise SpecError for a recipe, or a place of the selection, that the detector of `spec` cannot have."""
+    if spec.head.masks and postprocess == "graph":
         raise SpecError("--postprocess graph", expected="a detector without masks", found="one with masks")
     if not spec.head.beside_boxes:
         return

@@ -19,9 +19,9 @@ def annotated_outlines(
     boxes: [n, 4] x1, y1, x2, y2 as fractions, which stand for crowds coded by run lengths; sizes: [n, 2] width and
     height in pixels of the image of each.
     """
-    outlines = []
+    outlines: list[Outline] = []
     for entry, (x1, y1, x2, y2), size in zip(annotations, boxes, sizes, strict=True):
-        parts = entry.get("segmentation")
+        parts: Any = entry.get("segmentation")
         if entry.get("iscrowd") and isinstance(parts, dict):
             outlines.append((np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float32),))
             continue

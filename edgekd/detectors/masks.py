@@ -25,8 +25,8 @@ def join_prototypes(model: Any, where: str) -> Masks:
     shapes = Graph(model).shapes
     outputs = sorted((len(shapes.get(each.name, ())), each.name) for each in model.graph.output)
     ranks, names = [rank for rank, _ in outputs], [name for _, name in outputs]
-    sides = [side for name in names for side in shapes.get(name, ())]
-    if ranks != [3, 4] or not all(isinstance(side, int) and side > 0 for side in sides) or sides[4] > sides[1] - 5:
+    sides = [side or 0 for name in names for side in shapes.get(name, ())]
+    if ranks != [3, 4] or not all(sides) or sides[4] > sides[1] - 5:
         raise SpecError(
             f"{where}: outputs of a detector with masks",
             expected="[1, 4 + classes + coefficients, n] and prototypes [1, coefficients, height, width]",

@@ -19,8 +19,7 @@ def codes_of(masks: InstanceMasks) -> list[Code]:
     """Return the masks of one frame."""
     from faster_coco_eval.core import mask
 
-    size = masks.placement.height, masks.placement.width
-    return [mask.frPyObjects(masks.rle(index), *size) for index in range(len(masks))]
+    return [mask.frPyObjects(masks.rle(index), *masks.frame) for index in range(len(masks))]
 
 
 def labelled_masks(truths: Sequence[tuple[Truth, int, int]]) -> list[Code]:

@@ -26,7 +26,6 @@ from edgekd.core.documents import to_plain
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats.golden_set import from_bytes
 from edgekd.deploy.converters.contract import METADATA
-from edgekd.detectors.interface import Interface
 from edgekd.detectors.onnx import understand
 
 HEAD = Head("yolo", masks=Masks(tiny_segment.COUNT, tiny_segment.PIXELS, tiny_segment.PIXELS))
@@ -114,7 +113,7 @@ def test_training_and_unsuited_conversions_are_refused(built: Path, tmp_path: Pa
     with pytest.raises(SpecError, match="expected a detector of boxes alone; found one with masks"):
         refuse_task(load_recipe("prune"), spec)
     with pytest.raises(SpecError, match="--postprocess graph; expected a detector without masks"):
-        refuse_task(load_recipe("ptq"), spec, Interface(postprocess="graph"))
+        refuse_task(load_recipe("ptq"), spec, "graph")
     refused = edgekd("convert", built / "segment.onnx", "--to", "deepstream", "--out", tmp_path / "deepstream")
     assert "--to deepstream; expected a detector of boxes alone; found one with masks" in refused.err
     converted = edgekd("convert", built / "segment.onnx", "--to", "openvino", "--out", tmp_path / "openvino")

@@ -66,8 +66,8 @@ def decode(
     if spec.head.keypoints:
         keypoints = _keypoints(extra, spec.head.keypoints, placement)
     boxes = to_frame(boxes, placement)
-    if prototypes is not None:  # copied, because runtimes may write the next output to the same place
-        masks = InstanceMasks(extra, prototypes.copy(), boxes, placement, size)
+    if prototypes is not None:
+        masks = _masks(extra, prototypes, boxes, placement, size)
     return Detections(boxes, scores[kept], classes[kept], keypoints, rotated, masks)
 
 
@@ -148,6 +148,16 @@ def _without_prototypes(output: np.ndarray, masks: Masks) -> tuple[np.ndarray, n
     count = output.shape[2] - masks.height * masks.width
     pixels = output[0, -masks.coefficients :, count:]
     return output[:, :, :count], pixels.reshape(masks.coefficients, masks.height, masks.width)
+
+
+def _masks(
+    coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray, placement: Placement, size: tuple[int, int]
+) -> InstanceMasks:
+    """Return the masks of boxes [n, 4] in pixels of the frame. size: height and width of the input."""
+    down, across = prototypes.shape[1] / size[0], prototypes.shape[2] / size[1]  # pixels of a prototype per input pixel
+    area = (placement.top * down, placement.left * across, placement.down * down, placement.across * across)
+    # Copied, because runtimes may write the next output to the same place.
+    return InstanceMasks(coefficients, prototypes.copy(), boxes, (placement.height, placement.width), area)
 
 
 def _kept(boxes: np.ndarray, classes: np.ndarray, head: Head, thresholds: Thresholds) -> np.ndarray:

@@ -8,53 +8,46 @@ Shared with the device: Python 3.8 and NumPy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from edgekd.core.detection.preprocess import Placement
 
 
 @dataclass(frozen=True, eq=False)
 class InstanceMasks:
     """Masks of n objects in one frame.
 
-    coefficients: float32 [n, k]; prototypes: float32 [k, h, w], over the whole input of the network; boxes: float32
-    [n, 4] x1, y1, x2, y2 in pixels of the frame; placement: of the frame in the input; size: height and width of the
-    input.
+    coefficients: float32 [n, k]; prototypes: float32 [k, h, w]; boxes: float32 [n, 4] x1, y1, x2, y2 in pixels of the
+    frame; frame: its height and width; area: top, left, height and width of the frame in pixels of a prototype.
     """
 
     coefficients: np.ndarray
     prototypes: np.ndarray
     boxes: np.ndarray
-    placement: Placement
-    size: tuple[int, int]
+    frame: tuple[int, int]
+    area: tuple[float, float, float, float]
 
     def __len__(self) -> int:
         return len(self.coefficients)
 
     def __getitem__(self, selected: np.ndarray) -> InstanceMasks:
         """Return the masks selected by bool [n]."""
-        return InstanceMasks(
-            self.coefficients[selected], self.prototypes, self.boxes[selected], self.placement, self.size
-        )
+        return replace(self, coefficients=self.coefficients[selected], boxes=self.boxes[selected])
 
     def crop(self, index: int) -> tuple[int, int, np.ndarray]:
         """Return the left column, the top row, and bool [h, w] of the part of the frame in which one object lies.
 
         Prototypes are interpolated linearly between the centres of their pixels, as in Ultralytics' `process_mask`.
         """
-        place, (_, height, width) = self.placement, self.prototypes.shape
+        top, left, down, across = self.area
         x1, y1, x2, y2 = np.ceil(self.boxes[index]).astype(int).tolist()  # of pixels from x1 to below x2
         if x2 <= x1 or y2 <= y1:
             return x1, y1, np.zeros((max(y2 - y1, 0), max(x2 - x1, 0)), bool)
-        scales = height / self.size[0], width / self.size[1]
-        rows = _samples(np.arange(y1, y2), place.top * scales[0], place.down * scales[0], place.height, height)
-        columns = _samples(np.arange(x1, x2), place.left * scales[1], place.across * scales[1], place.width, width)
-        area = (slice(rows[0][0], rows[1][-1] + 1), slice(columns[0][0], columns[1][-1] + 1))
-        values = np.tensordot(self.coefficients[index], self.prototypes[(slice(None), *area)], 1)
+        rows = _samples(np.arange(y1, y2), top, down, self.frame[0], self.prototypes.shape[1])
+        columns = _samples(np.arange(x1, x2), left, across, self.frame[1], self.prototypes.shape[2])
+        around = (slice(rows[0][0], rows[1][-1] + 1), slice(columns[0][0], columns[1][-1] + 1))
+        values = np.tensordot(self.coefficients[index], self.prototypes[(slice(None), *around)], 1)
         values = _interpolated(_interpolated(values, *rows).T, *columns).T
         return x1, y1, values > 0
 
@@ -65,7 +58,7 @@ class InstanceMasks:
         at most one run for each row of the prototypes.
         """
         left, top, mask = self.crop(index)
-        height, width = self.placement.height, self.placement.width
+        height, width = self.frame
         padded = np.zeros((mask.shape[0] + 2, mask.shape[1]), bool)
         padded[1:-1] = mask
         column, row = np.nonzero((padded[1:] != padded[:-1]).T)

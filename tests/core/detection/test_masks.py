@@ -29,14 +29,15 @@ def masks_in(width: int, height: int, side: int = 128) -> InstanceMasks:
     rng = np.random.default_rng(1)
     corners = np.sort(rng.uniform(0, 1, (5, 2, 2)), axis=1).reshape(5, 4) * [width, height, width, height]
     corners[0], corners[1] = (0, 0, width, height), (5, 5, 5, 5)
-    placement = place(width, height, Preprocess(side, side))
+    placed = place(width, height, Preprocess(side, side))
+    area = (placed.top / 4, placed.left / 4, placed.down / 4, placed.across / 4)
     coefficients, prototypes = rng.normal(size=(5, 6)).astype(np.float32), smooth(6, side // 4, side // 4)
-    return InstanceMasks(coefficients, prototypes, corners.astype(np.float32), placement, (side, side))
+    return InstanceMasks(coefficients, prototypes, corners.astype(np.float32), (height, width), area)
 
 
 def in_frame(masks: InstanceMasks, index: int) -> np.ndarray:
     left, top, mask = masks.crop(index)
-    whole = np.zeros((masks.placement.height, masks.placement.width), bool)
+    whole = np.zeros(masks.frame, bool)
     whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
     return whole
 
@@ -60,7 +61,7 @@ def test_run_lengths_are_those_of_coco() -> None:
     coco = pytest.importorskip("faster_coco_eval.core.mask")
     masks = masks_in(71, 100)
     ones = np.ones((1, 32, 32), np.float32)
-    full = InstanceMasks(ones[0, :1, :1], ones, masks.boxes[:1], masks.placement, masks.size)
+    full = InstanceMasks(ones[0, :1, :1], ones, masks.boxes[:1], masks.frame, masks.area)
     for each, index in [*((masks, index) for index in range(5)), (full, 0)]:
         code = each.rle(index)
         assert sum(code["counts"]) == 71 * 100
