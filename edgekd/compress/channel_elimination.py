@@ -7,8 +7,9 @@ linear in the others: to second order the loss then grows by
 
 with G_o the mean squared gradient of the loss by output o, of which the errors of places are independent. Channels
 are eliminated one by one, always the one that costs least, and W and C^-1 are brought up to date after each. For one
-weight: Hassibi and Stork, NIPS 1992; for groups of weights: ZipLM, Kurtic and others, arXiv 2302.04089. Of a kernel,
-the covariance is that of channels times that of places in the kernel.
+weight: Hassibi and Stork, NIPS 1992; for groups of weights: ZipLM, Kurtic and others, arXiv 2302.04089. A convolution
+reads patches, each channel by as many inputs as its kernel has places. Where these are too many, the covariance is
+taken as that of channels times that of places.
 """
 
 from __future__ import annotations
@@ -26,15 +27,25 @@ MIN_VARIANCE = 1e-12
 """Smallest mean variance, so that inputs that do not vary have an inverse."""
 
 
+MAX_INPUTS = 1152
+"""Most inputs with a covariance of their own, such as 128 channels by 3 x 3 places: a matrix of 11 MB."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """A layer that reads channels.
 
-    inverse: float64 [inputs, inputs], C^-1; gram: float64 [inputs, inputs], sum over outputs of G_o W_oi W_oj.
+    inverse: float64 [inputs, inputs], C^-1; gram: float64 [inputs, inputs], sum over outputs of G_o W_oi W_oj; places:
+    neighbouring inputs by which each channel is read.
     """
 
     inverse: torch.Tensor
     gram: torch.Tensor
+    places: int = 1
+
+    def inputs_of(self, channels: torch.Tensor) -> torch.Tensor:
+        """Return the inputs that read channels int64 [n, k]: [n, k * places]."""
+        return (channels[..., None] * self.places + torch.arange(self.places)).flatten(1)
 
 
 class ReaderStatistics:
@@ -42,6 +53,8 @@ class ReaderStatistics:
 
     def __init__(self, inputs: int, outputs: int, positions: int) -> None:
         """positions: of the kernel."""
+        self._places = positions if inputs * positions <= MAX_INPUTS else 1
+        inputs, positions = inputs * self._places, positions // self._places
         self._total = 0.0
         self._means = torch.zeros(inputs, positions, dtype=torch.float64)
         self._channels = torch.zeros(inputs, inputs, dtype=torch.float64)
@@ -52,6 +65,7 @@ class ReaderStatistics:
         """Add an output map: patches that some places read, float32 [n, inputs, kh * kw], and all squared gradients,
         float32 [outputs, h * w], by whose sum over the outputs the places were drawn.
         """
+        read = self._by_input(read)
         by_output = gradients.double().sum(1)
         weight = float(by_output.sum()) / len(read)
         self._gradients += by_output
@@ -70,19 +84,23 @@ class ReaderStatistics:
         power = channels.diagonal().mean().clamp(min=MIN_VARIANCE)
         kernel = kernel / (len(channels) * power)
         inverse = torch.linalg.inv(channels + RIDGE * power * torch.eye(len(channels), dtype=torch.float64))
-        rows = weights.double().transpose(0, 1)
+        rows = self._by_input(weights.double()).transpose(0, 1)
         scaled = rows * self._gradients[:, None] @ kernel
-        return Reader(inverse, scaled.flatten(1) @ rows.flatten(1).T)
+        return Reader(inverse, scaled.flatten(1) @ rows.flatten(1).T, self._places)
+
+    def _by_input(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values [n, channels, kh * kw] with the inputs in place of the channels."""
+        return values.unflatten(2, (self._places, -1)).flatten(1, 2)
 
 
 def elimination_losses(readers: Sequence[tuple[Reader, torch.Tensor]], channels: int) -> NDArray[np.float64]:
     """Return the growth of the loss with each channel when it is its turn, float64 [channels], none less than before.
 
-    readers: with int64 [channels, k], the inputs by which a layer reads each channel.
+    readers: with int64 [channels, k], the layer's input channels that are each channel.
     """
     inverses = [reader.inverse.clone() for reader, _ in readers]
     grams = [reader.gram.clone() for reader, _ in readers]
-    indices = [index for _, index in readers]
+    indices = [reader.inputs_of(index) for reader, index in readers]
     losses, left = np.zeros(channels), torch.ones(channels, dtype=torch.bool)
     last = 0.0
     for _ in range(channels):

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edgekd.compress import channel_elimination  # noqa: E402
 from edgekd.compress.channel_elimination import (  # noqa: E402
     RIDGE,
     Reader,
@@ -92,13 +93,32 @@ def test_inputs_count_by_the_gradients_of_the_outputs() -> None:
     assert torch.allclose(found.gram, (weights.double().T * by_output) @ weights.double(), rtol=1e-4)
 
 
-def test_the_kernel_has_a_covariance_of_its_own() -> None:
+def test_a_convolution_is_a_layer_that_reads_patches() -> None:
+    """Three channels by two places: exact, the same as six inputs of which each channel has two."""
+    generator = torch.Generator().manual_seed(4)
+    read, gradients = torch.randn(500, 3, 2, generator=generator), torch.rand(4, 7, generator=generator)
+    read[:, 1] = read[:, 0] + 0.1 * read[:, 1]
+    weights = torch.randn(4, 3, 2, generator=generator)
+    patches, flat = ReaderStatistics(3, 4, 2), ReaderStatistics(6, 4, 1)
+    patches.add(read, gradients)
+    flat.add(read.flatten(1)[..., None], gradients)
+    found = elimination_losses([(patches.reader(weights), torch.arange(3)[:, None])], 3)
+    wanted = elimination_losses([(flat.reader(weights.flatten(1)[..., None]), torch.arange(6).reshape(3, 2))], 3)
+    assert np.allclose(found, wanted)
+    assert found[:2].min() < 0.1 * found[2]
+
+
+def test_of_too_many_inputs_the_places_of_the_kernel_have_a_covariance_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Places of a kernel that vary more count more, whatever the channel."""
+    monkeypatch.setattr(channel_elimination, "MAX_INPUTS", 5)
     generator = torch.Generator().manual_seed(4)
     read = torch.randn(2000, 3, 2, generator=generator) * torch.tensor([1.0, 3.0])
     statistics = ReaderStatistics(3, 1, 2)
     statistics.add(read, torch.ones(1, 7))
     one, other = (statistics.reader(torch.eye(2)[place].expand(1, 3, 2)).gram for place in (0, 1))
+    assert one.shape == (3, 3)
     assert torch.allclose(other / one, torch.tensor(9.0, dtype=torch.float64), rtol=0.1)
 
 

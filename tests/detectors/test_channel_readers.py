@@ -31,7 +31,7 @@ def test_convolutions_with_gradients_are_observed_and_depthwise_ones_are_not() -
     with observed_readers(network, seed=0) as readers:
         network(torch.rand(2, 3, 8, 8)).square().sum().backward()
     assert list(readers) == ["3"]
-    assert readers["3"].gram.shape == readers["3"].inverse.shape == (4, 4)
+    assert readers["3"].gram.shape == readers["3"].inverse.shape == (4 * 9, 4 * 9)
     assert not any(each._forward_hooks for each in network)
 
 
