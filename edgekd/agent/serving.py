@@ -53,9 +53,13 @@ class Model:
         """Distance of recent frames from the bundle's record; None without a record, or before enough frames."""
         return self.drift_watch.drift
 
+    def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """Return a frame uint8 [h, w, 3] BGR as the network's input, and its placement."""
+        return letterbox(frame, self.spec.preprocess)
+
     def detect(self, frame: np.ndarray) -> Detections:
         """Detect objects in a frame uint8 [h, w, 3] BGR, by the bundle's thresholds. Raises DeviceError."""
-        batch, placement = letterbox(frame, self.spec.preprocess)
+        batch, placement = self.prepare(frame)
         detections = decode_by_class(self.session.run(batch), self.spec, placement, self.thresholds)
         self.drift_watch.add(batch, placement, detections)
         return detections

@@ -134,16 +134,16 @@ def _step(table: dict[str, Any], where: str) -> Step:
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
-def refuse_keypoints(recipe: Recipe, spec: DetectorSpec) -> None:
-    """Raise SpecError for a recipe with a step that detectors with keypoints cannot take, where `spec` is of one."""
-    if spec.head.keypoints is None:
+def refuse_task(recipe: Recipe, spec: DetectorSpec) -> None:
+    """Raise SpecError for a recipe with a step that only detectors of boxes alone take, where `spec` is of another."""
+    if not spec.head.beside_boxes:
         return
     for kind in map(kind_of, recipe.steps):
         if kind.capability:
             raise SpecError(
                 f"recipe {recipe.name} {kind.effect}",
                 expected="a detector of boxes alone",
-                found=f"one with {len(spec.head.keypoints.sigmas)} keypoints",
+                found=f"one with {spec.head.beside_boxes}",
                 fix="pass a recipe without training, such as ptq or mixed",
             )
 

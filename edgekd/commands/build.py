@@ -11,7 +11,7 @@ from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
-from edgekd.commands.arguments import limits, names_of, path_or_none, recipe_of, signers_of, target_of
+from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
 from edgekd.commands.options import (
     CalibrationSet,
     Data,
@@ -70,6 +70,10 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
+    input_format: Annotated[
+        str, Option("Of frames: float32, uint8 or nv12, see docs/frames.md.", flag="--input")
+    ] = "float32",
+    postprocess: Annotated[str, Option("graph: the network selects the best candidates; or host.")] = "host",
     bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
@@ -97,6 +101,7 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
+        interface=interface_of(input_format, postprocess, chosen),
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first

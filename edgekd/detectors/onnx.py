@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, spec_from_json
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, Task, spec_from_json
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
@@ -32,8 +32,8 @@ SPEC_KEY = "edgekd.detector"
 
 MIN_OPSET = 13
 """Least opset of an exported graph: Q/DQ per channel needs it."""
-TASKS = ("detect", "pose")
-"""Ultralytics' names of the tasks that are supported: boxes, and boxes with keypoints."""
+TASKS: tuple[str, ...] = get_args(Task)
+"""Ultralytics' names of the tasks that are supported."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
@@ -74,6 +74,11 @@ class OnnxDetector:
         model = load_graph(self.path)
         understood = understand(model, self.path, self._head, self._classes, opset)
         spec, size = understood.spec, (understood.spec.preprocess.height, understood.spec.preprocess.width)
+        if spec.preprocess.input != "float32":
+            fix = "start from the model that it was built from"
+            raise SpecError(
+                f"{self.path}: takes raw frames", expected="an input float32", found=spec.preprocess.input, fix=fix
+            )
         if understood.completed is None:
             rehearse(self.path, size)
             fix_input(model, size)
@@ -135,14 +140,16 @@ def _of_one_output(
     metadata = _metadata(model)
     classes, keypoints = _class_names(metadata), _keypoints(given, metadata, path)
     shape = _shape(model.graph.output[0])
-    head = Head("yolo", keypoints=keypoints)
+    rotated = metadata.get("task") == "obb" if given.rotated is None else given.rotated
+    head = Head("yolo", keypoints=keypoints, rotated=rotated)
     kind: Any = given.kind or _recognise(model, shape, size, len(classes), path, head.extra)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
     nms = given.nms if given.nms is not None else kind != "end2end"
     classes = given.classes or classes or names or _numbered(kind, shape, path, head.extra)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
-    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms, given.strides or fitting, keypoints))
+    strides = tuple(map(round, given.strides)) or fitting
+    spec = DetectorSpec(classes, given.preprocess(usual), replace(head, kind=kind, nms=nms, strides=strides))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
@@ -155,18 +162,18 @@ def _metadata(model: Any) -> dict[str, str]:
 def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescription:
     """Return the description that `head` names.
 
-    Raises SpecError also without one, for a graph whose metadata names a task other than boxes and keypoints.
+    Raises SpecError also without one, for a graph whose metadata names a task that is not supported.
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
         expected, fix = f"task {' or '.join(TASKS)}", "export a model of such a task"
-        raise SpecError(f"{path}: not a detector of boxes or keypoints", expected=expected, found=task[:80], fix=fix)
+        raise SpecError(f"{path}: its task is not supported", expected=expected, found=task[:80], fix=fix)
     return read_description(head)
 
 
 def _keypoints(given: HeadDescription, metadata: dict[str, str], path: Path) -> Keypoints | None:
     """Return the keypoints in the last columns, as described, or by Ultralytics' metadata. Raises SpecError."""
-    of_pose = metadata.get("task") == TASKS[1]
+    of_pose = metadata.get("task") == "pose"
     shape = given.keypoints or (read_literal(metadata.get("kpt_shape", "")) if of_pose else None)
     return keypoints_of(shape, given.keypoint_sigmas, str(path)) if shape or of_pose else None
 
@@ -242,7 +249,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
         SPEC_KEY: json.dumps(to_plain(spec), sort_keys=True),
         "names": str(dict(enumerate(spec.classes))),
         "stride": str(max(spec.head.strides)),
-        "task": TASKS[keypoints is not None],
+        "task": spec.head.task,
         "imgsz": str(size),
         **({"kpt_shape": str([len(keypoints.sigmas), keypoints.dimensions])} if keypoints else {}),
     }
@@ -250,7 +257,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
 
 def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path, extra: int) -> str:
-    """Return the only kind of head that an output's shape fits; extra: columns of keypoints. Raises SpecError."""
+    """Return the only kind of head that an output's shape fits; extra: columns behind the scores. Raises SpecError."""
     if len(shape) == 3:
         _, rows, columns = shape
         cells = [_cells(size, strides) for strides in _STRIDES]
@@ -328,7 +335,7 @@ def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _numbered(kind: str, shape: list[int], path: Path, extra: int = 0) -> tuple[str, ...]:
-    """Return numbered names, as many as the output has classes; extra: columns of keypoints. Raises SpecError."""
+    """Return numbered names, as many as the output has classes; extra: columns behind the scores. Raises SpecError."""
     count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, extra) - extra if len(shape) == 3 else 0
     if count > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES} classes"

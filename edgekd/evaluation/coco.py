@@ -5,6 +5,9 @@ object there has no score (None), rather than zero.
 
 Keypoints are compared by their similarity (OKS) in place of the overlap of boxes. The area that scales distances is
 0.53 times that of the labelled box, as in Ultralytics' validation, because label files have no area of the object.
+
+Rotated boxes are compared by their exact intersection over union. The labelled one is the smallest rectangle around the
+label's polygon.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.detection.types import Detections, Keypoints
+from edgekd.core.detection.types import Detections, Head
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
+from edgekd.evaluation.rotated import found_boxes, labelled_boxes, rotated_evaluator, with_rotated
 
 MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
 MAX_POSES = 20
@@ -77,7 +81,8 @@ class BoxScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS where the detector has some.
+    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS, or rotated boxes, where the detector
+    has some.
 
     Args:
         map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
@@ -101,18 +106,20 @@ def score(
     detections: Sequence[Detections],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None = None,
+    head: Head | None = None,
 ) -> Score:
     """Score the detections of each image, in pixels, against (truth, width, height in pixels) of that image.
 
-    keypoints: of the detector, where these are scored.
+    head: of the detector, where its keypoints or rotated boxes are scored.
 
     Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
     """
-    if keypoints is None:
-        return _score(detections, truths, classes, None)
+    if head is not None and head.rotated:
+        return _score(detections, truths, classes, head)
     boxes = _score(detections, truths, classes, None)
-    poses = _score([_best(image, MAX_POSES) for image in detections], truths, classes, keypoints)
+    if head is None or head.keypoints is None:
+        return boxes
+    poses = _score([_best(image, MAX_POSES) for image in detections], truths, classes, head)
     return replace(poses, boxes=BoxScore(boxes.map50_95, boxes.map50))
 
 
@@ -120,12 +127,13 @@ def _score(
     detections: Sequence[Detections],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None,
+    head: Head | None,
 ) -> Score:
-    """Score keypoints if there are some, else boxes."""
+    """Score the keypoints or the rotated boxes of a head, or boxes without one."""
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} detections for {len(truths)} images")
     expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
+    keypoints = head.keypoints if head else None
     poses = None if keypoints is None else _poses(truths, len(keypoints.sigmas))
     objects = expected[(expected[:, 6] == 0) & (True if poses is None else (poses[:, :, 2] > 0).any(axis=1))]
     if not len(objects):
@@ -133,7 +141,9 @@ def _score(
     labelled, found = _annotations(expected, "iscrowd"), _annotations(actual, "score")
     if poses is not None:
         labelled, found = _with_keypoints(labelled, poses), _with_keypoints(found, _found_poses(detections))
-    precision, scores = _precision(labelled, found, truths, classes, keypoints)
+    if head and head.rotated:
+        labelled, found = with_rotated(labelled, labelled_boxes(truths)), with_rotated(found, found_boxes(detections))
+    precision, scores = _precision(labelled, found, truths, classes, head)
     return Score(
         map50_95=_mean(precision[:, :, :, 0]) or 0.0,
         map50=_mean(precision[0, :, :, 0]) or 0.0,
@@ -148,7 +158,7 @@ def _precision(
     found: list[dict[str, Any]],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None,
+    head: Head | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision and scores [IoU or OKS thresholds, recalls, classes, sizes with "all" first].
 
@@ -160,7 +170,8 @@ def _precision(
         "images": [{"id": index, "width": w, "height": h} for index, (_, w, h) in enumerate(truths, start=1)],
         "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
     }
-    evaluation = COCOeval_faster(
+    keypoints = head.keypoints if head else None
+    evaluation = (rotated_evaluator() if head and head.rotated else COCOeval_faster)(
         COCO({**frame, "annotations": labelled}),
         COCO({**frame, "annotations": found}),
         iouType="bbox" if keypoints is None else "keypoints",
@@ -168,7 +179,7 @@ def _precision(
         use_area=False,  # distances are scaled by 0.53 of the box: label files have no area of the object
     )
     evaluation.params.maxDets = [MAX_DETECTIONS if keypoints is None else MAX_POSES]
-    # The same for keypoints as for boxes: its defaults leave out small objects, and classes without an object.
+    # The same for all: its defaults leave out small objects, and classes without an object.
     evaluation.params.areaRng = [list(area) for area in AREAS]
     evaluation.params.catIds = list(range(len(classes)))
     evaluation.evaluate()

@@ -233,6 +233,11 @@ def opset_for(target: Target) -> int:
     return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
 
 
+def takes_bytes(target: Target) -> bool:
+    """Return whether a graph's input may be uint8: TensorRT's parser takes that from 8.5 on (onnx-tensorrt PR 879)."""
+    return target.software.tensorrt is None or version(target.software.tensorrt.value[0]) >= (8, 5)
+
+
 def cache_version(target: Target) -> str | None:
     """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
 

@@ -39,7 +39,10 @@ NAMES = (
 OLDEST = System("3.8", "1.17.4", "8.3.5")
 SYSTEMS = (
     OLDEST,
-    *(pytest.param(system, marks=pytest.mark.slow) for system in (System("3.10", "1.21.5"), System("3.12", "1.26.4"))),
+    *(
+        pytest.param(system, marks=pytest.mark.release)
+        for system in (System("3.10", "1.21.5"), System("3.12", "1.26.4"))
+    ),
 )
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
 

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 libreyolo = pytest.importorskip("libreyolo")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"),
 ]
 SMALLEST = {

@@ -21,7 +21,7 @@ DETECTOR = object_of(
     classes=list_of(text, 1),
     preprocess=object_of(
         dict,
-        ("stretch",),
+        ("stretch", "input", "float_bytes"),
         height=_SIDE,
         width=_SIDE,
         color=one_of("rgb", "bgr"),
@@ -32,13 +32,16 @@ DETECTOR = object_of(
         center=flag,
         upscale=flag,
         stretch=flag,
+        input=one_of("float32", "uint8", "nv12"),
+        float_bytes=flag,
     ),
     head=object_of(
         dict,
-        ("keypoints",),
+        ("keypoints", "rotated"),
         kind=one_of("yolo", "yolox", "end2end"),
         nms=flag,
         strides=list_of(_SIDE, 0, 16),
         keypoints=object_of(dict, sigmas=list_of(number(1e-9, 1e9), 1, MAX_KEYPOINTS), dimensions=integer(2, 3)),
+        rotated=flag,
     ),
 )

@@ -15,7 +15,6 @@ from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
-from edgekd.detectors.onnx import TASKS
 
 NAME = "edgekd.json"
 """The file that marks a folder as a conversion by edgekd."""
@@ -82,7 +81,7 @@ def _metadata(spec: DetectorSpec) -> str:
         yaml.safe_dump(
             {
                 "description": f"converted by edgekd {__version__}",
-                "task": TASKS[keypoints is not None],
+                "task": spec.head.task,
                 "batch": 1,
                 "channels": 3,
                 "end2end": spec.head.kind == "end2end",

@@ -23,8 +23,9 @@ HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 _TRAINED = {"DetectionModel": HEADS}
 _TRANSFORMER = "RTDETRDetectionModel"
-_EXPORTED = {**_TRAINED, "PoseModel": ("Pose", "Pose26"), _TRANSFORMER: ("RTDETRDecoder",)}
-"""Models by class, with the classes of their last layers. Transformers, and those with keypoints, are not trained."""
+_POSE, _ROTATED = "PoseModel", "OBBModel"
+_EXPORTED = {**_TRAINED, _POSE: ("Pose", "Pose26"), _ROTATED: ("OBB", "OBB26"), _TRANSFORMER: ("RTDETRDecoder",)}
+"""Models by class, with the classes of their last layers. Only detectors of boxes at anchors are trained."""
 _ONE_TO_ONE = "one2one_"
 """Prefix of the names of layers in the branch of a head that gives one box for each object."""
 DEFAULT_SIDE = 640
@@ -45,7 +46,7 @@ class UltralyticsDetector:
         self._trust = trust
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and keypoints.
+        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and further columns.
 
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
         one-to-one branch gives one box per object, so ranking it needs no NMS. The candidates of an RT-DETR are its
@@ -57,7 +58,7 @@ class UltralyticsDetector:
         head = model.model[-1]
         strides, nms = strides_of(head), keep_one_branch(head)
         height, width = input_size(train_args, max(strides))
-        described = Head("yolo", nms, strides, _keypoints(model, self.path))
+        described = Head("yolo", nms, strides, _keypoints(model, self.path), rotated=type(model).__name__ == _ROTATED)
         spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), described)
         checked_spec(spec, f"{self.path}: detector")
         model.fuse(verbose=False)
@@ -162,7 +163,7 @@ def require_box_detector(model: Any, path: Path, kinds: Mapping[str, Sequence[st
 
 def _keypoints(model: Any, path: Path) -> Keypoints | None:
     """Return the keypoints that a model predicts, with the deviations that it was trained with. Raises SpecError."""
-    if type(model).__name__ in _TRAINED:
+    if type(model).__name__ != _POSE:
         return None
     head, sigmas = model.model[-1], getattr(model, "kpt_oks_sigmas", None)
     return keypoints_of(getattr(head, "kpt_shape", None), sigmas, f"{path}: checkpoint")
