@@ -31,9 +31,13 @@ from edgekd.evaluation.coco import Score, mean_known
 
 BASE, START = "trained on images without the class", "the class added"
 LABELS, WORDS, REPEATED = "labels", "labels and words", "labels, rare ones repeated"
+BOTH = "labels and words, rare ones repeated and weighed"
+BASES = {WORDS: LABELS, REPEATED: LABELS, BOTH: REPEATED}
+"""Arms, and those that their gain is over."""
 ON_LABELS = Distill(stages=(DistillStage("labels", 1.0, Weights()),), teacher="live", mosaic=0.0)
 TEXT = 0.3  # weight of the words: their gradient at the neck is 0.3 times as long as that of the labels
 REPEAT = 0.5  # share of the images below which those with a class are repeated
+POWER = 0.5  # exponent of the classes' weights in the loss of the words
 PROMPTS = {
     "helmet": ("safety helmet", "hard hat"),
     "no-helmet": ("bare head of a worker", "person with uncovered hair"),
@@ -45,11 +49,12 @@ PROMPTS = {
 
 def arms(classes: Sequence[str]) -> dict[str, Distill]:
     """Return the steps that are compared, by name."""
-    prompts = {name: PROMPTS[name] for name in classes if name in PROMPTS}
+    words = replace(ON_LABELS, text=TEXT, prompts={name: PROMPTS[name] for name in classes if name in PROMPTS})
     return {
         LABELS: ON_LABELS,
-        WORDS: replace(ON_LABELS, text=TEXT, prompts=prompts),
+        WORDS: words,
         REPEATED: replace(ON_LABELS, repeat=REPEAT),
+        BOTH: replace(words, repeat=REPEAT, class_power=POWER),
     }
 
 
@@ -164,12 +169,14 @@ def page(found: Document) -> Blocks:
     arms = [row for row in found.rows if row.get("arm")]
     new, counts = found.new_class, sorted({row.objects for row in arms})
     yield from frame.head(f"A class with few labelled objects: {new}", found)
+    images = found.images
     yield f"""\
-A detector is trained on images without {new}, then on {found.others} of them and on images that hold so many objects of
-{new}, for {found.epochs} epochs at {found.image_size} pixels; scored on {found.images.val} images (val) and
-{found.images.test} (test). Means of mAP50-95 over the seeds, in brackets the lowest and the highest. Gain: over the
-labels alone, seed by seed. Words: weight {TEXT:g}. Repeated: images with a class that less than {REPEAT:.0%} of the
-images have."""
+A detector is trained on images without {new}, then for {found.epochs} epochs at {found.image_size} pixels on
+{found.others} of them and on images that hold so many objects of {new}; scored on {images.val} images (val) and
+{images.test} (test). Means of mAP50-95 over the seeds, in brackets the lowest and the highest. Words: weight {TEXT:g}.
+Rare ones: images with a class that less than {REPEAT:.0%} of the images have. Weighed: rare classes count more in the
+loss of the words, with the exponent {POWER:g}. Gain: over the labels alone, of this last arm over repeated ones alone,
+seed by seed."""
     columns = f"{new}, val | {new}, test | gain on test | others, test | gain on test"
     rows = [row for row in found.rows if row.method == START and not row.error]
     lines = [" | ".join([START, "0", "–", "–", "–", *_scores(rows, ())])] if rows else []
@@ -177,7 +184,7 @@ images have."""
         by_arm = _by_arm(arms, count)
         for arm, rows in by_arm.items():
             numbers = [frame.cell(training.mean(rows, name), ".0f") for name in ("updates", "cpu_seconds")]
-            base = () if arm == LABELS else by_arm.get(LABELS, ())
+            base = by_arm.get(BASES.get(arm, ""), ())
             lines.append(" | ".join([arm, str(count), training.seeds_of(rows), *numbers, *_scores(rows, base)]))
     yield frame.table(f"trained on | objects | seeds | updates | CPU s | {columns}", lines)
     yield from training.failures(found)
@@ -188,11 +195,11 @@ images have."""
     )
     for title, name in ((new, "new"), ("all others", "others")):
         by_row = {
-            f"{arm}, {count}": gains(rows, by_arm[LABELS], name, "test")
+            f"{arm}, {count}": gains(rows, by_arm.get(BASES[arm], ()), name, "test")
             for count in counts
             for by_arm in [_by_arm(arms, count)]
             for arm, rows in by_arm.items()
-            if arm != LABELS
+            if arm in BASES
         }
         yield verdicts(f"mAP50-95 of {title}", by_row)
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
