@@ -359,6 +359,7 @@ class Distill(_Cached):
         class_power: Weight of rare classes in the teacher's class loss: 0 for none, 1 for as much as all together.
         repeat: Images with a class that a smaller share of the images has are repeated; 0 for none.
         unlabelled: A folder of frames that the teacher labels.
+        labeller: A detector of the data's classes that labels them in its place, such as an open-vocabulary one.
         unlabelled_share: Their share of each batch.
         keep: Precision of the teacher's detections that count as labels.
         conflict: Reconcile the gradients of both losses at the student's neck.
@@ -393,6 +394,7 @@ class Distill(_Cached):
     class_power: float = 0.0
     repeat: float = 0.0
     unlabelled: str | None = None
+    labeller: str | None = None
     unlabelled_share: float = 0.25
     keep: float = 0.9
     conflict: bool = False
@@ -441,4 +443,5 @@ class Distill(_Cached):
         """Return the step with its files relative to a folder; a student may also be the name of a model."""
         beside = self.student and (folder / self.student).is_file()
         student = str(folder / str(self.student)) if beside else self.student
-        return replace(self, student=student, unlabelled=str(folder / self.unlabelled) if self.unlabelled else None)
+        unlabelled, labeller = (path and str(folder / path) for path in (self.unlabelled, self.labeller))
+        return replace(self, student=student, unlabelled=unlabelled, labeller=labeller)
