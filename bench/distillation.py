@@ -81,7 +81,8 @@ class Bench(Trainings):
         given, start = self.given, self.given.work / f"start-{seed}.pt"
         sizes = start.with_suffix(".json")
         if not sizes.is_file():
-            model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
+            student = given.student.format(seed=seed)
+            model = {"student": student, "width": given.width, "seed": seed, "image_size": given.image_size}
             step = training.step_table(Distill(**model))
             found = self.job(start.stem, training.start_job, step=step, out=start, data=self.data)
             sizes.write_text(json.dumps(found), "utf-8")
@@ -254,7 +255,7 @@ def run(given: Given) -> Iterator[Result]:
 if __name__ == "__main__":
     options = (
         *training.options("distillation", "the teacher", epochs=40, batch=32),
-        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
+        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint; {seed} in it is the seed"),
         Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
         Option("--minutes", type=float, help="train this long; `--epochs` is then the first estimate"),
         Option("--cpu-time", False, "minutes are those of the CPU, the teacher's included: others may use it, too"),
