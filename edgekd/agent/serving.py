@@ -1,7 +1,7 @@
 """The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
 Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
-takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
+takes effect before the next frame. Needs NumPy and the runtime of the engine; OpenCV makes it faster.
 """
 
 from __future__ import annotations
