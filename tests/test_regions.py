@@ -88,6 +88,8 @@ WITH_NUMPY = (
     "core.detection.preprocess",
     "core.detection.decode",
     "core.detection.parity",
+    "core.detection.nv12",
+    "core.detection.resize",
     "core.formats.int8",
     "core.formats.coded_int8",
     "core.formats.fp4x",

@@ -119,12 +119,13 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, max_boxes: int)
         if len(kept) >= max_boxes:
             break
         block = np.arange(start, min(start + BLOCK, len(boxes)))
-        block = block[~_duplicates(boxes, classes, kept, block, iou).any(axis=0)]
-        later = np.triu(_duplicates(boxes, classes, block, block, iou), 1)
+        if len(kept):
+            block = block[~_duplicates(boxes, classes, kept, block, iou).any(axis=0)]
+        duplicates = _duplicates(boxes, classes, block, block, iou)
         stays = np.ones(len(block), bool)
-        for row in np.flatnonzero(later.any(axis=1)):
+        for row in range(len(block)):
             if stays[row]:
-                stays &= ~later[row]
+                stays[row + 1 :] &= ~duplicates[row, row + 1 :]
         kept = np.concatenate([kept, block[stays]])
     return kept[:max_boxes]
 
