@@ -159,8 +159,8 @@ class Prune(_Sized):
         ratio: Share of the multiply-adds to remove.
         max_size: Of the checkpoint, such as `3MB`.
         min_fps: On the target.
-        importance: Of a channel: the first-order change of the loss on the labels (`taylor`), the gradients alone, or
-            the magnitude of the weights alone.
+        importance: Of a channel: the growth of the loss on the labels that a refit leaves (`surgeon`), the first-order
+            change of that loss without one (`taylor`), the gradients alone, or the magnitude of the weights alone.
         ranking: Over all layers, or among layers of the same structure.
         multiple: Widths stay multiples of it; None for the target's preference.
         most: Largest share of a layer's channels to remove in all.
@@ -179,7 +179,7 @@ class Prune(_Sized):
     ratio: float | None = None
     max_size: str | None = None
     min_fps: float | None = None
-    importance: Literal["taylor", "gradient", "magnitude"] = "taylor"
+    importance: Literal["surgeon", "taylor", "gradient", "magnitude"] = "surgeon"
     ranking: Literal["global", "isomorphic"] = "global"
     multiple: int | None = None
     most: float = 0.6

@@ -52,8 +52,9 @@ def _decoded(model: Any, spec: DetectorSpec, where: str) -> Head:
     """Append the decoding of a `yolox` head, in place; return the head `yolo`."""
     if spec.head.kind == "yolo":
         return spec.head
-    if spec.head.keypoints:
-        raise SpecError(f"{where}: no selection of candidates", expected="boxes alone", found="yolox with keypoints")
+    if spec.head.extra:
+        found = f"a yolox head with {spec.head.beside_boxes}"
+        raise SpecError(f"{where}: no selection of candidates", expected="boxes alone", found=found)
     described = HeadDescription(
         predictions=(model.graph.output[0].name,),
         columns=("boxes", "objectness", "scores"),

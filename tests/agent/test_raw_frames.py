@@ -20,6 +20,7 @@ from edgekd.agent.serving import Served
 from edgekd.agent.state.slots import State
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.detection.decode import Thresholds
+from edgekd.core.errors import SpecError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.deploy.artifact import opened
@@ -73,3 +74,13 @@ def test_tensorrt_takes_the_bytes(
     assert selftest(camera)["passed"]
     assert bench(camera, 3, 0)["iterations"] == 3
     assert activate(camera)["changed"]
+
+
+def test_such_a_build_can_be_reported_again_but_is_no_source_of_others(raw: Path, tiny_data: Path) -> None:
+    assert edgekd.analyse(raw.parent, images=2).inside is not None
+    with pytest.raises(SpecError, match="convert a build without --input"):
+        edgekd.convert(raw, to="openvino", out=raw.parent / "converted")
+    with pytest.raises(SpecError, match="takes raw frames; expected an input float32; found uint8"):
+        edgekd.build(raw.parent / "graph.onnx", tiny_data, recipe="float", out=raw.parent / "again")
+    with pytest.raises(SpecError, match="--input; expected float32, uint8, nv12; found rgb"):
+        edgekd.build(raw.parent / "graph.onnx", tiny_data, input_format="rgb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,15 +18,19 @@ from edgekd.core.detection.decode import SCORING, Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox, normalised
 from edgekd.core.detection.types import NO_GRID, Detections, DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError
+from edgekd.data.demo import DETECTOR
 from edgekd.detectors.interface import Interface, with_interface
+from edgekd.detectors.onnx import describe
+from edgekd.graph.model_file import read_model
+from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.graph.session import cpu_session
 from edgekd.graph.view import inputs_of
 from edgekd.hardware.compatibility import check_graph
 from edgekd.hardware.target import load_target, takes_bytes, target_names
 
 SIZE = (32, 64)
-STRIDES = (2, 4, 8)  # 512 + 128 + 32 cells of SIZE
-CELLS = 672
+STRIDES = (1, 2, 4)  # 2048 + 512 + 128 cells of SIZE
+CELLS = 2688
 CLASSES = ("red", "green", "blue")
 NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FORMATS = st.sampled_from([{}, {"color": "bgr", "scale": 1.0}, NORMALISED, {"center": False}, {"stretch": True}])
@@ -141,9 +146,9 @@ def assert_same(found: Detections, expected: Detections) -> None:
 
 @pytest.mark.parametrize("opset", [13, 17, 18])
 def test_detections_are_those_of_the_host_while_the_selection_has_them_all(opset: int) -> None:
-    output, head = yolo(0, confident=200), Head("yolo", strides=STRIDES)
+    output, head = yolo(0, confident=900), Head("yolo", strides=STRIDES)
     found, spec = selected(output, head, opset)
-    assert found.shape == (1, 7, 300)
+    assert found.shape == (1, 7, 1000)
     assert spec.head == replace(head, strides=NO_GRID)
     thresholds = Thresholds(0.5, multi_label=True)
     host = DetectorSpec(CLASSES, spec.preprocess, head)
@@ -163,9 +168,9 @@ def test_without_suppression_the_selection_loses_nothing(seed: int, confident: i
 def test_yolox_is_decoded_in_the_graph() -> None:
     rng = np.random.default_rng(0)
     output = rng.uniform(0, 1, (1, CELLS, 5 + len(CLASSES))).astype(np.float32)
-    head, thresholds = Head("yolox", strides=STRIDES), Thresholds(0.6)
+    head, thresholds = Head("yolox", strides=STRIDES), Thresholds(0.8)
     found, spec = selected(output, head)
-    assert (found.shape, spec.head.kind) == ((1, 7, 300), "yolo")
+    assert (found.shape, spec.head.kind) == ((1, 7, 1000), "yolo")
     expected = detections(output, DetectorSpec(CLASSES, spec.preprocess, head), thresholds)
     mine = detections(found, spec, thresholds)
     assert 0 < len(expected) == len(mine)
@@ -174,8 +179,8 @@ def test_yolox_is_decoded_in_the_graph() -> None:
 
 
 def test_few_candidates_and_finished_detections_stay_as_they_are() -> None:
-    few, _ = selected(yolo(0, 5)[:, :, :300], Head("yolo"))
-    assert np.array_equal(few, yolo(0, 5)[:, :, :300])
+    few, _ = selected(yolo(0, 5)[:, :, :1000], Head("yolo"))
+    assert np.array_equal(few, yolo(0, 5)[:, :, :1000])
     finished = np.random.default_rng(0).random((1, 400, 6), np.float32)
     found, spec = selected(finished, Head("end2end", nms=False))
     assert np.array_equal(found, finished)
@@ -189,3 +194,15 @@ def test_every_target_takes_the_graphs_that_are_made_for_it(input_format: Any) -
         spec = DetectorSpec(CLASSES, Preprocess(*SIZE), Head("yolo", strides=STRIDES))
         with_interface(model, spec, Interface(input_format, "host", not takes_bytes(target)), "identity")
         assert [each for each in check_graph(model, target) if each.level == "impossible"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input_format", ["uint8", "nv12"])
+def test_tensorrt_builds_engines_of_these_graphs(input_format: Any, tmp_path: Path) -> None:
+    if not TENSORRT_RTX.available().usable:
+        pytest.skip("TensorRT for RTX is not here")
+    graph, model = tmp_path / "graph.onnx", read_model(DETECTOR)
+    spec = with_interface(model, describe(model, DETECTOR), Interface(input_format, "graph"), "demo")
+    onnx.save(model, graph)
+    assert spec.head.strides == NO_GRID
+    assert compile_ahead(graph, ["SM86"], tmp_path / "engine.rtx").bytes

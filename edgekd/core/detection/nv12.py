@@ -20,22 +20,30 @@ BLUE = (2.018, -0.391, 0.0)
 """Parts of blue chroma in blue, green and red, by the same source."""
 RED = (0.0, -0.813, 1.596)
 """Parts of red chroma in blue, green and red."""
-_TO_LUMA = np.array([0.098, 0.504, 0.257], np.float32)  # of blue, green, red
-_TO_CHROMA = np.array([[0.439, -0.291, -0.148], [-0.071, -0.368, 0.439]], np.float32)  # blue and red chroma
+_TO_LUMA = (25, 129, 66)
+"""Parts of blue, green and red in luma, times 256."""
+_TO_CHROMA = ((112, -74, -38), (-18, -94, 112))
+"""Parts of blue, green and red in blue and in red chroma, times 256."""
 
 
 def luma_of(level: int) -> int:
     """Return the luma of a grey level, 0 to 255."""
-    return int(np.rint(level * _TO_LUMA.sum() + BLACK))
+    return BLACK + (sum(_TO_LUMA) * level + 128) // 256
 
 
 def nv12_from_bgr(frame: np.ndarray) -> np.ndarray:
-    """Return a frame uint8 [h, w, 3] BGR, of even sides, as NV12; chroma is the mean of its 2 x 2 pixels."""
+    """Return a frame uint8 [h, w, 3] BGR, of even sides, as NV12; chroma is that of the mean of its 2 x 2 pixels."""
     height, width = frame.shape[:2]
     out = np.empty((height * 3 // 2, width), np.uint8)
-    np.rint(frame @ _TO_LUMA + BLACK, out=out[:height], casting="unsafe")
-    blocks = frame.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3), dtype=np.float32)
-    out[height:] = np.rint(blocks @ _TO_CHROMA.T + NEUTRAL).astype(np.uint8).reshape(height // 2, width)
+    planes = [frame[:, :, plane].astype(np.uint16) for plane in range(3)]
+    luma = sum(np.uint16(part) * plane for part, plane in zip(_TO_LUMA, planes))  # noqa: B905
+    out[:height] = ((luma + np.uint16(128)) >> 8) + BLACK
+    rows = [plane[::2] + plane[1::2] for plane in planes]
+    sums = [(row[:, ::2] + row[:, 1::2]).astype(np.int32) for row in rows]  # of four pixels
+    pairs = out[height:].reshape(height // 2, width // 2, 2)
+    for index, parts in enumerate(_TO_CHROMA):
+        chroma = sum(part * four for part, four in zip(parts, sums))  # noqa: B905
+        pairs[:, :, index] = ((chroma + 512) >> 10) + NEUTRAL
     return out
 
 

@@ -1,6 +1,6 @@
 """Preprocessing: from a camera frame to the network's input, and boxes back.
 
-Shared with the device: Python 3.8 and NumPy; resizing uses OpenCV, which JetPack ships.
+Shared with the device: Python 3.8 and NumPy; OpenCV, which JetPack ships, makes it faster.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekd.core.detection.nv12 import NEUTRAL, bgr_from_nv12, luma_of, nv12_from_bgr
+from edgekd.core.detection.resize import opencv, resize_into
 from edgekd.core.detection.types import Preprocess
 
 
@@ -57,11 +58,10 @@ def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Pl
     placement = place(frame.shape[1], frame.shape[0], preprocess)
     canvas = frame
     if frame.shape[:2] != (preprocess.height, preprocess.width):
-        canvas = np.full((preprocess.height, preprocess.width, 3), preprocess.pad_value, np.uint8)
-        _paste(frame, canvas, placement)
-    if preprocess.input == "float32":
-        import cv2
-
+        canvas = np.empty((preprocess.height, preprocess.width, 3), np.uint8)
+        _paste(frame, canvas, placement, preprocess.pad_value)
+    cv2 = opencv()
+    if preprocess.input == "float32" and cv2 is not None:
         return _normalised(cv2.split(canvas), preprocess), placement
     return to_tensor(canvas, preprocess), placement
 
@@ -72,22 +72,21 @@ def _letterboxed_nv12(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.nda
     placement = place(width, height, preprocess)
     canvas = np.empty((preprocess.height * 3 // 2, preprocess.width), np.uint8)
     luma, chroma = canvas[: preprocess.height], canvas[preprocess.height :].reshape(-1, preprocess.width // 2, 2)
-    luma[:], chroma[:] = luma_of(preprocess.pad_value), NEUTRAL
-    _paste(frame[:height], luma, placement)
-    _paste(frame[height:].reshape(height // 2, width // 2, 2), chroma, placement, 2)
+    _paste(frame[:height], luma, placement, luma_of(preprocess.pad_value))
+    _paste(frame[height:].reshape(height // 2, width // 2, 2), chroma, placement, NEUTRAL, pixels=2)
     return _raw(canvas, preprocess), placement
 
 
-def _paste(frame: np.ndarray, canvas: np.ndarray, at: Placement, pixels: int = 1) -> None:
-    """Resize a frame into its place in a canvas. pixels: sides of the square that an entry of both stands for."""
-    import cv2
+def _paste(frame: np.ndarray, canvas: np.ndarray, at: Placement, fill: int, pixels: int = 1) -> None:
+    """Resize a frame into its place in a canvas, and fill the rest.
 
+    pixels: side of the square that an entry of both stands for.
+    """
     left, top, across, down = (side // pixels for side in (at.left, at.top, at.across, at.down))
-    place_of_frame = canvas[top : top + down, left : left + across]
-    if place_of_frame.shape == frame.shape:
-        place_of_frame[:] = frame
-    else:
-        cv2.resize(frame, (across, down), dst=place_of_frame, interpolation=cv2.INTER_LINEAR)
+    middle = canvas[top : top + down]
+    for rest in (canvas[:top], canvas[top + down :], middle[:, :left], middle[:, left + across :]):
+        rest[:] = fill
+    resize_into(frame, middle[:, left : left + across])
 
 
 def to_tensor(canvas: np.ndarray, preprocess: Preprocess) -> np.ndarray:
