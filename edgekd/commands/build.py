@@ -17,6 +17,7 @@ from edgekd.commands.options import (
     Data,
     Fresh,
     Head,
+    InputName,
     Keep,
     Keys,
     Licence,
@@ -34,7 +35,7 @@ from edgekd.compress.steps import Distill
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
-from edgekd.deploy.fleet import load_fleet
+from edgekd.deploy.fleet import Board, load_fleet
 from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
 
@@ -70,10 +71,8 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
-    input_format: Annotated[
-        str, Option("Of frames: float32, uint8 or nv12, see docs/frames.md.", flag="--input")
-    ] = "float32",
-    postprocess: Annotated[str, Option("graph: the network selects the best candidates; or host.")] = "host",
+    input_format: InputName = "float32",
+    postprocess: Annotated[str, Option("Who selects the best candidates: host, or graph.")] = "host",
     bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
@@ -105,14 +104,11 @@ def build(
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
-    if searches:
-        limit_s = None if time is None else parse_duration(time, "--time")
-        boards = load_fleet(Path(fleet)).boards if fleet else ()
-        request = SearchJob(job, limit_s, trials, epochs, students, workers, boards, batch, cluster, gpus)
-        job = search_module.run(request, progress)
-    else:
+    if not searches:
         _refuse_without_search(cluster=cluster, gpus=gpus, fleet=fleet)
-    return pipeline.build(job, progress, signers)
+        return pipeline.build(job, progress, signers)
+    settings = (_seconds(time), trials, epochs, students, workers, _boards(fleet), batch, cluster, gpus)
+    return pipeline.build(search_module.run(SearchJob(job, *settings), progress), progress, signers)
 
 
 def _recipe(
@@ -133,6 +129,16 @@ def _recipe(
     if students and not searches:
         steps = steps.with_settings(Distill, student=students[0])
     return steps.with_plan(Path(plan)) if plan else steps
+
+
+def _seconds(time: str | None) -> float | None:
+    """Return the seconds of a search; None for no limit. Raises SpecError."""
+    return None if time is None else parse_duration(time, "--time")
+
+
+def _boards(fleet: str | Path | None) -> tuple[Board, ...]:
+    """Return the boards of a fleet; none without one. Raises SpecError."""
+    return load_fleet(Path(fleet)).boards if fleet else ()
 
 
 def _refuse_without_search(**options: Any) -> None:
