@@ -47,9 +47,10 @@ kit: demo
 docs: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-## The JSON schemas in docs/schemas, from the types of the documents.
+## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests.
 schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/schemas/generate.py
+	$(BIN)/python docs/families.py
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

@@ -6,7 +6,6 @@ of classes, before suppression. They are written anew, by the files that the des
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,115 +13,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from raw_networks import CLASSES, STRIDES, STRIDES_TO_64, Network, Size, cells_of
 
-CLASSES = ("red", "green")
-STRIDES = (8, 16, 32)
-STRIDES_TO_64 = (8, 16, 32, 64)
-WIDTH_OF_MAPS = 8
-Size = tuple[int, int]
 Raw = Mapping[str, np.ndarray]
 Candidates = tuple[np.ndarray, np.ndarray]
 """Boxes x1, y1, x2, y2 in pixels [n, 4], and scores [n, classes]."""
-
-
-class Network:
-    """A pyramid of convolutions with random weights, to which the ends of an export are added. size: height, width."""
-
-    def __init__(self, size: Size) -> None:
-        self.size = size
-        self.nodes: list[Any] = []
-        self.weights: dict[str, np.ndarray] = {}
-        self.inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *size])]
-        self.outputs: list[Any] = []
-        self._rng = np.random.default_rng(0)
-        # Whatever the range of frames is, values vary as in a trained network.
-        self._image = self.add("InstanceNormalization", ["images", np.ones(3, np.float32), np.zeros(3, np.float32)])
-        self._levels: dict[Sequence[float], list[str]] = {}
-
-    def add(self, operator: str, inputs: Sequence[Any], outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; return the name of its output, or of several. inputs: names, and constants."""
-        name = f"n{len(self.nodes)}"
-        names = []
-        for index, value in enumerate(inputs):
-            if not isinstance(value, str):
-                self.weights[f"{name}.{index}"] = np.asarray(value)
-            names.append(value if isinstance(value, str) else f"{name}.{index}")
-        results = [f"{name}.out{index}" for index in range(outputs)]
-        self.nodes.append(helper.make_node(operator, names, results, name, **attributes))
-        return results if outputs > 1 else results[0]
-
-    def conv(self, source: str, channels: tuple[int, int], side: int, spread: float, mean: float, pads: Size) -> str:
-        """Add a convolution of squares of this side, each by itself."""
-        weight = self._rng.normal(0, spread / math.sqrt(channels[0] * side**2), (*channels[::-1], side, side))
-        bias = np.full(channels[1], mean)
-        inputs = [source, weight.astype(np.float32), bias.astype(np.float32)]
-        return str(self.add("Conv", inputs, kernel_shape=[side] * 2, strides=[side] * 2, pads=[0, 0, *pads]))
-
-    def maps(
-        self, channels: int, strides: Sequence[float] = STRIDES, spread: float = 1.0, mean: float = 0.0
-    ) -> list[str]:
-        """Return feature maps [1, channels, h, w] of the levels with these strides."""
-        if strides not in self._levels:
-            self._levels[strides] = list(self._pyramid(strides))
-        return [self.conv(each, (WIDTH_OF_MAPS, channels), 1, spread, mean, (0, 0)) for each in self._levels[strides]]
-
-    def _pyramid(self, strides: Sequence[float]) -> Any:
-        source, width, sides = self._image, 3, self.size
-        for stride in strides:
-            cells = cells_of(self.size, stride)
-            side = math.ceil(sides[0] / cells[0])
-            pads = (side * cells[0] - sides[0], side * cells[1] - sides[1])
-            source = self.add("LeakyRelu", [self.conv(source, (width, WIDTH_OF_MAPS), side, 2.0, 0.0, pads)], alpha=0.3)
-            yield source
-            width, sides = WIDTH_OF_MAPS, cells
-
-    def rows(self, maps: Sequence[str], columns: int) -> str:
-        """Return the columns of each cell of all levels, [1, n, columns]."""
-        flat = [self.add("Reshape", [each, np.array([1, columns, -1])]) for each in maps]
-        return str(self.join([self.add("Transpose", [each], perm=[0, 2, 1]) for each in flat], 1))
-
-    def join(self, parts: Sequence[str], axis: int) -> str:
-        return str(self.add("Concat", parts, axis=axis))
-
-    def sigmoid(self, source: str) -> str:
-        return str(self.add("Sigmoid", [source]))
-
-    def decoded(self, strides: Sequence[float] = STRIDES) -> str:
-        """Return boxes cx, cy, w, h in pixels [1, n, 4], as an export computes them."""
-        return str(self.add("Mul", [self.sigmoid(self.rows(self.maps(4, strides), 4)), np.float32(min(self.size))]))
-
-    def corners(self, boxes: str, axis: int = 2) -> str:
-        """Return boxes x1, y1, x2, y2 of boxes cx, cy, w, h."""
-        centre, sides = self.add("Split", [boxes], outputs=2, axis=axis)
-        half = self.add("Mul", [sides, np.float32(0.5)])
-        return self.join([self.add("Sub", [centre, half]), self.add("Add", [centre, half])], axis)
-
-    def scores(self, count: int = len(CLASSES), strides: Sequence[float] = STRIDES) -> str:
-        """Return scores of classes from 0 to 1, [1, n, count]."""
-        return self.sigmoid(self.rows(self.maps(count, strides, mean=-1.0), count))
-
-    def best(self, first_class: int) -> tuple[str, str, str]:
-        """Return the best 30 pairs: boxes x1, y1, x2, y2 [1, 30, 4], scores [1, 30] and classes int64 [1, 30]."""
-        flat = self.add("Reshape", [self.scores(), np.array([1, -1])])
-        scores, places = self.add("TopK", [flat, np.array([30])], outputs=2)
-        index = self.add("Reshape", [self.add("Div", [places, np.array(len(CLASSES))]), np.array([-1])])
-        boxes = self.add("Gather", [self.corners(self.decoded()), index], axis=1)
-        classes = self.add("Add", [self.add("Mod", [places, np.array(len(CLASSES))]), np.array(first_class)])
-        return boxes, scores, classes
-
-    def give(self, name: str, source: str, kind: int = TensorProto.FLOAT) -> None:
-        """Name an output. Its shape is inferred."""
-        self.nodes.append(helper.make_node("Identity", [source], [name], f"{name}.node"))
-        self.outputs.append(helper.make_tensor_value_info(name, kind, None))
-
-    def model(self) -> Any:
-        """Return the ModelProto, of opset 13, with shapes of outputs and names of classes."""
-        weights = [numpy_helper.from_array(value, name) for name, value in self.weights.items()]
-        graph = helper.make_graph(self.nodes, "family", self.inputs, self.outputs, weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-        helper.set_model_props(model, {"names": str(dict(enumerate(CLASSES)))})
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
 @dataclass(frozen=True)
@@ -130,7 +26,8 @@ class OnnxFamily:
     """Families with the same export.
 
     Args:
-        names: As people know them.
+        names: As people know them, separated by commas.
+        form: Of the export, where the families have several.
         export: Adds the ends of the export to a network.
         rules: From the outputs, and the size of the input, to candidates.
         head: What `--head` has to say; None where the graph is recognised.
@@ -145,6 +42,7 @@ class OnnxFamily:
     rules: Callable[[Raw, Size], Candidates]
     head: str | None = None
     size: Size = (64, 96)
+    form: str = ""
     best_class: bool = False
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     needs_torch: bool = False
@@ -158,10 +56,6 @@ class OnnxFamily:
         self.export(network)
         onnx.save(network.model(), path)
         return path
-
-
-def cells_of(size: Size, stride: float) -> Size:
-    return math.ceil(size[0] / stride), math.ceil(size[1] / stride)
 
 
 def sigmoid(value: np.ndarray) -> np.ndarray:
@@ -388,11 +282,11 @@ SSDLITE320 = (16, 32, 64, 320 / 3, 160, 320)
 RETINANET = (8, 16, 32, 64, 128)
 FAMILIES = (
     OnnxFamily(
-        "YOLOv8, YOLOv9, YOLO11, YOLO12, YOLOv13; YOLOv3, v5, v6 by Ultralytics",
+        "YOLOv8, YOLOv9, YOLO11, YOLO12, YOLOv13, YOLOv3u, YOLOv5u",
         _yolo,
         lambda raw, size: (from_centres(raw["output0"][0, :4].T), raw["output0"][0, 4:].T),
     ),
-    OnnxFamily("YOLOv10, YOLO26, RT-DETR by Ultralytics", _end2end, _of_end2end),
+    OnnxFamily("YOLOv10, YOLO26, RT-DETR", _end2end, _of_end2end, form=" as Ultralytics exports them"),
     OnnxFamily("YOLOX", _yolox, _of_yolox, best_class=True),
     OnnxFamily("YOLOv5, YOLOv7", _yolov5, _of_yolov5),
     OnnxFamily("YOLOv6", _yolov6, _of_yolov5, head="yolov5"),
@@ -403,9 +297,10 @@ FAMILIES = (
         head="rt-detr",
     ),
     OnnxFamily(
-        "RT-DETR, D-FINE, DEIM with post-processing",
+        "RT-DETR, D-FINE, DEIM",
         _postprocessed,
         lambda raw, size: finished(raw, 0),
+        form=" with post-processing",
         inputs={"orig_target_sizes": np.array([[96, 64]])},
     ),
     OnnxFamily(
@@ -434,7 +329,7 @@ FAMILIES = (
         inputs={"scale_factor": np.ones((1, 2), np.float32)},
     ),
     OnnxFamily(
-        "SSD300",
+        "SSD",
         _torchvision_head(SSD300, (4, 6, 6, 6, 4, 4), 2.0),
         _of_ssd(
             lambda boxes: boxes.DefaultBoxGenerator(
@@ -449,7 +344,7 @@ FAMILIES = (
         needs_torch=True,
     ),
     OnnxFamily(
-        "SSDlite320",
+        "SSDlite",
         _torchvision_head(SSDLITE320, (6,) * 6, 2.0),
         _of_ssd(lambda boxes: boxes.DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95), SSDLITE320),
         head="ssdlite320",
@@ -465,9 +360,10 @@ FAMILIES = (
         needs_torch=True,
     ),
     OnnxFamily(
-        "Faster R-CNN, RetinaNet, FCOS, SSD as torchvision exports them",
+        "Faster R-CNN, RetinaNet, FCOS, SSD",
         _faster_rcnn,
         lambda raw, size: finished({name: value[None] for name, value in raw.items()}, 1),
         head="torchvision",
+        form=" as torchvision exports them",
     ),
 )

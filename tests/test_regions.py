@@ -83,6 +83,7 @@ WITH_NUMPY = (
     "core.power.energy",
     "core.detection.checked_spec",
     "core.detection.types",
+    "core.detection.masks",
     "core.detection.rotated",
     "core.detection.preprocess",
     "core.detection.decode",

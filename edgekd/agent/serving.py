@@ -24,6 +24,7 @@ from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.engines.engine import Engine
     from edgekd.agent.runtimes.types import EngineSession
     from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import DetectionThresholds
@@ -54,7 +55,11 @@ class Model:
         return self.drift_watch.drift
 
     def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
-        """Return a frame uint8 [h, w, 3] BGR as the network's input, and its placement."""
+        """Return a frame as the network's input, and its placement. frame: BGR, or NV12 as `letterbox` takes it."""
+        if frame.ndim == 2 and self.spec.preprocess.input != "nv12":
+            import cv2
+
+            frame = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12)
         return letterbox(frame, self.spec.preprocess)
 
     def detect(self, frame: np.ndarray) -> Detections:
@@ -187,6 +192,11 @@ def _open(state: State) -> Model:
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")
+    return open_slot(slot, engine)
+
+
+def open_slot(slot: Slot, engine: Engine) -> Model:
+    """Open the model in a slot, in service or not. Raises DeviceError, BundleError."""
     spec = spec_from_json(slot.manifest.detector)
     return Model(
         name=slot.manifest.name,

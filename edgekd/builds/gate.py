@@ -69,7 +69,7 @@ def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:
 
 
 def _with_more_than_boxes(stages: Sequence[AnyStage]) -> bool:
-    """Return True for a detector with keypoints or rotated boxes, which is not trained."""
+    """Return True for a detector with keypoints, rotated boxes or masks, which is not trained."""
     graphs = [stage.result.detector for stage in stages if isinstance(stage.result, GraphResult)]
     return any(detector is not None and detector.head.task != "detect" for detector in graphs)
 

@@ -62,7 +62,7 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
     scored, target = dataset.split(SCORED), request.target
     model, head, trust = request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
-    refuse_task(request.recipe, before.result.spec)
+    refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
     checked = check.run(context, before, target, "fp32")
     data = context.fingerprint(scored)
     first_score = score.run(context, before, scored, data, "fp32")

@@ -180,7 +180,7 @@ def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress)
         row = [sha256(each.image), truth.boxes.tolist(), truth.classes.tolist(), truth.crowd.tolist()]
         row += [] if truth.keypoints is None else [truth.keypoints.tolist()]
         if truth.polygons is not None:
-            points = b"".join(polygon.tobytes() for polygon in truth.polygons)
-            row += [list(map(len, truth.polygons)), hashlib.sha256(points).hexdigest()]
+            points = b"".join(part.tobytes() for outline in truth.polygons for part in outline)
+            row += [[list(map(len, outline)) for outline in truth.polygons], hashlib.sha256(points).hexdigest()]
         rows.append(row)
     return json_sha256([split.name, rows])

@@ -20,6 +20,7 @@ from edgekd.core.input_files import read_input
 from edgekd.data.keypoints import keypoint_table
 
 TOLERANCE = 1e-3  # fraction of the image: labelling tools round; a coordinate this far outside is clipped
+Outline = tuple[NDArray[np.float32], ...]
 MAX_LABEL_BYTES = 1 << 24  # of a label file: 400,000 boxes
 
 
@@ -31,15 +32,15 @@ class Truth:
     crowd: bool [n], boxes around many objects, which COCO scoring ignores;
     keypoints: float32 [n, k, 3] x, y as fractions, and visibility: 0 for not labelled, 1 for hidden, 2 for visible;
     None for a data set without keypoints;
-    polygons: for each object its outline, float32 [k, 2] x, y as fractions; None unless every label of the split has
-    one.
+    polygons: for each object its outline, one or several parts float32 [k, 2] x, y as fractions; None unless every
+    label of the split has one.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     keypoints: NDArray[np.float32] | None = None
-    polygons: tuple[NDArray[np.float32], ...] | None = None
+    polygons: tuple[Outline, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -54,7 +55,7 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
     """
     rows: list[Sequence[str | float]] = []
     points: list[Sequence[str]] = []
-    polygons: list[NDArray[np.float32]] = []
+    polygons: list[Outline] = []
     owners: list[int] = []
     lines: list[int] = []
     absent = 0
@@ -76,7 +77,7 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
             elif len(fields) != 5:
                 label, polygon = _polygon(line, f"{file} line {number}")
                 fields = [label, *_box_around(polygon)]
-                polygons.append(polygon.clip(0, 1).astype(np.float32))
+                polygons.append((polygon.clip(0, 1).astype(np.float32),))
             rows.append(fields)
             owners.append(owner)
             lines.append(number)
@@ -187,7 +188,7 @@ def truths_per_image(
     classes: NDArray[np.float64],
     crowd: NDArray[np.bool_],
     keypoints: NDArray[np.float64] | None = None,
-    polygons: Sequence[NDArray[np.float32]] | None = None,
+    polygons: Sequence[Outline] | None = None,
 ) -> list[Truth]:
     """Group rows in any order into one Truth per image; owners: int64 [n], image index of each row."""
     order = np.argsort(owners, kind="stable")

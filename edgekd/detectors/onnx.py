@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, Task, spec_from_json
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Masks, Preprocess, Task, spec_from_json
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
@@ -22,6 +24,7 @@ from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.heads.inputs import fix_input, image_inputs, set_constants
 from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
+from edgekd.detectors.masks import join_prototypes
 from edgekd.graph.opset import to_opset
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -39,17 +42,23 @@ _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
     "`edgekd describe` prints such a file"
 )
+_BOXES_OF_MASKS = (
+    'for its boxes alone, pass --head FILE.toml with predictions = ["output0"], columns = ["boxes", "scores"], '
+    'coding = "cxcywh", activation = "none", and the numbers of its classes, from 0, as class_columns'
+)
 
 
 @dataclass(frozen=True)
 class Understood:
     """A detector in a graph. spec: of the graph, which has decoding appended where its own outputs need it.
 
-    completed: the description of a head whose outputs have roles; None for one output of a known kind.
+    completed: the description of a head whose outputs have roles; None for one output of a known kind. appended: True
+    where nodes were added to the graph.
     """
 
     spec: DetectorSpec
     completed: Completion | None = None
+    appended: bool = False
 
 
 class OnnxDetector:
@@ -79,7 +88,7 @@ class OnnxDetector:
             raise SpecError(
                 f"{self.path}: takes raw frames", expected="an input float32", found=spec.preprocess.input, fix=fix
             )
-        if understood.completed is None:
+        if not understood.appended:
             rehearse(self.path, size)
             fix_input(model, size)
             model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), str(self.path))
@@ -91,7 +100,7 @@ class OnnxDetector:
         import onnx
 
         model = load_graph(self.path)
-        if understand(model, self.path, self._head, self._classes).completed is None:
+        if not understand(model, self.path, self._head, self._classes).appended:
             with ONNXRUNTIME_CPU.load(self.path) as session:
                 return session.run(batch)
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -117,6 +126,10 @@ def understand(
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
     given = _given(head, metadata, path)
     size = _input_size(model, metadata, given, path)
+    if given.masks or (given.masks is None and metadata.get("task") == "segment"):
+        _prepare(model, path, size, opset)
+        masks = join_prototypes(model, str(path))
+        return Understood(_of_one_output(model, given, size, path, names, masks), appended=True)
     if not _decoded_by_the_agent(model, given, size):
         return _with_decoding(model, given, size, path, names, opset)
     return Understood(_of_one_output(model, given, size, path, names))
@@ -134,14 +147,20 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
 
 
 def _of_one_output(
-    model: Any, given: HeadDescription, size: tuple[int, int], path: Path, names: tuple[str, ...]
+    model: Any,
+    given: HeadDescription,
+    size: tuple[int, int],
+    path: Path,
+    names: tuple[str, ...],
+    masks: Masks | None = None,
 ) -> DetectorSpec:
     """Describe a head of one output, whose kind is given or recognised. size: height and width of the input."""
     metadata = _metadata(model)
     classes, keypoints = _class_names(metadata), _keypoints(given, metadata, path)
     shape = _shape(model.graph.output[0])
     rotated = metadata.get("task") == "obb" if given.rotated is None else given.rotated
-    head = Head("yolo", keypoints=keypoints, rotated=rotated)
+    head, pixels = Head("yolo", keypoints=keypoints, rotated=rotated, masks=masks), _pixels(masks)
+    shape = [*shape[:2], *(side - pixels for side in shape[2:])]
     kind: Any = given.kind or _recognise(model, shape, size, len(classes), path, head.extra)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
@@ -155,6 +174,10 @@ def _of_one_output(
     return spec
 
 
+def _pixels(masks: Masks | None) -> int:
+    return masks.height * masks.width if masks else 0
+
+
 def _metadata(model: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
@@ -166,7 +189,7 @@ def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescri
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
-        expected, fix = f"task {' or '.join(TASKS)}", "export a model of such a task"
+        expected, fix = f"task {' or '.join(TASKS)}", _BOXES_OF_MASKS if task == "segment" else "export a detector"
         raise SpecError(f"{path}: its task is not supported", expected=expected, found=task[:80], fix=fix)
     return read_description(head)
 
@@ -202,11 +225,7 @@ def _with_decoding(
     if given.kind:
         expected = f'one output, as `kind = "{given.kind}"` says'
         raise SpecError(f"{path}: wrong outputs", expected=expected, found=_outputs_text(model), fix=_DESCRIBE)
-    rehearse(path, size)
-    own = opset_of(model)
-    fix_input(model, size)
-    set_constants(model, given.constants or {}, size, str(path))
-    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
+    _prepare(model, path, size, opset, given.constants or {})
     completed = complete(model, given, size, str(path))
     head = append_decoding(model, completed.description, size, str(path))
     known = given.classes or _class_names(_metadata(model)) or names
@@ -220,7 +239,22 @@ def _with_decoding(
     # Transformers without a grid of cells are trained on frames that are stretched to the input.
     usual = Preprocess(*size, stretch=completed.description.unit == "fraction")
     spec = DetectorSpec(classes, given.preprocess(usual), head)
-    return Understood(checked_spec(spec, f"{path}: detector"), completed)
+    return Understood(checked_spec(spec, f"{path}: detector"), completed, appended=True)
+
+
+def _prepare(
+    model: Any,
+    path: Path,
+    size: tuple[int, int],
+    opset: int | None,
+    constants: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> None:
+    """Rehearse a graph, and give it fixed inputs and an opset that nodes can be appended in, in place."""
+    rehearse(path, size)
+    own = opset_of(model)
+    fix_input(model, size)
+    set_constants(model, constants, size, str(path))
+    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
 
 
 def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:

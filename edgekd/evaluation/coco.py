@@ -7,7 +7,7 @@ Keypoints are compared by their similarity (OKS) in place of the overlap of boxe
 0.53 times that of the labelled box, as in Ultralytics' validation, because label files have no area of the object.
 
 Rotated boxes are compared by their exact intersection over union. The labelled one is the smallest rectangle around the
-label's polygon.
+label's polygon. Masks are compared by the intersection over union of their pixels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.detection.types import Detections, Head
+from edgekd.core.detection.types import Detections, Head, Task
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
+from edgekd.evaluation.masks import Code, labelled_masks, with_masks
 from edgekd.evaluation.rotated import found_boxes, labelled_boxes, rotated_evaluator, with_rotated
 
 MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
@@ -31,6 +32,9 @@ MAX_POSES = 20
 SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
 AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 """Areas of boxes in square pixels of the frame: of all, then of each of SIZES."""
+
+_COMPARED: Mapping[Task, str] = {"detect": "bbox", "obb": "bbox", "pose": "keypoints", "segment": "segm"}
+"""faster-coco-eval's names of what is compared."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class TailScore:
 
 @dataclass(frozen=True)
 class BoxScore:
-    """Scores of the boxes of a detector with keypoints, 0 to 1.
+    """Scores of the boxes of a detector with keypoints or masks, 0 to 1.
 
     Args:
         map50_95, map50: As in a `Score` of boxes.
@@ -81,8 +85,8 @@ class BoxScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS, or rotated boxes, where the detector
-    has some.
+    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS, rotated boxes or masks, where the
+    detector has some.
 
     Args:
         map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
@@ -91,7 +95,7 @@ class Score:
         by_size: mAP50-95 of `small` (below 32² pixels of the image), `medium` (below 96²) and `large` objects; null
             where the split has none.
         images: Number of scored images.
-        boxes: Scores of the boxes by IoU; null for a detector without keypoints.
+        boxes: Scores of the boxes by IoU; null for a detector without keypoints and masks.
     """
 
     map50_95: float
@@ -107,20 +111,24 @@ def score(
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
     head: Head | None = None,
+    masks: Sequence[Sequence[Code]] = (),
 ) -> Score:
     """Score the detections of each image, in pixels, against (truth, width, height in pixels) of that image.
 
-    head: of the detector, where its keypoints or rotated boxes are scored.
+    head: of the detector, where its keypoints, rotated boxes or masks are scored; masks: of the detections of each
+    image, in their order.
 
     Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
     """
     if head is not None and head.rotated:
         return _score(detections, truths, classes, head)
     boxes = _score(detections, truths, classes, None)
-    if head is None or head.keypoints is None:
+    if head is None or head.task == "detect":
         return boxes
-    poses = _score([_best(image, MAX_POSES) for image in detections], truths, classes, head)
-    return replace(poses, boxes=BoxScore(boxes.map50_95, boxes.map50))
+    if head.keypoints:
+        detections = [_best(image, MAX_POSES) for image in detections]
+    objects = _score(detections, truths, classes, head, [code for image in masks for code in image])
+    return replace(objects, boxes=BoxScore(boxes.map50_95, boxes.map50))
 
 
 def _score(
@@ -128,8 +136,9 @@ def _score(
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
     head: Head | None,
+    masks: Sequence[Code] = (),
 ) -> Score:
-    """Score the keypoints or the rotated boxes of a head, or boxes without one."""
+    """Score the keypoints, the rotated boxes or the masks of a head, or boxes without one."""
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} detections for {len(truths)} images")
     expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
@@ -143,6 +152,8 @@ def _score(
         labelled, found = _with_keypoints(labelled, poses), _with_keypoints(found, _found_poses(detections))
     if head and head.rotated:
         labelled, found = with_rotated(labelled, labelled_boxes(truths)), with_rotated(found, found_boxes(detections))
+    if head and head.masks:
+        labelled, found = with_masks(labelled, labelled_masks(truths)), with_masks(found, masks)
     precision, scores = _precision(labelled, found, truths, classes, head)
     return Score(
         map50_95=_mean(precision[:, :, :, 0]) or 0.0,
@@ -174,7 +185,7 @@ def _precision(
     evaluation = (rotated_evaluator() if head and head.rotated else COCOeval_faster)(
         COCO({**frame, "annotations": labelled}),
         COCO({**frame, "annotations": found}),
-        iouType="bbox" if keypoints is None else "keypoints",
+        iouType=_COMPARED[head.task if head else "detect"],
         kpt_oks_sigmas=None if keypoints is None else list(keypoints.sigmas),
         use_area=False,  # distances are scaled by 0.53 of the box: label files have no area of the object
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score, score
+from edgekd.evaluation.masks import Code, codes_of
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import HostRuntime
 
@@ -81,12 +82,16 @@ def judge(
     images: list[Path] = []
     detections: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
+    masks: list[list[Code]] = []
     for sample, image in readable:
-        detections.append(find(image))
+        found = find(image)
+        if found.masks is not None:  # as codes: what they are computed from is megabytes for each image
+            masks.append(codes_of(found.masks))
+        detections.append(replace(found, masks=None))
         images.append(sample.image)
         truths.append((sample.truth, image.shape[1], image.shape[0]))
     return Evaluation(
-        score=score(detections, truths, classes, head),
+        score=score(detections, truths, classes, head, masks),
         images=tuple(images),
         detections=tuple(detections),
         truths=tuple(truths),
@@ -97,7 +102,7 @@ def judge(
 def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
     """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`.
 
-    Keypoints and rotated boxes are left out: counts, pictures and shifts of detections are of boxes.
+    Keypoints, rotated boxes and masks are left out: counts, pictures and shifts of detections are of boxes.
     """
     np.savez(
         path,

@@ -29,8 +29,8 @@ def labelled_boxes(truths: Sequence[tuple[Truth, int, int]]) -> NDArray[np.float
         if truth.polygons is None:
             expected = "rows of a class and four corners (class x1 y1 x2 y2 x3 y3 x4 y4) alone, in YOLO layout"
             raise DataError("labels without rotated boxes, which the detector gives", expected=expected)
-        for polygon in truth.polygons:
-            centre, size, degrees = cv2.minAreaRect(polygon * np.array([width, height], np.float32))
+        for outline in truth.polygons:
+            centre, size, degrees = cv2.minAreaRect(np.concatenate(outline) * np.array([width, height], np.float32))
             boxes.append(np.array([[*centre, *size, np.deg2rad(degrees)]]))
     return np.concatenate(boxes)
 

@@ -56,7 +56,7 @@ def test_percentiles_of_a_histogram_are_those_of_the_samples(scale: float) -> No
         histogram.add(float(sample))
     found = histogram.summary()
     assert found
-    exact = np.percentile(samples, (50, 95, 99), method="inverted_cdf")
+    exact = np.sort(samples)[[2499, 4749, 4949]]
     ratios = np.array([found.p50, found.p95, found.p99]) / exact
     assert (ratios >= 1 - 1e-9).all()
     assert (ratios <= 1.01 + 1e-9).all()

@@ -33,6 +33,11 @@ def test_a_source_is_known_by_its_text(text: str, name: str, live: bool, max_fps
     assert (source.name, source.live, source.max_fps) == (name, live, max_fps)
 
 
+def test_a_pipeline_that_says_so_gives_nv12() -> None:
+    pipeline = "nvarguscamerasrc ! nvvidconv ! video/x-raw,format={} ! appsink"
+    assert [parse_source(pipeline.format(kind), "0").nv12 for kind in ("NV12", "BGR")] == [True, False]
+
+
 def test_a_file_with_a_rate_plays_like_a_camera() -> None:
     source = parse_source("video.mp4", "0", fps=15)
     assert (source.live, source.max_fps) == (True, 15)

@@ -32,7 +32,7 @@ class System:
 
 
 NAMES = (
-    *("commands", "device", "fetching", "installation", "models", "parity"),
+    *("camera_scheduling", "camera_tracking", "commands", "device", "fetching", "installation", "models", "parity"),
     *("precision", "rebuild_engine", "runtimes", "strict", "trust_state", "validation", "evidence"),
 )
 """Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""

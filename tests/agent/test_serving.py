@@ -18,8 +18,10 @@ import cv2
 import numpy as np
 import pytest
 from cameras import Agent, identity_of, install, repacked, run
+from test_json_contract import assert_documented
 
 from edgekd.agent import serving
+from edgekd.agent.cameras import capacity
 from edgekd.agent.cameras.service import CameraResult, CameraService
 from edgekd.agent.cameras.sources import CameraSource
 from edgekd.agent.engines.engine import ENGINE
@@ -208,6 +210,22 @@ def test_the_example_stands_behind_a_gstreamer_pipeline(folder: Path, bundle: Pa
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["frame"] for each in told] == list(range(5))
     assert {each["model"] for each in told} == {identity_of(bundle)}
+
+
+def test_bench_counts_the_cameras_that_an_engine_serves(
+    agent: Agent, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "SECONDS", 0.2)
+    agent("unpack", bundle)
+    agent("build", runtime="onnxruntime")
+    found = agent(
+        "bench", "--iterations", 2, "--seconds", 0, "--cameras", 2, "--camera-fps", 5, runtime="onnxruntime"
+    ).document
+    assert_documented(found, "agent")
+    capacities = found["result"]["cameras"]
+    assert (capacities["fps"], capacities["limit"]) == (5, 2)
+    assert capacities["runs"][0]["fps"] > 0
+    assert "0 or more" in agent("bench", "--cameras", -1, runtime="onnxruntime").error["expected"]
 
 
 def test_the_example_says_what_it_cannot_open(folder: Path, tmp_path: Path) -> None:

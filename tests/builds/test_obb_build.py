@@ -78,7 +78,7 @@ def test_the_camera_gives_rotated_boxes_in_pixels_of_the_frame(
 
 def test_keypoints_or_stretched_frames_beside_rotated_boxes_are_refused() -> None:
     both = Head("yolo", keypoints=Keypoints((0.5,)), rotated=True)
-    with pytest.raises(SpecError, match="keypoints or rotated boxes; found both"):
+    with pytest.raises(SpecError, match="keypoints, rotated boxes or masks; found several"):
         checked_spec(DetectorSpec(("a",), Preprocess(64, 64), both), "model")
     with pytest.raises(SpecError, match="stretch: wrong"):
         checked_spec(DetectorSpec(("a",), Preprocess(64, 64, stretch=True), HEAD), "model")

@@ -81,8 +81,8 @@ def test_polygons_are_kept_where_every_label_is_one(tmp_path: Path) -> None:
     first, second = (each.truth.polygons for each in load_dataset(make_yolo(tmp_path, rows)).split("train").samples)
     assert first is not None
     assert second is not None
-    np.testing.assert_allclose(first, [[[0.2, 0.1], [0.6, 0.3], [0.4, 0.9]]], atol=1e-6)
-    assert second[0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
+    np.testing.assert_allclose(first, [[[[0.2, 0.1], [0.6, 0.3], [0.4, 0.9]]]], atol=1e-6)
+    assert second[0][0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
     rows["b"] += "1 0.5 0.5 0.5 0.5\n"
     mixed = load_dataset(make_yolo(tmp_path / "mixed", rows)).split("train").samples
     assert [each.truth.polygons for each in mixed] == [None, None]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_marks import of_families
 
 from edgekd.compress.steps import Distill, LowRank, Prune
 from edgekd.core.errors import CompressError, SpecError
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's and Ultralytics' own
 SIDE = 64
 STEP = Prune(ratio=0.4, multiple=4, images=6, batch=4)
-FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
+FAMILIES = {"yolov8n": "YOLOv8", "yolo11n": "YOLO11", "yolo26n": "YOLO26"}
 
 
 def write_detector(path: Path, model: str = "yolo11n", width: float | None = 0.125) -> Path:
@@ -81,7 +82,7 @@ def test_blocks_in_halves_compute_the_same_to_the_bit_and_are_whole_afterwards(m
     assert all(torch.equal(value, state[name]) for name, value in after.items())
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", of_families("Ultralytics", FAMILIES, "prune", fast=FAMILIES))
 def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path) -> None:
     """What writes zeros and is read with zeros has no importance: without it the outputs are the same."""
     network = load_checkpoint(write_detector(tmp_path / "one.pt", model)).model

@@ -21,7 +21,7 @@ SIZE = np.array([WIDTH, HEIGHT], np.float32)
 
 
 def truth(boxes: np.ndarray = BOX, classes: tuple[int, ...] = (0,)) -> tuple[Truth, int, int]:
-    polygons = tuple((corners_of(boxes) / SIZE).astype(np.float32))
+    polygons = tuple((corners,) for corners in (corners_of(boxes) / SIZE).astype(np.float32))
     around = (enclosing(boxes) / np.tile(SIZE, 2)).astype(np.float32)
     return Truth(around, np.array(classes), np.zeros(len(boxes), bool), polygons=polygons), WIDTH, HEIGHT
 

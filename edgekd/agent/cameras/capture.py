@@ -70,7 +70,7 @@ class Capture:
 
     def deliver(self, frame: Any) -> bool:
         """Pass a frame on; return False once no frames are wanted."""
-        problem = frame_problem(frame)
+        problem = frame_problem(frame, nv12=self.source.nv12)
         self.state = RUNNING
         if problem:
             self.problem = f"a frame was rejected: {problem}"
@@ -147,6 +147,7 @@ class _Reader(threading.Thread):
                 if not self._capture.wait(pacer.delay_s(time.monotonic())):
                     return False
         finally:
+            self.called_s = time.monotonic()
             close = getattr(frames, "close", None)
             if close is not None:
                 close()

@@ -6,12 +6,13 @@ OpenCV is imported when a source that needs it is opened; a source with `!` is a
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
@@ -27,6 +28,7 @@ MAX_FPS = 60.0
 MAX_SIDE = 8192
 """Pixels of a side of a frame."""
 
+_PICTURES = 4  # of a synthetic source
 _NAMED = re.compile(r"([A-Za-z0-9_-]+)=(.+)", re.DOTALL)
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,5})x(\d{1,5})@(\d{1,4}(?:\.\d+)?)")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
@@ -47,6 +49,7 @@ class CameraSource:
     open: Frames
     live: bool = True
     max_fps: float = MAX_FPS
+    nv12: bool = False
 
 
 def parse_source(text: str, name: str, fps: float | None = None) -> CameraSource:
@@ -61,7 +64,7 @@ def parse_source(text: str, name: str, fps: float | None = None) -> CameraSource
     if text.startswith("synthetic:"):
         return CameraSource(name, _synthetic(text), max_fps=float("inf"))
     if "!" in text or "://" in text or text.startswith("/dev/"):
-        return CameraSource(name, partial(video_frames, text))
+        return CameraSource(name, partial(video_frames, text), nv12="format=NV12" in text)
     read: Frames = partial(video_frames, text)
     if text == "-":
         read = partial(y4m_frames, sys.stdin.buffer)
@@ -75,12 +78,14 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("//", text)
 
 
-def frame_problem(frame: Any) -> str | None:
-    """Return why something is no frame uint8 [h, w, 3]; None where it is one."""
+def frame_problem(frame: Any, *, nv12: bool = False) -> str | None:
+    """Return why something is no frame uint8 [h, w, 3], or NV12 frame uint8 [h * 3 / 2, w]; None where it is one."""
     if not isinstance(frame, np.ndarray):
         return "not a picture"
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        return f"expected uint8 [h, w, 3], found {frame.dtype} {list(frame.shape)}"
+    expected = "[h * 3 / 2, w] of even sides" if nv12 else "[h, w, 3]"
+    is_shaped = frame.ndim == 2 and frame.shape[0] % 3 == frame.shape[1] % 2 == 0 if nv12 else frame.shape[2:] == (3,)
+    if frame.dtype != np.uint8 or not is_shaped:
+        return f"expected uint8 {expected}, found {frame.dtype} {list(frame.shape)}"
     if not 1 <= min(frame.shape) <= max(frame.shape) <= MAX_SIDE:
         return f"expected sides of 1 to {MAX_SIDE} pixels, found {frame.shape[1]} x {frame.shape[0]}"
     return None
@@ -140,17 +145,24 @@ def y4m_frames(stream: BinaryIO) -> Iterator[np.ndarray]:
 
 
 def synthetic_frames(width: int, height: int, fps: float) -> Iterator[np.ndarray]:
-    """Yield frames without end at a steady rate: a square that moves over a grey gradient."""
-    pacer, side = Pacer(fps), max(min(width, height) // 8, 1)
-    background = np.empty((height, width, 3), np.uint8)
-    background[:] = np.linspace(32, 160, width).astype(np.uint8)[None, :, None]
-    left = 0
-    while True:
+    """Yield frames without end at a steady rate: a square that moves over a grey gradient, the same few pictures."""
+    pacer = Pacer(fps)
+    for picture in itertools.cycle(_pictures(width, height)):
         time.sleep(pacer.delay_s(time.monotonic()))
-        frame = background.copy()
-        frame[:side, left : left + side] = (64, 128, 255)
-        left = (left + 2) % width
-        yield frame
+        yield picture
+
+
+@lru_cache(maxsize=1)
+def _pictures(width: int, height: int) -> list[np.ndarray]:
+    """Return a few frames, which all cameras of that size share."""
+    side, pictures = max(min(width, height) // 8, 1), []
+    for number in range(_PICTURES):
+        picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = np.linspace(32, 160, width).astype(np.uint8)[None, :, None]
+        left = number * (width - side) // _PICTURES
+        picture[:side, left : left + side] = (64, 128, 255)
+        pictures.append(picture)
+    return pictures
 
 
 def _synthetic(text: str) -> Frames:

@@ -107,6 +107,8 @@ class ServiceStatus:
     Args:
         seconds: Since the cameras were opened.
         model: Identity of the bundle in use.
+        cameras: The cameras, in the order of their sources.
+        stages: Where the time goes.
     """
 
     seconds: float

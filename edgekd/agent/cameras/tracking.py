@@ -9,14 +9,11 @@ frames do not count as stops. Pairs are taken by descending overlap instead of b
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.core.bundle.manifest import DetectionThresholds
 from edgekd.core.detection.types import Detections
-
-if TYPE_CHECKING:
-    from edgekd.core.bundle.manifest import DetectionThresholds
 
 NO_TRACK = -1
 """In place of the identity of an object that was seen once."""

@@ -13,6 +13,8 @@ MAX_SIDE = 65536
 """Largest height, width or stride in pixels."""
 MAX_KEYPOINTS = 1000
 """Keypoints of an object; the whole body has 133."""
+MAX_COEFFICIENTS = 1024
+"""Coefficients of a mask; detectors have 32."""
 
 _SIDE = integer(1, MAX_SIDE)
 _FIGURE = number(-1e9, 1e9)
@@ -37,11 +39,12 @@ DETECTOR = object_of(
     ),
     head=object_of(
         dict,
-        ("keypoints", "rotated"),
+        ("keypoints", "rotated", "masks"),
         kind=one_of("yolo", "yolox", "end2end"),
         nms=flag,
         strides=list_of(_SIDE, 0, 16),
         keypoints=object_of(dict, sigmas=list_of(number(1e-9, 1e9), 1, MAX_KEYPOINTS), dimensions=integer(2, 3)),
         rotated=flag,
+        masks=object_of(dict, coefficients=integer(1, MAX_COEFFICIENTS), height=_SIDE, width=_SIDE),
     ),
 )

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.core.detection.masks import InstanceMasks
 from edgekd.core.detection.preprocess import Placement, rotated_to_frame, to_frame
 from edgekd.core.detection.rotated import enclosing, suppress_rotated
-from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints, Masks
 
 if TYPE_CHECKING:
     from edgekd.core.bundle import manifest
@@ -46,14 +47,16 @@ def decode(
     output: np.ndarray, spec: DetectorSpec, placement: Placement, thresholds: Thresholds = Thresholds()
 ) -> Detections:
     """Decode the detections in one frame. output: of the network, float32, as `spec.head` describes it."""
-    size = (spec.preprocess.height, spec.preprocess.width)
+    size, prototypes = (spec.preprocess.height, spec.preprocess.width), None
+    if spec.head.masks:
+        output, prototypes = _without_prototypes(output, spec.head.masks)
     boxes, scores, classes, index = _candidates(output[0], spec.head, size, thresholds)
     rows = candidate_rows(output, spec.head)
     extra = rows[index, rows.shape[1] - spec.head.extra :]
     finite = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(extra).all(axis=1))
     best_first = finite[np.argsort(-scores[finite], kind="stable")[:MAX_CANDIDATES]]
     boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
-    extra, rotated, keypoints = extra[best_first], None, None
+    extra, rotated, keypoints, masks = extra[best_first], None, None, None
     if spec.head.rotated:
         boxes = np.concatenate([boxes, extra[:, -1:]], axis=1)
     kept = _kept(boxes, classes, spec.head, thresholds)
@@ -62,7 +65,10 @@ def decode(
         boxes, rotated = enclosing(boxes), rotated_to_frame(boxes, placement)
     if spec.head.keypoints:
         keypoints = _keypoints(extra, spec.head.keypoints, placement)
-    return Detections(to_frame(boxes, placement), scores[kept], classes[kept], keypoints, rotated)
+    boxes = to_frame(boxes, placement)
+    if prototypes is not None:
+        masks = _masks(extra, prototypes, boxes, placement, size)
+    return Detections(boxes, scores[kept], classes[kept], keypoints, rotated, masks)
 
 
 def decode_by_class(
@@ -85,7 +91,10 @@ def exceeds(detections: Detections, confidence: Sequence[float]) -> np.ndarray:
 
 
 def candidate_rows(output: np.ndarray, head: Head) -> np.ndarray:
-    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest."""
+    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest.
+
+    Pixels of prototypes of masks are the last rows.
+    """
     rows: np.ndarray = output[0].T if head.kind == "yolo" else output[0]
     return rows
 
@@ -133,6 +142,23 @@ def _duplicates(
     union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - overlap
     found: np.ndarray = ~(overlap <= iou * union) & (classes[rows][:, None] == classes[columns])
     return found
+
+
+def _without_prototypes(output: np.ndarray, masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+    """Return the output without prototypes, and these, float32 [k, h, w]."""
+    count = output.shape[2] - masks.height * masks.width
+    pixels = output[0, -masks.coefficients :, count:]
+    return output[:, :, :count], pixels.reshape(masks.coefficients, masks.height, masks.width)
+
+
+def _masks(
+    coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray, placement: Placement, size: tuple[int, int]
+) -> InstanceMasks:
+    """Return the masks of boxes [n, 4] in pixels of the frame. size: height and width of the input."""
+    down, across = prototypes.shape[1] / size[0], prototypes.shape[2] / size[1]  # pixels of a prototype per input pixel
+    area = (placement.top * down, placement.left * across, placement.down * down, placement.across * across)
+    # Copied, because runtimes may write the next output to the same place.
+    return InstanceMasks(coefficients, prototypes.copy(), boxes, (placement.height, placement.width), area)
 
 
 def _kept(boxes: np.ndarray, classes: np.ndarray, head: Head, thresholds: Thresholds) -> np.ndarray:

@@ -16,6 +16,7 @@ from edgekd.core.detection.types import NO_GRID, Head
 _MIN_SIGNAL = 1e-30  # squared, so that an output of zeros has an error too
 _MIN_MAGNITUDE = 1e-3  # added to a row's largest value: rows of zeros are measured by this
 _MIN_UNION = 1e-12  # square pixels
+_MASK_ROWS = 32  # as many candidates as a golden set has of highest confidence
 
 
 class RelativeError:
@@ -52,8 +53,9 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
 def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice | np.ndarray, np.ndarray]]:
     """Return the columns of boxes and of scores, and their weights: a box counts as much as its confidence.
 
-    Places of keypoints count as boxes do, and belong to them; how visible they are, and the angle of a box, belong to
-    the scores, which have their magnitude.
+    Places of keypoints count as boxes do, and belong to them; how visible they are, the angle of a box, and what makes
+    its mask, belong to the scores, which have their magnitude. All coefficients of a mask count as one number, and all
+    pixels of prototypes as _MASK_ROWS confident candidates at most.
     """
     weights = np.sqrt(np.clip(candidate_confidence(expected, head), 0, 1))[:, None]
     end = expected.shape[1] - head.extra
@@ -65,11 +67,18 @@ def parts(expected: np.ndarray, head: Head) -> dict[str, tuple[slice | np.ndarra
     places = columns[:, :2] if head.keypoints else columns[:, 1:]
     others = np.setdiff1d(columns, places)
     score_weights = np.ones((len(expected), len(scores) + len(others)))
-    score_weights[:, len(scores) :] = weights
+    score_weights[:, len(scores) :] = _mask_weights(expected, weights, head) if head.masks else weights
     return {
         "boxes": (np.concatenate([boxes, places.ravel()]), weights),
         "scores": (np.concatenate([scores, others]), score_weights),
     }
+
+
+def _mask_weights(expected: np.ndarray, weights: np.ndarray, head: Head) -> np.ndarray:
+    """Return the weights [n, 1] of coefficients, or of prototypes in rows that have nothing but them."""
+    pixels = ~expected[:, : expected.shape[1] - head.extra].any(axis=1, keepdims=True)
+    of_pixels = min(1.0, _MASK_ROWS / max(int(pixels.sum()), 1)) ** 0.5
+    return np.asarray(np.where(pixels, of_pixels, weights) / math.sqrt(head.extra))
 
 
 def has_places(head: Head) -> bool:

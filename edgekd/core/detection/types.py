@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from edgekd.core.documents import OPTIONAL
 
+if TYPE_CHECKING:
+    from edgekd.core.detection.masks import InstanceMasks
+
 HEADS = ("yolo", "yolox", "end2end")
 InputFormat = Literal["float32", "uint8", "nv12"]
 """Formats in which a network takes a frame, as `Preprocess` describes them."""
-Task = Literal["detect", "pose", "obb"]
-"""Kinds of detectors, by Ultralytics' names: of boxes alone, with keypoints, of rotated boxes."""
+Task = Literal["detect", "pose", "obb", "segment"]
+"""Kinds of detectors, by Ultralytics' names: of boxes alone, with keypoints, of rotated boxes, with masks."""
 NO_GRID = (1,)
 """Strides of a head whose candidates belong to no grid of cells."""
 
@@ -79,6 +82,23 @@ class Keypoints:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Masks of objects: coefficients in the last columns of the output, and prototypes that they weigh.
+
+    The output has the prototypes' pixels behind all candidates, row by row: the value of each prototype in the columns
+    of coefficients, and zeros in those of boxes and scores.
+
+    Args:
+        coefficients: Number of coefficients of an object, and of prototypes.
+        height, width: Size of a prototype, which covers the whole input.
+    """
+
+    coefficients: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Head:
     """Format of the network's single output.
 
@@ -91,6 +111,7 @@ class Head:
         keypoints: Further columns of the output; null for a detector of boxes alone, and then not written.
         rotated: True where boxes, cx, cy, w, h for every kind, turn by the angle in a last column: radians from the x
             axis to the width. Else not written.
+        masks: Further columns and rows of an output `yolo`; null for a detector without masks, and then not written.
     """
 
     kind: Literal["yolo", "yolox", "end2end"]
@@ -98,26 +119,27 @@ class Head:
     strides: tuple[int, ...] = (8, 16, 32)
     keypoints: Keypoints | None = field(default=None, metadata=OPTIONAL)
     rotated: bool = field(default=False, metadata=OPTIONAL)
+    masks: Masks | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def task(self) -> Task:
         """Kind of the detector."""
-        if self.rotated:
-            return "obb"
+        if self.rotated or self.masks:
+            return "obb" if self.rotated else "segment"
         return "pose" if self.keypoints else "detect"
 
     @property
     def beside_boxes(self) -> str:
-        """Text on what an object has beside a box: `17 keypoints`, or `rotated boxes`; empty for boxes alone."""
-        if self.rotated:
-            return "rotated boxes"
+        """Text on what objects have beside boxes: `17 keypoints`, `rotated boxes` or `masks`; empty for boxes alone."""
+        if self.rotated or self.masks:
+            return "rotated boxes" if self.rotated else "masks"
         return f"{len(self.keypoints.sigmas)} keypoints" if self.keypoints else ""
 
     @property
     def extra(self) -> int:
         """Number of columns of the output behind boxes, scores and classes."""
         points = len(self.keypoints.sigmas) * self.keypoints.dimensions if self.keypoints else 0
-        return points + self.rotated
+        return points + self.rotated + (self.masks.coefficients if self.masks else 0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +162,8 @@ class Detections:
     boxes float32 [n, 4] x1, y1, x2, y2 in pixels of the frame; scores float32 [n]; classes int64 [n];
     keypoints float32 [n, k, 2 or 3] x, y in pixels of the frame, and the probability that each is visible;
     rotated float32 [n, 5] centre x, y, width, height in pixels of the frame, and the angle in radians from the x axis
-    to the width, of which `boxes` are the enclosing boxes, clipped to the frame. Each is None for other detectors.
+    to the width, of which `boxes` are the enclosing boxes, clipped to the frame; masks of n objects, which are computed
+    when they are read. Each is None for other detectors.
     """
 
     boxes: np.ndarray
@@ -148,20 +171,21 @@ class Detections:
     classes: np.ndarray
     keypoints: np.ndarray | None = None
     rotated: np.ndarray | None = None
+    masks: InstanceMasks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def only(self, mask: np.ndarray) -> Detections:
         """Return the detections selected by bool [n]."""
-        parts = (self.boxes, self.scores, self.classes, self.keypoints, self.rotated)
+        parts = (self.boxes, self.scores, self.classes, self.keypoints, self.rotated, self.masks)
         return Detections(*(None if part is None else part[mask] for part in parts))  # type: ignore[arg-type]
 
 
 def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
     """Return the spec from its plain JSON types."""
     preprocess, head = dict(value["preprocess"]), value["head"]
-    keypoints = head.get("keypoints")
+    keypoints, masks = head.get("keypoints"), head.get("masks")
     return DetectorSpec(
         classes=tuple(value["classes"]),
         preprocess=Preprocess(**{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}),
@@ -171,5 +195,6 @@ def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
             tuple(head["strides"]),
             None if keypoints is None else Keypoints(tuple(keypoints["sigmas"]), keypoints["dimensions"]),
             head.get("rotated", False),
+            None if masks is None else Masks(**masks),
         ),
     )

@@ -45,7 +45,7 @@ def write_contract(folder: Path, contract: Contract, details: Mapping[str, Any])
         **details,
     }
     (folder / NAME).write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    if contract.spec.head.kind != "yolox":  # Ultralytics does not decode it
+    if contract.spec.head.kind != "yolox" and not contract.spec.head.masks:  # Ultralytics does not decode them
         (folder / METADATA).write_text(_metadata(contract.spec), "utf-8")
 
 

@@ -18,11 +18,12 @@ from edgekd.core.detection.types import NO_GRID, Head
 from edgekd.core.errors import SpecError
 from edgekd.detectors.heads.completion import cells
 from edgekd.detectors.heads.description import HeadDescription
+from edgekd.graph.node_writer import NodeWriter
+from edgekd.graph.view import Graph
 
 OUTPUT = "detections"
 MAX_LOG_FACTOR = np.array(math.log(1000 / 16), np.float32)
 """Largest logarithm of a side relative to its prior, as in torchvision and mmdetection."""
-_PREFIX = "edgekd.head"
 
 
 def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int], where: str) -> Head:
@@ -42,42 +43,22 @@ def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int
         last, count = _candidates(writer, described, size)
         head = Head("yolo", nms=bool(described.nms), strides=strides)
         shape = [1, 4 + count, "boxes"]
-    writer.add("Identity", [last], OUTPUT)
+    writer.add("Identity", [last])
+    writer.rename_last(OUTPUT)
+    model.graph.node.extend(writer.nodes)
+    model.graph.initializer.extend(writer.constants)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape))
     return head
 
 
-class _Writer:
-    """Appends nodes to a graph, and knows the shapes of what it began with."""
+class _Writer(NodeWriter):
+    """Collects the nodes of a decoding, and knows the shapes of the graph's outputs."""
 
     def __init__(self, model: Any, where: str) -> None:
-        from edgekd.graph.view import Graph
-
-        self.graph = model.graph
+        super().__init__("edgekd.head")
         self.shapes = Graph(model).shapes
         self.where = where
-        self._count = 0
-
-    def add(self, operator: str, inputs: Sequence[Any], output: str = "", **attributes: Any) -> str:
-        """Append a node; arrays among the inputs become initializers. Return the name of its output."""
-        import onnx
-
-        names = [self.constant(each) if isinstance(each, np.ndarray) else each for each in inputs]
-        output = output or self._name(operator)
-        self.graph.node.append(onnx.helper.make_node(operator, names, [output], f"{output}.node", **attributes))
-        return output
-
-    def constant(self, value: np.ndarray) -> str:
-        """Append an initializer."""
-        import onnx
-
-        name = self._name("constant")
-        self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        return name
-
-    def reshape(self, tensor: str, *shape: int) -> str:
-        return self.add("Reshape", [tensor, np.array(shape, np.int64)])
 
     def columns(self, rows: str, start: int, stop: int) -> str:
         """Return columns of rows [1, n, c]."""
@@ -86,10 +67,6 @@ class _Writer:
 
     def joined(self, tensors: Sequence[str], axis: int) -> str:
         return self.add("Concat", tensors, axis=axis) if len(tensors) > 1 else tensors[0]
-
-    def _name(self, what: str) -> str:
-        self._count += 1
-        return f"{_PREFIX}.{self._count}.{what.lower()}"
 
 
 def _finished(writer: _Writer, described: HeadDescription, size: tuple[int, int]) -> str:

@@ -59,6 +59,7 @@ class HeadDescription:
         keypoints: Beside `kind`: number of keypoints in the last columns of the output, and of numbers for each.
         keypoint_sigmas: For each keypoint the deviation of its labels by which OKS scores it; COCO's for 17.
         rotated: Beside `kind`: True where boxes turn by an angle in the last column of the output.
+        masks: True where a second output has prototypes of masks, and the last columns of the first their coefficients.
         classes: Names of the classes.
         color, scale, mean, std, pad_value, center, upscale, stretch: As in `Preprocess`.
     """
@@ -85,6 +86,7 @@ class HeadDescription:
     keypoints: tuple[int, int] | None = None
     keypoint_sigmas: tuple[float, ...] = ()
     rotated: bool | None = None
+    masks: bool | None = None
     classes: tuple[str, ...] = ()
     color: Literal["rgb", "bgr"] | None = None
     scale: float | None = None

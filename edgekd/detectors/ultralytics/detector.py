@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,28 @@ import numpy as np
 
 from edgekd.core.bundle.detector_rule import MAX_SIDE
 from edgekd.core.detection.checked_spec import checked_classes, checked_spec
-from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Keypoints, Preprocess
+from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Keypoints, Masks, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
+from edgekd.detectors.masks import join_prototypes, joined
 from edgekd.detectors.torch_support import requiring, write_onnx
 from edgekd.detectors.ultralytics.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
+from edgekd.graph.model_file import read_model
 from edgekd.graph.rehearsal import rehearse_call
 
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 _TRAINED = {"DetectionModel": HEADS}
 _TRANSFORMER = "RTDETRDetectionModel"
-_POSE, _ROTATED = "PoseModel", "OBBModel"
-_EXPORTED = {**_TRAINED, _POSE: ("Pose", "Pose26"), _ROTATED: ("OBB", "OBB26"), _TRANSFORMER: ("RTDETRDecoder",)}
+_POSE, _ROTATED, _MASKS = "PoseModel", "OBBModel", "SegmentationModel"
+_EXPORTED = {
+    **_TRAINED,
+    _POSE: ("Pose", "Pose26"),
+    _ROTATED: ("OBB", "OBB26"),
+    _MASKS: ("Segment", "Segment26"),
+    _TRANSFORMER: ("RTDETRDecoder",),
+}
 """Models by class, with the classes of their last layers. Only detectors of boxes at anchors are trained."""
 _ONE_TO_ONE = "one2one_"
 """Prefix of the names of layers in the branch of a head that gives one box for each object."""
@@ -63,8 +72,11 @@ class UltralyticsDetector:
         checked_spec(spec, f"{self.path}: detector")
         model.fuse(verbose=False)
         head.export, head.format, head.dynamic = True, "onnx", False
-        write_onnx(model, height, width, graph, opset)
-        return spec
+        if type(model).__name__ != _MASKS:
+            write_onnx(model, height, width, graph, opset)
+            return spec
+        write_onnx(model, height, width, graph, opset, ("output0", "prototypes"))
+        return replace(spec, head=replace(described, masks=_join_outputs(graph, self.path)))
 
     def _export_queries(self, model: Any, train_args: Mapping[str, Any], graph: Path, opset: int) -> DetectorSpec:
         from edgekd.detectors.ultralytics.queries import Queries
@@ -90,6 +102,9 @@ class UltralyticsDetector:
                 return np.asarray(Queries(model, frames.shape[2:])(frames).numpy())
             keep_one_branch(model.model[-1])
             prediction, _ = model(frames)
+        if isinstance(prediction, tuple):
+            found, prototypes = prediction
+            return joined(found.numpy(), prototypes.numpy())
         return np.asarray(prediction.numpy())
 
     def network(self) -> tuple[Any, Mapping[str, Any]]:
@@ -167,6 +182,16 @@ def _keypoints(model: Any, path: Path) -> Keypoints | None:
         return None
     head, sigmas = model.model[-1], getattr(model, "kpt_oks_sigmas", None)
     return keypoints_of(getattr(head, "kpt_shape", None), sigmas, f"{path}: checkpoint")
+
+
+def _join_outputs(graph: Path, path: Path) -> Masks:
+    """Make one output of candidates and prototypes, in the file of an exported graph. path: of the checkpoint."""
+    import onnx
+
+    model = read_model(graph)
+    masks = join_prototypes(model, str(path))
+    onnx.save(model, graph)
+    return masks
 
 
 def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]:

@@ -232,9 +232,9 @@ class Report:
     """The content of the page.
 
     Of `latencies`, the first "before" and the first "after" are the headline. task: of the detector, which decides what
-    its accuracy compares. boxes: mAP50-95 of the boxes alone, for a detector with keypoints. class_names: By the class
-    indices of the detections in `pictures`. analysis: of detections; inside: of layers; where they are None, `missing`
-    says why.
+    its accuracy compares. boxes: mAP50-95 of the boxes alone, for a detector with keypoints or masks. class_names: By
+    the class indices of the detections in `pictures`. analysis: of detections; inside: of layers; where they are None,
+    `missing` says why.
     """
 
     title: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,26 @@ def test_maps_with_anchors(tmp_path: Path, split: bool) -> None:
     assert_same(found, expected(np.concatenate(boxes), np.concatenate(scores)))
 
 
+def test_maps_with_priors(tmp_path: Path) -> None:
+    """SSD as mmdetection exports it: two priors a cell, which follow each other, and the background last."""
+    anchors = ((10, 20, 30, 30), (40, 40, 50, 80), (60, 60, 70, 90))
+    maps = {f"{kind}{s}": normal(1, 2 * c, h, w) for kind, c in (("cls", 3), ("reg", 4)) for s, h, w in LEVELS}
+    text = f'coding = "priors"\nactivation = "softmax"\nbackground = "last"\nanchors = {list(map(list, anchors))}\n'
+    path = write_graph(tmp_path / "ssd.onnx", maps)
+    found, spec = decoded(path, head_file(tmp_path, text + "variances = [0.1, 0.2]\ncell_offset = 0.5\n"), ("a", "b"))
+    boxes, scores = [], []
+    for (stride, height, width), level in zip(LEVELS, anchors, strict=True):
+        codes, logits = (maps[f"{kind}{stride}"][0].transpose(1, 2, 0) for kind in ("reg", "cls"))
+        for y, x in np.ndindex(height, width):
+            for prior, code in zip(np.reshape(level, (2, 2)), codes[y, x].reshape(2, 4), strict=True):
+                centre = (np.array([x, y]) + 0.5) * stride + 0.1 * code[:2] * prior
+                half = np.exp(0.2 * code[2:]) * prior / 2
+                boxes.append([*(centre - half), *(centre + half)])
+            scores.extend(softmax(logits[y, x].reshape(2, 3))[:, :2])
+    assert_same(found, expected(np.array(boxes), np.array(scores)))
+    assert spec.head.strides == (8, 16, 32)
+
+
 def raw_detr(classes: int) -> tuple[np.ndarray, np.ndarray]:
     return normal(1, 40, classes), RNG.uniform(0.2, 0.4, (1, 40, 4)).astype(np.float32)
 
@@ -272,6 +293,25 @@ def test_an_input_without_a_value_names_the_key(tmp_path: Path) -> None:
         decoded(path, None, ("a", "b"))
     found, _ = decoded(path, head_file(tmp_path, "[constants]\nunusual = [1.0, 2.0]\n"), ("a", "b"))
     assert len(found) == 30
+
+
+def test_boxes_of_a_network_with_masks_by_the_description_that_its_refusal_names(tmp_path: Path) -> None:
+    """Ultralytics' task segment: coefficients of masks behind the scores, and prototypes as a second output."""
+    count = sum(height * width for _, height, width in LEVELS)
+    rows = np.concatenate(
+        [normal(1, 4, count, mean=30, spread=5), sigmoid(normal(1, 2, count)), normal(1, 32, count)], 1
+    )
+    outputs = {"output0": rows.astype(np.float32), "output1": normal(1, 32, 16, 24)}
+    model = onnx.load(write_graph(tmp_path / "masks.onnx", outputs))
+    helper.set_model_props(model, {"task": "segment", "names": "{0: 'a', 1: 'b'}"})
+    onnx.save(model, tmp_path / "masks.onnx")
+    with pytest.raises(SpecError, match="for its boxes alone") as refused:
+        decoded(tmp_path / "masks.onnx")
+    keys = re.findall(r'\w+ = (?:\[.*?\]|".*?")', str(refused.value))
+    found, spec = decoded(tmp_path / "masks.onnx", head_file(tmp_path, "\n".join([*keys, "class_columns = [0, 1]"])))
+    centres, half = rows[0, :2].T, rows[0, 2:4].T / 2
+    assert_same(found, expected(np.concatenate([centres - half, centres + half], axis=1), rows[0, 4:6].T))
+    assert spec.classes == ("a", "b")
 
 
 def test_names_of_classes_must_match_the_columns(tmp_path: Path) -> None:

@@ -6,19 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
+from bundle_runs import require_bundle_runs
 from onnx_families import CLASSES, FAMILIES, OnnxFamily
 
-import edgekd as api
-from edgekd.agent.cli import COMMANDS, main
-from edgekd.agent.serving import Served
-from edgekd.core.bundle.archive import read_head
-from edgekd.core.detection.decode import Thresholds, decode, decode_by_class
-from edgekd.core.detection.preprocess import letterbox, place
-from edgekd.deploy.artifact import opened
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import place
 from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -35,7 +30,8 @@ def families(*capabilities: str) -> pytest.MarkDecorator:
     """Return the parameters of a test that shows these capabilities of each family."""
     marked = []
     for each in FAMILIES:
-        marks = [pytest.mark.family(each.names, *capabilities), *([pytest.mark.slow] if each.needs_torch else [])]
+        marks = [pytest.mark.family(each.names, *capabilities, form=each.form)]
+        marks += [pytest.mark.slow] if each.needs_torch else []
         marked.append(pytest.param(each, marks=marks, id=each.names.split(",")[0]))
     return pytest.mark.parametrize("family", marked)
 
@@ -84,29 +80,6 @@ def test_candidates_are_those_of_the_familys_own_rules(family: OnnxFamily, tmp_p
 @pytest.mark.slow
 @families("eval", "INT8", "bundle", "agent")
 def test_each_family_becomes_a_bundle_in_int8_that_the_agent_runs(
-    family: OnnxFamily, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: OnnxFamily, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """Scored as its evidence says; the camera finds what the host finds."""
-    model, device = family.write(tmp_path / "model.onnx"), "local:onnxruntime-cpu"
-    built = api.build(
-        model, tiny_data, target="cpu", recipe="ptq", head=family.head, out=tmp_path / "out", device=device
-    )
-    scored = api.score_model(built.bundle, tiny_data)
-    assert scored.score.map50_95 == read_head(built.bundle).manifest.evidence.after.map50_95
-
-    given = {"--state": tmp_path / "state", "--root": tmp_path, "--runtime": "onnxruntime"}
-    for command, *arguments in (["unpack", built.bundle], ["build"], ["selftest"], ["activate"]):
-        words = [word for name, value in given.items() if name in COMMANDS[command][1] for word in (name, value)]
-        assert main([command, *map(str, [*arguments, *words])]) == 0, capsys.readouterr().out
-    frame = cv2.imread(str(next((tiny_data / "images" / "val").glob("*.png"))))
-    with Served(tmp_path / "state") as served, opened(built.bundle, None, (), False) as (graph, spec):
-        assert "QuantizeLinear" in {node.op_type for node in onnx.load(graph).graph.node}
-        _, found = served.detect(frame)
-        batch, placement = letterbox(frame, spec.preprocess)
-        with ONNXRUNTIME_CPU.load(graph) as session:
-            thresholds = read_head(built.bundle).manifest.thresholds
-            expected = decode_by_class(session.run(batch), spec, placement, thresholds)
-    assert len(found) > 0
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
-    np.testing.assert_array_equal(found.classes, expected.classes)
+    require_bundle_runs(family.write(tmp_path / "model.onnx"), tiny_data, tmp_path, family.head)
