@@ -42,10 +42,6 @@ _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
     "`edgekd describe` prints such a file"
 )
-_BOXES_OF_MASKS = (
-    'for its boxes alone, pass --head FILE.toml with predictions = ["output0"], columns = ["boxes", "scores"], '
-    'coding = "cxcywh", activation = "none", and the numbers of its classes, from 0, as class_columns'
-)
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,7 @@ def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescri
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
-        expected, fix = f"task {' or '.join(TASKS)}", _BOXES_OF_MASKS if task == "segment" else "export a detector"
+        expected, fix = f"task {' or '.join(TASKS)}", "export a detector"
         raise SpecError(f"{path}: its task is not supported", expected=expected, found=task[:80], fix=fix)
     return read_description(head)
 
