@@ -31,13 +31,9 @@ from edgekd.evaluation.coco import Score, mean_known
 
 BASE, START = "trained on images without the class", "the class added"
 LABELS, WORDS, REPEATED = "labels", "labels and words", "labels, rare ones repeated"
-BOTH = "labels and words, rare ones repeated and weighed"
-BASES = {WORDS: LABELS, REPEATED: LABELS, BOTH: REPEATED}
-"""Arms, and those that their gain is over."""
 ON_LABELS = Distill(stages=(DistillStage("labels", 1.0, Weights()),), teacher="live", mosaic=0.0)
 TEXT = 0.3  # weight of the words: their gradient at the neck is 0.3 times as long as that of the labels
 REPEAT = 0.5  # share of the images below which those with a class are repeated
-POWER = 0.5  # exponent of the classes' weights in the loss of the words
 PROMPTS = {
     "helmet": ("safety helmet", "hard hat"),
     "no-helmet": ("bare head of a worker", "person with uncovered hair"),
@@ -49,12 +45,11 @@ PROMPTS = {
 
 def arms(classes: Sequence[str]) -> dict[str, Distill]:
     """Return the steps that are compared, by name."""
-    words = replace(ON_LABELS, text=TEXT, prompts={name: PROMPTS[name] for name in classes if name in PROMPTS})
+    prompts = {name: PROMPTS[name] for name in classes if name in PROMPTS}
     return {
         LABELS: ON_LABELS,
-        WORDS: words,
+        WORDS: replace(ON_LABELS, text=TEXT, prompts=prompts),
         REPEATED: replace(ON_LABELS, repeat=REPEAT),
-        BOTH: replace(words, repeat=REPEAT, class_power=POWER),
     }
 
 
@@ -174,8 +169,7 @@ def page(found: Document) -> Blocks:
 A detector is trained on images without {new}, then for {found.epochs} epochs at {found.image_size} pixels on
 {found.others} of them and on images that hold so many objects of {new}; scored on {images.val} images (val) and
 {images.test} (test). Means of mAP50-95 over the seeds, in brackets the lowest and the highest. Words: weight {TEXT:g}.
-Rare ones: images with a class that less than {REPEAT:.0%} of the images have. Weighed: rare classes count more in the
-loss of the words, with the exponent {POWER:g}. Gain: over the labels alone, of this last arm over repeated ones alone,
+Rare ones: images with a class that less than {REPEAT:.0%} of the images have. Gain: over the labels alone,
 seed by seed."""
     columns = f"{new}, val | {new}, test | gain on test | others, test | gain on test"
     rows = [row for row in found.rows if row.method == START and not row.error]
@@ -184,7 +178,7 @@ seed by seed."""
         by_arm = _by_arm(arms, count)
         for arm, rows in by_arm.items():
             numbers = [frame.cell(training.mean(rows, name), ".0f") for name in ("updates", "cpu_seconds")]
-            base = by_arm.get(BASES.get(arm, ""), ())
+            base = () if arm == LABELS else by_arm.get(LABELS, ())
             lines.append(" | ".join([arm, str(count), training.seeds_of(rows), *numbers, *_scores(rows, base)]))
     yield frame.table(f"trained on | objects | seeds | updates | CPU s | {columns}", lines)
     yield from training.failures(found)
@@ -195,11 +189,11 @@ seed by seed."""
     )
     for title, name in ((new, "new"), ("all others", "others")):
         by_row = {
-            f"{arm}, {count}": gains(rows, by_arm.get(BASES[arm], ()), name, "test")
+            f"{arm}, {count}": gains(rows, by_arm.get(LABELS, ()), name, "test")
             for count in counts
             for by_arm in [_by_arm(arms, count)]
             for arm, rows in by_arm.items()
-            if arm in BASES
+            if arm != LABELS
         }
         yield verdicts(f"mAP50-95 of {title}", by_row)
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"

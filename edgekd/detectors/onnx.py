@@ -122,7 +122,8 @@ def understand(
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
     given = _given(head, metadata, path)
     size = _input_size(model, metadata, given, path)
-    if given.masks or (given.masks is None and metadata.get("task") == "segment"):
+    of_masks = metadata.get("task") == "segment" and not has_roles(given)
+    if of_masks if given.masks is None else given.masks:
         _prepare(model, path, size, opset)
         masks = join_prototypes(model, str(path))
         return Understood(_of_one_output(model, given, size, path, names, masks), appended=True)

@@ -294,6 +294,23 @@ def test_an_input_without_a_value_names_the_key(tmp_path: Path) -> None:
     assert len(found) == 30
 
 
+def test_boxes_alone_of_a_network_with_masks_may_be_described(tmp_path: Path) -> None:
+    """Ultralytics' task segment: coefficients of masks behind the scores, and prototypes as a second output."""
+    count = sum(height * width for _, height, width in LEVELS)
+    rows = np.concatenate(
+        [normal(1, 4, count, mean=30, spread=5), sigmoid(normal(1, 2, count)), normal(1, 32, count)], 1
+    )
+    outputs = {"output0": rows.astype(np.float32), "output1": normal(1, 32, 16, 24)}
+    model = onnx.load(write_graph(tmp_path / "masks.onnx", outputs))
+    helper.set_model_props(model, {"task": "segment", "names": "{0: 'a', 1: 'b'}"})
+    onnx.save(model, tmp_path / "masks.onnx")
+    described = 'predictions = ["output0"]\ncolumns = ["boxes", "scores"]\ncoding = "cxcywh"\nactivation = "none"\n'
+    found, spec = decoded(tmp_path / "masks.onnx", head_file(tmp_path, f"{described}class_columns = [0, 1]\n"))
+    centres, half = rows[0, :2].T, rows[0, 2:4].T / 2
+    assert_same(found, expected(np.concatenate([centres - half, centres + half], axis=1), rows[0, 4:6].T))
+    assert (spec.classes, spec.head.masks) == (("a", "b"), None)
+
+
 def test_names_of_classes_must_match_the_columns(tmp_path: Path) -> None:
     logits, boxes = raw_detr(3)
     path = write_graph(tmp_path / "detr.onnx", {"logits": logits, "pred_boxes": boxes})
