@@ -48,8 +48,9 @@ class InstanceMasks:
         columns = _samples(np.arange(x1, x2), left, across, self.frame[1], self.prototypes.shape[2])
         around = (slice(rows[0][0], rows[1][-1] + 1), slice(columns[0][0], columns[1][-1] + 1))
         values = np.tensordot(self.coefficients[index], self.prototypes[(slice(None), *around)], 1)
-        values = _interpolated(_interpolated(values, *rows).T, *columns).T
-        return x1, y1, values > 0
+        # Columns first: the few rows of prototypes in the box are contiguous then, when the many of the frame are made.
+        values = np.ascontiguousarray(_interpolated(values.T, *columns).T)
+        return x1, y1, _interpolated(values, *rows) > 0
 
     def rle(self, index: int) -> dict[str, Any]:
         """Return the mask of one object as COCO's uncompressed run-length code: `size` and `counts`.
