@@ -1,9 +1,12 @@
 """Compare edgekd's distillation with none and with Ultralytics' own: same start, same scorer.
 
 No epoch is chosen on `val`. `--unlabelled 0.5` removes the labels of half of the training images, and adds a student
-that also learns from these, labelled by the teacher. Needs `edgekd[train]`. Single levels: `distillation_levels.py`.
+that also learns from these, labelled by the teacher. `--recover 6` is for a student that was pruned from the teacher:
+edgekd trains it by its step `recover`, six epochs, and the others get as many CPU seconds for the same seed. Needs
+`edgekd[train]`. Single levels: `distillation_levels.py`.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,21 +19,26 @@ import frame
 import training
 from common import FRAMES, SPLITS
 from frame import Blocks, Document, Given, Option, Result
-from training import DEVICE, SEEDS, Trainings, Way
+from recovery import recover_job
+from training import DEVICE, SEEDS, JobError, Trainings, Way
 
-from edgekd.compress.steps import Distill
+from edgekd.compress.steps import Distill, Recover
 from edgekd.data.long_tail import TAIL, rare_classes
 from edgekd.detectors.torch_support import MAX_WARMUP_SHARE
 from edgekd.evaluation.coco import Score, tail_score
 
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
+RECOVERED = "edgekd, `recover`"
 SIZED_TEACHER = "teacher-sized.pt"
 """The teacher, whose own size is that of the training."""
 MAX_WARMUP_EPOCHS = 3.0
 """Of Ultralytics' trainings by default."""
 BUILT_IN_GAIN = 0.03
 """mAP50-95 that is aimed at beyond Ultralytics' own distillation."""
+FROM_TEACHER = (
+    "The student was pruned from the teacher. `recover` sees no labels and mirrors images, the others augment them."
+)
 OVERHEAD = 1.15
 """Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
@@ -38,21 +46,24 @@ OVERHEAD = 1.15
 class Bench(Trainings):
     """A teacher, and students with it.
 
-    Numbers of a row: seconds: of training, and of labelling where the teacher does that; step_seconds: the median, of
-    the teacher a forward pass; tail: the mean mAP50-95 of the classes that are rare in the training split.
+    Numbers of a row: bytes: of the float32 graph; seconds: of training, and of labelling or predicting where the
+    teacher does that; step_seconds: the median, of the teacher a forward pass; tail: the mean mAP50-95 of the classes
+    that are rare in the training split.
     """
 
     asked = (
         *("student", "width", "epochs", "minutes", "cpu_time", "batch", "image_size", "images", "close_mosaic"),
-        *("cached", "unlabelled", "device"),
+        *("cached", "recover", "unlabelled", "device"),
     )
-    numbers = ("parameters", "epochs", "updates", "seconds", "step_seconds")
+    numbers = ("parameters", "multiply_adds", "bytes", "epochs", "updates", "seconds", "step_seconds")
     required = TEACHER
 
     def ways(self) -> Iterator[Way]:
         yield TEACHER, None, self._teacher
         step = training.beside_objects(training.shipped()) if self.given.cached else training.shipped()
-        steps: dict[str, Distill | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
+        steps: dict[str, Distill | Recover | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
+        if self.given.recover:  # first: the others get its time
+            steps = {RECOVERED: Recover(self.given.recover), NONE: training.on_labels(step), BUILT_IN: None}
         if self.given.unlabelled:
             steps[OURS_UNLABELLED] = replace(step, unlabelled=str(self.data.parent / FRAMES))
         for seed in self.given.seeds:
@@ -62,27 +73,51 @@ class Bench(Trainings):
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
         asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "cpu_time": given.cpu_time}
-        return self.with_scores(self.row(TEACHER, **self.job("teacher", teacher_job, out=graph, **asked)), graph)
+        took = self.job("teacher", teacher_job, out=graph, **asked)
+        return self.with_scores(self.row(TEACHER, bytes=graph.stat().st_size, **took), graph)
 
-    def _student(self, method: str, step: Distill | None, seed: int) -> Document:
+    def _start(self, seed: int) -> tuple[Path, dict[str, Any]]:
+        """Return the checkpoint that every way of a seed starts from, and the sizes of its network."""
+        given, start = self.given, self.given.work / f"start-{seed}.pt"
+        sizes = start.with_suffix(".json")
+        if not sizes.is_file():
+            student = given.student.format(seed=seed)
+            model = {"student": student, "width": given.width, "seed": seed, "image_size": given.image_size}
+            step = training.step_table(Distill(**model))
+            found = self.job(start.stem, training.start_job, step=step, out=start, data=self.data)
+            sizes.write_text(json.dumps(found), "utf-8")
+        return start, json.loads(sizes.read_text("utf-8"))
+
+    def _student(self, method: str, step: Distill | Recover | None, seed: int) -> Document:
         given = self.given
         name = f"{''.join(letter if letter.isalnum() else '-' for letter in method)}-{seed}"
-        start, out = given.work / f"start-{seed}.pt", given.work / f"{name}.pt"
+        (start, sizes), out = self._start(seed), given.work / f"{name}.pt"
         settings = training.settings_of(given, seed)
-        if not start.is_file():
-            model = {"student": given.student, "width": given.width, "seed": seed, "image_size": given.image_size}
-            step_of_start = training.step_table(Distill(**model))
-            self.job(start.stem, training.start_job, step=step_of_start, out=start, data=self.data)
         files = {"teacher": given.work / SIZED_TEACHER, "out": out, "data": self.data, "cpu_time": given.cpu_time}
         if step is None:
-            asked = {"start": start, "minutes": given.minutes, "settings": settings, "more": self._alike()}
+            asked = {"start": start, "minutes": self._minutes(seed), "settings": settings, "more": self._alike()}
             took = self.job(name, training.ultralytics_job, **asked, **files)
+        elif isinstance(step, Recover):
+            mine = training.step_table(replace(step, image_size=given.image_size, seed=seed))
+            asked = {"checkpoint": start, "step": mine, "cache": out.with_suffix(".predictions")}
+            done = self.job(name, recover_job, size=given.image_size, **asked, **files)
+            took = {"epochs": step.epochs, "updates": done["updates"], "seconds": done["cpu_seconds"]}
         else:
-            changes = {"minutes": given.minutes, "close_mosaic": given.close_mosaic}
+            changes = {"minutes": self._minutes(seed), "close_mosaic": given.close_mosaic}
             mine = replace(step, student=str(start), **changes, **settings)
             asked = {"step": training.step_table(mine), "state": given.work / f"{name}.training"}
             took = self.job(name, training.edgekd_job, **asked, **files)
-        return self.with_scores(self.row(method, seed, **took), out.with_suffix(".onnx"))
+        graph = out.with_suffix(".onnx")
+        return self.with_scores(self.row(method, seed, **{**sizes, "bytes": graph.stat().st_size, **took}), graph)
+
+    def _minutes(self, seed: int) -> float | None:
+        """Return the minutes of a training: those asked for, or as many as the recovery of this seed has taken."""
+        if not self.given.recover:
+            return self.given.minutes
+        seconds = (row.seconds for row in self.rows if (row.method, row.seed) == (RECOVERED, seed) and not row.error)
+        if (taken := next(seconds, None)) is None:
+            raise JobError(f"seed {seed}: the recovery failed, so there is no time to give")
+        return taken / 60
 
     def _alike(self) -> dict[str, Any]:
         """Return the settings by which Ultralytics updates weights, warms up and augments images as edgekd does."""
@@ -114,9 +149,10 @@ def teacher_job(
 ) -> dict[str, Any]:
     """Export the teacher at this size, and time a forward pass of a batch."""
     import torch
+    from pruning import network_in, sizes_of
 
     from edgekd.detectors.family import load_teacher
-    from edgekd.detectors.torch_support import fast_in_bfloat16, parameters_in
+    from edgekd.detectors.torch_support import fast_in_bfloat16
 
     torch.set_num_threads(threads)
     training.sized(model, Path(out).with_name(SIZED_TEACHER), size)
@@ -130,7 +166,7 @@ def teacher_job(
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             stamps.append(time.process_time() if cpu_time else time.perf_counter())
-    return {"parameters": parameters_in(network), "step_seconds": training.gap(stamps)}
+    return {**sizes_of(network_in(model), size), "step_seconds": training.gap(stamps)}
 
 
 def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> list[float]:
@@ -140,9 +176,10 @@ def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> l
 
 
 def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[str, Any]]:
-    if not {OURS, NONE, TEACHER} <= found.keys():
+    ours = RECOVERED if RECOVERED in found else OURS
+    if not {ours, NONE, TEACHER} <= found.keys():
         return []
-    mine, none, teacher = found[OURS], found[NONE], found[TEACHER]
+    mine, none, teacher = found[ours], found[NONE], found[TEACHER]
     made = []
     peers = {"no distillation": (none, gain), "Ultralytics' own": (found.get(BUILT_IN, ()), BUILT_IN_GAIN)}
     for peer, (rows, wanted) in peers.items():
@@ -167,23 +204,25 @@ def page(found: Document) -> Blocks:
     yield from frame.head("Distillation, edgekd beside none and Ultralytics' own", found)
     clock = "CPU minutes, those of the teacher included," if found.get("cpu_time") else "minutes"
     length = f"{found.minutes:g} {clock}" if found.minutes else f"{found.epochs} epochs"
+    if found.get("recover"):
+        length = f"{found.recover} epochs by edgekd, by the others for as many CPU seconds, the teacher's included,"
     unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way
 of a seed starts from the same student. Seconds: of training; no method validates while it trains; a step: its
 median, of the teacher a forward pass of a batch. Rare: mAP50-95 of classes that are rare in the training split.
 What ships is the moving average at the end. edgekd's defaults may have been compared on val: test is the split
-to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
+to compare. Bytes: of the float32 graph. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
     yield (
         f"Trained for {length} on {counts.train} images; scored on {counts.val} (val) and {counts.test} (test)."
         + (f"\n{unlabelled}" if found.unlabelled else "")
         + ("\nedgekd compares predictions alone, beside cached objects of the teacher." if found.get("cached") else "")
+        + (f"\n{FROM_TEACHER}" if found.get("recover") else "")
     )
-    counters = ("epochs", "updates", "seconds") if "cpu_time" in found else ("epochs", "seconds")
     yield frame.table(
-        f"how | seeds | parameters | {' | '.join(counters)} | step ms | val mAP50-95 | gain | rare | "
-        "test mAP50-95 | gain | rare",
-        (_cells(method, rows, methods.get(NONE, ()), counters) for method, rows in methods.items()),
+        "how | seeds | parameters | multiply-adds | bytes | epochs | updates | seconds | step ms | "
+        "val mAP50-95 | gain | rare | test mAP50-95 | gain | rare",
+        (_cells(method, rows, methods.get(NONE, ())) for method, rows in methods.items()),
     )
     yield from training.failures(found)
     yield "## Goals"
@@ -192,12 +231,11 @@ to compare. mAP: edgekd's scorer, ONNX Runtime's CPU provider."""
     yield training.trained_on(found)
 
 
-def _cells(method: str, rows: Sequence[Document], base: Sequence[Document], counters: Sequence[str]) -> str:
+def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
     seeds = "–" if rows[0].seed is None else training.seeds_of(rows)
-    numbers = [frame.cell(training.mean(rows, name), ",.4g") for name in counters]
     numbers = [
-        frame.cell(training.mean(rows, "parameters"), ",.0f"),
-        *numbers,
+        *(frame.cell(training.mean(rows, name), ",.0f") for name in ("parameters", "multiply_adds", "bytes")),
+        *(frame.cell(training.mean(rows, name), ",.4g") for name in ("epochs", "updates", "seconds")),
         frame.cell(training.mean(rows, "step_seconds"), ".1f", unit=1e-3),
     ]
     for split in SPLITS:
@@ -217,12 +255,13 @@ def run(given: Given) -> Iterator[Result]:
 if __name__ == "__main__":
     options = (
         *training.options("distillation", "the teacher", epochs=40, batch=32),
-        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint"),
+        Option("--student", "yolo11n.yaml", "a model by Ultralytics, or a checkpoint; {seed} in it is the seed"),
         Option("--width", type=float, help="factor of the model's channels, such as 0.14"),
         Option("--minutes", type=float, help="train this long; `--epochs` is then the first estimate"),
         Option("--cpu-time", False, "minutes are those of the CPU, the teacher's included: others may use it, too"),
         Option("--close-mosaic", 10, "last epochs without mosaics"),
         Option("--cached", False, "edgekd compares predictions alone, beside cached objects of the teacher"),
+        Option("--recover", type=int, help="epochs of edgekd's step `recover`; the others get as many CPU seconds"),
         SEEDS,
         Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
         DEVICE,

@@ -206,7 +206,7 @@ def by_method(rows: Iterable[Document]) -> dict[str, list[Document]]:
 
 def mean(rows: Sequence[Document], name: str) -> float | None:
     """Return the mean of a number over the seeds; None where there is none."""
-    values = [value for row in rows if (value := row[name]) is not None]
+    values = [value for row in rows if (value := row.get(name)) is not None]
     return statistics.fmean(values) if values else None
 
 
@@ -297,15 +297,16 @@ def gap(stamps: Sequence[float]) -> float | None:
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, **_: Any) -> dict[str, Any]:
-    """Write the checkpoint that every way of a seed starts from."""
+    """Write the checkpoint that every way of a seed starts from; the sizes of its network."""
     import torch
+    from pruning import sizes_of
 
     from edgekd.detectors.ultralytics.distill import student_network
 
     settings = parse_table(Distill, dict(step), "start")
     network = student_network(settings, load_dataset(Path(data)).classes, trust=True)
     torch.save({"model": network, "train_args": {"imgsz": settings.image_size, "task": "detect"}}, out)
-    return {}
+    return sizes_of(network, settings.image_size)
 
 
 def edgekd_job(
@@ -400,6 +401,7 @@ def ultralytics_job(
     """
     import torch
     from ultralytics import YOLO
+    from ultralytics.models.yolo.detect import DetectionTrainer
 
     from edgekd.detectors.torch_support import fast_in_bfloat16, parameters_in
 
@@ -420,6 +422,12 @@ def ultralytics_job(
             fast = fast_in_bfloat16(torch.device("cpu"))
             trainer.model.forward = torch.autocast("cpu", torch.bfloat16, enabled=fast)(trainer.model.forward)
 
+    class Trainer(DetectionTrainer):
+        """Train the network as it is: one with fewer channels cannot be built anew from its description."""
+
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            return weights
+
     yolo = YOLO(start)
     yolo.add_callback("on_train_start", speed_up)
     yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.time()))
@@ -427,9 +435,8 @@ def ultralytics_job(
     # On a CPU it takes one core fewer than there are; edgekd takes all.
     yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
     time_h = minutes / 60 if minutes else None
-    yolo.train(
-        data=data, distill_model=teacher, device=device, time=time_h, **{**length, **hardware, **quietly, **more}
-    )
+    settings = {**length, **hardware, **quietly, **more, "device": device, "time": time_h}
+    yolo.train(data=data, distill_model=teacher, trainer=Trainer, **settings)
     last = yolo.trainer.ema.ema
     student = getattr(last, "student_model", last).cpu()
     student.criterion = None

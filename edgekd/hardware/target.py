@@ -102,10 +102,12 @@ class Memory:
     Args:
         gb: Decimal gigabytes as sold.
         bandwidth_gbs: Gigabytes per second.
+        l2_mib: L2 cache of the GPU in MiB.
     """
 
     gb: Figure[float] | None = None
     bandwidth_gbs: Figure[float] | None = None
+    l2_mib: Figure[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,9 @@ def test_the_same_arguments_give_the_same_detector(
 
 
 @pytest.mark.parametrize(
-    ("change"), [{"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}], ids=str
+    "change",
+    [{"importance": "taylor"}, {"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}],
+    ids=str,
 )
 def test_each_way_to_choose_chooses_otherwise(
     change: dict[str, Any], pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
@@ -273,6 +275,21 @@ def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(on
     head = network.model[-1]
     spoken = [float(branch[0][0].conv.weight.grad.abs().sum()) > 0 for branch in (head.cv2, head.one2one_cv2)]
     assert spoken == [not one_to_one, one_to_one]
+
+
+@pytest.mark.parametrize("one_to_one", [False, True])
+def test_readers_of_a_quantized_network_get_the_names_of_the_whole_one(one_to_one: bool) -> None:
+    from edgekd.detectors.ultralytics.prune import _renamed
+
+    network = student_network(Distill("yolo26n.yaml", width=0.125), ("red",), trust=False)
+    network.end2end = one_to_one
+    fused = ["model.2.cv1.conv", "model.2.cv2.conv", "model.23.cv2.0.0.conv"]
+    with in_halves(network):
+        found = _renamed(dict.fromkeys(fused), network)
+        layers = dict(network.named_modules())
+    branch = "one2one_cv2" if one_to_one else "cv2"
+    named = {"model.2.halves.0.conv", "model.2.cv2.conv", f"model.23.{branch}.0.0.conv"}
+    assert {name for name in found if name in layers} == named
 
 
 def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
