@@ -28,7 +28,6 @@ RecipeName = Annotated[
 PlanFile = Annotated[str | Path | None, Option("Run this plan.toml as it is.")]
 Keep = Annotated[str | float | None, Option("Least share of the mAP50-95 kept, such as 98%.")]
 CalibrationSet = Annotated[str | int | Path | None, Option("Number of images, or a calibration set's .toml.")]
-InputName = Annotated[str, Option("What the network takes: float32, uint8, or nv12 frames.", flag="--input")]
 MeasuredOn = Annotated[str, Option("Where to measure: local, or local:ENGINE.")]
 TimedOn = Annotated[str, Option("Where to time: local, or local:ENGINE.")]
 Fresh = Annotated[bool, Option("Reuse stages done before, or do all anew.", inverse="--resume")]
