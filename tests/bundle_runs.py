@@ -22,9 +22,12 @@ def require_bundle_runs(model: Path, data: Path, folder: Path, head: str | None 
     """Build a detector, and fail where scores are not those of its evidence, or the agent finds something else."""
     given = {"target": "cpu", "recipe": "ptq", "device": "local:onnxruntime-cpu"}
     bundle = api.build(model, data, out=folder / "out", head=head, **given).bundle
-    manifest = read_head(bundle).manifest
-    assert api.score_model(bundle, data).score.map50_95 == manifest.evidence.after.map50_95
+    assert api.score_model(bundle, data).score.map50_95 == read_head(bundle).manifest.evidence.after.map50_95
+    require_agent_runs(bundle, data, folder)
 
+
+def require_agent_runs(bundle: Path, data: Path, folder: Path) -> None:
+    """Install a bundle in INT8, and fail where the agent finds something else in a frame than the host."""
     options = {"--state": folder / "state", "--root": folder, "--runtime": "onnxruntime"}
     for command, *arguments in (["unpack", bundle], ["build"], ["selftest"], ["activate"]):
         known = [word for name, value in options.items() if name in COMMANDS[command][1] for word in (name, value)]
@@ -35,7 +38,7 @@ def require_bundle_runs(model: Path, data: Path, folder: Path, head: str | None 
         _, found = served.detect(frame)
         batch, placement = letterbox(frame, spec.preprocess)
         with ONNXRUNTIME_CPU.load(graph) as session:
-            expected = decode_by_class(session.run(batch), spec, placement, manifest.thresholds)
+            expected = decode_by_class(session.run(batch), spec, placement, read_head(bundle).manifest.thresholds)
     assert len(found) > 0
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

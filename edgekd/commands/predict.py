@@ -25,6 +25,7 @@ def predict_latency(
     target: TargetName = "xavier",
     precision: Annotated[str | None, Option("fp16, int8 or fp32. Default: the graph's own.")] = None,
     batch: Annotated[int, Option("Frames at once.", minimum=1)] = 1,
+    cuda_graph: Annotated[bool, Option("Kernels are launched by a CUDA graph, as by trtexec.")] = False,
     dla: Annotated[bool, Option("On one core of the DLA, in INT8.")] = False,
     sparse: Annotated[bool, Option("With 2:4 sparsity of weights, on the DLA.")] = False,
     table: Annotated[str | Path | None, Option("A .toml of times measured on the target itself.")] = None,
@@ -47,11 +48,12 @@ def predict_latency(
         require_precision(chosen, precision)
     if sparse and not dla:
         raise SpecError("2:4 sparsity was not measured on a GPU", fix="add --dla, or leave out --sparse")
-    if dla and measured:
-        raise SpecError("a table corrects predictions for the GPU", fix="leave out --table or --dla")
+    if dla and (measured or cuda_graph):
+        raise SpecError("tables and CUDA graphs are for the GPU", fix="leave out --dla, or --table and --cuda-graph")
     file = TableFile(measured, load_table(measured, chosen)) if measured else None
+    run = PredictedRun(precision, batch, cuda_graph=cuda_graph, dla=dla, sparse=sparse)
     with _graph(path, head, trust_checkpoint) as graph:
-        prediction = predict_graph(graph, chosen, PredictedRun(precision, batch, dla, sparse), file, path.name)
+        prediction = predict_graph(graph, chosen, run, file, path.name)
     if page:
         write_prediction(page, prediction)
     return prediction

@@ -31,7 +31,7 @@ def join_prototypes(model: Any, where: str) -> Masks:
             f"{where}: outputs of a detector with masks",
             expected="[1, 4 + classes + coefficients, n] and prototypes [1, coefficients, height, width]",
             found=", ".join(f"{name} {list(shapes.get(name, ()))}" for name in names),
-            fix="pass the checkpoint, or export it without NMS (end2end=False)",
+            fix="pass the checkpoint, or export it with a fixed size and without NMS (end2end=False)",
         )
     _, columns, count, _, coefficients, height, width = sides
     constants = {

@@ -42,10 +42,6 @@ _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
     "`edgekd describe` prints such a file"
 )
-_BOXES_OF_MASKS = (
-    'for its boxes alone, pass --head FILE.toml with predictions = ["output0"], columns = ["boxes", "scores"], '
-    'coding = "cxcywh", activation = "none", and the numbers of its classes, from 0, as class_columns'
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,8 @@ def understand(
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
     given = _given(head, metadata, path)
     size = _input_size(model, metadata, given, path)
-    if given.masks or (given.masks is None and metadata.get("task") == "segment"):
+    of_masks = metadata.get("task") == "segment" and not has_roles(given)
+    if of_masks if given.masks is None else given.masks:
         _prepare(model, path, size, opset)
         masks = join_prototypes(model, str(path))
         return Understood(_of_one_output(model, given, size, path, names, masks), appended=True)
@@ -189,7 +186,7 @@ def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescri
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
-        expected, fix = f"task {' or '.join(TASKS)}", _BOXES_OF_MASKS if task == "segment" else "export a detector"
+        expected, fix = f"task {' or '.join(TASKS)}", "export a detector"
         raise SpecError(f"{path}: its task is not supported", expected=expected, found=task[:80], fix=fix)
     return read_description(head)
 

@@ -34,9 +34,9 @@ class NodeWriter:
         """Return a tensor in another shape."""
         return self.add("Reshape", [tensor, np.array(shape, np.int64)])
 
-    def slice(self, tensor: str, begin: int, end: int) -> str:
-        """Return entries along the second axis."""
-        return self.add("Slice", [tensor, *(np.array([value], np.int64) for value in (begin, end, 1))])
+    def slice(self, tensor: str, begin: int, end: int, axis: int = 1) -> str:
+        """Return entries along an axis."""
+        return self.add("Slice", [tensor, *(np.array([value], np.int64) for value in (begin, end, axis))])
 
     def rename_last(self, name: str) -> None:
         """Give the output of the last node another name."""

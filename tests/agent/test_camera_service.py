@@ -33,6 +33,7 @@ class FakeSession:
         self.seconds, self.error_at = seconds, error_at
         self.runs = 0
         self.is_closed = False
+        self.threads: set[int] = set()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         self.runs += 1
@@ -117,6 +118,29 @@ def test_every_frame_of_files_is_detected_in_order() -> None:
         np.testing.assert_allclose(lefts, [number / 255 * 10 for number in range(count)], atol=1e-4)
     assert status.stages.engine_s >= 37 * ENGINE_S
     assert status.model == "one"
+
+
+def test_a_session_is_opened_run_and_closed_by_one_thread() -> None:
+    """A context of CUDA belongs to the thread that opened it."""
+    threads: list[set[int]] = []
+
+    class Session(FakeSession):
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            self.threads.add(threading.get_ident())
+            return super().run(batch)
+
+        def close(self) -> None:
+            self.threads.add(threading.get_ident())
+
+    def open_model() -> FakeProvider:
+        session = Session()
+        session.threads = {threading.get_ident()}
+        threads.append(session.threads)
+        return FakeProvider(model(session))
+
+    CameraService([file("a", 20)], open_model, lambda result: None, CameraOptions(streams=2)).run()
+    assert [len(each) for each in threads] == [1, 1]
+    assert threads[0] != threads[1]
 
 
 def test_old_frames_of_a_camera_that_floods_are_dropped_and_the_others_keep_theirs() -> None:

@@ -33,6 +33,8 @@ def test_batches_and_the_dla_are_predicted(edgekd: EdgeKD, tiny_model: Path) -> 
     one, four = (edgekd("predict", tiny_model, "--batch", str(batch), "--json").json for batch in (1, 4))
     assert one["latency_ms"] < four["latency_ms"] < 4 * one["latency_ms"]
     assert four["transfer_ms"] == pytest.approx(4 * one["transfer_ms"], rel=1e-3)
+    graph = edgekd("predict", tiny_model, "--cuda-graph", "--json").json
+    assert graph["latency_ms"] < one["latency_ms"]
     dense, sparse = (
         edgekd("predict", tiny_model, "--target", "agx-orin", "--dla", *more, "--json").json
         for more in ((), ("--sparse",))
@@ -65,6 +67,7 @@ def test_what_is_not_known_is_null(edgekd: EdgeKD, tiny_model: Path) -> None:
         (("--precision", "half"), "no predictions in 'half'"),
         (("--table", "missing.toml"), "missing.toml: cannot read"),
         (("--sparse",), "add --dla"),
+        (("--dla", "--cuda-graph"), "are for the GPU"),
         (("--dla", "--precision", "fp16"), "on the DLA are in INT8"),
         (("--dla", "--target", "nano"), "has no DLA"),
     ],

@@ -26,9 +26,3 @@ def test_a_checkpoint_by_ultralytics(tiny_data: Path, tmp_path: Path) -> None:
 def test_a_transformer_by_ultralytics(tiny_data: Path, tmp_path: Path) -> None:
     write = pytest.importorskip("rtdetr").write_rtdetr
     require_bundle_runs(write(tmp_path / "model.pt", CLASSES, 64), tiny_data, tmp_path)
-
-
-@pytest.mark.family("RT-DETR", "eval", "INT8", "bundle", "agent", package="transformers")
-def test_a_folder_by_transformers(tiny_data: Path, tmp_path: Path) -> None:
-    detrs = pytest.importorskip("tiny_detrs")
-    require_bundle_runs(detrs.save_detr(detrs.rt_detr(CLASSES), tmp_path / "model"), tiny_data, tmp_path)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edgekd.core.detection.decode import SCORING, Thresholds, decode
 from edgekd.core.detection.preprocess import Placement, letterbox, normalised
-from edgekd.core.detection.types import NO_GRID, Detections, DetectorSpec, Head, Preprocess
+from edgekd.core.detection.types import NO_GRID, Detections, DetectorSpec, Head, Masks, Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.data.demo import DETECTOR
 from edgekd.detectors.interface import Interface, with_interface
@@ -163,6 +163,23 @@ def test_without_suppression_the_selection_loses_nothing(seed: int, confident: i
     assert_same(
         detections(found, spec, SCORING), detections(output, DetectorSpec(CLASSES, spec.preprocess, head), SCORING)
     )
+
+
+def test_prototypes_of_masks_stay_behind_the_selected_candidates() -> None:
+    masks, rng = Masks(coefficients=2, height=4, width=8), np.random.default_rng(0)
+    output = np.concatenate([yolo(0, confident=50), rng.normal(size=(1, 2, CELLS)).astype(np.float32)], axis=1)
+    prototypes = np.zeros((1, 9, 32), np.float32)
+    prototypes[:, 7:] = 100 + np.arange(64).reshape(1, 2, 32)
+    output, head = np.concatenate([output, prototypes], axis=2), Head("yolo", strides=STRIDES, masks=masks)
+    found, spec = selected(output, head)
+    assert found.shape == (1, 9, 1032)
+    assert np.array_equal(found[:, :, 1000:], prototypes)
+    host = DetectorSpec(CLASSES, spec.preprocess, head)
+    mine, expected = (detections(*each, Thresholds(0.5)) for each in ((found, spec), (output, host)))
+    assert_same(mine, expected)
+    assert mine.masks is not None
+    assert expected.masks is not None
+    assert np.array_equal(mine.masks.coefficients, expected.masks.coefficients)
 
 
 def test_yolox_is_decoded_in_the_graph() -> None:

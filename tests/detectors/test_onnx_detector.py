@@ -153,10 +153,11 @@ def test_rotated_boxes_may_be_described(tmp_path: Path) -> None:
     assert "rotated; expected beside `kind`" in refusal(model_of([1, 7, CELLS]), head_file(tmp_path, "rotated=true"))
 
 
-@pytest.mark.parametrize("task", ["segment", "classify"])
+@pytest.mark.parametrize("task", ["semantic", "classify"])
 def test_another_task_is_refused_in_one_line(task: str) -> None:
     found = refusal(model_of([1, 7, CELLS], names={0: "a"}, task=task))
-    assert f"its task is not supported; expected task detect or pose or obb; found {task}; fix: " in found
+    named = "its task is not supported; expected task detect or pose or obb or segment"
+    assert f"{named}; found {task}; fix: export a detector" in found
 
 
 def test_a_pose_without_the_shape_of_its_keypoints_is_refused() -> None:

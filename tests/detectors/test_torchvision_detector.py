@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_runs import require_agent_runs
 from family_marks import of_families
 from running import EdgeKD
 
@@ -91,7 +92,7 @@ def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: 
 
 
 @pytest.mark.slow
-@pytest.mark.family("SSDlite", "eval", "INT8", "bundle", package="torchvision")
+@pytest.mark.family("SSDlite", "eval", "INT8", "bundle", "agent", package="torchvision")
 def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(load(saved), TorchvisionDetector)
     scored = edgekd("eval", saved, "--data", tiny_data, "--json")
@@ -103,6 +104,7 @@ def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_dat
     assert built.code == 0, built.err
     sizes = {stage["name"]: stage["bytes"] for stage in built.json["stages"]}
     assert sizes["encode-int8"] < sizes["export"] / 2
+    require_agent_runs(Path(built.json["bundle"]), tiny_data, tmp_path)
 
 
 def test_a_recipe_that_trains_is_refused(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_runs import require_agent_runs
 from family_marks import of_families
 from running import EdgeKD
 from tiny_detrs import SIDE, d_fine, deimv2, processor_of, rf_detr, rt_detr, rt_detr_v2, save_detr
@@ -117,7 +118,7 @@ def test_pickled_weights_are_not_taken(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.family("D-FINE", "eval", "INT8", "bundle", package="transformers")
+@pytest.mark.family("D-FINE", "eval", "INT8", "bundle", "agent", package="transformers")
 def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
     model = save_detr(d_fine(("red", "green")), tmp_path / "finder")
     ran = edgekd("build", model, "--data", tiny_data, "--target", "cpu", "--out", tmp_path / "out", "--json")
@@ -130,3 +131,4 @@ def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Pa
     given, shipped = (edgekd("eval", each, "--data", tiny_data, "--json").json for each in (model, bundle))
     assert given["map50_95"] == manifest.evidence.before.map50_95
     assert shipped["map50_95"] == manifest.evidence.after.map50_95
+    require_agent_runs(bundle, tiny_data, tmp_path)

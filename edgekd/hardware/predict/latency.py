@@ -179,8 +179,9 @@ def shipped() -> LatencyModel:
 class Predictor:
     """Predict for one target in one precision.
 
-    scale: A factor by which predictions agree with measurements of the user's own device; None without any. Raises
-    SpecError where the target lacks the precision or one of the figures.
+    scale: A factor by which predictions agree with measurements of the user's own device; None without any. cuda_graph:
+    Kernels are launched by a CUDA graph, not one by one. Raises SpecError where the target lacks the precision or one
+    of the figures.
     """
 
     def __init__(
@@ -189,17 +190,22 @@ class Predictor:
         precision: PredictedPrecision,
         model: LatencyModel | None = None,
         scale: float | None = None,
+        *,
+        cuda_graph: bool = False,
     ) -> None:
         self.target = target
         self.device = gpu_figures(target, precision)
         self.model = model or shipped()
         self.scale = scale
         self.correction = self.model.corrections.get(target.name, {}).get(precision)
+        by = self.model.coefficients
+        self._launch_us = by.graph_us if cuda_graph else by.launch_us
         self._factor = (scale or 1.0) * (self.correction or 1.0)
 
     def layer_us(self, work: Work, batch: int = 1) -> float:
         """Return the microseconds of one layer for a batch of frames."""
-        return float(seconds(work, self.device, self.model.coefficients, batch)) * 1e6 * self._factor
+        predicted = seconds(work, self.device, self.model.coefficients, batch, self._launch_us)
+        return float(predicted) * 1e6 * self._factor
 
     def predict(
         self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None, batch: int = 1

@@ -42,6 +42,7 @@ class PredictResult(Result):
         unit: `gpu`, or one core of the `dla`.
         sparse: Whether weights are taken to have 2:4 sparsity.
         batch: Frames at once.
+        cuda_graph: Whether a CUDA graph launches the kernels.
         multiply_adds: Multiply-adds of convolutions and matrix products.
         latency_ms: Milliseconds of the engine alone, for a batch.
         low_ms, high_ms: Range that should hold nine of ten measurements.
@@ -64,6 +65,7 @@ class PredictResult(Result):
     unit: Literal["gpu", "dla"]
     sparse: bool
     batch: int
+    cuda_graph: bool
     multiply_adds: int
     latency_ms: float
     low_ms: float
@@ -92,12 +94,14 @@ class PredictedRun:
     Args:
         precision: By default that of a table, else that of the graph.
         batch: Frames at once.
+        cuda_graph: On the GPU, with kernels that a CUDA graph launches.
         dla: On one core of the DLA, in INT8.
         sparse: With weights in 2:4 sparsity there.
     """
 
     precision: str | None = None
     batch: int = 1
+    cuda_graph: bool = False
     dla: bool = False
     sparse: bool = False
 
@@ -136,6 +140,7 @@ def predict_graph(
         unit="dla" if run.dla else "gpu",
         sparse=run.sparse,
         batch=run.batch,
+        cuda_graph=run.cuda_graph,
         multiply_adds=multiply_adds(works),
         latency_ms=_rounded(prediction.latency_ms),
         low_ms=_rounded(prediction.low_ms),
@@ -157,9 +162,10 @@ def _on_gpu(
     graph: Path, works: Sequence[Work], target: Target, run: PredictedRun, file: TableFile | None
 ) -> tuple[PredictedPrecision, NetworkPrediction, GpuFigures]:
     precision = _precision(graph, target, run.precision, file)
-    predictor = Predictor(target, precision)
+    predictor = Predictor(target, precision, cuda_graph=run.cuda_graph)
     if file:
-        predictor = Predictor(target, precision, scale=_scale(predictor, file.table, file.path.parent))
+        scale = _scale(predictor, file.table, file.path.parent)
+        predictor = Predictor(target, precision, scale=scale, cuda_graph=run.cuda_graph)
     measured_us = {layer.work: layer.us for layer in file.table.layers} if file else None
     return precision, predictor.predict(works, measured_us, run.batch), predictor.device
 

@@ -198,6 +198,11 @@ def test_a_batch_takes_longer_and_is_more_frames_a_second() -> None:
     assert four.energy_mj < one.energy_mj
 
 
+def test_a_cuda_graph_launches_faster() -> None:
+    one, graph = (Predictor(load_target("xavier"), "int8", model(), cuda_graph=graph) for graph in (False, True))
+    assert one.layer_us(LAYER) - graph.layer_us(LAYER) == pytest.approx(0.5 / 1.377)
+
+
 def test_copies_take_a_share_of_the_bandwidth() -> None:
     copied = transfer_ms(1000, load_target("xavier"), 2, model())
     assert copied == pytest.approx(4 * 1000 * 2 / (136.5e9 * 0.1) * 1e3)
