@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -69,8 +70,8 @@ class Channels:
         convolutions: Mapping[str, Convolution],
         fixed_outputs: Sequence[Any],
         importance: str,
-        readers: Mapping[str, Reader],
         pairs: Iterable[Pair] = (),
+        readers: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
         """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
         the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`; readers: by name,

@@ -119,7 +119,8 @@ def _channels(
     network.requires_grad_(True)
     dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
     convolutions = partial(convolutions_run, dense, partial(dense.forward, frame))
-    return Channels(dense, frame, convolutions(), _fixed_outputs(network), step.importance, readers), convolutions
+    fixed = _fixed_outputs(network)
+    return Channels(dense, frame, convolutions(), fixed, step.importance, readers=readers), convolutions
 
 
 class _Dense(nn.Module):  # type: ignore[misc]

@@ -96,7 +96,7 @@ def channels_of(
     convolutions = convolutions_of(network, size)
     with branches_alone(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
-        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, readers, pairs)
+        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, pairs, readers)
 
 
 def _fixed_outputs(network: Any) -> list[Any]:
