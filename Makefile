@@ -6,24 +6,24 @@ BIN := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-packages coverage test-gpu gpu kit check docs schemas bench clean
+.PHONY: demo test test-slow test-release coverage test-gpu gpu kit check docs schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones and those of a release, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not release"
 
 ## Run the slow tests: every family of detectors, every way to train, builds of real models.
 test-slow: $(VENV)/dev.installed
 	$(PYTEST) -m slow
 
-## Run the tests of detectors by packages that `dev` does not bring: LibreYOLO.
-test-packages: $(VENV)/dev.installed
+## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO).
+test-release: $(VENV)/dev.installed
 	$(BIN)/pip install --quiet -e ".[libreyolo]"
-	$(BIN)/python -m pytest tests/detectors/test_libreyolo_detector.py
+	$(PYTEST) -m release
 
 ## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
@@ -47,9 +47,10 @@ kit: demo
 docs: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-## The JSON schemas in docs/schemas, from the types of the documents.
+## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests.
 schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/schemas/generate.py
+	$(BIN)/python docs/families.py
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

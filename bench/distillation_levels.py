@@ -183,8 +183,8 @@ highest. Gain: over the labels alone, seed by seed. Rare: mAP50-95 of dogs, whic
         "pooled standard deviation of the gains of all arms over the seeds."
     )
     arms = {name: rows for name, rows in methods.items() if name not in WITHOUT_GAIN}
-    yield _verdicts("mAP50-95", {name: gains(rows, base, "map50_95", "test") for name, rows in arms.items()})
-    yield _verdicts("mAP50-95 of dogs", {name: gains(rows, base, "rare", "test") for name, rows in arms.items()})
+    yield verdicts("mAP50-95", {name: gains(rows, base, "map50_95", "test") for name, rows in arms.items()})
+    yield verdicts("mAP50-95 of dogs", {name: gains(rows, base, "rare", "test") for name, rows in arms.items()})
     yield f"- {frame.versions_of(found.packages.get('edgekd', {}), ('edgekd', 'ultralytics', 'torch'))}"
 
 
@@ -201,7 +201,9 @@ def _cells(name: str, rows: Sequence[Document], base: Sequence[Document]) -> str
     return " | ".join(cells)
 
 
-def _verdicts(title: str, by_arm: Mapping[str, Sequence[float]]) -> str:
+def verdicts(title: str, by_arm: Mapping[str, Sequence[float]]) -> str:
+    """Return a table that says of each arm's mean gain if it is beyond noise."""
+
     def row(arm: str, values: Sequence[float]) -> str:
         mean, half = statistics.fmean(values), half_width(tuple(by_arm.values()), len(values))
         if half is None:
@@ -233,8 +235,8 @@ if __name__ == "__main__":
         Option("--val", 100, "scenes"),
         Option("--test", 2000, "scenes"),
         Option("--epochs", 4),
-        Option("--teacher-epochs", 6),
-        Option("--start-epochs", 16, "of the student, on labels, before the arms; the last half without mosaics"),
+        Option("--teacher-epochs", 8),
+        Option("--start-epochs", 24, "of the student, on labels, before the arms; the last half without mosaics"),
         Option("--batch", 8),
         Option("--image-size", 160),
         SEEDS,

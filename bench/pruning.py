@@ -60,6 +60,7 @@ def methods(given: Given) -> dict[str, Made]:
     }
     if given.ablation:
         changes: dict[str, dict[str, Any]] = {
+            "first-order change of the loss": {"importance": "taylor"},
             "gradients alone": {"importance": "gradient"},
             "magnitude": {"importance": "magnitude"},
             "ranks among layers built alike": {"ranking": "isomorphic"},

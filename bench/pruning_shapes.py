@@ -77,7 +77,9 @@ def rows_of(given: Given) -> Iterator[Document]:
             step = Prune(ratio, importance="magnitude", ranking="isomorphic")
             yield prune(model, given.scratch / "random.pt", step, given)
     for ratio in given.ratios if given.trained else ():
-        yield prune(given.trained.name, given.trained, Prune(ratio, images=given.images, batch=1), given)
+        yield prune(
+            given.trained.name, given.trained, Prune(ratio, importance="taylor", images=given.images, batch=1), given
+        )
 
 
 def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:

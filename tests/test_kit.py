@@ -60,7 +60,9 @@ def test_it_has_the_bundle_its_hash_the_agent_and_predictions(packed: Path, tiny
     assert 0 < predicted["xavier"]["low_ms"] < predicted["xavier"]["latency_ms"] < predicted["xavier"]["high_ms"]
 
 
-@pytest.mark.parametrize("shell", [SHELLS[0], *(pytest.param(shell, marks=pytest.mark.slow) for shell in SHELLS[1:])])
+@pytest.mark.parametrize(
+    "shell", [SHELLS[0], *(pytest.param(shell, marks=pytest.mark.release) for shell in SHELLS[1:])]
+)
 def test_every_shell_runs_it(shell: str, kit: Path, tmp_path: Path) -> None:
     if not shutil.which(shell):
         pytest.skip(f"no {shell} on this host")
@@ -76,7 +78,7 @@ def test_every_shell_runs_it(shell: str, kit: Path, tmp_path: Path) -> None:
     assert {path.name for path in kit.iterdir() if path.suffix != ".edgekd"} == unchanged, "nothing else is left"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("version", RUNTIMES)
 def test_old_and_new_pythons_run_it(
     version: str, kit: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

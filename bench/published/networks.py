@@ -4,6 +4,7 @@ Each is an ONNX graph without weights: only sizes matter here. Shapes follow fro
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from onnx import TensorProto, helper
@@ -127,14 +128,24 @@ def resnet_stages(net: Net, x: Tensor, depths: Sequence[int], bottleneck: bool, 
     return stages
 
 
-def resnet50(size: int) -> Any:
-    """ResNet-50 v1.5 with its classifier, as in MLPerf Inference."""
+def resnet_features(net: Net, depths: Sequence[int], bottleneck: bool, groups: int = 1) -> list[Tensor]:
+    """The stem and the stages of a ResNet."""
+    return resnet_stages(net, net.pool(net.conv("images", 64, 7, 2), 3, 2), depths, bottleneck, groups)
+
+
+def resnet(size: int, depths: Sequence[int], bottleneck: bool) -> Any:
+    """A ResNet, v1.5, with its classifier, as in MLPerf Inference."""
     net = Net((size, size), "Relu")
-    x = net.pool(net.conv("images", 64, 7, 2), 3, 2)
-    x = resnet_stages(net, x, (3, 4, 6, 3), bottleneck=True)[-1]
+    x = resnet_features(net, depths, bottleneck)[-1]
     x = net.node("GlobalAveragePool", (x,), (net.shapes[x][0], 1, 1))
     x = net.conv(x, 1000, act=None)
     return net.model([net.node("Softmax", (x,), net.shapes[x], axis=1)])
+
+
+def resnet34_backbone(width: int) -> Any:
+    """ResNet-34 without its classifier, for images of 5:3."""
+    net = Net((width * 3 // 5, width), "Relu")
+    return net.model(resnet_features(net, (3, 4, 6, 3), bottleneck=False)[-1:])
 
 
 def ssd_outputs(net: Net, heads: Sequence[tuple[Tensor, Tensor]], classes: int) -> Any:
@@ -192,8 +203,7 @@ def ssd_resnet34(size: int) -> Any:
 def retinanet(size: int) -> Any:
     """RetinaNet (Lin and others, arXiv 1708.02002) with ResNeXt-50 32x4d as in MLPerf Inference: 264 classes."""
     net = Net((size, size), "Relu")
-    x = net.pool(net.conv("images", 64, 7, 2), 3, 2)
-    _, c3, c4, c5 = resnet_stages(net, x, (3, 4, 6, 3), bottleneck=True, groups=32)
+    _, c3, c4, c5 = resnet_features(net, (3, 4, 6, 3), bottleneck=True, groups=32)
     top = net.conv(c5, 256, act=None)
     levels = [top]
     for feature in (c4, c3):
@@ -321,31 +331,43 @@ def yolov5s(size: int) -> Any:
     return net.model([net.conv(x, 255, act=None) for x in pan(net, features[1:], 1)])
 
 
-def yolox_s_leaky(size: int) -> Any:
-    """YOLOX-s (Ge and others, arXiv 2107.08430) with leaky ReLU: COCO, 80 classes, raw outputs."""
-    net = Net((size, size), "LeakyRelu")
+def yolox(size: int, depth: int, width: int, classes: int = 80, activation: str = "SiLU") -> Any:
+    """YOLOX (Ge and others, arXiv 2107.08430) with raw outputs. depth: Times that of YOLOX-s; width: Of its stem."""
+    net = Net((size, size), activation)
     # Every second pixel of every second row, four times, is what the network begins with.
     focus = net.node("SpaceToDepth", ("images",), (12, size // 2, size // 2), blocksize=2)
-    x = net.conv(focus, 32, 3)
+    x = net.conv(focus, width, 3)
     features = []
-    for width, depth in ((64, 1), (128, 3), (256, 3)):
-        x = csp(net, net.conv(x, width, 3, 2), width, depth)
+    for times, blocks in ((2, depth), (4, 3 * depth), (8, 3 * depth)):
+        x = csp(net, net.conv(x, times * width, 3, 2), times * width, blocks)
         features.append(x)
-    x = net.conv(net.conv(x, 512, 3, 2), 256)
-    x = net.conv(net.concat(x, *(net.pool(x, kernel) for kernel in (5, 9, 13))), 512)
-    features.append(csp(net, x, 512, 1, shortcut=False))
-    outputs = []
-    for level in pan(net, features[1:], 1):
-        x = net.conv(level, 128)
-        score = net.conv(net.conv(net.conv(x, 128, 3), 128, 3), 80, act=None)
-        box = net.conv(net.conv(x, 128, 3), 128, 3)
+    x = net.conv(net.conv(x, 16 * width, 3, 2), 8 * width)
+    x = net.conv(net.concat(x, *(net.pool(x, kernel) for kernel in (5, 9, 13))), 16 * width)
+    features.append(csp(net, x, 16 * width, depth, shortcut=False))
+    outputs, inner = [], 4 * width
+    for level in pan(net, features[1:], depth):
+        x = net.conv(level, inner)
+        score = net.conv(net.conv(net.conv(x, inner, 3), inner, 3), classes, act=None)
+        box = net.conv(net.conv(x, inner, 3), inner, 3)
         parts = (net.conv(box, 4, act=None), net.conv(box, 1, act="Sigmoid"), net.activate(score, "Sigmoid"))
         outputs.append(net.concat(*parts))
     return net.model(outputs)
 
 
 NETWORKS: dict[str, Callable[[int], Any]] = {
-    network.__name__.replace("_", "-"): network
-    for network in (resnet50, ssd_mobilenet, ssd_resnet34, retinanet, yolov4, yolov7, yolov5s, yolox_s_leaky)
+    "resnet18": partial(resnet, depths=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": partial(resnet, depths=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": partial(resnet, depths=(3, 4, 6, 3), bottleneck=True),
+    "resnet34-backbone": resnet34_backbone,
+    "ssd-mobilenet": ssd_mobilenet,
+    "ssd-resnet34": ssd_resnet34,
+    "retinanet": retinanet,
+    "yolov4": yolov4,
+    "yolov7": yolov7,
+    "yolov5s": yolov5s,
+    "yolox-s-leaky": partial(yolox, depth=1, width=32, activation="LeakyRelu"),
+    "yolox-s-4": partial(yolox, depth=1, width=32, classes=4),
+    "yolox-m-4": partial(yolox, depth=2, width=48, classes=4),
+    "yolox-l-4": partial(yolox, depth=3, width=64, classes=4),
 }
-"""By the names that the measurements use: a graph for an input of so many pixels a side."""
+"""By the names that the measurements use: a graph for an input of so many pixels a side, or so many wide."""

@@ -2,18 +2,22 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from edgekd.hardware.predict.device import GpuFigures, gpu_figures
+from edgekd.hardware.predict.device import MIB, PRECISIONS, GpuFigures, gpu_figures
 from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import load_target
 
 PUBLISHED = Path(__file__).resolve().parent
+FLAGS = ("plugin", "silu")  # columns of a table of layers
 LOWERED = "a lowered power mode whose clocks are not stated; used for energy"
+TOO_SLOW = "slower than the same party's other board of that generation by more than any ratio of their figures"
+NOISE = 1.05
+"""Ratio of two measurements of one thing."""
 
 
 class Columns:
@@ -29,7 +33,8 @@ class Columns:
 class Row:
     """A published measurement. line: in measurements.csv; target: the shipped one that was measured, if it is one.
 
-    network: names its table of layers; power_w: of the whole kit, where measured; old: TensorRT before 8.
+    network: names its table of layers; power_w: of the whole kit, where measured; launch: of its kernels, by a CUDA
+    `graph`, on a `stream`, or from `python`; old: TensorRT before 8; copies: the time has those of inputs and outputs.
     """
 
     line: int
@@ -41,9 +46,11 @@ class Row:
     batch: int
     latency_ms: float
     power_w: float | None
+    launch: str
     source: str
     gpu: GpuFigures
     old: bool
+    copies: bool
 
     @property
     def kind(self) -> tuple[float, str]:
@@ -56,19 +63,81 @@ class Row:
     @property
     def group(self) -> tuple[str, str, str]:
         """Rows that one party measured in one place, which are no independent witnesses."""
-        return *self.place, self.source.split("@")[0].split()[0]
+        return *self.place, self.party
+
+    @property
+    def party(self) -> str:
+        return self.source.split("@")[0].split()[0]
+
+    @property
+    def run(self) -> tuple[str, str, int, tuple[float, str], str]:
+        """All but the board and its clocks."""
+        return self.party, self.network, self.batch, self.kind, self.launch
+
+    @property
+    def family(self) -> str:
+        return network_facts(self.network)["family"]
 
     @property
     def columns(self) -> Columns:
         return layers_of(self.network)
 
 
+class Table:
+    """Rows in arrays, for one evaluation of `seconds` for each arithmetic unit.
+
+    bytes_copied: Of inputs and outputs in float32, of a batch; 0 where the measured time has none.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.measured = np.array([row.latency_ms for row in rows])
+        self.old = np.array([row.old for row in rows])
+        self.graph = np.array([row.launch == "graph" for row in rows])
+        self.bandwidth = np.array([row.gpu.bandwidth for row in rows])
+        self.bytes_copied = np.array([4.0 * row.batch * numbers_copied(row.network) * row.copies for row in rows])
+        units = sorted({row.gpu.unit for row in rows})
+        self.parts = [Part(self, [at for at, row in enumerate(rows) if row.gpu.unit == unit]) for unit in units]
+
+
+class Part:
+    """The rows of one arithmetic unit, their layers end to end, under the names of `Work` and of `GpuFigures`.
+
+    at: Indices of the rows; layer: The row of each layer; first: The first layer of each row.
+    """
+
+    def __init__(self, table: Table, at: Sequence[int]) -> None:
+        rows = [table.rows[index] for index in at]
+        counts = [len(row.columns.kind) for row in rows]  # type: ignore[attr-defined]
+        self.at = np.array(at)
+        self.layer = np.repeat(at, counts)
+        self.first = np.cumsum([0, *counts[:-1]])
+        self.batch = np.repeat([row.batch for row in rows], counts)
+        self.precision, self.unit = rows[0].gpu.precision, rows[0].gpu.unit
+        for name in [field.name for field in fields(Work)]:
+            setattr(self, name, np.concatenate([getattr(row.columns, name) for row in rows]))
+        for name in ("peak", "bandwidth", "cache", "cache_bandwidth", "multiprocessors", "clock_ghz", "fuses_silu"):
+            setattr(self, name, np.repeat([getattr(row.gpu, name) for row in rows], counts))
+
+
+def numbers_copied(network: str) -> int:
+    """Return the numbers of a frame that go into a network and come out of it."""
+    facts = network_facts(network)
+    return 3 * int(facts["input"]) ** 2 + int(facts["outputs"] or 0)
+
+
+@cache
+def network_facts(network: str) -> dict[str, str]:
+    return next(each for each in read_csv("networks.csv") if f"{each['model']}-{each['input']}" == network)
+
+
 @cache
 def layers_of(network: str) -> Columns:
     works = []
     for row in read_csv(f"layers/{network}.csv"):
-        numbers = {key: int(value) for key, value in row.items() if key not in ("name", "kind", "plugin")}
-        works.append(Work(row["name"], row["kind"], **numbers, plugin=row["plugin"] == "1"))  # type: ignore[arg-type]
+        numbers = {key: int(value) for key, value in row.items() if key not in ("name", "kind", *FLAGS)}
+        flags = {key: row[key] == "1" for key in FLAGS}
+        works.append(Work(row["name"], row["kind"], **numbers, **flags))  # type: ignore[arg-type]
     return Columns(works)
 
 
@@ -78,37 +147,58 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 
 def why_not(row: Mapping[str, str]) -> str | None:
-    """Return the reason why a measurement is not of one batch on one GPU; None where it is."""
+    """Return the reason why a measurement is not of one batch of a known network on one GPU; None where it is."""
     source = row["source"]
-    if "DLA" in row["device"]:
-        return "runs on the DLA"
+    if row["unit"] != "gpu":
+        return "runs on the DLA, or on GPU and DLAs together"
     if not row["batch"]:
-        return "throughput of a batch that is not stated, on Jetson of GPU and DLAs together"
+        return "throughput of a batch that is not stated"
     if "end-to-end" in source:
-        return "a whole Python pipeline, not the network"
+        return "a whole pipeline, not the network"
     if "low confidence" in source:
         return "its own collector trusts it little"
+    if not row["latency_ms"] or row["precision"] not in PRECISIONS or network_of(row) not in described():
+        return "a network or a precision that is not described here"
     return None
 
 
-def device_for(given: Mapping[str, str], precision: str) -> GpuFigures:
-    """Return the measured device: a shipped target, or the figures of devices.csv."""
+def network_of(row: Mapping[str, str]) -> str:
+    """Return the name of the table with the layers of a measured network."""
+    return f"{row['model']}-{row['input'].split()[0]}"
+
+
+@cache
+def described() -> frozenset[str]:
+    """Return the names of all tables with layers."""
+    return frozenset(f"{each['model']}-{each['input']}" for each in read_csv("networks.csv"))
+
+
+def device_for(given: Mapping[str, str], row: Mapping[str, str]) -> GpuFigures:
+    """Return the measured device: a shipped target, or the figures of devices.csv; at the clocks of the run."""
+    precision = row["precision"]
     if given["target"]:
-        return gpu_figures(load_target(given["target"]), precision)
-    peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]
-    return GpuFigures(
-        sm=float(given["sm"]),
-        precision=precision,  # type: ignore[arg-type]
-        peak=float(peak) * 1e12,
-        bandwidth=float(given["bandwidth_gbs"]) * 1e9,
-        multiprocessors=int(given["multiprocessors"]),
-        clock_ghz=float(given["clock_ghz"]),
-        server=True,
+        gpu = gpu_figures(load_target(given["target"]), precision)
+    else:
+        peak = {"fp16": given["fp16_tflops"], "int8": given["int8_tops"]}[precision]
+        gpu = GpuFigures(
+            sm=float(given["sm"]),
+            precision=precision,  # type: ignore[arg-type]
+            peak=float(peak) * 1e12,
+            bandwidth=float(given["bandwidth_gbs"]) * 1e9,
+            cache=float(given["l2_mib"]) * MIB,
+            multiprocessors=int(given["multiprocessors"]),
+            clock_ghz=float(given["clock_ghz"]),
+        )
+    if not row["clock_ghz"]:
+        return gpu
+    clock = float(row["clock_ghz"])
+    return replace(
+        gpu, peak=gpu.peak * clock / gpu.clock_ghz, bandwidth=float(row["bandwidth_gbs"]) * 1e9, clock_ghz=clock
     )
 
 
 def read_rows() -> tuple[list[Row], list[Row], dict[str, list[int]]]:
-    """Rows to fit and predict, rows with power in a mode of its own, and the lines not used for latency, by reason."""
+    """Rows to fit and predict, rows with power at full clocks, and the lines not used for latency, by reason."""
     devices = {each["published"]: each for each in read_csv("devices.csv")}
     rows: list[Row] = []
     powered: list[Row] = []
@@ -124,17 +214,63 @@ def read_rows() -> tuple[list[Row], list[Row], dict[str, list[int]]]:
             device=given["device"],
             target=given["target"],
             model=row["model"],
-            network=f"{row['model']}-{row['input'].split()[0]}",
+            network=network_of(row),
             batch=int(row["batch"]),
             latency_ms=float(row["latency_ms"]),
             power_w=float(row["power_w"]) if row["power_w"] else None,
+            launch=row["launch"],
             source=row["source"],
-            gpu=device_for(given, row["precision"]),
+            gpu=device_for(given, row),
             old=bool(row["trt"]) and int(row["trt"].split(".")[0]) < 8,
+            copies="incl. transfers" in row["source"],
         )
-        if "MaxQ" in row["device"]:
+        if read.power_w:
+            powered.append(replace(read, gpu=device_for(given, {**row, "clock_ghz": ""})))
+        if "MaxQ" in row["device"] and not row["clock_ghz"]:
             others.setdefault(LOWERED, []).append(line)
-            powered.append(read)
         else:
             rows.append(read)
-    return rows, powered, others
+    slow = slowed_boards(rows)
+    others[TOO_SLOW] = [row.line for row in rows if (row.party, row.device) in slow]
+    return [row for row in rows if (row.party, row.device) not in slow], powered, others
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A time from a frame to detections, of a known network in half precision or one that is not stated."""
+
+    published: str
+    target: str
+    network: str
+    latency_ms: float
+    source: str
+
+
+def read_pipelines() -> list[Pipeline]:
+    """Return the published times of whole pipelines, one frame after the other."""
+    devices = {each["published"]: each["target"] for each in read_csv("devices.csv")}
+    return [
+        Pipeline(row["device"], devices[row["device"]], network_of(row), float(row["latency_ms"]), row["source"])
+        for row in read_csv("measurements.csv")
+        if "end-to-end" in row["source"]
+        and row["latency_ms"]
+        and row["precision"] in ("", "fp16")
+        and network_of(row) in described()
+    ]
+
+
+def slowed_boards(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Return boards, by party and device, that cannot have run at the clocks of their figures.
+
+    At these clocks, no network is slower than on another board of that compute capability by more than the largest of
+    the ratios of their figures. Nothing here depends on a prediction.
+    """
+    found = set()
+    for row in rows:
+        for other in rows:
+            if row.run == other.run:
+                figures = ("peak", "bandwidth", "clock_ghz", "cache")
+                most = max(getattr(other.gpu, name) / getattr(row.gpu, name) for name in figures)
+                if row.latency_ms > NOISE * most * other.latency_ms:
+                    found.add((row.party, row.device))
+    return found

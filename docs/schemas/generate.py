@@ -23,8 +23,9 @@ import key_tables
 
 import edgekd.agent
 from edgekd.agent import commands, installation
+from edgekd.agent.bench import EngineBenchResult
+from edgekd.agent.cameras.statistics import ServiceStatus
 from edgekd.agent.cli import Answer
-from edgekd.agent.engines import latency
 from edgekd.agent.engines.selftest import SelfTestResult
 from edgekd.agent.fetching import FetchResult
 from edgekd.agent.rebuild_engine import RenewResult
@@ -95,7 +96,7 @@ AgentResult = (
     | commands.BuildReport
     | TuneResult
     | SelfTestResult
-    | latency.EngineBenchResult
+    | EngineBenchResult
     | StatusResult
     | commands.ServiceChange
     | RenewResult
@@ -108,6 +109,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "agent": ("Output of every command of the agent", Answer[AgentResult]),
     "bench": ("`edgekd bench --json`", BenchResult),
     "build": ("`edgekd build --json` and `edgekd demo --json`", BuildResult),
+    "cameras": ("Status of the service of several cameras", ServiceStatus),
     "check": ("`edgekd check --json`", Checked),
     "compare": ("`edgekd compare --json`", Compared),
     "convert": ("`edgekd convert --json`", Converted),

@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace) -> Any:
         camera = replace(camera, runtime=_runtime(options, state))
     run: dict[str, Callable[[], Any]] = {
         "activate": lambda: commands.activate(camera),
-        "bench": lambda: commands.bench(camera, options.iterations, options.seconds),
+        "bench": lambda: _bench(options, camera),
         "boot": lambda: installation.boot(camera),
         "build": lambda: commands.build(camera, _shares(options.require)),
         "commit": lambda: installation.commit(camera),
@@ -168,6 +168,14 @@ def _install(options: argparse.Namespace, camera: Camera) -> Any:
     shares = _shares(options.require)
     requirements = installation.Requirements(shares, options.max_latency, options.max_memory)
     return installation.install(camera, options.bundle, trial, requirements)
+
+
+def _bench(options: argparse.Namespace, camera: Camera) -> Any:
+    from edgekd.agent.bench import bench
+
+    if options.cameras < 0:
+        raise SpecError(f"--cameras {options.cameras}", expected="0 or more")
+    return bench(camera, options.iterations, options.seconds, cameras=options.cameras, camera_fps=options.camera_fps)
 
 
 def _tune(options: argparse.Namespace, camera: Camera) -> Any:
@@ -295,6 +303,10 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--iterations": _option(int, "N", "minimum runs (%(default)s)", default=200),
     "--seconds": _option(float, "S", "minimum seconds (%(default)s)", default=5.0),
+    "--cameras": _option(
+        int, "N", "also find how many synthetic cameras can be served, up to N (%(default)s)", default=0
+    ),
+    "--camera-fps": _option(_positive, "FPS", "frames a second of each of them (%(default)s)", default=15.0),
 }
 _TRUST = ("--trust", "--state", "--root")
 _CONTINUING = ("status", "renew")
@@ -321,7 +333,10 @@ COMMANDS = {
         "compare the outputs of the engine with the golden set",
         (*_ENGINE, "--layers", "--max-latency"),
     ),
-    "bench": ("time the engine by itself", (*_ENGINE, "--iterations", "--seconds")),
+    "bench": (
+        "time the engine by itself",
+        (*_ENGINE, "--iterations", "--seconds", "--cameras", "--camera-fps"),
+    ),
     "status": ("describe what is in service, the candidate, and the device", _RUNTIME),
     "activate": ("put a slot with a tested engine into service", _ENGINE),
     "renew": ("after an update of the system: rebuild the engine in service", _RUNTIME),

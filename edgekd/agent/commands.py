@@ -53,7 +53,6 @@ from edgekd.core.errors import BundleError, DeviceError, HashError, RollbackErro
 
 if TYPE_CHECKING:
     from edgekd.agent.apply_delta import Update
-    from edgekd.agent.engines.latency import EngineBenchResult
     from edgekd.agent.engines.selftest import SelfTestResult
     from edgekd.core.bundle.archive import Judge
     from edgekd.core.bundle.manifest import Manifest
@@ -337,20 +336,6 @@ def _latency_limit_ms(camera: Camera, slot: Slot) -> float | None:
     """Return the run time by the bundle's frames per second, where the device is its target."""
     fps, target = slot.manifest.limits.min_fps, slot.manifest.target
     return 1000 / fps if fps and read_device(camera.root).fits(target.compatible) else None
-
-
-def bench(camera: Camera, iterations: int, seconds: float) -> EngineBenchResult:
-    """Time the engine by itself on this device. Raises DeviceError."""
-    from edgekd.agent.engines.latency import EngineBenchResult, measure_on
-
-    device = read_device(camera.root)
-    with camera.state.locked():
-        slot = camera.chosen_slot()
-        engine = require_engine(slot, camera.engine_key(slot))
-        latency = measure_on(camera, slot, engine.file, iterations, seconds)
-    return EngineBenchResult(
-        slot.name, engine.name, engine.record.key.runtime, device.model, device.power_mode, latency
-    )
 
 
 @dataclass(frozen=True)

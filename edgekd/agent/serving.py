@@ -1,7 +1,7 @@
 """The model in service, for an application that feeds it frames: `Served` opens it, and follows each switch.
 
 Agent and application never wait for each other: an open model stays valid when its slot is overwritten, and a switch
-takes effect before the next frame. Needs NumPy, OpenCV, and the runtime of the engine.
+takes effect before the next frame. Needs NumPy and the runtime of the engine; OpenCV makes it faster.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekd.agent.engines.engine import Engine
     from edgekd.agent.runtimes.types import EngineSession
     from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import DetectionThresholds
@@ -53,9 +54,17 @@ class Model:
         """Distance of recent frames from the bundle's record; None without a record, or before enough frames."""
         return self.drift_watch.drift
 
+    def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """Return a frame as the network's input, and its placement. frame: BGR, or NV12 as `letterbox` takes it."""
+        if frame.ndim == 2 and self.spec.preprocess.input != "nv12":
+            import cv2
+
+            frame = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12)
+        return letterbox(frame, self.spec.preprocess)
+
     def detect(self, frame: np.ndarray) -> Detections:
         """Detect objects in a frame uint8 [h, w, 3] BGR, by the bundle's thresholds. Raises DeviceError."""
-        batch, placement = letterbox(frame, self.spec.preprocess)
+        batch, placement = self.prepare(frame)
         detections = decode_by_class(self.session.run(batch), self.spec, placement, self.thresholds)
         self.drift_watch.add(batch, placement, detections)
         return detections
@@ -183,6 +192,11 @@ def _open(state: State) -> Model:
         )
     if not engine.whole:
         raise HashError(f"slot {slot.name}: its engine is damaged", fix=f"build --slot {slot.name}, and activate it")
+    return open_slot(slot, engine)
+
+
+def open_slot(slot: Slot, engine: Engine) -> Model:
+    """Open the model in a slot, in service or not. Raises DeviceError, BundleError."""
     spec = spec_from_json(slot.manifest.detector)
     return Model(
         name=slot.manifest.name,

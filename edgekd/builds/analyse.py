@@ -246,13 +246,8 @@ def _times(graphs: BuildGraphs, target: Target | None, cpu: str) -> tuple[LayerT
         if before is not None and after is not None:
             return before, after
     basis: Basis = "measured" if here else "stand-in"
-    before, after = (_profiled(graph, basis, cpu) for graph in (graphs.before, graphs.shipped))
+    before, after = (profiled(graph.path / GRAPH, basis, cpu) for graph in (graphs.before, graphs.shipped))
     return before, after
-
-
-def _profiled(graph: GraphStage, basis: Basis, cpu: str) -> LayerTimes:
-    preprocess = graph.result.spec.preprocess
-    return profiled(graph.path / GRAPH, (1, 3, preprocess.height, preprocess.width), basis, cpu)
 
 
 def _looked(graph: GraphStage) -> ProbedGraph:

@@ -57,7 +57,7 @@ def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
         levers.append("more calibration images (--calibration), a higher min_snr_db in a recipe")
     elif more := _more_bytes(line, stages):
         levers.append(f"a --max-size larger by about {size_text(more)}")
-    if line.name == "min_retention" and not recipe.quant_aware and not _with_keypoints(stages):
+    if line.name == "min_retention" and not recipe.quant_aware and not _with_more_than_boxes(stages):
         levers.append("recipe qad, which trains a .pt checkpoint")
     return ", ".join([*levers, "or a lower --keep"])
 
@@ -68,10 +68,10 @@ def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:
     return last[-1].errors if last and isinstance(last[-1], QuantizeResult) else {}
 
 
-def _with_keypoints(stages: Sequence[AnyStage]) -> bool:
-    """Return True for a detector with keypoints, which is not trained."""
+def _with_more_than_boxes(stages: Sequence[AnyStage]) -> bool:
+    """Return True for a detector with keypoints, rotated boxes or masks, which is not trained."""
     graphs = [stage.result.detector for stage in stages if isinstance(stage.result, GraphResult)]
-    return any(detector is not None and detector.head.keypoints is not None for detector in graphs)
+    return any(detector is not None and detector.head.task != "detect" for detector in graphs)
 
 
 def _more_bytes(line: LimitResult, stages: Sequence[AnyStage]) -> int | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from edgekd.builds.compression import compress
 from edgekd.builds.publish import publish
-from edgekd.builds.recipe import refuse_keypoints, refuse_recipe
+from edgekd.builds.recipe import refuse_recipe, refuse_task
 from edgekd.builds.run import BuildRecord, BuildRequest, BuildResult, MachineRecord
-from edgekd.builds.stages import benchmark, check, drift_reference, encode, export, half, score
+from edgekd.builds.stages import benchmark, check, drift_reference, encode, export, half, interface, score
 from edgekd.builds.stages import compile as compile_stage
-from edgekd.builds.stages.base import StageContext
+from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.calibrate import calibration_source
 from edgekd.builds.stages.score import SCORED
 from edgekd.core.benchmark import Basis
@@ -41,7 +42,7 @@ def build(request: BuildRequest, progress: Progress = SILENT, signers: Sequence[
         record = replace(record, drift=drift_reference.run(context, record.shipped, train, thresholds))
     compiled = compile_stage.run(context, record.shipped, target)
     basis: Basis = "measured" if target.kind == "cpu" else "stand-in"
-    graphs, scored = (record.before, record.after), (record.scored, record.data_sha256)
+    graphs, scored = (record.before, record.timed), (record.scored, record.data_sha256)
     timing = benchmark.run(context, *graphs, *scored, device, basis)
     return publish(context, record, MachineRecord(compiled, timing), signers)
 
@@ -61,7 +62,7 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
     scored, target = dataset.split(SCORED), request.target
     model, head, trust = request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
-    refuse_keypoints(request.recipe, before.result.spec)
+    refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
     checked = check.run(context, before, target, "fp32")
     data = context.fingerprint(scored)
     first_score = score.run(context, before, scored, data, "fp32")
@@ -75,21 +76,25 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
         floating=before,
         after=before,
         shipped=before,
+        timed=before,
+        reference=before,
         encoded=encode.run(context, before, "fp32"),
         scores=(first_score, first_score),
         checked=checked,
     )
     record = compress(record, dataset, context)
-    shipped = half.run(context, record.after) if target.strongly_typed else record.after
-    record = replace(record, shipped=shipped)
+    shipped: GraphStage = half.run(context, record.after) if target.strongly_typed else record.after
+    wrapped = partial(interface.run, context, interface=request.interface)
+    shipped, timed, reference = map(wrapped, (shipped, record.after, record.floating))
+    record = replace(record, shipped=shipped, timed=timed, reference=reference)
     return checked_and_scored(record, context) if shipped.key != before.key else record
 
 
 def checked_and_scored(record: BuildRecord, context: StageContext) -> BuildRecord:
     """Return the record with the graph that ships checked for the target, scored, and packed."""
-    recipe, shipped = record.request.recipe, record.shipped
-    precision = "fp16" if shipped.key != record.after.key and not recipe.quantize else recipe.precision
-    checked = check.run(context, shipped, record.request.target, precision)
+    recipe, target, shipped = record.request.recipe, record.request.target, record.shipped
+    precision = "fp16" if target.strongly_typed and not recipe.quantize else recipe.precision
+    checked = check.run(context, shipped, target, precision)
     last_score = score.run(context, shipped, record.scored, record.data_sha256, precision)
     encoded = encode.run(context, shipped, precision)
     return replace(record, checked=checked, scores=(record.scores[0], last_score), encoded=encoded)

@@ -266,9 +266,9 @@ def _small_files(record: BuildRecord) -> dict[str, bytes]:
 
 def _golden(record: BuildRecord) -> bytes:
     """Return the golden set of the graph that ships, from the first scored images."""
-    floating = None if record.after.key == record.floating.key else record.floating.path / GRAPH
+    floating = None if record.after.key == record.floating.key else record.reference.path / GRAPH
     images = (image for _, image in ReadableImages(record.scored.samples[:TRIED], max_bad_share=0.5))
-    return to_bytes(golden_set(record.shipped.path / GRAPH, floating, record.after.result.spec, images))
+    return to_bytes(golden_set(record.shipped.path / GRAPH, floating, record.shipped.result.spec, images))
 
 
 def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Lineage) -> Manifest:
@@ -280,7 +280,7 @@ def _manifest(record: BuildRecord, entries: tuple[FileEntry, ...], lineage: Line
         counter=request.counter,
         target=TargetName(request.target.name, request.target.compatible),
         tensorrt=tensorrt.value if tensorrt else None,
-        detector=json.loads(canonical_json(to_plain(record.after.result.spec))),
+        detector=json.loads(canonical_json(to_plain(record.shipped.result.spec))),
         thresholds=record.thresholds,
         files=entries,
         limits=BuildLimits(budget.max_bytes, budget.min_retention, budget.min_fps),

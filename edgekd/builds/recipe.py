@@ -15,6 +15,7 @@ from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 from edgekd.core.typed_values import value_text
 from edgekd.detectors.family import family_of, offering, student_family
+from edgekd.detectors.interface import Postprocess
 from edgekd.hardware.budget import Budget
 
 S = TypeVar("S", bound=Step)
@@ -134,16 +135,18 @@ def _step(table: dict[str, Any], where: str) -> Step:
     return parse_table(by_name[name], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
-def refuse_keypoints(recipe: Recipe, spec: DetectorSpec) -> None:
-    """Raise SpecError for a recipe with a step that detectors with keypoints cannot take, where `spec` is of one."""
-    if spec.head.keypoints is None:
+def refuse_task(recipe: Recipe, spec: DetectorSpec, postprocess: Postprocess = "host") -> None:
+    """Raise SpecError for a recipe, or a place of the selection, that the detector of `spec` cannot have."""
+    if spec.head.masks and postprocess == "graph":
+        raise SpecError("--postprocess graph", expected="a detector without masks", found="one with masks")
+    if not spec.head.beside_boxes:
         return
     for kind in map(kind_of, recipe.steps):
         if kind.capability:
             raise SpecError(
                 f"recipe {recipe.name} {kind.effect}",
                 expected="a detector of boxes alone",
-                found=f"one with {len(spec.head.keypoints.sigmas)} keypoints",
+                found=f"one with {spec.head.beside_boxes}",
                 fix="pass a recipe without training, such as ptq or mixed",
             )
 

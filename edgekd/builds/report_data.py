@@ -92,6 +92,7 @@ def report_of(graphs: BuildGraphs, facts: ReportFacts, stages: Sequence[AnyStage
         map50=BeforeAfter(before.map50, after.map50),
         bytes=BeforeAfter(graphs.before.result.bytes, graphs.encoded.result.bytes),
         images=after.images,
+        task=quantized.spec.head.task,
         boxes=BeforeAfter(before.boxes.map50_95, after.boxes.map50_95) if before.boxes and after.boxes else None,
         stages=tuple(stage_row(stage) for stage in stages),
         classes=tuple(

@@ -22,6 +22,7 @@ from edgekd.core.detection.decode import Thresholds
 from edgekd.core.documents import INTERNAL, Result
 from edgekd.data.types import Split
 from edgekd.detectors import Detector
+from edgekd.detectors.interface import Interface
 from edgekd.evaluation.search_result import SearchResult
 from edgekd.hardware.budget import Budget, LimitResult
 from edgekd.hardware.target import Target
@@ -45,6 +46,7 @@ class BuildRequest:
         bundle_report: Put the report into the bundle, too.
         search: The search that found the recipe; None where it was given.
         train_on: GPUs to train students on, such as `0,1`; None for one if there is any.
+        interface: Input and output of the graph that ships.
     """
 
     model: Path
@@ -63,6 +65,7 @@ class BuildRequest:
     bundle_report: bool = False
     search: SearchResult | None = None
     train_on: str | None = None
+    interface: Interface = field(default_factory=Interface)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class BuildGraphs:
         before: The given detector's float graph.
         floating: The float graph that `after` was made from: the given one, a student's, or a pruned one.
         after: The graph that the steps of the recipe led to.
-        shipped: `after`, or in float16 where the target's builder needs that.
+        shipped: `after` with the requested interface, in float16 where the target's builder needs that.
         encoded: `shipped` as it is packed.
         scores: Of `before` and of `shipped`.
         checked: The target's check of `shipped`.
@@ -107,6 +110,8 @@ class BuildRecord(BuildGraphs):
 
     Args:
         detector: That of `floating`.
+        timed: `after` with the interface of `shipped`: this machine's CPU is slow in float16.
+        reference: `floating` with the same interface.
         calibrated: None without quantization.
         drift: The reference for drift detection; None without a training split.
         weakened: `floating` has lost channels or rank, and was not trained since.
@@ -117,6 +122,8 @@ class BuildRecord(BuildGraphs):
     data_sha256: str
     scored: Split
     detector: Detector
+    timed: GraphStage
+    reference: GraphStage
     calibrated: Calibrated | None = None
     drift: Stage[DriftResult] | None = None
     weakened: bool = False

@@ -7,7 +7,18 @@ from typing import Any
 
 from edgekd.builds import analyse, publish
 from edgekd.builds.stage_store import StageKind
-from edgekd.builds.stages import benchmark, check, compare, drift_reference, encode, export, half, score, trial
+from edgekd.builds.stages import (
+    benchmark,
+    check,
+    compare,
+    drift_reference,
+    encode,
+    export,
+    half,
+    interface,
+    score,
+    trial,
+)
 from edgekd.builds.stages import compile as compile_stage
 from edgekd.builds.step_kinds import step_kinds
 
@@ -16,6 +27,7 @@ KINDS: tuple[StageKind[Any], ...] = (
     score.SCORE,
     compare.COMPARE,
     half.HALF,
+    interface.INTERFACE,
     encode.ENCODE,
     drift_reference.REFERENCE,
     check.CHECK,

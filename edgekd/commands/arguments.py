@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekd.builds.recipe import Recipe, load_recipe
+from edgekd.core.detection.types import InputFormat
+from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.units import parse_energy, parse_share, parse_size
 from edgekd.deploy.signing import Signer, load_signers
 from edgekd.deploy.signing.key_files import read_public
 from edgekd.deploy.signing.signed import RequiredSignatures
+from edgekd.detectors.interface import Interface, Postprocess
 from edgekd.hardware.budget import Budget
-from edgekd.hardware.target import Target, load_target
+from edgekd.hardware.target import Target, load_target, takes_bytes
 
 
 def path_or_none(path: str | Path | None) -> Path | None:
@@ -53,6 +56,17 @@ def signers_of(keys: str | Path | Sequence[str | Path], secret_file: str | Path 
 def required_signatures(trust: str | Path | None, keys: str | Path | Sequence[str | Path]) -> RequiredSignatures:
     """Return the signatures that a trust file and files of public keys require. Raises SpecError."""
     return RequiredSignatures(path_or_none(trust), {path.name: read_public(path) for path in paths_of(keys)})
+
+
+def interface_of(input_format: str, postprocess: str, target: Target) -> Interface:
+    """Return the interface of a graph for a target. Raises SpecError."""
+    formats = {name: name for name in get_args(InputFormat)}
+    places = {name: name for name in get_args(Postprocess)}
+    for flag, name, choices in (("--input", input_format, formats), ("--postprocess", postprocess, places)):
+        if name not in choices:
+            raise SpecError(flag, expected=", ".join(choices), found=name, fix=did_you_mean(name, choices))
+    raw = input_format != "float32"
+    return Interface(formats[input_format], places[postprocess], float_bytes=raw and not takes_bytes(target))
 
 
 def limits(

@@ -11,18 +11,20 @@ from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
-from edgekd.commands.arguments import limits, names_of, path_or_none, recipe_of, signers_of, target_of
+from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
 from edgekd.commands.options import (
     CalibrationSet,
     Data,
     Fresh,
     Head,
+    InputName,
     Keep,
     Keys,
     Licence,
     Model,
     Paths,
     PlanFile,
+    Postprocess,
     RecipeName,
     SecretFile,
     TargetName,
@@ -60,7 +62,7 @@ def build(
     out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-TARGET.")] = None,
     max_size: Annotated[str | int | None, Option("Largest bundle, such as 12MB.")] = None,
     keep: Keep = None,
-    min_fps: Annotated[float | None, Option("Least frames per second.", minimum=0)] = None,
+    min_fps: Annotated[float | None, Option("Least frames per second, one after the other.", minimum=0)] = None,
     max_energy: Annotated[str | None, Option("Most energy a frame, such as 150mJ: as predicted.")] = None,
     calibration: CalibrationSet = None,
     fresh: Fresh = False,
@@ -70,19 +72,20 @@ def build(
     secret_file: SecretFile = None,
     version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
     licence: Licence = None,
+    input_format: InputName = "float32",
+    postprocess: Postprocess = "host",
     bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
     The split `train` is calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan
-    `mixed`. Frames per second are of one frame after the other. Sizes may be numbers of bytes, shares from 0 to 1.
-
-    A missed limit does not raise: `require_met()` of the result does. Raises SpecError before anything is computed,
-    DataError, CompressError, DeviceError, or SignatureError for a key in `sign`, and leaves nothing half-written.
-    The command: `edgekd build`. The method: docs/quantization.md, docs/recipes.md.
+    `mixed`. Sizes may be numbers of bytes, shares from 0 to 1. A missed limit does not raise: `require_met()` of the
+    result does. Raises SpecError before anything is computed, DataError, CompressError, DeviceError, or SignatureError
+    for a key in `sign`, and leaves nothing half-written. The command: `edgekd build`. The method: docs/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
+    _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)
     job = BuildRequest(
         model=detector_file(model),
         data=Path(data),
@@ -97,17 +100,23 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
+        interface=interface_of(input_format, postprocess, chosen),
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     if searches:
-        limit_s = None if time is None else parse_duration(time, "--time")
-        boards = load_fleet(Path(fleet)).boards if fleet else ()
-        request = SearchJob(job, limit_s, trials, epochs, students, workers, boards, batch, cluster, gpus)
-        job = search_module.run(request, progress)
-    else:
-        _refuse_without_search(cluster=cluster, gpus=gpus, fleet=fleet)
+        settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
+        job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings)
     return pipeline.build(job, progress, signers)
+
+
+def _searched(
+    job: BuildRequest, time: str | None, fleet: str | Path | None, progress: Progress, **settings: Any
+) -> BuildRequest:
+    """Return the request with the recipe that a search finds. settings: of the search. Raises SpecError."""
+    seconds = None if time is None else parse_duration(time, "--time")
+    boards = load_fleet(Path(fleet)).boards if fleet else ()
+    return search_module.run(SearchJob(job, seconds, boards=boards, **settings), progress)
 
 
 def _recipe(
@@ -130,7 +139,8 @@ def _recipe(
     return steps.with_plan(Path(plan)) if plan else steps
 
 
-def _refuse_without_search(**options: Any) -> None:
+def _refuse_without_search(searches: bool, /, **options: Any) -> None:
     """Refuse options of a search where there is none. Raises SpecError."""
-    if names := [f"--{name}" for name, value in options.items() if value is not None]:
+    names = [f"--{name}" for name, value in options.items() if value is not None]
+    if names and not searches:
         raise SpecError(f"{names[0]} without --search", fix=f"pass --search, or leave out {names[0]}")

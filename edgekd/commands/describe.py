@@ -50,7 +50,13 @@ def describe(model: Model, *, head: Head = None, trust_checkpoint: Trust = False
 
 def _of_kind(spec: DetectorSpec) -> HeadDescription:
     head, keypoints = spec.head, spec.head.keypoints
-    described = HeadDescription(kind=head.kind, nms=head.nms, strides=head.strides)
+    described = HeadDescription(
+        kind=head.kind,
+        nms=head.nms,
+        strides=head.strides,
+        rotated=head.rotated or None,
+        masks=True if head.masks else None,
+    )
     if keypoints is None:
         return described
     shape = len(keypoints.sigmas), keypoints.dimensions

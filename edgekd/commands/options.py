@@ -28,6 +28,7 @@ RecipeName = Annotated[
 PlanFile = Annotated[str | Path | None, Option("Run this plan.toml as it is.")]
 Keep = Annotated[str | float | None, Option("Least share of the mAP50-95 kept, such as 98%.")]
 CalibrationSet = Annotated[str | int | Path | None, Option("Number of images, or a calibration set's .toml.")]
+InputName = Annotated[str, Option("What the network takes: float32, uint8, or nv12 frames.", flag="--input")]
 MeasuredOn = Annotated[str, Option("Where to measure: local, or local:ENGINE.")]
 TimedOn = Annotated[str, Option("Where to time: local, or local:ENGINE.")]
 Fresh = Annotated[bool, Option("Reuse stages done before, or do all anew.", inverse="--resume")]
@@ -45,6 +46,7 @@ PublicKeys = Annotated[Paths, Option("A .pub that must have signed it.", flag="-
 AllowUnsigned = Annotated[
     bool, Option("Run the bundle's own agent on a camera, though neither --trust nor --key vouches for it.")
 ]
+Postprocess = Annotated[str, Option("Who selects the best candidates: host, or graph.")]
 Licence = Annotated[str | None, Option("SPDX licence expression of the model.")]
 SecretFile = Annotated[str | Path | None, Option("File with the passphrase or PIN.")]
 Counter = Annotated[int | None, Option("No device goes back to a lower one.", minimum=0)]

@@ -11,10 +11,11 @@ from typing import Annotated
 from edgekd.commands.arguments import path_or_none, target_of
 from edgekd.commands.options import Artifact, Head, TargetName, Trust
 from edgekd.commands.parameter import Option
+from edgekd.core.errors import SpecError
 from edgekd.deploy.artifact import PACKED_SUFFIX, expanded, opened
 from edgekd.evaluation.report.bench_files import require_place, write_prediction
 from edgekd.hardware.predict.device import require_precision
-from edgekd.hardware.predict.result import PredictResult, predict_graph
+from edgekd.hardware.predict.result import PredictedRun, PredictResult, predict_graph
 from edgekd.hardware.predict.table import TableFile, load_table
 
 
@@ -23,6 +24,10 @@ def predict_latency(
     *,
     target: TargetName = "xavier",
     precision: Annotated[str | None, Option("fp16, int8 or fp32. Default: the graph's own.")] = None,
+    batch: Annotated[int, Option("Frames at once.", minimum=1)] = 1,
+    cuda_graph: Annotated[bool, Option("Kernels are launched by a CUDA graph, as by trtexec.")] = False,
+    dla: Annotated[bool, Option("On one core of the DLA, in INT8.")] = False,
+    sparse: Annotated[bool, Option("With 2:4 sparsity of weights, on the DLA.")] = False,
     table: Annotated[str | Path | None, Option("A .toml of times measured on the target itself.")] = None,
     report: Annotated[str | Path | None, Option("Write a page with the roofline there (.html).")] = None,
     head: Head = None,
@@ -30,8 +35,8 @@ def predict_latency(
 ) -> PredictResult:
     """Predict latency and energy of a model on a target that is not at hand, with their uncertainty.
 
-    Milliseconds and millijoules are of one frame; nine of ten measurements should lie in the interval. A `table`
-    corrects the prediction. Nothing here is a measurement.
+    Milliseconds are of a `batch` of frames, millijoules of one; nine of ten measurements should lie in the interval. A
+    `table` corrects predictions for the GPU. Nothing here is a measurement.
 
     Raises SpecError, also where the target has no figures for it, and BundleError. The command: `edgekd predict`. The
     model, and the published measurements that it is fitted to: docs/prediction.md.
@@ -41,9 +46,14 @@ def predict_latency(
     chosen = target_of(target)
     if precision is not None:
         require_precision(chosen, precision)
+    if sparse and not dla:
+        raise SpecError("2:4 sparsity was not measured on a GPU", fix="add --dla, or leave out --sparse")
+    if dla and (measured or cuda_graph):
+        raise SpecError("tables and CUDA graphs are for the GPU", fix="leave out --dla, or --table and --cuda-graph")
     file = TableFile(measured, load_table(measured, chosen)) if measured else None
+    run = PredictedRun(precision, batch, cuda_graph=cuda_graph, dla=dla, sparse=sparse)
     with _graph(path, head, trust_checkpoint) as graph:
-        prediction = predict_graph(graph, chosen, precision, file, path.name)
+        prediction = predict_graph(graph, chosen, run, file, path.name)
     if page:
         write_prediction(page, prediction)
     return prediction

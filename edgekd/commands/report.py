@@ -21,6 +21,7 @@ from edgekd.builds.stages.check import CheckResult
 from edgekd.builds.stages.compile import CompileResult
 from edgekd.builds.stages.encode import EncodeResult
 from edgekd.builds.stages.half import HalfResult
+from edgekd.builds.stages.interface import InterfaceResult
 from edgekd.builds.stages.quantize import QuantizedResult
 from edgekd.builds.stages.score import SCORED, ScoreResult
 from edgekd.commands.arguments import path_or_none
@@ -100,9 +101,11 @@ def _graphs(finished: Finished, done: Sequence[AnyStage], scored: Split | None) 
     scores = _all(done, ScoreResult)
     try:
         before, shipped = (by_result[inputs_of(scores[at])["graph"]] for at in (0, -1))
-        after = by_result[inputs_of(shipped)["graph"]] if shipped.name == "half" else shipped
+        after = shipped
+        while isinstance(after.result, (HalfResult, InterfaceResult)):
+            after = by_result[inputs_of(after)["graph"]]
         floating = after
-        while isinstance(floating.result, (HalfResult, QuantizedResult)):
+        while isinstance(floating.result, QuantizedResult):
             floating = by_result[inputs_of(floating)["graph"]]
         packed = shipped.files[GRAPH].sha256
         encoded = next(each for each in reversed(_all(done, EncodeResult)) if inputs_of(each)["graph"] == packed)

@@ -159,8 +159,8 @@ class Prune(_Sized):
         ratio: Share of the multiply-adds to remove.
         max_size: Of the checkpoint, such as `3MB`.
         min_fps: On the target.
-        importance: Of a channel: the first-order change of the loss on the labels (`taylor`), the gradients alone, or
-            the magnitude of the weights alone.
+        importance: Of a channel: the growth of the loss on the labels that a refit leaves (`surgeon`), the first-order
+            change of that loss without one (`taylor`), the gradients alone, or the magnitude of the weights alone.
         ranking: Over all layers, or among layers of the same structure.
         multiple: Widths stay multiples of it; None for the target's preference.
         most: Largest share of a layer's channels to remove in all.
@@ -179,7 +179,7 @@ class Prune(_Sized):
     ratio: float | None = None
     max_size: str | None = None
     min_fps: float | None = None
-    importance: Literal["taylor", "gradient", "magnitude"] = "taylor"
+    importance: Literal["surgeon", "taylor", "gradient", "magnitude"] = "surgeon"
     ranking: Literal["global", "isomorphic"] = "global"
     multiple: int | None = None
     most: float = 0.6
@@ -359,6 +359,7 @@ class Distill(_Cached):
         class_power: Weight of rare classes in the teacher's class loss: 0 for none, 1 for as much as all together.
         repeat: Images with a class that a smaller share of the images has are repeated; 0 for none.
         unlabelled: A folder of frames that the teacher labels.
+        labeller: A detector of the data's classes that labels them in its place, such as an open-vocabulary one.
         unlabelled_share: Their share of each batch.
         keep: Precision of the teacher's detections that count as labels.
         conflict: Reconcile the gradients of both losses at the student's neck.
@@ -393,6 +394,7 @@ class Distill(_Cached):
     class_power: float = 0.0
     repeat: float = 0.0
     unlabelled: str | None = None
+    labeller: str | None = None
     unlabelled_share: float = 0.25
     keep: float = 0.9
     conflict: bool = False
@@ -441,4 +443,5 @@ class Distill(_Cached):
         """Return the step with its files relative to a folder; a student may also be the name of a model."""
         beside = self.student and (folder / self.student).is_file()
         student = str(folder / str(self.student)) if beside else self.student
-        return replace(self, student=student, unlabelled=str(folder / self.unlabelled) if self.unlabelled else None)
+        unlabelled, labeller = (path and str(folder / path) for path in (self.unlabelled, self.labeller))
+        return replace(self, student=student, unlabelled=unlabelled, labeller=labeller)

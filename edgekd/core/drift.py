@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.canonical import canonical_json
-from edgekd.core.detection.preprocess import Placement
+from edgekd.core.detection.preprocess import Placement, normalised
 from edgekd.core.detection.types import Detections, Preprocess
 
 STATISTICS = ("brightness", "contrast", "haze", "colour", "detail", "shape", "grain", "score", "objects")
@@ -102,10 +102,10 @@ class Drift:
 def statistics_of(
     batch: np.ndarray, placement: Placement, preprocess: Preprocess, detections: Detections
 ) -> np.ndarray:
-    """Return the STATISTICS float64 [9] of a frame, by the network's input float32 [1, 3, h, w] and its detections."""
+    """Return the STATISTICS float64 [9] of a frame, by the network's input and its detections."""
     top, left, down, across = placement.top, placement.left, placement.down, placement.across
     height, width = max(down // _ROWS, 1), max(across // _COLUMNS, 1)
-    rows = batch[0, :, top : top + down : height, left : left + across]
+    rows = normalised(batch, preprocess)[0, :, top : top + down : height, left : left + across]
     scale = np.asarray(preprocess.std, np.float32) / preprocess.scale
     mean = np.asarray(preprocess.mean, np.float32) / preprocess.scale
     points = rows[:, :, ::width] * scale[:, None, None] + mean[:, None, None]

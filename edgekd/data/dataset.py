@@ -21,6 +21,7 @@ from edgekd.core.errors import DataError
 from edgekd.core.input_files import is_file, is_folder, shown_path
 from edgekd.data.keypoints import annotated_keypoints, category_keypoints, keypoint_shape
 from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
+from edgekd.data.outlines import annotated_outlines
 from edgekd.data.source_files import (
     files_below,
     read_json,
@@ -348,7 +349,8 @@ def _read_coco_split(
 
     boxes = _coco_boxes(table[:, 2:6], shapes[owner], where)
     points = None if keypoints is None else annotated_keypoints(annotations, keypoints, shapes[owner], where)
-    truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0, points)
+    outlines = annotated_outlines(annotations, boxes, shapes[owner])
+    truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0, points, outlines)
     return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
 
 

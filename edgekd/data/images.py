@@ -5,6 +5,7 @@ OpenCV is imported when the first image is read.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -177,5 +178,9 @@ def fingerprint(split: Split, sha256: Callable[[Path], str], progress: Progress)
     for each in progress.items(split.samples, f"hash {split.name}"):
         truth = each.truth
         row = [sha256(each.image), truth.boxes.tolist(), truth.classes.tolist(), truth.crowd.tolist()]
-        rows.append(row if truth.keypoints is None else [*row, truth.keypoints.tolist()])
+        row += [] if truth.keypoints is None else [truth.keypoints.tolist()]
+        if truth.polygons is not None:
+            points = b"".join(part.tobytes() for outline in truth.polygons for part in outline)
+            row += [[list(map(len, outline)) for outline in truth.polygons], hashlib.sha256(points).hexdigest()]
+        rows.append(row)
     return json_sha256([split.name, rows])

@@ -1,7 +1,8 @@
 """Label files in YOLO format, and rows of boxes grouped by image.
 
-A row is `class cx cy w h`, or a polygon `class x y x y x y ...`, as fractions of the image's width and height. Where
-the data set has keypoints, every row is `class cx cy w h` and then `x y` or `x y visibility` of each keypoint.
+A row is `class cx cy w h`, or a polygon `class x y x y x y ...`, as fractions of the image's width and height; a
+rotated box is the polygon of its four corners. Where the data set has keypoints, every row is `class cx cy w h` and
+then `x y` or `x y visibility` of each keypoint.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgekd.core.input_files import read_input
 from edgekd.data.keypoints import keypoint_table
 
 TOLERANCE = 1e-3  # fraction of the image: labelling tools round; a coordinate this far outside is clipped
+Outline = tuple[NDArray[np.float32], ...]
 MAX_LABEL_BYTES = 1 << 24  # of a label file: 400,000 boxes
 
 
@@ -29,13 +31,16 @@ class Truth:
     boxes: float32 [n, 4] x1, y1, x2, y2 as fractions of the image's width and height; classes: int64 [n];
     crowd: bool [n], boxes around many objects, which COCO scoring ignores;
     keypoints: float32 [n, k, 3] x, y as fractions, and visibility: 0 for not labelled, 1 for hidden, 2 for visible;
-    None for a data set without keypoints.
+    None for a data set without keypoints;
+    polygons: for each object its outline, one or several parts float32 [k, 2] x, y as fractions; None unless every
+    label of the split has one.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     keypoints: NDArray[np.float32] | None = None
+    polygons: tuple[Outline, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -50,6 +55,7 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
     """
     rows: list[Sequence[str | float]] = []
     points: list[Sequence[str]] = []
+    polygons: list[Outline] = []
     owners: list[int] = []
     lines: list[int] = []
     absent = 0
@@ -69,7 +75,9 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
                 fields, extra = _box_and_keypoints(line, keypoint_shape, f"{file} line {number}")
                 points.append(extra)
             elif len(fields) != 5:
-                fields = _box_of_polygon(line, f"{file} line {number}")
+                label, polygon = _polygon(line, f"{file} line {number}")
+                fields = [label, *_box_around(polygon)]
+                polygons.append((polygon.clip(0, 1).astype(np.float32),))
             rows.append(fields)
             owners.append(owner)
             lines.append(number)
@@ -84,7 +92,8 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
     boxes = np.concatenate([table[:, 1:3] - size, table[:, 1:3] + size], axis=1)
     keypoints = keypoint_table(_numbers(points, where), keypoint_shape, where) if keypoint_shape else None
     crowd = np.zeros(len(table), bool)
-    return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], crowd, keypoints)
+    outlined = polygons if len(polygons) == len(rows) else None
+    return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], crowd, keypoints, outlined)
 
 
 def _label_table(
@@ -128,8 +137,14 @@ def _box_and_keypoints(line: str, shape: tuple[int, int], where: str) -> tuple[l
     return fields[:5], fields[5:]
 
 
-def _box_of_polygon(line: str, where: str) -> list[float]:
-    """Return the bounding box `class cx cy w h` of a polygon row `class x y x y x y ...`."""
+def _box_around(polygon: NDArray[np.float64]) -> list[float]:
+    """Return cx, cy, w, h of the bounding box of points [k, 2]."""
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    return [*((low + high) / 2), *(high - low)]
+
+
+def _polygon(line: str, where: str) -> tuple[float, NDArray[np.float64]]:
+    """Return the class and the points [k, 2] of a row `class x y x y x y ...`. Raises DataError."""
     fields = line.split()
     if len(fields) == 6:
         fix = "export the labels, not the predictions of a model"
@@ -151,8 +166,7 @@ def _box_of_polygon(line: str, where: str) -> list[float]:
             found=line.strip()[:60],
             fix="for rows with keypoints, state kpt_shape in the data set's YAML",
         )
-    low, high = points.min(axis=0), points.max(axis=0)
-    return [label, *((low + high) / 2), *(high - low)]
+    return label, points
 
 
 def _outside(fractions: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -174,6 +188,7 @@ def truths_per_image(
     classes: NDArray[np.float64],
     crowd: NDArray[np.bool_],
     keypoints: NDArray[np.float64] | None = None,
+    polygons: Sequence[Outline] | None = None,
 ) -> list[Truth]:
     """Group rows in any order into one Truth per image; owners: int64 [n], image index of each row."""
     order = np.argsort(owners, kind="stable")
@@ -181,6 +196,14 @@ def truths_per_image(
     boxes32 = boxes[order].clip(0, 1).astype(np.float32)
     ids, crowd = classes[order].astype(np.int64), crowd[order]
     points = None if keypoints is None else keypoints[order].astype(np.float32)
+    outlines = None if polygons is None else tuple(polygons[row] for row in order)
     return [
-        Truth(boxes32[a:b], ids[a:b], crowd[a:b], None if points is None else points[a:b]) for a, b in pairwise(bounds)
+        Truth(
+            boxes32[a:b],
+            ids[a:b],
+            crowd[a:b],
+            None if points is None else points[a:b],
+            None if outlines is None else outlines[a:b],
+        )
+        for a, b in pairwise(bounds)
     ]

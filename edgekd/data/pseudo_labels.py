@@ -13,8 +13,7 @@ A class that never reaches the precision of `keep` gets no labels, and its detec
 `ignore` exceeds the lowest score considered only if detections below it were false positives.
 Per-class thresholds: AMROD, arXiv 2406.16439; ignored regions: the COCO and LVIS benchmarks.
 
-The teacher `find` is any detector: of a graph (`evaluate.finder`), or prompts
-(`detectors.ultralytics.open_vocabulary.open_vocabulary`). From a training loop::
+The teacher `find` is any detector, such as that of a graph (`evaluate.finder`). From a training loop::
 
     with finder(graph, spec, LABELLING) as find:
         thresholds = teacher_thresholds(find, dataset.split("train"), dataset.classes)

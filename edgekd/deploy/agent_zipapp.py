@@ -15,7 +15,7 @@ from pathlib import Path
 
 NAME = "agent.pyz"
 """Name of the agent in a bundle."""
-ENTRY, SERVING, VARIANTS = "edgekd.agent.cli", "edgekd.agent.serving", "edgekd.agent.variants"
+ENTRIES = ("edgekd.agent.cli", "edgekd.agent.variants", "edgekd.agent.cameras.service")
 OWN = "edgekd.agent"
 
 _PACKAGE = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def agent_archive() -> bytes:
 def agent_modules() -> tuple[str, ...]:
     """Return the names of the modules and packages of edgekd that the agent needs, sorted."""
     modules: set[str] = set()
-    pending = {ENTRY, SERVING, VARIANTS}
+    pending = set(ENTRIES)
     while pending:
         name = pending.pop()
         modules.add(name)

@@ -51,7 +51,7 @@ def opened(
         if require_family(artifact).is_graph:
             model = load_graph(artifact)
             understood = understand(model, artifact, head, classes)
-            if understood.completed is not None:
+            if understood.appended:
                 artifact = Path(scratch) / _GRAPH
                 artifact.write_bytes(model.SerializeToString())
             rehearse(artifact, (understood.spec.preprocess.height, understood.spec.preprocess.width))

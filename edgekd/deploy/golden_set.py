@@ -70,18 +70,15 @@ def _tolerance(floating: Path, golden: GoldenSet, spec: DetectorSpec) -> tuple[f
 
 
 def _reduced(preprocess: Preprocess) -> tuple[int, Preprocess]:
-    """Return the scale between input and stored frame, and the preprocessing of the latter, without normalisation."""
+    """Return the scale between input and stored frame, and the preprocessing of the latter, not normalised."""
     zoom = max(1, -(-max(preprocess.height, preprocess.width) // SIDE))
     height, width = -(-preprocess.height // zoom), -(-preprocess.width // zoom)
-    return zoom, replace(
-        preprocess, height=height, width=width, color="bgr", scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3
-    )
+    return zoom, replace(preprocess, height=height, width=width, input="uint8", float_bytes=False)
 
 
 def _frame(image: Image, reduced: Preprocess) -> np.ndarray:
     """Return a stored frame uint8 [h, w, 3] BGR."""
-    planes = letterbox(image, reduced)[0][0]
-    return coarse(np.ascontiguousarray(planes.transpose(1, 2, 0)).astype(np.uint8))
+    return coarse(letterbox(image, reduced)[0][0])
 
 
 def _places(rows: np.ndarray, head: Head) -> np.ndarray:

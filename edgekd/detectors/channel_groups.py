@@ -40,6 +40,8 @@ with requiring("pruning needs PyTorch and torch-pruning"):
     import torch_pruning
     from torch import nn
 
+    from edgekd.compress.channel_elimination import Reader, elimination_losses
+
 if TYPE_CHECKING:
     from edgekd.compress.steps import Prune
     from edgekd.core.progress import Progress
@@ -67,10 +69,12 @@ class Channels:
         convolutions: Mapping[str, Convolution],
         fixed_outputs: Sequence[Any],
         importance: str,
+        readers: Mapping[str, Reader],
         pairs: Iterable[Pair] = (),
     ) -> None:
         """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
-        the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`.
+        the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`; readers: by name,
+        for the importance `surgeon`.
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
@@ -79,7 +83,7 @@ class Channels:
         self._frame = torch.rand(frame.shape, generator=torch.Generator().manual_seed(0))
         graph = torch_pruning.DependencyGraph().build_dependency(network, frame, verbose=False)
         free = list(graph.get_all_groups(ignored_layers=list(fixed_outputs)))
-        groups = [_ChannelGroup(group, graph, names, importance) for group in free]
+        groups = [_ChannelGroup(group, graph, names, importance, readers) for group in free]
         index = {name: position for position, name in enumerate(convolutions)}
         self._groups = {joined[0].name: joined for joined in _joined(groups, pairs)}
         self.units = [_unit(joined, index) for joined in self._groups.values()]
@@ -307,7 +311,9 @@ class _ChannelGroup:
     read them.
     """
 
-    def __init__(self, group: Any, graph: Any, names: Mapping[Any, str], importance: str) -> None:
+    def __init__(
+        self, group: Any, graph: Any, names: Mapping[Any, str], importance: str, readers: Mapping[str, Reader]
+    ) -> None:
         self.name, self.channels = names[group[0].dep.target.module], len(group[0].idxs)
         self.parts: list[tuple[str, bool, list[int], list[int]]] = []
         self._group = group
@@ -321,11 +327,24 @@ class _ChannelGroup:
             if max(own) >= (layer.out_channels if writes else layer.in_channels):
                 raise _unsupported(f"layer {names[layer]} has no channel {max(own)}")
             self.parts.append((names[layer], writes, own, roots))
-            scores.append(_scores(layer, importance, writes, own, roots, self.channels))
-        self.importance: NDArray[np.float64] = np.mean(scores, axis=0)
+            if importance != "surgeon":
+                scores.append(_scores(layer, importance, writes, own, roots, self.channels))
         self._read = [part for part in self.parts if not part[1]]
+        self.importance: NDArray[np.float64] = (
+            self._elimination_losses(readers) if importance == "surgeon" else np.mean(scores, axis=0)
+        )
         layers = {name: layer for layer, name in names.items()}
         self.readers = [layers[name] for name, *_ in self._read]
+
+    def _elimination_losses(self, readers: Mapping[str, Reader]) -> NDArray[np.float64]:
+        """Return the importance of the channels to all layers that read them, float64 [channels]."""
+        reading = []
+        for layer, _, own, roots in self._read:
+            if layer in readers:
+                order = np.argsort(roots, kind="stable")
+                index = torch.from_numpy(np.asarray(own)[order].reshape(self.channels, -1))
+                reading.append((readers[layer], index))
+        return elimination_losses(reading, self.channels)
 
     def remove(self, count: int) -> None:
         """Remove the least important ones."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 import numpy as np
 
 from edgekd.core.canonical import short_int
 from edgekd.core.detection.checked_spec import MAX_CLASSES, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Preprocess, spec_from_json
+from edgekd.core.detection.types import DetectorSpec, Head, Keypoints, Masks, Preprocess, Task, spec_from_json
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.detectors.family import Family
@@ -22,6 +24,7 @@ from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.heads.inputs import fix_input, image_inputs, set_constants
 from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
+from edgekd.detectors.masks import join_prototypes
 from edgekd.graph.opset import to_opset
 from edgekd.graph.rehearsal import rehearse
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
@@ -32,8 +35,8 @@ SPEC_KEY = "edgekd.detector"
 
 MIN_OPSET = 13
 """Least opset of an exported graph: Q/DQ per channel needs it."""
-TASKS = ("detect", "pose")
-"""Ultralytics' names of the tasks that are supported: boxes, and boxes with keypoints."""
+TASKS: tuple[str, ...] = get_args(Task)
+"""Ultralytics' names of the tasks that are supported."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
@@ -45,11 +48,13 @@ _DESCRIBE = (
 class Understood:
     """A detector in a graph. spec: of the graph, which has decoding appended where its own outputs need it.
 
-    completed: the description of a head whose outputs have roles; None for one output of a known kind.
+    completed: the description of a head whose outputs have roles; None for one output of a known kind. appended: True
+    where nodes were added to the graph.
     """
 
     spec: DetectorSpec
     completed: Completion | None = None
+    appended: bool = False
 
 
 class OnnxDetector:
@@ -74,7 +79,12 @@ class OnnxDetector:
         model = load_graph(self.path)
         understood = understand(model, self.path, self._head, self._classes, opset)
         spec, size = understood.spec, (understood.spec.preprocess.height, understood.spec.preprocess.width)
-        if understood.completed is None:
+        if spec.preprocess.input != "float32":
+            fix = "start from the model that it was built from"
+            raise SpecError(
+                f"{self.path}: takes raw frames", expected="an input float32", found=spec.preprocess.input, fix=fix
+            )
+        if not understood.appended:
             rehearse(self.path, size)
             fix_input(model, size)
             model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), str(self.path))
@@ -86,7 +96,7 @@ class OnnxDetector:
         import onnx
 
         model = load_graph(self.path)
-        if understand(model, self.path, self._head, self._classes).completed is None:
+        if not understand(model, self.path, self._head, self._classes).appended:
             with ONNXRUNTIME_CPU.load(self.path) as session:
                 return session.run(batch)
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -112,6 +122,11 @@ def understand(
         return Understood(_own_description(model, metadata[SPEC_KEY], path))
     given = _given(head, metadata, path)
     size = _input_size(model, metadata, given, path)
+    of_masks = metadata.get("task") == "segment" and not has_roles(given)
+    if of_masks if given.masks is None else given.masks:
+        _prepare(model, path, size, opset)
+        masks = join_prototypes(model, str(path))
+        return Understood(_of_one_output(model, given, size, path, names, masks), appended=True)
     if not _decoded_by_the_agent(model, given, size):
         return _with_decoding(model, given, size, path, names, opset)
     return Understood(_of_one_output(model, given, size, path, names))
@@ -129,23 +144,35 @@ def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, 
 
 
 def _of_one_output(
-    model: Any, given: HeadDescription, size: tuple[int, int], path: Path, names: tuple[str, ...]
+    model: Any,
+    given: HeadDescription,
+    size: tuple[int, int],
+    path: Path,
+    names: tuple[str, ...],
+    masks: Masks | None = None,
 ) -> DetectorSpec:
     """Describe a head of one output, whose kind is given or recognised. size: height and width of the input."""
     metadata = _metadata(model)
     classes, keypoints = _class_names(metadata), _keypoints(given, metadata, path)
     shape = _shape(model.graph.output[0])
-    head = Head("yolo", keypoints=keypoints)
+    rotated = metadata.get("task") == "obb" if given.rotated is None else given.rotated
+    head, pixels = Head("yolo", keypoints=keypoints, rotated=rotated, masks=masks), _pixels(masks)
+    shape = [*shape[:2], *(side - pixels for side in shape[2:])]
     kind: Any = given.kind or _recognise(model, shape, size, len(classes), path, head.extra)
     cells = (shape[2] if kind == "yolo" else shape[1]) if len(shape) == 3 else 0
     fitting = next((strides for strides in _STRIDES if _cells(size, strides) == cells), _STRIDES[0])
     nms = given.nms if given.nms is not None else kind != "end2end"
     classes = given.classes or classes or names or _numbered(kind, shape, path, head.extra)
     usual = Preprocess(*size, color="bgr", scale=1.0, center=False) if kind == "yolox" else Preprocess(*size)
-    spec = DetectorSpec(classes, given.preprocess(usual), Head(kind, nms, given.strides or fitting, keypoints))
+    strides = tuple(map(round, given.strides)) or fitting
+    spec = DetectorSpec(classes, given.preprocess(usual), replace(head, kind=kind, nms=nms, strides=strides))
     checked_spec(spec, f"{path}: detector")
     _require_shape(spec, shape, path)
     return spec
+
+
+def _pixels(masks: Masks | None) -> int:
+    return masks.height * masks.width if masks else 0
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -155,18 +182,18 @@ def _metadata(model: Any) -> dict[str, str]:
 def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescription:
     """Return the description that `head` names.
 
-    Raises SpecError also without one, for a graph whose metadata names a task other than boxes and keypoints.
+    Raises SpecError also without one, for a graph whose metadata names a task that is not supported.
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
-        expected, fix = f"task {' or '.join(TASKS)}", "export a model of such a task"
-        raise SpecError(f"{path}: not a detector of boxes or keypoints", expected=expected, found=task[:80], fix=fix)
+        expected, fix = f"task {' or '.join(TASKS)}", "export a detector"
+        raise SpecError(f"{path}: its task is not supported", expected=expected, found=task[:80], fix=fix)
     return read_description(head)
 
 
 def _keypoints(given: HeadDescription, metadata: dict[str, str], path: Path) -> Keypoints | None:
     """Return the keypoints in the last columns, as described, or by Ultralytics' metadata. Raises SpecError."""
-    of_pose = metadata.get("task") == TASKS[1]
+    of_pose = metadata.get("task") == "pose"
     shape = given.keypoints or (read_literal(metadata.get("kpt_shape", "")) if of_pose else None)
     return keypoints_of(shape, given.keypoint_sigmas, str(path)) if shape or of_pose else None
 
@@ -195,11 +222,7 @@ def _with_decoding(
     if given.kind:
         expected = f'one output, as `kind = "{given.kind}"` says'
         raise SpecError(f"{path}: wrong outputs", expected=expected, found=_outputs_text(model), fix=_DESCRIBE)
-    rehearse(path, size)
-    own = opset_of(model)
-    fix_input(model, size)
-    set_constants(model, given.constants or {}, size, str(path))
-    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
+    _prepare(model, path, size, opset, given.constants or {})
     completed = complete(model, given, size, str(path))
     head = append_decoding(model, completed.description, size, str(path))
     known = given.classes or _class_names(_metadata(model)) or names
@@ -213,7 +236,22 @@ def _with_decoding(
     # Transformers without a grid of cells are trained on frames that are stretched to the input.
     usual = Preprocess(*size, stretch=completed.description.unit == "fraction")
     spec = DetectorSpec(classes, given.preprocess(usual), head)
-    return Understood(checked_spec(spec, f"{path}: detector"), completed)
+    return Understood(checked_spec(spec, f"{path}: detector"), completed, appended=True)
+
+
+def _prepare(
+    model: Any,
+    path: Path,
+    size: tuple[int, int],
+    opset: int | None,
+    constants: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> None:
+    """Rehearse a graph, and give it fixed inputs and an opset that nodes can be appended in, in place."""
+    rehearse(path, size)
+    own = opset_of(model)
+    fix_input(model, size)
+    set_constants(model, constants, size, str(path))
+    model.CopyFrom(to_opset(model, min(max(own, MIN_OPSET), opset or max(own, MIN_OPSET)), str(path)))
 
 
 def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:
@@ -242,7 +280,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
         SPEC_KEY: json.dumps(to_plain(spec), sort_keys=True),
         "names": str(dict(enumerate(spec.classes))),
         "stride": str(max(spec.head.strides)),
-        "task": TASKS[keypoints is not None],
+        "task": spec.head.task,
         "imgsz": str(size),
         **({"kpt_shape": str([len(keypoints.sigmas), keypoints.dimensions])} if keypoints else {}),
     }
@@ -250,7 +288,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
 
 def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path, extra: int) -> str:
-    """Return the only kind of head that an output's shape fits; extra: columns of keypoints. Raises SpecError."""
+    """Return the only kind of head that an output's shape fits; extra: columns behind the scores. Raises SpecError."""
     if len(shape) == 3:
         _, rows, columns = shape
         cells = [_cells(size, strides) for strides in _STRIDES]
@@ -328,7 +366,7 @@ def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _numbered(kind: str, shape: list[int], path: Path, extra: int = 0) -> tuple[str, ...]:
-    """Return numbered names, as many as the output has classes; extra: columns of keypoints. Raises SpecError."""
+    """Return numbered names, as many as the output has classes; extra: columns behind the scores. Raises SpecError."""
     count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, extra) - extra if len(shape) == 3 else 0
     if count > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES} classes"

@@ -243,7 +243,7 @@ def _equations(layer: Any, entry: _Layer) -> LeastSquares:
 
 
 def _accumulate(equations: LeastSquares, layer: Any, maps: torch.Tensor, samples: _Samples) -> None:
-    maps, window, groups = _as_maps(layer, maps), _window(layer), getattr(layer, "groups", 1)
+    maps, window, groups = _as_maps(layer, maps), window_of(layer), getattr(layer, "groups", 1)
     numbers = samples.rows.shape[1] * maps.shape[1] * window.kernel[0] * window.kernel[1]
     size = max(MAX_PATCH_NUMBERS // numbers, 1)
     for part in range(0, len(maps), size):
@@ -286,7 +286,8 @@ def _as_maps(layer: Any, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _window(layer: Any) -> Window:
+def window_of(layer: Any) -> Window:
+    """Return what an output of a linear layer reads."""
     if isinstance(layer, nn.Linear):
         return Window()
     transposed = isinstance(layer, nn.ConvTranspose2d)

@@ -5,6 +5,9 @@ object there has no score (None), rather than zero.
 
 Keypoints are compared by their similarity (OKS) in place of the overlap of boxes. The area that scales distances is
 0.53 times that of the labelled box, as in Ultralytics' validation, because label files have no area of the object.
+
+Rotated boxes are compared by their exact intersection over union. The labelled one is the smallest rectangle around the
+label's polygon. Masks are compared by the intersection over union of their pixels.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.detection.types import Detections, Keypoints
+from edgekd.core.detection.types import Detections, Head, Task
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
+from edgekd.evaluation.masks import Code, labelled_masks, with_masks
+from edgekd.evaluation.rotated import found_boxes, labelled_boxes, rotated_evaluator, with_rotated
 
 MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
 MAX_POSES = 20
@@ -27,6 +32,9 @@ MAX_POSES = 20
 SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
 AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 """Areas of boxes in square pixels of the frame: of all, then of each of SIZES."""
+
+_COMPARED: Mapping[Task, str] = {"detect": "bbox", "obb": "bbox", "pose": "keypoints", "segment": "segm"}
+"""faster-coco-eval's names of what is compared."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class TailScore:
 
 @dataclass(frozen=True)
 class BoxScore:
-    """Scores of the boxes of a detector with keypoints, 0 to 1.
+    """Scores of the boxes of a detector with keypoints or masks, 0 to 1.
 
     Args:
         map50_95, map50: As in a `Score` of boxes.
@@ -77,7 +85,8 @@ class BoxScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS where the detector has some.
+    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS, rotated boxes or masks, where the
+    detector has some.
 
     Args:
         map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
@@ -86,7 +95,7 @@ class Score:
         by_size: mAP50-95 of `small` (below 32² pixels of the image), `medium` (below 96²) and `large` objects; null
             where the split has none.
         images: Number of scored images.
-        boxes: Scores of the boxes by IoU; null for a detector without keypoints.
+        boxes: Scores of the boxes by IoU; null for a detector without keypoints and masks.
     """
 
     map50_95: float
@@ -101,31 +110,39 @@ def score(
     detections: Sequence[Detections],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None = None,
+    head: Head | None = None,
+    masks: Sequence[Sequence[Code]] = (),
 ) -> Score:
     """Score the detections of each image, in pixels, against (truth, width, height in pixels) of that image.
 
-    keypoints: of the detector, where these are scored.
+    head: of the detector, where its keypoints, rotated boxes or masks are scored; masks: of the detections of each
+    image, in their order.
 
     Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
     """
-    if keypoints is None:
-        return _score(detections, truths, classes, None)
+    if head is not None and head.rotated:
+        return _score(detections, truths, classes, head)
     boxes = _score(detections, truths, classes, None)
-    poses = _score([_best(image, MAX_POSES) for image in detections], truths, classes, keypoints)
-    return replace(poses, boxes=BoxScore(boxes.map50_95, boxes.map50))
+    if head is None or head.task == "detect":
+        return boxes
+    if head.keypoints:
+        detections = [_best(image, MAX_POSES) for image in detections]
+    objects = _score(detections, truths, classes, head, [code for image in masks for code in image])
+    return replace(objects, boxes=BoxScore(boxes.map50_95, boxes.map50))
 
 
 def _score(
     detections: Sequence[Detections],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None,
+    head: Head | None,
+    masks: Sequence[Code] = (),
 ) -> Score:
-    """Score keypoints if there are some, else boxes."""
+    """Score the keypoints, the rotated boxes or the masks of a head, or boxes without one."""
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} detections for {len(truths)} images")
     expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
+    keypoints = head.keypoints if head else None
     poses = None if keypoints is None else _poses(truths, len(keypoints.sigmas))
     objects = expected[(expected[:, 6] == 0) & (True if poses is None else (poses[:, :, 2] > 0).any(axis=1))]
     if not len(objects):
@@ -133,7 +150,11 @@ def _score(
     labelled, found = _annotations(expected, "iscrowd"), _annotations(actual, "score")
     if poses is not None:
         labelled, found = _with_keypoints(labelled, poses), _with_keypoints(found, _found_poses(detections))
-    precision, scores = _precision(labelled, found, truths, classes, keypoints)
+    if head and head.rotated:
+        labelled, found = with_rotated(labelled, labelled_boxes(truths)), with_rotated(found, found_boxes(detections))
+    if head and head.masks:
+        labelled, found = with_masks(labelled, labelled_masks(truths)), with_masks(found, masks)
+    precision, scores = _precision(labelled, found, truths, classes, head)
     return Score(
         map50_95=_mean(precision[:, :, :, 0]) or 0.0,
         map50=_mean(precision[0, :, :, 0]) or 0.0,
@@ -148,7 +169,7 @@ def _precision(
     found: list[dict[str, Any]],
     truths: Sequence[tuple[Truth, int, int]],
     classes: Sequence[str],
-    keypoints: Keypoints | None,
+    head: Head | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision and scores [IoU or OKS thresholds, recalls, classes, sizes with "all" first].
 
@@ -160,15 +181,16 @@ def _precision(
         "images": [{"id": index, "width": w, "height": h} for index, (_, w, h) in enumerate(truths, start=1)],
         "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
     }
-    evaluation = COCOeval_faster(
+    keypoints = head.keypoints if head else None
+    evaluation = (rotated_evaluator() if head and head.rotated else COCOeval_faster)(
         COCO({**frame, "annotations": labelled}),
         COCO({**frame, "annotations": found}),
-        iouType="bbox" if keypoints is None else "keypoints",
+        iouType=_COMPARED[head.task if head else "detect"],
         kpt_oks_sigmas=None if keypoints is None else list(keypoints.sigmas),
         use_area=False,  # distances are scaled by 0.53 of the box: label files have no area of the object
     )
     evaluation.params.maxDets = [MAX_DETECTIONS if keypoints is None else MAX_POSES]
-    # The same for keypoints as for boxes: its defaults leave out small objects, and classes without an object.
+    # The same for all: its defaults leave out small objects, and classes without an object.
     evaluation.params.areaRng = [list(area) for area in AREAS]
     evaluation.params.catIds = list(range(len(classes)))
     evaluation.evaluate()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekd.core.detection.decode import SCORING, Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.detection.types import Detections, DetectorSpec, Keypoints
+from edgekd.core.detection.types import Detections, DetectorSpec, Head
 from edgekd.core.progress import SILENT, Progress
 from edgekd.data.images import Image, ReadableImages
 from edgekd.data.labels import Truth
 from edgekd.data.types import Split
 from edgekd.evaluation.coco import Score, score
+from edgekd.evaluation.masks import Code, codes_of
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.runtimes.types import HostRuntime
 
@@ -65,7 +66,7 @@ def evaluate(
     Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
     """
     with finder(graph, spec, SCORING, engine) as find:
-        return judge(find, spec.classes, split, progress, label, spec.head.keypoints)
+        return judge(find, spec.classes, split, progress, label, spec.head)
 
 
 def judge(
@@ -74,19 +75,23 @@ def judge(
     split: Split,
     progress: Progress = SILENT,
     label: str = "score",
-    keypoints: Keypoints | None = None,
+    head: Head | None = None,
 ) -> Evaluation:
-    """Score a detector of these classes and keypoints as `evaluate` scores graphs. Raises DataError."""
+    """Score a detector of these classes and this head as `evaluate` scores graphs. Raises DataError."""
     readable = ReadableImages(split.samples, progress, label=label)
     images: list[Path] = []
     detections: list[Detections] = []
     truths: list[tuple[Truth, int, int]] = []
+    masks: list[list[Code]] = []
     for sample, image in readable:
-        detections.append(find(image))
+        found = find(image)
+        if found.masks is not None:  # as codes: what they are computed from is megabytes for each image
+            masks.append(codes_of(found.masks))
+        detections.append(replace(found, masks=None))
         images.append(sample.image)
         truths.append((sample.truth, image.shape[1], image.shape[0]))
     return Evaluation(
-        score=score(detections, truths, classes, keypoints),
+        score=score(detections, truths, classes, head, masks),
         images=tuple(images),
         detections=tuple(detections),
         truths=tuple(truths),
@@ -97,7 +102,7 @@ def judge(
 def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
     """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`.
 
-    Keypoints are left out: counts, pictures and shifts of detections are of boxes.
+    Keypoints, rotated boxes and masks are left out: counts, pictures and shifts of detections are of boxes.
     """
     np.savez(
         path,

@@ -6,12 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.limited_process import run_limited
 from edgekd.graph import nvfp4
 from edgekd.graph.model_file import read_model, reading
+from edgekd.graph.node_writer import NodeWriter
 from edgekd.graph.rehearsal import limits_for
 from edgekd.graph.view import opset_of
+
+_LAYER_NORM = 17
+"""First opset with LayerNormalization."""
 
 
 def raise_opset(model: Any, opset: int, name: str) -> Any:
@@ -73,6 +79,10 @@ def _lowered(model: Any, opset: int) -> Any:
     import onnx
 
     own = opset_of(model)
+    if opset < _LAYER_NORM:
+        nodes = [part for node in model.graph.node for part in _decomposed(node, model.graph.initializer)]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
     for entry in model.opset_import:
         entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
     for node in model.graph.node:
@@ -83,6 +93,28 @@ def _lowered(model: Any, opset: int) -> Any:
             node.attribute.extend(kept)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _decomposed(node: Any, initializers: Any) -> list[Any]:
+    """Return a LayerNormalization over the last axes as nodes of older opsets; any other node as it is."""
+    from onnx import helper
+
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    axis = settings.get("axis", -1)
+    if node.op_type != "LayerNormalization" or axis >= 0 or any(node.output[1:]):
+        return [node]
+    source, gamma, *beta = filter(None, node.input)
+    axes, epsilon = list(range(axis, 0)), np.array(settings.get("epsilon", 1e-5), np.float32)
+    writer = NodeWriter(node.name or node.output[0])
+    centred = writer.add("Sub", [source, writer.add("ReduceMean", [source], axes=axes)])
+    squares = writer.add("Pow", [centred, np.array(2, np.float32)])
+    variance = writer.add("Add", [writer.add("ReduceMean", [squares], axes=axes), epsilon])
+    scaled = writer.add("Mul", [writer.add("Div", [centred, writer.add("Sqrt", [variance])]), gamma])
+    for each in beta:
+        writer.add("Add", [scaled, each])
+    writer.rename_last(node.output[0])
+    initializers.extend(writer.constants)
+    return writer.nodes
 
 
 def _is_default(attribute: Any, schema: Any) -> bool:

@@ -44,7 +44,8 @@ CPU_PER_MEGAVALUE = 40
 MAX_VALUES = 3 << 26
 """Values of the input: three channels of 8192 x 8192 pixels."""
 _IMPORTS = "onnx,onnxruntime,onnxslim"
-_FLOAT32 = 1  # TensorProto.FLOAT
+_TYPES = {1: "float32", 2: "uint8"}
+"""TensorProto.DataType of the inputs that a rehearsal fills with zeros, and NumPy's names of them."""
 
 
 def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool = True) -> None:
@@ -54,11 +55,11 @@ def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool =
     weights: whether the graph is going to be run; without them only shapes are inferred.
     """
     regular_file(path, MAX_BYTES, SpecError)
-    shape = _frame_shape(read_model(path, external=False), size)
+    shape, kind = _frame(read_model(path, external=False), size)
     values = prod(shape or ())
     if values > MAX_VALUES:
         raise SpecError(f"{path}: input too large", expected=f"at most {MAX_VALUES} values", found=str(shape))
-    rehearse_call("edgekd.graph.rehearsal:use", path, (shape, weights), values, _IMPORTS)
+    rehearse_call("edgekd.graph.rehearsal:use", path, (shape, kind, weights), values, _IMPORTS)
 
 
 def rehearse_call(function: str, path: Path, arguments: tuple[Any, ...], values: int, imports: str) -> None:
@@ -105,20 +106,21 @@ def limits_for(length: int, values: int) -> ProcessLimits:
     return ProcessLimits(memory, cpu)
 
 
-def _frame_shape(model: Any, size: tuple[int, int] | None) -> tuple[int, ...] | None:
-    """Return the shape of a frame for the only input, a float32; None where there is none, or sides are unknown."""
+def _frame(model: Any, size: tuple[int, int] | None) -> tuple[tuple[int, ...] | None, str]:
+    """Return shape and type of a frame for the only input; None where there is none, or sides are unknown."""
     inputs = inputs_of(model)
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != _FLOAT32:
-        return None
+    kind = _TYPES.get(inputs[0].type.tensor_type.elem_type, "") if len(inputs) == 1 else ""
+    if not kind:
+        return None, kind
     shape = [axis.dim_value for axis in inputs[0].type.tensor_type.shape.dim]
     if shape and not shape[0]:
         shape[0] = 1
-    if size and len(shape) == 4:
+    if size and len(shape) == 4 and not all(shape[2:]):
         shape[2:] = size
-    return tuple(shape) if shape and min(shape) > 0 else None
+    return (tuple(shape) if shape and min(shape) > 0 else None), kind
 
 
-def use(path: str, shape: list[int] | None, weights: bool) -> None:
+def use(path: str, shape: list[int] | None, kind: str, weights: bool) -> None:
     """Infer shapes, simplify, load and run: what is done in the child."""
     import numpy as np
     import onnxslim
@@ -130,7 +132,7 @@ def use(path: str, shape: list[int] | None, weights: bool) -> None:
     try:
         session = cpu_session(runnable(Path(path)), spinning=False)
         if shape:
-            session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
+            session.run(None, {session.get_inputs()[0].name: np.zeros(shape, kind)})
     except MemoryError:
         raise
     except Exception as error:  # a graph that this runtime cannot run is refused by whoever runs it, if anybody does

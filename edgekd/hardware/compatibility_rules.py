@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgekd.graph.view import KINDS, Graph, OperatorClass, array, attribute, opset_of, where
-from edgekd.hardware.target import PRECISIONS, Target, version
+from edgekd.graph.view import KINDS, Graph, OperatorClass, array, attribute, inputs_of, opset_of, type_name, where
+from edgekd.hardware.target import PRECISIONS, Target, takes_bytes, version
 
 Level = Literal["impossible", "slow", "note"]
 LEVELS: tuple[Level, ...] = ("impossible", "slow", "note")
@@ -199,6 +199,15 @@ def _dynamic_shapes(graph: Graph, target: Target) -> Iterator[Finding]:
         yield Finding("slow", "graph", what, "export with a fixed shape (dynamic=False), one engine per size")
 
 
+def _byte_inputs(graph: Graph, target: Target) -> Iterator[Finding]:
+    """8-bit inputs: since the parser of TensorRT 8.5 (onnx/onnx-tensorrt pull request 879)."""
+    types = {value.name: type_name(value.type.tensor_type.elem_type) for value in inputs_of(graph.model)}
+    names = [name for name, kind in types.items() if kind == "uint8"]
+    if names and not takes_bytes(target):
+        what = f"input {', '.join(names)} is UINT8, which needs TensorRT 8.5; this is {runtime_title(target)}"
+        yield Finding("impossible", "graph", what, "pass the bytes as float32: `build --input` for this target does")
+
+
 def dynamic_inputs(graph: Graph) -> list[str]:
     """Return the names of inputs with dimensions that are not fixed."""
     return [name for name, dims in graph.inputs.items() if None in dims or not all(dims)]
@@ -308,6 +317,7 @@ RULES: tuple[Rule, ...] = (
     _efficient_nms,
     _topk,
     _dynamic_shapes,
+    _byte_inputs,
     _precisions,
     _symmetry,
     _per_tensor_weights,

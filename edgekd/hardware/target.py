@@ -25,6 +25,10 @@ Range = tuple[str, str]
 """Lowest and highest version, both included, each as exact as it is written: `8.5.2` includes 8.5.2.2."""
 EXPORT_OPSET = 17
 """The newest opset that gains these networks anything; a target may force an older one."""
+OPSET_BEFORE_LAYER_NORM = 16
+"""The newest opset in which a LayerNorm is written with operators that every TensorRT has."""
+LAYER_NORM_SINCE = (8, 6)
+"""First TensorRT with LayerNormalization: onnx-tensorrt docs/Changelog.md."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,12 @@ class Memory:
     Args:
         gb: Decimal gigabytes as sold.
         bandwidth_gbs: Gigabytes per second.
+        l2_mib: L2 cache of the GPU in MiB.
     """
 
     gb: Figure[float] | None = None
     bandwidth_gbs: Figure[float] | None = None
+    l2_mib: Figure[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,18 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def opset_for(target: Target) -> int:
-    """Return the opset to export with: as new as is useful, as old as the target's parser needs."""
-    return min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
+    """Return the opset to export with: as new as is useful, as old as the target's parser needs.
+
+    TensorRT before 8.6 takes opset 17 but not LayerNormalization, which is what it brought.
+    """
+    newest = min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
+    trt = target.software.tensorrt
+    return min(newest, OPSET_BEFORE_LAYER_NORM) if trt and version(trt.value[0]) < LAYER_NORM_SINCE else newest
+
+
+def takes_bytes(target: Target) -> bool:
+    """Return whether a graph's input may be uint8: TensorRT's parser takes that from 8.5 on (onnx-tensorrt PR 879)."""
+    return target.software.tensorrt is None or version(target.software.tensorrt.value[0]) >= (8, 5)
 
 
 def cache_version(target: Target) -> str | None:

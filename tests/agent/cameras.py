@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
+from edgekd.agent import bench as bench_command
 from edgekd.agent import commands, fetching, rebuild_engine, tuning
 from edgekd.agent import status as status_command
 from edgekd.agent.cli import COMMANDS, main
@@ -49,7 +50,7 @@ def as_printed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 activate, bench, build, selftest, unpack = map(
-    as_printed, (commands.activate, commands.bench, commands.build, commands.selftest, commands.unpack)
+    as_printed, (commands.activate, bench_command.bench, commands.build, commands.selftest, commands.unpack)
 )
 fetch, renew, status, tune = map(as_printed, (fetching.fetch, rebuild_engine.renew, status_command.status, tuning.tune))
 

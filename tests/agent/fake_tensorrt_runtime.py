@@ -18,6 +18,14 @@ from fake_tensorrt_inspector import inspected
 PLAN = b"fake TensorRT plan\n"
 """How a serialized engine begins; a record as JSON and the graph follow, each on lines of their own."""
 
+_KINDS: dict[str, tuple[str, Any]] = {
+    "tensor(float)": ("FLOAT", np.float32),
+    "tensor(float16)": ("HALF", np.float16),
+    "tensor(int64)": ("INT64", np.int64),
+    "tensor(uint8)": ("UINT8", np.uint8),
+}
+"""By ONNX Runtime's names of types: the names in DataType, and NumPy's types."""
+
 
 def logged(trt: Any, logger: Any) -> Callable[[str, str], None]:
     """Return what hands messages to a logger and keeps them for the test."""
@@ -96,8 +104,7 @@ class ICudaEngine:
         return inspector
 
     def _dtype(self, port: Any) -> Any:
-        kinds = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
-        return getattr(self.trt.DataType, kinds[port[0].type])
+        return getattr(self.trt.DataType, _KINDS[port[0].type][0])
 
     def _port(self, name: str) -> Any:
         return next(port for port in self._ports if port[0].name == name)
@@ -124,7 +131,7 @@ class IExecutionContext:
         source, goals = gpu.memory[addresses[given.name]], [gpu.memory[addresses[port.name]] for port, _ in taken]
 
         def work() -> None:
-            batch = source.view(np.float32).reshape(given.shape)
+            batch = source.view(_KINDS[given.type][1]).reshape(given.shape)
             outputs = self._engine._native.run(None, {given.name: batch})
             for (port, _), output, goal in zip(taken, outputs, goals, strict=True):
                 np.copyto(goal, (output + self._bend(port.name)).astype(np.float32).reshape(-1).view(np.uint8))

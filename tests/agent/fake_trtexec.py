@@ -185,7 +185,8 @@ def _infer(graph: bytes, options: dict[str, str]) -> None:
     name, _, file = options["--loadInputs"].partition(":")
     if name != given.name:
         raise Failure(f"Cannot find input tensor with name {name}")
-    batch = np.fromfile(file, np.float32).reshape(given.shape)
+    kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
+    batch = np.fromfile(file, kind).reshape(given.shape)
     rows = []
     for port, output in zip(session.get_outputs(), session.run(None, {given.name: batch}), strict=True):
         # As the program prints them: six digits.

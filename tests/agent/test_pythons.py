@@ -32,14 +32,17 @@ class System:
 
 
 NAMES = (
-    *("commands", "device", "fetching", "installation", "models", "parity"),
+    *("camera_scheduling", "camera_tracking", "commands", "device", "fetching", "installation", "models", "parity"),
     *("precision", "rebuild_engine", "runtimes", "strict", "trust_state", "validation", "evidence"),
 )
 """Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""
 OLDEST = System("3.8", "1.17.4", "8.3.5")
 SYSTEMS = (
     OLDEST,
-    *(pytest.param(system, marks=pytest.mark.slow) for system in (System("3.10", "1.21.5"), System("3.12", "1.26.4"))),
+    *(
+        pytest.param(system, marks=pytest.mark.release)
+        for system in (System("3.10", "1.21.5"), System("3.12", "1.26.4"))
+    ),
 )
 """Ubuntu 20.04, 22.04, 24.04: JetPack 5, 6, 7."""
 

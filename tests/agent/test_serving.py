@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from cameras import Agent, identity_of, install, repacked, run
+from test_json_contract import assert_documented
 
 from edgekd.agent import serving
+from edgekd.agent.cameras import capacity
+from edgekd.agent.cameras.service import CameraResult, CameraService
+from edgekd.agent.cameras.sources import CameraSource
 from edgekd.agent.engines.engine import ENGINE
 from edgekd.agent.serving import Served
 from edgekd.agent.state.slots import State
@@ -39,16 +42,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "camera_service.py"
 def folder(installed: Path, tmp_path: Path) -> Path:
     """A state folder of its own, with the bundle in service."""
     return Path(shutil.copytree(installed, tmp_path / "state", symlinks=True))
-
-
-@pytest.fixture
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("camera_service", EXAMPLE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def frame(seed: int = 0) -> np.ndarray:
@@ -157,51 +150,53 @@ def test_the_example_writes_a_line_for_each_frame(folder: Path, bundle: Path, tm
         cv2.imwrite(str(tmp_path / "frames" / f"{seed}.png"), frame(seed))
     (tmp_path / "frames" / "notes.txt").write_text("no image")
     given = ["--agent", tmp_path / "agent.pyz", "--state", folder, "--source", tmp_path / "frames"]
+    given += ["--source", f"other={tmp_path / 'frames'}", "--track", "--status", tmp_path / "status.json"]
     command = [sys.executable, EXAMPLE, *map(str, given)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONSAFEPATH": "1"})
     assert (done.returncode, done.stderr) == (0, "")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["frame"] for each in told] == [0, 1, 2]
-    assert {each["model"] for each in told} == {identity_of(bundle)}
-    assert all(set(thing) == {"class", "score", "box"} for each in told for thing in each["objects"])
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for camera in ("0", "other"):
+        assert [each["frame"] for each in lines if each["camera"] == camera] == [0, 1, 2]
+    assert {each["model"] for each in lines} == {identity_of(bundle)}
+    assert all(set(thing) == {"class", "score", "box", "track"} for each in lines for thing in each["objects"])
+    status = json.loads((tmp_path / "status.json").read_bytes())
+    assert status["model"] == identity_of(bundle)
+    assert [(each["state"], each["detected"], each["dropped"]) for each in status["cameras"]] == [("ended", 3, 0)] * 2
 
 
-def test_the_example_goes_on_with_the_new_model(
-    folder: Path, bundle: Path, newer: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def frames(source: str) -> Iterator[np.ndarray]:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_example_ends_by_a_signal_after_the_frames_on_their_way(folder: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "agent.pyz").write_bytes(agent_archive())
+    given = ["--agent", tmp_path / "agent.pyz", "--state", folder, "--source", "synthetic:96x48@50"]
+    command = [sys.executable, EXAMPLE, *map(str, given), "--status", str(tmp_path / "status.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    (camera,) = json.loads((tmp_path / "status.json").read_bytes())["cameras"]
+    assert camera["detected"] == len([first, *rest.splitlines()])
+    assert camera["captured"] == camera["detected"] + camera["dropped"]
+
+
+def test_a_service_of_cameras_goes_on_with_the_new_model(folder: Path, bundle: Path, newer: Path) -> None:
+    found: list[str] = []
+    detected = threading.Event()
+
+    def frames() -> Iterator[np.ndarray]:
         yield frame()
+        assert detected.wait(30)
         assert install(folder, newer) == 0
         yield frame()
         yield frame()
 
-    monkeypatch.setattr(example, "frames", frames)
-    out = io.StringIO()
-    with Served(folder) as served:
-        example.serve(served, "", out, example.Trial("", "", 0), lambda: True)
-    told = [json.loads(line)["model"] for line in out.getvalue().splitlines()]
-    assert told == [identity_of(bundle), identity_of(newer), identity_of(newer)]
+    def result(result: CameraResult) -> None:
+        found.append(result.model.identity)
+        detected.set()
 
-
-def test_the_example_reads_yuv4mpeg_from_a_pipe(example: ModuleType) -> None:
-    # Red, 4 x 2 pixels: Y 76, U 85, V 255, twice, and a frame that was cut.
-    planes = bytes([76] * 8 + [85] * 2 + [255] * 2)
-    stream = io.BytesIO(
-        b"YUV4MPEG2 W4 H2 F30:1 Ip A1:1 C420jpeg\nFRAME\n" + planes + b"FRAME X\n" + planes + b"FRAME\n12"
-    )
-    found = list(example.frames_of_y4m(stream))
-    assert [each.shape for each in found] == [(2, 4, 3)] * 2
-    assert (found[0][..., 2] > 200).all()
-    assert (found[0][..., :2] < 60).all()
-    for head in (
-        b"",
-        b"\x00\xff\n",
-        b"YUV4MPEG2 W4 H2 C444\n",
-        b"YUV4MPEG2 W4 H2 C420p10\n",
-        b"YUV4MPEG2 W3 H2 C420\n",
-    ):
-        with pytest.raises(SystemExit, match="stdin: expected"):
-            list(example.frames_of_y4m(io.BytesIO(head)))
+    CameraService([CameraSource("0", frames, live=False)], lambda: Served(folder), result).run()
+    assert found == [identity_of(bundle), identity_of(newer), identity_of(newer)]
 
 
 @pytest.mark.skipif(not shutil.which("gst-launch-1.0"), reason="no GStreamer")
@@ -215,6 +210,22 @@ def test_the_example_stands_behind_a_gstreamer_pipeline(folder: Path, bundle: Pa
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["frame"] for each in told] == list(range(5))
     assert {each["model"] for each in told} == {identity_of(bundle)}
+
+
+def test_bench_counts_the_cameras_that_an_engine_serves(
+    agent: Agent, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "SECONDS", 0.2)
+    agent("unpack", bundle)
+    agent("build", runtime="onnxruntime")
+    found = agent(
+        "bench", "--iterations", 2, "--seconds", 0, "--cameras", 2, "--camera-fps", 5, runtime="onnxruntime"
+    ).document
+    assert_documented(found, "agent")
+    capacities = found["result"]["cameras"]
+    assert (capacities["fps"], capacities["limit"]) == (5, 2)
+    assert capacities["runs"][0]["cameras"] == 1
+    assert "0 or more" in agent("bench", "--cameras", -1, runtime="onnxruntime").error["expected"]
 
 
 def test_the_example_says_what_it_cannot_open(folder: Path, tmp_path: Path) -> None:

@@ -464,6 +464,7 @@ def coco16(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.family("YOLO26", "eval", "INT8", "bundle", package="Ultralytics")
 def test_a_real_detector_end_to_end(edgekd: EdgeKD, shared: Path, coco16: Path, tmp_path: Path) -> None:
     """A YOLO with two branches; the tutorial builds a YOLOX."""
     model, flags = shared / "models" / "yolo26n.pt", ("--data", coco16, "--target", "xavier", "--out", tmp_path)

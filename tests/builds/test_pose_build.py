@@ -18,7 +18,7 @@ from running import Built, EdgeKD
 import edgekd as api
 from edgekd.agent.cli import COMMANDS, main
 from edgekd.agent.serving import Served
-from edgekd.builds.recipe import load_recipe, recipe_names, refuse_keypoints
+from edgekd.builds.recipe import load_recipe, recipe_names, refuse_task
 from edgekd.builds.search.setup import detector_facts
 from edgekd.builds.search.space import DetectorFacts
 from edgekd.core.bundle.archive import extract, read_head
@@ -108,12 +108,12 @@ def test_keypoints_of_a_manifest_are_checked(keypoints: dict[str, Any]) -> None:
 def test_recipes_that_train_or_prune_are_refused(name: str) -> None:
     spec = DetectorSpec(("a",), Preprocess(64, 64), Head("yolo", keypoints=KEYPOINTS))
     recipe = load_recipe(name)
-    refuse_keypoints(recipe, DetectorSpec(("a",), Preprocess(64, 64), Head("yolo")))
+    refuse_task(recipe, DetectorSpec(("a",), Preprocess(64, 64), Head("yolo")))
     if name in QUANTIZED_ONLY:
-        refuse_keypoints(recipe, spec)
+        refuse_task(recipe, spec)
         return
     with pytest.raises(SpecError, match=f"recipe {name} .*; expected a detector of boxes alone; found one with 2 keyp"):
-        refuse_keypoints(recipe, spec)
+        refuse_task(recipe, spec)
 
 
 def test_a_search_only_chooses_formats_of_layers() -> None:

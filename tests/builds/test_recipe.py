@@ -120,13 +120,13 @@ def test_a_recipe_without_distillation_takes_no_student() -> None:
 
 def test_frames_lie_beside_the_recipe_and_prompts_belong_to_classes(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(
-        'name = "own"\n[[steps]]\nkind = "distill"\nunlabelled = "frames"\ntext = 1\n'
+        'name = "own"\n[[steps]]\nkind = "distill"\nunlabelled = "frames"\nlabeller = "any.onnx"\ntext = 1\n'
         '[steps.prompts]\nno-helmet = ["bare head", "uncovered hair"]\n',
         "utf-8",
     )
     step = load_recipe(str(tmp_path / "own.toml")).first(Distill)
     assert step is not None
-    assert step.unlabelled == str(tmp_path / "frames")
+    assert (step.unlabelled, step.labeller) == (str(tmp_path / "frames"), str(tmp_path / "any.onnx"))
     (tmp_path / "own.toml").write_text(
         'name = "own"\n[[steps]]\nkind = "prune"\nrounds = 2\nrecovery = { unlabelled = "frames" }\n', "utf-8"
     )

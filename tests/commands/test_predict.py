@@ -29,6 +29,22 @@ def test_a_model_is_predicted_and_called_so(edgekd: EdgeKD, tiny_model: Path) ->
     assert "mJ a frame" in text
 
 
+def test_batches_and_the_dla_are_predicted(edgekd: EdgeKD, tiny_model: Path) -> None:
+    one, four = (edgekd("predict", tiny_model, "--batch", str(batch), "--json").json for batch in (1, 4))
+    assert one["latency_ms"] < four["latency_ms"] < 4 * one["latency_ms"]
+    assert four["transfer_ms"] == pytest.approx(4 * one["transfer_ms"], rel=1e-3)
+    graph = edgekd("predict", tiny_model, "--cuda-graph", "--json").json
+    assert graph["latency_ms"] < one["latency_ms"]
+    dense, sparse = (
+        edgekd("predict", tiny_model, "--target", "agx-orin", "--dla", *more, "--json").json
+        for more in ((), ("--sparse",))
+    )
+    assert_documented(sparse, "predict")
+    assert (sparse["unit"], sparse["sparse"], sparse["precision"], sparse["energy_mj"]) == ("dla", True, "int8", None)
+    assert sparse["latency_ms"] <= dense["latency_ms"]  # its layers are too small to gain
+    assert "a core of the DLA, int8" in edgekd("predict", tiny_model, "--target", "agx-orin", "--dla").out
+
+
 def test_a_bundle_is_predicted_in_the_precision_that_it_computes_in(edgekd: EdgeKD, tiny_build: Built) -> None:
     for model in (tiny_build.bundle, tiny_build.out / "graph.onnx"):
         found = edgekd("predict", model, "--json").json
@@ -50,6 +66,10 @@ def test_what_is_not_known_is_null(edgekd: EdgeKD, tiny_model: Path) -> None:
         (("--target", "nano", "--precision", "int8"), "no convolutions in int8"),
         (("--precision", "half"), "no predictions in 'half'"),
         (("--table", "missing.toml"), "missing.toml: cannot read"),
+        (("--sparse",), "add --dla"),
+        (("--dla", "--cuda-graph"), "are for the GPU"),
+        (("--dla", "--precision", "fp16"), "on the DLA are in INT8"),
+        (("--dla", "--target", "nano"), "has no DLA"),
     ],
 )
 def test_what_cannot_be_predicted_is_a_user_s_mistake(

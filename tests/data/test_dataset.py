@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgekd.core.errors import DataError
+from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
+from edgekd.data.images import fingerprint
 from edgekd.data.labels import read_labels
 
 
@@ -72,6 +74,24 @@ def test_polygon_becomes_its_box(tmp_path: Path) -> None:
     root = make_yolo(tmp_path, {"a": "0 0.2 0.1 0.6 0.3 0.4 0.9\n1 0.5 0.5 0.5 0.5\n"})
     boxes = load_dataset(root).split("train").samples[0].truth.boxes
     np.testing.assert_allclose(boxes, [[0.2, 0.1, 0.6, 0.9], [0.25, 0.25, 0.75, 0.75]], atol=1e-6)
+
+
+def test_polygons_are_kept_where_every_label_is_one(tmp_path: Path) -> None:
+    rows = {"a": "0 0.2 0.1 0.6 0.3 0.4 0.9\n", "b": "1 0 0 1.0005 0 1 1 0 1\n0 0.2 0.1 0.6 0.3 0.4 0.9\n"}
+    first, second = (each.truth.polygons for each in load_dataset(make_yolo(tmp_path, rows)).split("train").samples)
+    assert first is not None
+    assert second is not None
+    np.testing.assert_allclose(first, [[[[0.2, 0.1], [0.6, 0.3], [0.4, 0.9]]]], atol=1e-6)
+    assert second[0][0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
+    rows["b"] += "1 0.5 0.5 0.5 0.5\n"
+    mixed = load_dataset(make_yolo(tmp_path / "mixed", rows)).split("train").samples
+    assert [each.truth.polygons for each in mixed] == [None, None]
+
+
+def test_other_polygons_with_the_same_box_have_another_fingerprint(tmp_path: Path) -> None:
+    rows = ("0 0.2 0.1 0.6 0.3 0.4 0.9\n", "0 0.2 0.1 0.6 0.4 0.4 0.9\n")
+    sets = [load_dataset(make_yolo(tmp_path / str(index), {"a": row})) for index, row in enumerate(rows)]
+    assert len({fingerprint(each.split("train"), lambda _: "image", SILENT) for each in sets}) == 2
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_capability_takes_the_same_arguments_in_each_family(name: str) -> None
         stand_in = getattr(family, name)
         if not isinstance(stand_in, Imported):
             continue
-        if family.name == "libreyolo" and find_spec("libreyolo") is None:  # tested by `make test-packages`
+        if family.name == "libreyolo" and find_spec("libreyolo") is None:  # tested by `make test-release`
             continue
         module, _, function = stand_in.reference.partition(":")
         signature = inspect.signature(getattr(import_module(module), function))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_marks import of_families
 
 from edgekd.core.detection.decode import Thresholds, decode
 from edgekd.core.detection.preprocess import letterbox
@@ -16,10 +17,9 @@ from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 
 torch = pytest.importorskip("torch")
-libreyolo = pytest.importorskip("libreyolo")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"),
 ]
 SMALLEST = {
@@ -32,6 +32,16 @@ SMALLEST = {
     "LibreYOLO9": "t",
     "LibreYOLOX": "n",
 }
+NAMES = {
+    "LibreDEIM": "DEIM",
+    "LibreDFINE": "D-FINE",
+    "LibrePICODET": "PicoDet",
+    "LibrePPYOLOE": "PP-YOLOE",
+    "LibreRTDETRv4": "RT-DETRv4",
+    "LibreRTMDet": "RTMDet",
+    "LibreYOLO9": "YOLOv9",
+    "LibreYOLOX": "YOLOX",
+}
 DENSE = ("LibrePICODET", "LibrePPYOLOE", "LibreRTMDet", "LibreYOLO9", "LibreYOLOX")
 """Those that predict at each cell."""
 CONFIDENCE = 1e-5
@@ -41,6 +51,7 @@ TIE = 3e-6
 
 def saved(builder: str, folder: Path) -> tuple[Any, Path]:
     """Write a checkpoint whose predictions vary like those of a trained network; return it opened by LibreYOLO, too."""
+    libreyolo = pytest.importorskip("libreyolo")
     torch.manual_seed(0)
     model = getattr(libreyolo, builder)(None, size=SMALLEST[builder], nb_classes=3, device="cpu")
     model.names = {0: "red", 1: "green", 2: "blue"}
@@ -66,7 +77,7 @@ def smooth(side: int, seed: int) -> np.ndarray:
     return np.kron(coarse, np.ones((16, 16, 1), np.uint8))
 
 
-@pytest.mark.parametrize("builder", SMALLEST)
+@pytest.mark.parametrize("builder", of_families("LibreYOLO", NAMES, "describe"))
 def test_a_graph_predicts_what_libreyolo_predicts(builder: str, tmp_path: Path) -> None:
     """Boxes, scores, classes and their order, by its own preprocessing and postprocessing, before suppression."""
     model, path = saved(builder, tmp_path)
@@ -100,6 +111,7 @@ def test_a_graph_predicts_what_libreyolo_predicts(builder: str, tmp_path: Path) 
 
 
 def test_a_pickle_beside_weights_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("libreyolo")
     path = tmp_path / "model.libreyolo.pt"
     torch.save({"model_family": "yolox", "task": "detect", "imgsz": 416, "model": {}, "args": Path("a")}, path)
     with pytest.raises(SpecError, match="pathlib"):
@@ -107,6 +119,7 @@ def test_a_pickle_beside_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_task_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("libreyolo")
     path = tmp_path / "model.libreyolo.pt"
     torch.save({"model_family": "yolox", "task": "segment", "imgsz": 416, "model": {}}, path)
     with pytest.raises(SpecError, match="task 'segment'"):

@@ -137,10 +137,27 @@ def test_keypoints_beside_roles_of_outputs_are_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("task", ["segment", "obb", "classify"])
+@pytest.mark.parametrize(("output", "kind"), [([1, 7, CELLS], "yolo"), ([1, 300, 7], "end2end")])
+def test_rotated_boxes_are_recognised_in_the_metadata(output: Shape, kind: str) -> None:
+    model = model_of(output, names={0: "a", 1: "b"}, task="obb")
+    spec = describe(model, HERE)
+    assert spec.head == Head(kind, nms=kind == "yolo", rotated=True)  # type: ignore[arg-type]
+    describe_in(model, spec)
+    assert next(entry.value for entry in model.metadata_props if entry.key == "task") == "obb"
+    assert describe(model, HERE) == spec
+
+
+def test_rotated_boxes_may_be_described(tmp_path: Path) -> None:
+    described = head_file(tmp_path, 'kind = "yolo"\nrotated = true\n')
+    assert describe(model_of([1, 7, CELLS], names={0: "a", 1: "b"}), HERE, described).head.rotated
+    assert "rotated; expected beside `kind`" in refusal(model_of([1, 7, CELLS]), head_file(tmp_path, "rotated=true"))
+
+
+@pytest.mark.parametrize("task", ["semantic", "classify"])
 def test_another_task_is_refused_in_one_line(task: str) -> None:
     found = refusal(model_of([1, 7, CELLS], names={0: "a"}, task=task))
-    assert f"not a detector of boxes or keypoints; expected task detect or pose; found {task}; fix: export" in found
+    named = "its task is not supported; expected task detect or pose or obb or segment"
+    assert f"{named}; found {task}; fix: export a detector" in found
 
 
 def test_a_pose_without_the_shape_of_its_keypoints_is_refused() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_runs import require_agent_runs
+from family_marks import of_families
 from running import EdgeKD
 
 from edgekd.core.detection.decode import Thresholds, decode
@@ -17,7 +19,6 @@ from edgekd.data.images import read_image
 from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
-from edgekd.detectors.torchvision.family import BUILDERS
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 torch = pytest.importorskip("torch")
@@ -35,8 +36,8 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's own
 SIDE = 64
 SMALL = "ssdlite320_mobilenet_v3_large"
-LARGER = tuple(name for name in BUILDERS if name.endswith("_v2"))
-"""Those that another one of their family stands for."""
+NAMES = {SMALL: "SSDlite", "retinanet_resnet50_fpn": "RetinaNet", "fcos_resnet50_fpn": "FCOS"}
+"""Families, by one of their builders."""
 
 
 def make(builder: str = SMALL, classes: tuple[str, ...] = ("red", "green")) -> TorchvisionNetwork:
@@ -65,10 +66,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "builder",
-    [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS if name not in (SMALL, *LARGER))],
-)
+@pytest.mark.parametrize("builder", of_families("torchvision", NAMES, "describe", fast=[SMALL]))
 def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: Path, tmp_path: Path) -> None:
     """Through edgekd's preprocessing, decoding and NMS, against the boxes of torchvision's own."""
     network = make(builder)
@@ -94,6 +92,7 @@ def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: 
 
 
 @pytest.mark.slow
+@pytest.mark.family("SSDlite", "eval", "INT8", "bundle", "agent", package="torchvision")
 def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(load(saved), TorchvisionDetector)
     scored = edgekd("eval", saved, "--data", tiny_data, "--json")
@@ -105,6 +104,7 @@ def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_dat
     assert built.code == 0, built.err
     sizes = {stage["name"]: stage["bytes"] for stage in built.json["stages"]}
     assert sizes["encode-int8"] < sizes["export"] / 2
+    require_agent_runs(Path(built.json["bundle"]), tiny_data, tmp_path)
 
 
 def test_a_recipe_that_trains_is_refused(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_torchvision_detector import SIDE, SMALL, make
+from family_marks import of_families
+from test_torchvision_detector import NAMES, SIDE, SMALL, make
 
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.errors import CompressError, SpecError
@@ -212,10 +213,7 @@ def test_each_level_pulls_on_the_student(level: str, teacher: Path) -> None:
     assert (told - gradient(NOTHING)).abs().max() > 1e-7
 
 
-@pytest.mark.parametrize(
-    "builder",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fcos_resnet50_fpn", "retinanet_resnet50_fpn")), SMALL],
-)
+@pytest.mark.parametrize("builder", of_families("torchvision", NAMES, "distill", fast=[SMALL]))
 def test_each_builder_learns_from_either_family(builder: str, yolo: Path, teacher: Path) -> None:
     for path in (yolo, teacher):
         student, loss, batch = lesson_on(replace(STEP, student=builder), path)
@@ -227,6 +225,7 @@ def test_each_builder_learns_from_either_family(builder: str, yolo: Path, teache
 
 
 @pytest.mark.slow
+@pytest.mark.family("FCOS", "teach", package="torchvision")
 def test_it_teaches_a_student_by_ultralytics(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     ultralytics_distill = pytest.importorskip("edgekd.detectors.ultralytics.distill")
     step = replace(STEP, student="yolo11n.yaml", width=0.06, epochs=1)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_torchvision_detector import SIDE, SMALL, make
+from family_marks import of_families
+from test_torchvision_detector import NAMES, SIDE, SMALL, make
 
 from edgekd.compress.steps import Distill, Prune
 from edgekd.core.errors import CompressError, SpecError
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's own
 CLASSES = ("red", "green")
 STEP = Prune(ratio=0.3, multiple=8, images=4, batch=2)
-BUILDERS = (SMALL, "retinanet_resnet50_fpn", "fcos_resnet50_fpn")
 
 
 def write_detector(path: Path, builder: str = SMALL) -> Path:
@@ -60,8 +60,7 @@ def dense(network: TorchvisionNetwork, frames: torch.Tensor) -> list[torch.Tenso
         return _Dense(network.eval())(frames)  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", of_families("torchvision", NAMES, "prune"))
 def test_channels_that_do_nothing_go_without_a_trace(builder: str, tmp_path: Path) -> None:
     """What is read with zeros has no importance: without it the outputs are the same."""
     network = load_network(write_detector(tmp_path / "one.tv.pt", builder))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_runs import require_agent_runs
+from family_marks import of_families
 from running import EdgeKD
 from tiny_detrs import SIDE, d_fine, deimv2, processor_of, rf_detr, rt_detr, rt_detr_v2, save_detr
 
@@ -21,6 +23,8 @@ from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.hardware.compatibility import check_graph
+from edgekd.hardware.target import load_target, opset_for
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -29,17 +33,15 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's own
 
+NAMES = {rt_detr: "RT-DETR", rt_detr_v2: "RT-DETRv2", d_fine: "D-FINE", deimv2: "DEIMv2", rf_detr: "RF-DETR"}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_detr(rt_detr(), tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "config",
-    [rt_detr, *(pytest.param(each, marks=pytest.mark.slow) for each in (rt_detr_v2, d_fine, deimv2, rf_detr))],
-    ids=lambda each: each.__name__,
-)
+@pytest.mark.parametrize("config", of_families("transformers", NAMES, "describe", fast=[rt_detr]))
 def test_a_graph_predicts_what_transformers_predicts(config: Callable[[], Any], tmp_path: Path) -> None:
     """Boxes, scores, classes and their order, by the own preprocessing and postprocessing of the package."""
     folder = save_detr(config(), tmp_path / "model", do_normalize=True)
@@ -63,6 +65,15 @@ def test_a_graph_predicts_what_transformers_predicts(config: Callable[[], Any], 
     np.testing.assert_allclose(ours.scores[:count], theirs["scores"], atol=1e-4)
     np.testing.assert_array_equal(ours.classes[:count], theirs["labels"] // 2)
     np.testing.assert_allclose(ours.boxes[:count], np.clip(theirs["boxes"], 0, SIDE), atol=1e-4 * SIDE)
+
+
+@pytest.mark.slow
+def test_for_xavier_a_transformer_has_no_operator_that_its_tensorrt_lacks(folder: Path, tmp_path: Path) -> None:
+    xavier = load_target("xavier")
+    export(load(folder), tmp_path / "graph.onnx", opset_for(xavier))
+    findings = check_graph(tmp_path / "graph.onnx", xavier)
+    assert not [each for each in findings if each.level == "impossible"]
+    assert any("normalizations written with older operators" in each.what for each in findings)
 
 
 def edited(folder: Path, name: str, **values: Any) -> Path:
@@ -107,6 +118,7 @@ def test_pickled_weights_are_not_taken(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.family("D-FINE", "eval", "INT8", "bundle", "agent", package="transformers")
 def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
     model = save_detr(d_fine(("red", "green")), tmp_path / "finder")
     ran = edgekd("build", model, "--data", tiny_data, "--target", "cpu", "--out", tmp_path / "out", "--json")
@@ -119,3 +131,4 @@ def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Pa
     given, shipped = (edgekd("eval", each, "--data", tiny_data, "--json").json for each in (model, bundle))
     assert given["map50_95"] == manifest.evidence.before.map50_95
     assert shipped["map50_95"] == manifest.evidence.after.map50_95
+    require_agent_runs(bundle, tiny_data, tmp_path)

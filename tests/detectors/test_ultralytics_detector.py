@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from family_marks import of_families
 from real_graphs import real_graph
 
 from edgekd.core.detection.decode import Thresholds, decode
@@ -32,6 +33,17 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's and Ultralytics' own
 SIDE = 128
+GENERATIONS = {
+    "yolov3-tiny.yaml": "YOLOv3u",
+    "yolov5n.yaml": "YOLOv5u",
+    "yolov6n.yaml": "YOLOv6u",
+    "yolov8n.yaml": "YOLOv8",
+    "yolov9t.yaml": "YOLOv9",
+    "yolov10n.yaml": "YOLOv10",
+    "yolo11n.yaml": "YOLO11",
+    "yolo12n.yaml": "YOLO12",
+    "yolo26n.yaml": "YOLO26",
+}
 
 
 def random_network(config: str, classes: int = 3) -> Any:
@@ -65,21 +77,7 @@ def run(graph: Path, batch: np.ndarray) -> np.ndarray:
         return session.run(batch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "config",
-    [
-        "yolov3-tiny.yaml",
-        "yolov5n.yaml",
-        "yolov6n.yaml",
-        "yolov8n.yaml",
-        "yolov9t.yaml",
-        "yolov10n.yaml",
-        "yolo11n.yaml",
-        "yolo12n.yaml",
-        "yolo26n.yaml",
-    ],
-)
+@pytest.mark.parametrize("config", of_families("Ultralytics", GENERATIONS, "describe"))
 def test_each_generation_exports_what_it_computes(config: str, tmp_path: Path) -> None:
     network = random_network(config)
     detector = UltralyticsDetector(saved(network, tmp_path))

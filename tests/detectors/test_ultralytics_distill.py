@@ -109,6 +109,7 @@ def same(one: Path, other: Path) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
 
 
+@pytest.mark.family("YOLO11", "distill", "teach", package="Ultralytics")
 def test_the_student_is_a_checkpoint_that_the_safe_loader_takes_and_that_exports(
     trained: tuple[Path, DistillationRecord], tmp_path: Path
 ) -> None:
@@ -257,9 +258,15 @@ def lesson_on(
 @pytest.mark.parametrize(
     ("student", "teacher_model"),
     [
-        ("yolov8n.yaml", "yolo11n.yaml"),
+        pytest.param(
+            "yolov8n.yaml", "yolo11n.yaml", marks=pytest.mark.family("YOLOv8", "distill", package="Ultralytics")
+        ),
         pytest.param("yolo26n.yaml", "yolo11n.yaml", marks=pytest.mark.slow),
-        pytest.param("yolo26n.yaml", "yolo26n.yaml", marks=pytest.mark.slow),
+        pytest.param(
+            "yolo26n.yaml",
+            "yolo26n.yaml",
+            marks=[pytest.mark.slow, pytest.mark.family("YOLO26", "distill", "teach", package="Ultralytics")],
+        ),
         pytest.param("yolo11n.yaml", "yolo26n.yaml", marks=pytest.mark.slow),
         pytest.param("yolo11n.yaml", "yolov8-p6.yaml", marks=pytest.mark.slow),
         ("yolov8-p2.yaml", "yolo11n.yaml"),
@@ -604,6 +611,7 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rtdetr(tmp_path_factory.mktemp("rtdetr") / "rtdetr.pt", ("green", "red"), SIDE)
 
 
+@pytest.mark.family("RT-DETR", "describe", package="Ultralytics")
 def test_a_transformers_graph_finds_what_ultralytics_finds(transformer: Path, tmp_path: Path) -> None:
     """Boxes, scores, classes and their order: of a frame that is stretched to the input."""
     spec = export(UltralyticsDetector(transformer), tmp_path / "graph.onnx", 17).spec
@@ -635,6 +643,7 @@ def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.family("RT-DETR", "teach", package="Ultralytics")
 def test_a_transformer_teaches(transformer: Path, tiny_data: Path, tmp_path: Path) -> None:
     step = replace(STEP, epochs=1)
     done = distill_student(transformer, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")

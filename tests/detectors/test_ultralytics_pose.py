@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_heads import SIDE, lively, saved
 
 from edgekd.compress.quantization.placement import place as place_quantizers
 from edgekd.core.detection.decode import Thresholds, decode
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's and Ultralytics' own
 _LAST = r"cv4\.\d/cv4\.\d\.2/|cv4_kpts"
 """Names of the last convolutions before keypoints."""
-SIDE = 128
 CLASSES = 2
 
 
@@ -36,21 +36,7 @@ def pose_network(config: str, shape: tuple[int, int]) -> Any:
     """A network with random weights whose scores differ from box to box, by one step of batch statistics."""
     torch.manual_seed(0)
     network = tasks.PoseModel(config, nc=CLASSES, data_kpt_shape=shape, verbose=False)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        network.train()(torch.rand(4, 3, SIDE, SIDE))
-        for name, parameter in network.model[-1].named_parameters():
-            if name.endswith(".2.weight"):
-                # Distances to the sides that are predicted as they are have to be positive.
-                parameter.normal_(0, 0.001 if network.model[-1].reg_max == 1 and "cv2." in name else 0.02)
-    return network.eval()
-
-
-def saved(network: Any, folder: Path) -> Path:
-    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, folder / "model.pt")
-    return folder / "model.pt"
+    return lively(network)
 
 
 @pytest.mark.parametrize(

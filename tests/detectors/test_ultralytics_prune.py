@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_marks import of_families
 
 from edgekd.compress.steps import Distill, LowRank, Prune
 from edgekd.core.errors import CompressError, SpecError
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's and Ultralytics' own
 SIDE = 64
 STEP = Prune(ratio=0.4, multiple=4, images=6, batch=4)
-FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
+FAMILIES = {"yolov8n": "YOLOv8", "yolo11n": "YOLO11", "yolo26n": "YOLO26"}
 
 
 def write_detector(path: Path, model: str = "yolo11n", width: float | None = 0.125) -> Path:
@@ -81,7 +82,7 @@ def test_blocks_in_halves_compute_the_same_to_the_bit_and_are_whole_afterwards(m
     assert all(torch.equal(value, state[name]) for name, value in after.items())
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", of_families("Ultralytics", FAMILIES, "prune", fast=FAMILIES))
 def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path) -> None:
     """What writes zeros and is read with zeros has no importance: without it the outputs are the same."""
     network = load_checkpoint(write_detector(tmp_path / "one.pt", model)).model
@@ -167,7 +168,9 @@ def test_the_same_arguments_give_the_same_detector(
 
 
 @pytest.mark.parametrize(
-    ("change"), [{"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}], ids=str
+    "change",
+    [{"importance": "taylor"}, {"importance": "gradient"}, {"importance": "magnitude"}, {"ranking": "isomorphic"}],
+    ids=str,
 )
 def test_each_way_to_choose_chooses_otherwise(
     change: dict[str, Any], pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path, tmp_path: Path
@@ -272,6 +275,21 @@ def test_the_branch_that_ships_is_the_one_that_a_quantized_network_speaks_for(on
     head = network.model[-1]
     spoken = [float(branch[0][0].conv.weight.grad.abs().sum()) > 0 for branch in (head.cv2, head.one2one_cv2)]
     assert spoken == [not one_to_one, one_to_one]
+
+
+@pytest.mark.parametrize("one_to_one", [False, True])
+def test_readers_of_a_quantized_network_get_the_names_of_the_whole_one(one_to_one: bool) -> None:
+    from edgekd.detectors.ultralytics.prune import _renamed
+
+    network = student_network(Distill("yolo26n.yaml", width=0.125), ("red",), trust=False)
+    network.end2end = one_to_one
+    fused = ["model.2.cv1.conv", "model.2.cv2.conv", "model.23.cv2.0.0.conv"]
+    with in_halves(network):
+        found = _renamed(dict.fromkeys(fused), network)
+        layers = dict(network.named_modules())
+    branch = "one2one_cv2" if one_to_one else "cv2"
+    named = {"model.2.halves.0.conv", "model.2.cv2.conv", f"model.23.{branch}.0.0.conv"}
+    assert {name for name in found if name in layers} == named
 
 
 def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekd.core.detection.types import Detections, Keypoints
+from edgekd.core.detection.types import Detections, Head, Keypoints
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
 from edgekd.evaluation.coco import MAX_POSES, BoxScore, score
 
 WIDTH, HEIGHT = 400, 200
 KEYPOINTS = Keypoints((0.05, 0.1, 0.02))
+HEAD = Head("yolo", keypoints=KEYPOINTS)
 BOX = np.array([[100, 50, 180, 150]], np.float32)
 PLACES = np.array([[110, 60], [150, 100], [170, 140]], np.float32)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -51,7 +52,7 @@ def average_precision(similarities: list[float], threshold: float) -> float:
 def test_the_score_is_the_average_precision_of_oks() -> None:
     shifts = [5.0, 12.0, 1.0, 30.0, 8.0]
     detections = [found(0.9 - 0.1 * index, shift) for index, shift in enumerate(shifts)]
-    result = score(detections, [truth(2, 1, 2)] * len(shifts), ("person",), KEYPOINTS)
+    result = score(detections, [truth(2, 1, 2)] * len(shifts), ("person",), HEAD)
     expected = [average_precision([similarity(shift) for shift in shifts], each) for each in THRESHOLDS]
     assert 0.2 < expected[0] < 1
     assert result.map50_95 == pytest.approx(np.mean(expected))
@@ -69,28 +70,28 @@ def test_the_similarity_is_that_of_ultralytics() -> None:
     theirs = metrics.kpt_iou(labelled, other, torch.tensor([0.53 * 80 * 100]), KEYPOINTS.sigmas)
     ours = similarity(7.0, (0, 1))
     assert float(theirs) == pytest.approx(ours, rel=1e-5)
-    result = score([found(0.9, 7.0)], [truth(2, 1, 0)], ("person",), KEYPOINTS)
+    result = score([found(0.9, 7.0)], [truth(2, 1, 0)], ("person",), HEAD)
     assert result.map50_95 == pytest.approx((ours >= THRESHOLDS).mean())
 
 
 def test_keypoints_count_where_boxes_do_not_overlap() -> None:
     """A detection with the right keypoints in a wrong box."""
-    result = score([found(0.9, 0.0, BOX + 150)], [truth(2, 2, 2)], ("person",), KEYPOINTS)
+    result = score([found(0.9, 0.0, BOX + 150)], [truth(2, 2, 2)], ("person",), HEAD)
     assert result.map50_95 == pytest.approx(1)
     assert result.boxes == BoxScore(0.0, 0.0)
 
 
 def test_an_object_without_labelled_keypoints_is_neither_found_nor_missed() -> None:
     scene = [truth(2, 2, 2), truth(0, 0, 0)]
-    result = score([found(0.9, 0.0), found(0.95, 0.0)], scene, ("person",), KEYPOINTS)
+    result = score([found(0.9, 0.0), found(0.95, 0.0)], scene, ("person",), HEAD)
     assert (result.map50_95, result.per_class["person"].instances) == (pytest.approx(1), 1)
     with pytest.raises(DataError, match="nothing to score against"):
-        score([found(0.9, 0.0)], [truth(0, 0, 0)], ("person",), KEYPOINTS)
+        score([found(0.9, 0.0)], [truth(0, 0, 0)], ("person",), HEAD)
 
 
 def test_labels_of_other_keypoints_are_refused() -> None:
     with pytest.raises(DataError, match="expected 2 for each object"):
-        score([found(0.9, 0.0)], [truth(2, 2, 2)], ("person",), Keypoints((0.1, 0.1)))
+        score([found(0.9, 0.0)], [truth(2, 2, 2)], ("person",), Head("yolo", keypoints=Keypoints((0.1, 0.1))))
 
 
 def test_the_best_of_each_class_are_scored_and_classes_without_an_object_have_no_score() -> None:
@@ -102,6 +103,6 @@ def test_the_best_of_each_class_are_scored_and_classes_without_an_object_have_no
         np.array([1] * many + [0]),
         np.concatenate([wrong.keypoints] * many + [found(0.5, 0.0).keypoints]),  # type: ignore[list-item]
     )
-    result = score([crowd], [truth(2, 2, 2)], ("person", "dog", "cat"), KEYPOINTS)
+    result = score([crowd], [truth(2, 2, 2)], ("person", "dog", "cat"), HEAD)
     assert result.map50_95 == pytest.approx(1)
     assert [result.per_class[name].map50_95 for name in ("dog", "cat")] == [None, None]

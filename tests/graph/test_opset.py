@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from normalized_graph import normalized_model, pictures
 from onnx import helper
 from untrusted_graphs import model_of
 
@@ -14,6 +16,7 @@ import edgekd
 from edgekd.core.errors import SpecError
 from edgekd.core.limited_process import ProcessLimits, run_limited
 from edgekd.graph import opset
+from edgekd.graph.session import cpu_session
 from edgekd.graph.view import opset_of
 
 
@@ -57,3 +60,20 @@ def test_no_other_module_converts_in_this_process() -> None:
     package = Path(edgekd.__file__).parent
     users = [path.name for path in package.rglob("*.py") if "version_converter" in path.read_text("utf-8")]
     assert sorted(users) == ["compatibility_rules.py", "opset.py"]  # the first names it in an advice
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_layer_norm_is_written_with_older_operators(residual: bool) -> None:
+    lowered = opset.to_opset(normalized_model(residual=residual), 16, "a.onnx")
+    assert "LayerNormalization" not in {node.op_type for node in lowered.graph.node}
+    (frame,) = pictures(1)
+    models = (lowered, normalized_model(residual=residual))
+    found, wanted = (cpu_session(each).run(None, {"images": frame})[0] for each in models)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_layer_norm_with_further_outputs_is_not_lowered() -> None:
+    given = normalized_model()
+    next(node for node in given.graph.node if node.op_type == "LayerNormalization").output.append("deviations")
+    with pytest.raises(SpecError, match="opset 19 cannot be converted"):
+        opset.to_opset(given, 16, "a.onnx")

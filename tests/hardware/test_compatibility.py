@@ -199,6 +199,14 @@ def test_dynamic_shapes_are_slow_and_impossible_on_the_dla(shape: tuple[Any, ...
     assert clean(graph, "cpu")
 
 
+def test_bytes_as_input_need_tensorrt_8_5() -> None:
+    graph = model([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)])
+    graph.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    assert "pass the bytes as float32" in found(graph, "nano", "impossible", "input x is UINT8").change
+    assert clean(graph, "xavier")
+    assert clean(graph, "cpu")
+
+
 @pytest.mark.parametrize("target", ["nano", "tx2"])
 def test_int8_is_impossible_without_the_hardware(target: str) -> None:
     graph = convolution()

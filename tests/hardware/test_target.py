@@ -180,6 +180,6 @@ def test_a_calibration_cache_is_for_dlas_without_qdq_and_for_tensorrt_8(target: 
     assert cache_version(load_target(target)) == expected
 
 
-@pytest.mark.parametrize(("target", "opset"), [("nano", 13), ("thor", EXPORT_OPSET)])
+@pytest.mark.parametrize(("target", "opset"), [("nano", 13), ("xavier", 16), ("thor", EXPORT_OPSET)])
 def test_a_graph_is_exported_with_an_opset_that_the_parser_of_the_target_reads(target: str, opset: int) -> None:
     assert opset_for(load_target(target)) == opset

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.agent.engines.records import RuntimeVersion
 from edgekd.agent.runtimes.types import ON_CPU
 from edgekd.agent.state.device import read_device
 from edgekd.core.benchmark import FramePipeline, RunSummary, Stats, benchmark_interleaved, summarize, summarize_run
 from edgekd.core.detection.preprocess import to_tensor
 from edgekd.core.detection.types import spec_from_json
 from edgekd.core.documents import INLINE
-from edgekd.core.machine_state import PowerMode
 from edgekd.core.power.energy import Energy, measure_energy
 from edgekd.core.power.find import find_meter
 
@@ -45,25 +43,6 @@ class LatencyReport:
     run: RunSummary = field(metadata=INLINE)
     inference_ms: Stats
     energy: Energy | None = None
-
-
-@dataclass(frozen=True)
-class EngineBenchResult:
-    """Result of `bench`.
-
-    Args:
-        slot: Name of the slot.
-        key: Name of the engine.
-        model: Model of the device.
-        power_mode: Power mode of the device.
-    """
-
-    slot: str
-    key: str
-    runtime: RuntimeVersion
-    model: str | None
-    power_mode: PowerMode | None
-    latency: LatencyReport = field(metadata=INLINE)
 
 
 def measure_latency(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime, noise
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -73,9 +73,9 @@ class OnnxRuntime(Runtime):
         with TemporaryDirectory(prefix="edgekd-") as folder:
             native = _session(engine, profile_into=Path(folder, "profile"))
             session, port = _library_session(native), native.get_inputs()[0]
-            noise = np.random.RandomState(0).random_sample(port.shape).astype(np.float32)
+            batch = noise(port.shape, np.uint8 if port.type == "tensor(uint8)" else np.float32)
             for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
-                session.run(noise)
+                session.run(batch)
             events = json.loads(Path(native.end_profiling()).read_bytes())
         return profiled_layers(events, WARM_UP_RUNS)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.agent.runtimes import networks
 from edgekd.agent.runtimes.precision import NO_WORK, REFORMAT, UNKNOWN, precision_named
-from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime
+from edgekd.agent.runtimes.types import FLOAT, BuildOptions, EngineDescription, Layer, LibrarySession, Runtime, noise
 from edgekd.core.cores import usable_cores
 from edgekd.core.errors import DeviceError
 
@@ -60,16 +60,14 @@ class OpenVino(Runtime):
 
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """Return the layers of a few profiled runs, by the plugin's counters. Raises DeviceError."""
-        import numpy as np
-
         native = _imported(engine, {"PERF_COUNT": True})
-        noise = np.random.RandomState(0).random_sample(tuple(native.inputs[0].shape)).astype(np.float32)
+        batch = noise(tuple(native.inputs[0].shape), native.inputs[0].element_type.to_dtype())
         request, runs = native.create_infer_request(), []
         session = _library_session(request)
         for _ in range(_WARM_UP_RUNS):
-            session.run(noise)
+            session.run(batch)
         for _ in range(PROFILED_RUNS):
-            session.run(noise)
+            session.run(batch)
             runs.append({each.node_name: each.real_time.total_seconds() * 1000 for each in request.profiling_info})
         described = [_described(node) for node in native.get_runtime_model().get_ordered_ops()]
         return profiled_layers(described, runs)

@@ -143,11 +143,13 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def numpy_kind(trt: Any, kind: Any) -> type[np.generic] | None:
-    """Return NumPy's type for one of TensorRT's floating-point types; None for others.
+    """Return NumPy's type for one of TensorRT's floating-point types, or for bytes; None for others.
 
     TensorRT's own `nptype` breaks with newer versions of NumPy.
     """
     import numpy as np
 
     known: dict[Any, type[np.generic]] = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16}
+    if hasattr(trt.DataType, "UINT8"):  # since 8.5
+        known[trt.DataType.UINT8] = np.uint8
     return known.get(kind)

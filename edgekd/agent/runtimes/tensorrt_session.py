@@ -9,6 +9,7 @@ from edgekd.agent.runtimes import cuda
 from edgekd.agent.runtimes.builder_log import BuilderLog
 from edgekd.agent.runtimes.tensorrt_builder import library, logger, wrapped
 from edgekd.agent.runtimes.tensorrt_generations import Generation, numpy_kind
+from edgekd.agent.runtimes.types import noise
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ class TensorRtSession:
         if not fits or None in kinds or any(side < 1 for port in self._ports for side in port.shape):
             ports = ", ".join(f"{port.name} {port.kind} {list(port.shape)}" for port in self._ports)
             raise DeviceError(
-                f"{file.name}: not a detector's engine", expected="one float input and one float output", found=ports
+                f"{file.name}: not a detector's engine",
+                expected="one input and one output, float or bytes",
+                found=ports,
             )
         self._arrays = [gpu.pinned(port.shape, kind) for port, kind in zip(self._ports, kinds)]  # noqa: B905
         self._addresses = [gpu.allocate(array.nbytes) for array in self._arrays]
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output float32 for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output float32 for `batch`. Raises DeviceError."""
         (output,) = self.outputs(batch).values()
         return output
 
@@ -96,11 +99,9 @@ class TensorRtSession:
 
     def profiled(self) -> dict[str, float]:
         """Return the mean milliseconds of each layer over a few runs, by name. Raises DeviceError."""
-        import numpy as np
-
         self._profiler = profiler = _profiler(self._trt)  # kept as long as the context that reports to it
-        (port,) = (port for port in self._ports if port.is_input)
-        batch = np.random.RandomState(0).uniform(0, 1, port.shape).astype(np.float32)
+        (buffer,) = (array for port, array in zip(self._ports, self._arrays) if port.is_input)  # noqa: B905
+        batch = noise(buffer.shape, buffer.dtype)
         for _ in range(_WARM_UP_RUNS):
             self.run(batch)
         context: Any = self._context

@@ -154,7 +154,7 @@ class TrtexecSession:
             raise DeviceError(f"the {PROGRAM} session is closed", fix="load the engine again")
         with _folder() as folder:
             source, target = folder / "input.bin", folder / "output.json"
-            source.write_bytes(np.ascontiguousarray(batch, np.float32).tobytes())
+            source.write_bytes(batch.tobytes())
             command = self._flags.infer(self._engine, self._name, source, target)
             _run([str(_required_program()), *command], "run an engine")
             try:

@@ -142,7 +142,7 @@ class EngineSession(Protocol):
     """An engine, loaded and ready to run."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for `batch` float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output for `batch`, an input as `Preprocess` describes it. Raises DeviceError."""
         ...
 
     def close(self) -> None:
@@ -152,6 +152,14 @@ class EngineSession(Protocol):
     def scratch_bytes(self) -> int | None:
         """Return the memory for inner tensors; None where the runtime does not report it."""
         ...
+
+
+def noise(shape: Sequence[int], kind: Any) -> np.ndarray:
+    """Return an input of noise, the same each time: floats from 0 to 1, or bytes."""
+    import numpy as np
+
+    values = np.random.RandomState(0).random_sample(tuple(shape))
+    return (values * 255).astype(kind) if np.dtype(kind) == np.uint8 else values.astype(kind)
 
 
 class LibrarySession:

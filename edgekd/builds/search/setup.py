@@ -192,7 +192,7 @@ def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) ->
     """Return the properties of a detector that decide which choices it has."""
     spec = graph.result.spec
     size = (spec.preprocess.height, spec.preprocess.width)
-    family = None if spec.head.keypoints else family_of(model)  # those with keypoints are quantized only
+    family = None if spec.head.beside_boxes else family_of(model)  # what gives more than boxes is quantized only
     return DetectorFacts(
         image_size=max(size),
         stride=max((32, *spec.head.strides)),

@@ -137,7 +137,7 @@ def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, f
     if target.kind != "cpu":
         return predicted(works_in(record.shipped.path / GRAPH), target, record.after.key != record.floating.key)
     device, split, data = local_device(record.request.device), record.scored, record.data_sha256
-    timing = benchmark.run(context, record.before, record.after, split, data, device, "measured")
+    timing = benchmark.run(context, record.before, record.timed, split, data, device, "measured")
     return float(timing.result.after.total_ms.mean), None
 
 

@@ -1,4 +1,4 @@
-"""Stage `label`: frames without labels, labelled by a teacher for the training of its student."""
+"""Stage `label`: frames without labels, labelled by a detector for the training of a student."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ LABEL = StageKind("label", 1, LabelResult, ("numpy", "onnxruntime", "opencv-pyth
 def run(
     context: StageContext, step: Distill, teacher: Path, dataset: Dataset, *, trust: bool = False
 ) -> tuple[Sample, ...]:
-    """Return the readable frames of `step.unlabelled` with the teacher's detections, doubtful boxes as crowds.
+    """Return the readable frames of `step.unlabelled` with detections as labels, doubtful boxes as crowds.
 
-    The least scores are found on the training split. Raises SpecError for a teacher of other classes, DataError where
-    a frame is also scored.
+    They are those of `step.labeller`, without one of the teacher. The least scores are found on the training split.
+    Raises SpecError for a detector of other classes, DataError where a frame is also scored.
     """
     frames, train = unlabelled(Path(str(step.unlabelled))), dataset.split("train")
     for name in dataset.splits:
         if name != "train":
             context.refuse_shared(frames, dataset.split(name))
-    source, classes, opened = _opened(context, teacher, dataset, trust)
+    source, classes, opened = _opened(context, Path(step.labeller or teacher), dataset, trust)
     _require_same_classes(dataset.classes, classes, step.same_classes)
 
     def work(folder: Path) -> LabelResult:
@@ -81,10 +81,10 @@ def run(
 
 
 def _opened(
-    context: StageContext, teacher: Path, dataset: Dataset, trust: bool
+    context: StageContext, path: Path, dataset: Dataset, trust: bool
 ) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
-    """Return a teacher's identity, its classes, and a function that finds them in a frame."""
-    detector = load(teacher, trust_checkpoint=trust)
+    """Return a detector's identity, its classes, and a function that finds them in a frame."""
+    detector = load(path, trust_checkpoint=trust)
     graph = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
     spec = graph.result.spec
     return {"graph": graph.sha256}, spec.classes, finder(graph.path / GRAPH, spec, LABELLING)
@@ -104,10 +104,10 @@ def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequ
     """Raise SpecError for other classes: one that only one side knows would count as absent from every frame."""
     if not same_classes(ours, theirs, same):
         raise SpecError(
-            "unlabelled frames: the teacher's classes are not those of the data",
+            "unlabelled frames: the classes of what labels them are not those of the data",
             expected=", ".join(ours),
             found=", ".join(theirs),
-            fix="pass a teacher of these classes in this order, or leave out unlabelled",
+            fix="pass a teacher or labeller of these classes in this order, or leave out unlabelled",
         )
 
 

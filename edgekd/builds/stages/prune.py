@@ -65,8 +65,8 @@ class SensitivityResult(StageResult):
 
 
 _TOOLS = ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics")
-PRUNE = StageKind("prune", 6, PruneResult, _TOOLS)
-SENSITIVITY = StageKind("sensitivity", 2, SensitivityResult, _TOOLS)
+PRUNE = StageKind("prune", 7, PruneResult, _TOOLS)
+SENSITIVITY = StageKind("sensitivity", 3, SensitivityResult, _TOOLS)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def distill(
         "train": context.fingerprint(dataset.split("train")),
         "unlabelled": context.fingerprint(Split("unlabelled", frames)) if frames else None,
     }
-    elsewhere = ("student", "unlabelled", "cache_size")
+    elsewhere = ("student", "unlabelled", "labeller", "cache_size")
     inputs = {
         **predicted,
         "student": step.student and context.identity_of(step.student),

@@ -140,7 +140,8 @@ def print_inspected(inspected: Inspected) -> None:
     print(f"made by {manifest.created_by}, recipe {manifest.lineage.recipe}, counter {manifest.counter}")
     print(f"{inspected.signatures or 'no'} signatures; `edgekd verify` says whose")
     size = f"{preprocess['width']}x{preprocess['height']}"
-    print(f"input {size} {preprocess['color']}, {len(manifest.detector['classes'])} classes")
+    values = preprocess.get("input", preprocess["color"])
+    print(f"input {size} {values}, {len(manifest.detector['classes'])} classes")
     print(f"TensorRT {' to '.join(manifest.tensorrt) if manifest.tensorrt else 'not used'}")
     print(
         f"mAP50-95 {evidence.before.map50_95:.4f} -> {evidence.after.map50_95:.4f} on {evidence.images} images, "

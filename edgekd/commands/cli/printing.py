@@ -244,10 +244,14 @@ def print_predicted(result: PredictResult) -> None:
     """Print the result of `edgekd predict`."""
     spans = [(result.latency_ms, result.low_ms, result.high_ms), (result.energy_mj, result.low_mj, result.high_mj)]
     rates = (result.fps * result.latency_ms / ms for ms in (result.latency_ms, result.high_ms, result.low_ms))
-    rows = [["ms a frame", *(f"{ms:.2f}" for ms in spans[0])], ["frames a second", *(f"{rate:.1f}" for rate in rates)]]
+    label = "ms a frame" if result.batch == 1 else f"ms for {result.batch} frames"
+    rows = [[label, *(f"{ms:.2f}" for ms in spans[0])], ["frames a second", *(f"{rate:.1f}" for rate in rates)]]
     if result.energy_mj is not None:
         rows.append(["mJ a frame", *(f"{mj:.0f}" for mj in spans[1])])
-    print_table([f"{result.target}, {result.precision}", "predicted", "from", "to"], rows)
+    unit = f"{result.target}, {'a core of the DLA, ' if result.unit == 'dla' else ''}{result.precision}"
+    print_table([f"{unit}{', 2:4' if result.sparse else ''}", "predicted", "from", "to"], rows)
+    if result.transfer_ms is not None:
+        print(f"Copies of inputs and outputs, where they are needed, take about {result.transfer_ms:.2f} ms more.")
     total = sum(layer.us for layer in result.layers)
     print(f"the {len(result.layers)} dearest layers take {total / 10 / result.latency_ms:.0f} % of it:")
     print_table(["layer", "", "us"], [[each.name, each.kind, f"{each.us:.1f}"] for each in result.layers])

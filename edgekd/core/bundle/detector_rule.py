@@ -13,6 +13,8 @@ MAX_SIDE = 65536
 """Largest height, width or stride in pixels."""
 MAX_KEYPOINTS = 1000
 """Keypoints of an object; the whole body has 133."""
+MAX_COEFFICIENTS = 1024
+"""Coefficients of a mask; detectors have 32."""
 
 _SIDE = integer(1, MAX_SIDE)
 _FIGURE = number(-1e9, 1e9)
@@ -21,7 +23,7 @@ DETECTOR = object_of(
     classes=list_of(text, 1),
     preprocess=object_of(
         dict,
-        ("stretch",),
+        ("stretch", "input", "float_bytes"),
         height=_SIDE,
         width=_SIDE,
         color=one_of("rgb", "bgr"),
@@ -32,13 +34,17 @@ DETECTOR = object_of(
         center=flag,
         upscale=flag,
         stretch=flag,
+        input=one_of("float32", "uint8", "nv12"),
+        float_bytes=flag,
     ),
     head=object_of(
         dict,
-        ("keypoints",),
+        ("keypoints", "rotated", "masks"),
         kind=one_of("yolo", "yolox", "end2end"),
         nms=flag,
         strides=list_of(_SIDE, 0, 16),
         keypoints=object_of(dict, sigmas=list_of(number(1e-9, 1e9), 1, MAX_KEYPOINTS), dimensions=integer(2, 3)),
+        rotated=flag,
+        masks=object_of(dict, coefficients=integer(1, MAX_COEFFICIENTS), height=_SIDE, width=_SIDE),
     ),
 )

@@ -119,7 +119,7 @@ class GraphScore:
     """Accuracy and size of a graph.
 
     Args:
-        map50_95, map50: COCO's mAP, 0 to 1; of keypoints, by OKS, where the detector has some.
+        map50_95, map50: COCO's mAP, 0 to 1; of keypoints (by OKS), rotated boxes or masks where the detector has some.
         bytes: Size of the graph.
         classes: mAP50-95 of each class in the network's order; null where the scored images have no object of it.
     """

@@ -40,6 +40,13 @@ def checked_spec(spec: DetectorSpec, where: str) -> DetectorSpec:
         raise SpecError(f"{where}: input too large", expected=expected, found=found)
     if not spec.head.strides:
         raise SpecError(f"{where}.head.strides: wrong", expected="at least one stride", found="none")
+    if sum(map(bool, (spec.head.keypoints, spec.head.rotated, spec.head.masks))) > 1:
+        raise SpecError(f"{where}.head: wrong", expected="keypoints, rotated boxes or masks", found="several of these")
+    if spec.head.masks and spec.head.kind != "yolo":
+        raise SpecError(f"{where}.head.kind: wrong", expected="yolo, for a detector with masks", found=spec.head.kind)
+    if spec.head.rotated and spec.preprocess.stretch:
+        expected = "frames whose aspect ratio is kept, for rotated boxes"
+        raise SpecError(f"{where}.preprocess.stretch: wrong", expected=expected, found="true")
     return spec
 
 

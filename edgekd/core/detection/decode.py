@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.core.detection.preprocess import Placement, to_frame
-from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints
+from edgekd.core.detection.masks import InstanceMasks
+from edgekd.core.detection.preprocess import Placement, rotated_to_frame, to_frame
+from edgekd.core.detection.rotated import enclosing, suppress_rotated
+from edgekd.core.detection.types import Detections, DetectorSpec, Head, Keypoints, Masks
 
 if TYPE_CHECKING:
     from edgekd.core.bundle import manifest
 
 MAX_CANDIDATES = 30_000
 """Candidates, best first, that suppression considers: it bounds the time of a frame full of noise."""
+
+BLOCK = 256
+"""Candidates that suppression compares with each other at once: of few frames are more above a usual threshold."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,28 @@ def decode(
     output: np.ndarray, spec: DetectorSpec, placement: Placement, thresholds: Thresholds = Thresholds()
 ) -> Detections:
     """Decode the detections in one frame. output: of the network, float32, as `spec.head` describes it."""
-    size = (spec.preprocess.height, spec.preprocess.width)
+    size, prototypes = (spec.preprocess.height, spec.preprocess.width), None
+    if spec.head.masks:
+        output, prototypes = _without_prototypes(output, spec.head.masks)
     boxes, scores, classes, index = _candidates(output[0], spec.head, size, thresholds)
     rows = candidate_rows(output, spec.head)
     extra = rows[index, rows.shape[1] - spec.head.extra :]
     finite = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(extra).all(axis=1))
     best_first = finite[np.argsort(-scores[finite], kind="stable")[:MAX_CANDIDATES]]
     boxes, scores, classes = boxes[best_first], scores[best_first], classes[best_first]
-    if spec.head.nms:
-        kept = suppress(boxes, classes, thresholds.iou, thresholds.max_detections)
-    else:
-        kept = np.arange(min(len(scores), thresholds.max_detections))
-    keypoints = _keypoints(extra[best_first][kept], spec.head.keypoints, placement) if spec.head.keypoints else None
-    return Detections(to_frame(boxes[kept], placement), scores[kept], classes[kept], keypoints)
+    extra, rotated, keypoints, masks = extra[best_first], None, None, None
+    if spec.head.rotated:
+        boxes = np.concatenate([boxes, extra[:, -1:]], axis=1)
+    kept = _kept(boxes, classes, spec.head, thresholds)
+    boxes, extra = boxes[kept], extra[kept]
+    if spec.head.rotated:
+        boxes, rotated = enclosing(boxes), rotated_to_frame(boxes, placement)
+    if spec.head.keypoints:
+        keypoints = _keypoints(extra, spec.head.keypoints, placement)
+    boxes = to_frame(boxes, placement)
+    if prototypes is not None:
+        masks = _masks(extra, prototypes, boxes, placement, size)
+    return Detections(boxes, scores[kept], classes[kept], keypoints, rotated, masks)
 
 
 def decode_by_class(
@@ -67,11 +81,20 @@ def decode_by_class(
 
 def above(detections: Detections, confidence: Sequence[float]) -> Detections:
     """Return the detections whose score is above the confidence threshold of their class."""
-    return detections.only(detections.scores > np.asarray(confidence, np.float32)[detections.classes])
+    return detections.only(exceeds(detections, confidence))
+
+
+def exceeds(detections: Detections, confidence: Sequence[float]) -> np.ndarray:
+    """Return whether, bool [n], the score of each detection is above the confidence threshold of its class."""
+    mask: np.ndarray = detections.scores > np.asarray(confidence, np.float32)[detections.classes]
+    return mask
 
 
 def candidate_rows(output: np.ndarray, head: Head) -> np.ndarray:
-    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest."""
+    """Return the output of a head as rows [n, f], one for each candidate: a box of four numbers, then the rest.
+
+    Pixels of prototypes of masks are the last rows.
+    """
     rows: np.ndarray = output[0].T if head.kind == "yolo" else output[0]
     return rows
 
@@ -91,19 +114,59 @@ def suppress(boxes: np.ndarray, classes: np.ndarray, iou: float, max_boxes: int)
 
     boxes float32 [n, 4] x1, y1, x2, y2 and classes int64 [n], both in descending order of score.
     """
-    # Columns, each contiguous: three times as fast as rows of boxes when there are many.
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
-    areas, left = (x2 - x1) * (y2 - y1), np.arange(len(boxes))
-    kept: list[int] = []
-    while left.size and len(kept) < max_boxes:
-        kept.append(int(left[0]))
-        width = np.maximum(np.minimum(x2[0], x2) - np.maximum(x1[0], x1), 0)
-        height = np.maximum(np.minimum(y2[0], y2) - np.maximum(y1[0], y1), 0)
-        overlap = width * height
-        stays = (overlap <= iou * (areas[0] + areas - overlap)) | (classes != classes[0])
-        stays[0] = False
-        x1, y1, x2, y2, areas, classes, left = (part[stays] for part in (x1, y1, x2, y2, areas, classes, left))
-    return np.array(kept, np.int64)
+    kept = np.empty(0, np.int64)
+    for start in range(0, len(boxes), BLOCK):
+        if len(kept) >= max_boxes:
+            break
+        block = np.arange(start, min(start + BLOCK, len(boxes)))
+        if len(kept):
+            block = block[~_duplicates(boxes, classes, kept, block, iou).any(axis=0)]
+        duplicates = _duplicates(boxes, classes, block, block, iou)
+        stays = np.ones(len(block), bool)
+        for row in range(len(block)):
+            if stays[row]:
+                stays[row + 1 :] &= ~duplicates[row, row + 1 :]
+        kept = np.concatenate([kept, block[stays]])
+    return kept[:max_boxes]
+
+
+def _duplicates(
+    boxes: np.ndarray, classes: np.ndarray, rows: np.ndarray, columns: np.ndarray, iou: float
+) -> np.ndarray:
+    """Return bool [rows, columns]: pairs of boxes of one class that overlap more than `iou`. rows, columns: indices."""
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[rows].T)[:, :, None]
+    left, top, right, bottom = np.ascontiguousarray(boxes[columns].T)
+    width = np.maximum(np.minimum(x2, right) - np.maximum(x1, left), 0)
+    height = np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top), 0)
+    overlap = width * height
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - overlap
+    found: np.ndarray = ~(overlap <= iou * union) & (classes[rows][:, None] == classes[columns])
+    return found
+
+
+def _without_prototypes(output: np.ndarray, masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+    """Return the output without prototypes, and these, float32 [k, h, w]."""
+    count = output.shape[2] - masks.height * masks.width
+    pixels = output[0, -masks.coefficients :, count:]
+    return output[:, :, :count], pixels.reshape(masks.coefficients, masks.height, masks.width)
+
+
+def _masks(
+    coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray, placement: Placement, size: tuple[int, int]
+) -> InstanceMasks:
+    """Return the masks of boxes [n, 4] in pixels of the frame. size: height and width of the input."""
+    down, across = prototypes.shape[1] / size[0], prototypes.shape[2] / size[1]  # pixels of a prototype per input pixel
+    area = (placement.top * down, placement.left * across, placement.down * down, placement.across * across)
+    # Copied, because runtimes may write the next output to the same place.
+    return InstanceMasks(coefficients, prototypes.copy(), boxes, (placement.height, placement.width), area)
+
+
+def _kept(boxes: np.ndarray, classes: np.ndarray, head: Head, thresholds: Thresholds) -> np.ndarray:
+    """Return the indices of the boxes, best first, that are detections. boxes: [n, 4], or [n, 5] rotated."""
+    if not head.nms:
+        return np.arange(min(len(boxes), thresholds.max_detections))
+    suppressing = suppress_rotated if head.rotated else suppress
+    return suppressing(boxes, classes, thresholds.iou, thresholds.max_detections)
 
 
 def _candidates(
@@ -111,25 +174,27 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the candidates above the confidence threshold.
 
-    boxes [n, 4] x1, y1, x2, y2 in input pixels, scores [n], classes [n], and indices [n] of their rows.
+    boxes [n, 4] in input pixels, x1, y1, x2, y2, or cx, cy, w, h of a rotated box, scores [n], classes [n], and indices
+    [n] of their rows.
     """
     if head.kind == "end2end":
         index = np.flatnonzero(rows[:, 4] > thresholds.confidence)
         confident = rows[index]
         return confident[:, :4], confident[:, 4], confident[:, 5].astype(np.int64), index
     if head.kind == "yolo":
-        return _select(rows[:4].T, rows[4 : len(rows) - head.extra], thresholds)
+        return _select(rows[:4].T, rows[4 : len(rows) - head.extra], thresholds, rotated=head.rotated)
     centres, strides = _cells(size, head.strides)
     index = np.flatnonzero(rows[:, 4] > thresholds.confidence)  # no class can score above the objectness
     rows, centres, strides = rows[index, : rows.shape[1] - head.extra], centres[index], strides[index]
     with np.errstate(over="ignore"):  # an infinite box is dropped later
         boxes = np.concatenate([(rows[:, :2] + centres) * strides, np.exp(rows[:, 2:4]) * strides], axis=1)
-    boxes, scores, classes, selected = _select(boxes, (rows[:, 5:] * rows[:, 4:5]).T, thresholds)
+    scores = (rows[:, 5:] * rows[:, 4:5]).T
+    boxes, scores, classes, selected = _select(boxes, scores, thresholds, rotated=head.rotated)
     return boxes, scores, classes, index[selected]
 
 
 def _select(
-    boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds
+    boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds, *, rotated: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the candidates among boxes [n, 4] cx, cy, w, h with scores [classes, n], as `_candidates` does."""
     if thresholds.multi_label:
@@ -137,9 +202,11 @@ def _select(
     else:
         index = np.flatnonzero(scores.max(axis=0, initial=0) > thresholds.confidence)
         classes = scores[:, index].argmax(axis=0) if index.size else index
-    centre, half = boxes[index, :2], boxes[index, 2:] / 2
-    corners = np.concatenate([centre - half, centre + half], axis=1)
-    return corners, scores[classes, index], classes.astype(np.int64), index
+    boxes = boxes[index]
+    if not rotated:
+        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        boxes = np.concatenate([centre - half, centre + half], axis=1)
+    return boxes, scores[classes, index], classes.astype(np.int64), index
 
 
 def _keypoints(extra: np.ndarray, keypoints: Keypoints, placement: Placement) -> np.ndarray:

@@ -15,7 +15,6 @@ from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.version import __version__
-from edgekd.detectors.onnx import TASKS
 
 NAME = "edgekd.json"
 """The file that marks a folder as a conversion by edgekd."""
@@ -46,7 +45,7 @@ def write_contract(folder: Path, contract: Contract, details: Mapping[str, Any])
         **details,
     }
     (folder / NAME).write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    if contract.spec.head.kind != "yolox":  # Ultralytics does not decode it
+    if contract.spec.head.kind != "yolox" and not contract.spec.head.masks:  # Ultralytics does not decode them
         (folder / METADATA).write_text(_metadata(contract.spec), "utf-8")
 
 
@@ -82,7 +81,7 @@ def _metadata(spec: DetectorSpec) -> str:
         yaml.safe_dump(
             {
                 "description": f"converted by edgekd {__version__}",
-                "task": TASKS[keypoints is not None],
+                "task": spec.head.task,
                 "batch": 1,
                 "channels": 3,
                 "end2end": spec.head.kind == "end2end",

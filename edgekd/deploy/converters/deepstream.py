@@ -99,8 +99,8 @@ def _require_supported(spec: DetectorSpec, request: ConversionRequest) -> None:
     if request.precision == "fp16":
         fix = "leave --precision out: DeepStream computes in FP16 what is not INT8"
         raise SpecError("--precision fp16 with --to deepstream", expected="a float32 graph", fix=fix)
-    if spec.head.keypoints:
-        found = f"one with {len(spec.head.keypoints.sigmas)} keypoints"
+    if spec.head.beside_boxes:
+        found = f"one with {spec.head.beside_boxes}"
         fix = "convert to onnx or openvino"
         raise SpecError("--to deepstream", expected="a detector of boxes alone", found=found, fix=fix)
     if len(set(spec.preprocess.std)) > 1:

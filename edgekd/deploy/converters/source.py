@@ -25,6 +25,13 @@ def prepare(
     """
     from edgekd.graph.view import load_graph
 
+    if spec.preprocess.input != "float32":
+        raise SpecError(
+            f"{graph.name}: takes raw frames; runtimes that it is converted for prepare frames themselves",
+            expected="an input float32",
+            found=spec.preprocess.input,
+            fix="convert a build without --input",
+        )
     source = Source(graph, spec, tuple(quantized_layers(load_graph(graph))), scales or {})
     return without_int8(source, scratch / "float.onnx") if precision == "fp32" and source.layers else source
 

@@ -104,9 +104,9 @@ def is_yolov5(shape: Sequence[int], size: tuple[int, int]) -> bool:
     return len(shape) == 3 and shape[2] > 5 and shape[1] == ANCHORS_OF_YOLOV5 * cells(size, USUAL_STRIDES[0])
 
 
-def cells(size: tuple[int, int], strides: Sequence[int]) -> int:
+def cells(size: tuple[int, int], strides: Sequence[float]) -> int:
     """Return the number of cells of all levels; a level that does not divide the input has one cell more."""
-    return sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+    return sum(math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in strides)
 
 
 def _require_names(given: HeadDescription, outputs: list[Output], where: str) -> None:
@@ -205,9 +205,9 @@ def _with_coding(
         unsure += () if sure else ("coding", "unit")
     unit = "cells" if described.coding in ("ltrb", "grid", "anchors") else "pixels"
     described = replace(described, unit=described.unit or unit)
-    if described.coding == "ltrb" and described.cell_offset is None:
+    if described.coding in ("ltrb", "priors") and described.cell_offset is None:
         described, unsure = replace(described, cell_offset=0.5), (*unsure, "cell_offset")
-    if described.coding in ("ltrb", "grid", "anchors") and not described.strides:
+    if described.coding in ("ltrb", "grid", "anchors", "priors") and not described.strides:
         fix = "add `strides = [...]`"
         raise SpecError(f"{where}: strides", expected="pixels of a cell at each level", found=str(first), fix=fix)
     return described, unsure

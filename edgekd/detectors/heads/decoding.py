@@ -8,6 +8,7 @@ convolutions and matrix products, which alone are quantized.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from edgekd.core.detection.types import NO_GRID, Head
 from edgekd.core.errors import SpecError
 from edgekd.detectors.heads.completion import cells
 from edgekd.detectors.heads.description import HeadDescription
+from edgekd.graph.node_writer import NodeWriter
+from edgekd.graph.view import Graph
 
 OUTPUT = "detections"
-_PREFIX = "edgekd.head"
+MAX_LOG_FACTOR = np.array(math.log(1000 / 16), np.float32)
+"""Largest logarithm of a side relative to its prior, as in torchvision and mmdetection."""
 
 
 def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int], where: str) -> Head:
@@ -30,50 +34,31 @@ def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int
     import onnx
 
     writer = _Writer(model, where)
-    head = Head("end2end", nms=bool(described.nms), strides=described.strides or NO_GRID)
+    strides = tuple(round(stride) for stride in described.strides) or NO_GRID
+    head = Head("end2end", nms=bool(described.nms), strides=strides)
     if described.labels is not None:
         last = _finished(writer, described, size)
         shape: list[int | str] = [1, "detections", 6]
     else:
         last, count = _candidates(writer, described, size)
-        head = Head("yolo", nms=bool(described.nms), strides=head.strides)
+        head = Head("yolo", nms=bool(described.nms), strides=strides)
         shape = [1, 4 + count, "boxes"]
-    writer.add("Identity", [last], OUTPUT)
+    writer.add("Identity", [last])
+    writer.rename_last(OUTPUT)
+    model.graph.node.extend(writer.nodes)
+    model.graph.initializer.extend(writer.constants)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape))
     return head
 
 
-class _Writer:
-    """Appends nodes to a graph, and knows the shapes of what it began with."""
+class _Writer(NodeWriter):
+    """Collects the nodes of a decoding, and knows the shapes of the graph's outputs."""
 
     def __init__(self, model: Any, where: str) -> None:
-        from edgekd.graph.view import Graph
-
-        self.graph = model.graph
+        super().__init__("edgekd.head")
         self.shapes = Graph(model).shapes
         self.where = where
-        self._count = 0
-
-    def add(self, operator: str, inputs: Sequence[Any], output: str = "", **attributes: Any) -> str:
-        """Append a node; arrays among the inputs become initializers. Return the name of its output."""
-        import onnx
-
-        names = [self.constant(each) if isinstance(each, np.ndarray) else each for each in inputs]
-        output = output or self._name(operator)
-        self.graph.node.append(onnx.helper.make_node(operator, names, [output], f"{output}.node", **attributes))
-        return output
-
-    def constant(self, value: np.ndarray) -> str:
-        """Append an initializer."""
-        import onnx
-
-        name = self._name("constant")
-        self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        return name
-
-    def reshape(self, tensor: str, *shape: int) -> str:
-        return self.add("Reshape", [tensor, np.array(shape, np.int64)])
 
     def columns(self, rows: str, start: int, stop: int) -> str:
         """Return columns of rows [1, n, c]."""
@@ -82,10 +67,6 @@ class _Writer:
 
     def joined(self, tensors: Sequence[str], axis: int) -> str:
         return self.add("Concat", tensors, axis=axis) if len(tensors) > 1 else tensors[0]
-
-    def _name(self, what: str) -> str:
-        self._count += 1
-        return f"{_PREFIX}.{self._count}.{what.lower()}"
 
 
 def _finished(writer: _Writer, described: HeadDescription, size: tuple[int, int]) -> str:
@@ -132,17 +113,22 @@ def _candidates(writer: _Writer, described: HeadDescription, size: tuple[int, in
 
 def _rows(writer: _Writer, described: HeadDescription, outputs: Sequence[str], columns: int | None) -> tuple[str, int]:
     """Return the outputs of all levels as rows [1, n, columns], and the number of columns."""
-    found = [_level_rows(writer, described, name, columns) for name in outputs]
+    anchors = [len(level) // 2 for level in described.anchors] or [1]
+    found = [
+        _level_rows(writer, described, name, columns, anchors[min(level, len(anchors) - 1)])
+        for level, name in enumerate(outputs)
+    ]
     widths = {width for _, width in found}
     if len(widths) != 1:
         raise SpecError(f"{writer.where}: {', '.join(outputs)}", expected="as many columns in each", found=str(widths))
     return writer.joined([rows for rows, _ in found], 1), widths.pop()
 
 
-def _level_rows(writer: _Writer, described: HeadDescription, name: str, columns: int | None) -> tuple[str, int]:
-    """Return one output as rows [1, n, columns]. columns: expected, None for any."""
+def _level_rows(
+    writer: _Writer, described: HeadDescription, name: str, columns: int | None, anchors: int
+) -> tuple[str, int]:
+    """Return one output as rows [1, n, columns]. columns: expected, None for any; anchors: of a cell of a map."""
     shape = writer.shapes[name]
-    anchors = len(described.anchors[0]) // 2 if described.anchors else 1
     if len(shape) == 5:  # [1, anchors, h, w, c]
         width = shape[4] or 0
         rows = writer.reshape(name, 1, -1, width)
@@ -151,6 +137,9 @@ def _level_rows(writer: _Writer, described: HeadDescription, name: str, columns:
         rows = writer.reshape(name, 1, -1, width)
     elif len(shape) == 4:  # [1, anchors * c, h, w]
         width = (shape[1] or 0) // anchors
+        if described.coding == "priors":
+            by_cell = writer.add("Transpose", [name], perm=[0, 2, 3, 1])
+            return writer.reshape(by_cell, 1, -1, width), width
         flat = writer.reshape(name, 1, anchors, width, -1)
         rows = writer.reshape(writer.add("Transpose", [flat], perm=[0, 1, 3, 2]), 1, -1, width)
     elif len(shape) == 3 and _transposed(shape, columns):  # [1, c, n]
@@ -200,6 +189,8 @@ def _box_centres(writer: _Writer, boxes: str, described: HeadDescription, size: 
         return _in_pixels(writer, boxes, described, size)
     if described.coding in ("grid", "anchors"):
         return _grid_boxes(writer, boxes, described, size)
+    if described.coding == "priors":
+        return _prior_boxes(writer, boxes, described, size)
     first, second = _corners(writer, boxes, described, size)
     half = np.array([0.5], np.float32)
     centre = writer.add("Mul", [writer.add("Add", [first, second]), half])
@@ -249,6 +240,37 @@ def _grid_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: t
     return writer.joined([writer.add("Add", [centre, corners - strides / 2]), sides], 2)
 
 
+def _prior_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
+    """Return boxes cx, cy, w, h in pixels from shifts and logarithms relative to priors, as SSD and RetinaNet do."""
+    centres, sides = _priors(size, described, writer.where)
+    shapes = [writer.shapes[name] for name in described.boxes]
+    found = sum(math.prod(side or 0 for side in shape) for shape in shapes) // 4
+    if found not in (0, centres.shape[1]):
+        expected = f"{centres.shape[1]} boxes, by `strides` and `anchors` for an input of {size[1]}x{size[0]}"
+        raise SpecError(f"{writer.where}: anchors", expected=expected, found=str(found))
+    of_shifts, of_logarithms = np.array(described.variances or (1.0, 1.0), np.float32)
+    shifts = writer.add("Mul", [writer.columns(boxes, 0, 2), of_shifts * sides])
+    logarithms = writer.add("Mul", [writer.columns(boxes, 2, 4), np.array([of_logarithms])])
+    factors = writer.add("Exp", [writer.add("Min", [logarithms, MAX_LOG_FACTOR])])
+    return writer.joined([writer.add("Add", [shifts, centres]), writer.add("Mul", [factors, sides])], 2)
+
+
+def _priors(size: tuple[int, int], described: HeadDescription, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres and sides of priors in pixels, float32 [1, n, 2]; those of a cell follow each other."""
+    if len(described.anchors) != len(described.strides) or any(len(level) % 2 for level in described.anchors):
+        expected = f"widths and heights for each of {len(described.strides)} levels"
+        raise SpecError(f"{where}: anchors", expected=expected, found=f"{len(described.anchors)} levels")
+    centres, sides = [], []
+    for stride, level in zip(described.strides, described.anchors, strict=True):
+        of_cell = np.array(level, np.float32).reshape(-1, 2)
+        corners, _ = grid(size, (stride,))
+        centres.append(
+            np.repeat(corners[0] + np.float32((described.cell_offset or 0.0) * stride), len(of_cell), axis=0)
+        )
+        sides.append(np.tile(of_cell, (corners.shape[1], 1)))
+    return np.concatenate(centres)[None], np.concatenate(sides)[None]
+
+
 def _in_pixels(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
     """Return boxes or distances [1, n, 4] in pixels of the input."""
     if described.unit == "fraction":
@@ -258,14 +280,14 @@ def _in_pixels(writer: _Writer, boxes: str, described: HeadDescription, size: tu
     return boxes
 
 
-def grid(size: tuple[int, int], strides: Sequence[int], boxes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def grid(size: tuple[int, int], strides: Sequence[float], boxes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return the corners float32 [1, n, 2] x, y of cells in pixels, and the stride of each, float32 [1, n, 1].
 
     boxes: in each cell; within a level all cells of the first box come before those of the second.
     """
     corners, steps = [], []
     for stride in strides:
-        ys, xs = np.mgrid[: -(-size[0] // stride), : -(-size[1] // stride)]
+        ys, xs = np.mgrid[: math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
         corners.append(np.tile(np.stack([xs.ravel(), ys.ravel()], axis=1), (boxes, 1)) * stride)
         steps.append(np.full((boxes * xs.size, 1), stride))
     return np.concatenate(corners).astype(np.float32)[None], np.concatenate(steps).astype(np.float32)[None]

@@ -16,7 +16,7 @@ from edgekd.core.detection.types import HEADS, DetectorSpec, Preprocess
 from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml
 
-Coding = Literal["cxcywh", "xyxy", "ltrb", "grid", "anchors"]
+Coding = Literal["cxcywh", "xyxy", "ltrb", "grid", "anchors", "priors"]
 Unit = Literal["pixels", "fraction", "cells"]
 Part = Literal["boxes", "objectness", "scores"]
 
@@ -42,20 +42,24 @@ class HeadDescription:
         columns: Parts in `predictions`.
         coding: Numbers of a box. `cxcywh`, `xyxy`: a box. `ltrb`: distances from a cell's point to the sides. `grid`:
             centre from the cell's corner, and logarithms of width and height (YOLOX). `anchors`: the same by sigmoids,
-            beside the sizes in `anchors` (YOLOv5, YOLOv7).
+            beside the sizes in `anchors` (YOLOv5, YOLOv7). `priors`: shift of the centre by sides of the anchor, and
+            logarithms of width and height relative to it (SSD, RetinaNet); the anchors of a cell follow each other.
         unit: Of boxes and distances: pixels of the input, fractions of its width and height, or cells of the level.
         bins: Above 1, each distance is the mean of a distribution over 0 to `bins - 1` cells.
         activation: From outputs to scores; `softmax` includes the background.
         background: Place of the background among the columns of scores.
         class_columns: Columns of scores that are classes, without the background: for networks with unused class
             numbers, such as COCO's 91 of which 80 exist.
-        cell_offset: Point of a cell that distances are from, in cells from its corner.
+        cell_offset: Point of a cell that distances are from, or the centre of its priors, in cells from its corner.
         anchors: For each level widths and heights in pixels in turn.
-        strides: Pixels of a cell at each level.
+        variances: Factors of shifts and of logarithms of `priors`.
+        strides: Pixels of a cell at each level; whole numbers but for `priors`.
         constants: Values of inputs other than the image, by name, such as the size of the frame.
         nms: True where decoding ends with non-maximum suppression.
         keypoints: Beside `kind`: number of keypoints in the last columns of the output, and of numbers for each.
         keypoint_sigmas: For each keypoint the deviation of its labels by which OKS scores it; COCO's for 17.
+        rotated: Beside `kind`: True where boxes turn by an angle in the last column of the output.
+        masks: True where a second output has prototypes of masks, and the last columns of the first their coefficients.
         classes: Names of the classes.
         color, scale, mean, std, pad_value, center, upscale, stretch: As in `Preprocess`.
     """
@@ -75,11 +79,14 @@ class HeadDescription:
     class_columns: tuple[int, ...] = ()
     cell_offset: float | None = None
     anchors: tuple[tuple[float, ...], ...] = ()
-    strides: tuple[int, ...] = ()
+    variances: tuple[float, float] | None = None
+    strides: tuple[float, ...] = ()
     constants: dict[str, tuple[float, ...]] | None = None
     nms: bool | None = None
     keypoints: tuple[int, int] | None = None
     keypoint_sigmas: tuple[float, ...] = ()
+    rotated: bool | None = None
+    masks: bool | None = None
     classes: tuple[str, ...] = ()
     color: Literal["rgb", "bgr"] | None = None
     scale: float | None = None
@@ -137,14 +144,17 @@ def _require_ranges(described: HeadDescription, where: str) -> None:
     ):
         if not all(low <= value <= high for value in values):
             raise SpecError(f"{where}: {key}", expected=f"{low:g} to {high:g}", found=str(values))
+    if described.coding != "priors" and any(stride % 1 for stride in described.strides):
+        raise SpecError(f"{where}: strides", expected="whole numbers", found=str(list(described.strides)))
     if len(described.strides) > MAX_STRIDES:
         raise SpecError(f"{where}: strides", expected=f"at most {MAX_STRIDES}", found=str(len(described.strides)))
     by_parts = (described.boxes, described.scores, described.predictions, described.labels)
     if described.kind and any(by_parts):
         expected = "`kind` for one output that is decoded as it is, or the roles of outputs"
         raise SpecError(f"{where}: kind", expected=expected, found="both", fix="remove `kind`")
-    if described.keypoints and not described.kind:
-        raise SpecError(f"{where}: keypoints", expected="beside `kind`", found="no `kind`")
+    for key, value in (("keypoints", described.keypoints), ("rotated", described.rotated)):
+        if value and not described.kind:
+            raise SpecError(f"{where}: {key}", expected="beside `kind`", found="no `kind`")
     if described.predictions and described.boxes:
         expected = "`predictions` and `columns`, or `boxes` and `scores`"
         raise SpecError(f"{where}: predictions", expected=expected, found="both")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgekd.compress.channel_elimination import Reader
 from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.compress.pruning import CostFunction
 from edgekd.compress.steps import Prune
@@ -35,6 +36,7 @@ from edgekd.detectors.channel_groups import (
     scan,
     weights_to_keep,
 )
+from edgekd.detectors.channel_readers import observed_readers
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
@@ -72,11 +74,13 @@ def prune_detector(
     if step.max_bytes is not None:
         max_weights = weights_to_keep(network, checkpoint.stat().st_size - step.max_bytes, 4, rounds)
     classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
+    readers: dict[str, Reader] = {}
     if step.importance != "magnitude":
         loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
-        _accumulate(network, loss, samples, progress)
+        with observed_readers(_Dense(network), step.seed) as readers:
+            _accumulate(network, loss, samples, progress)
     original = deepcopy(network)
-    channels, convolutions = _channels(network, step)
+    channels, convolutions = _channels(network, step, readers)
     removed = channels.prune(step, cost, max_weights)
     network.zero_grad(set_to_none=True)
     if step.refit:
@@ -98,20 +102,24 @@ def scan_detector(
     network.require_own_size(step)
     classes, samples = pruning_images(data, step, progress)
     loss = _loss(network, classes, None)
+    readers: dict[str, Reader] = {}
     if step.importance != "magnitude":
-        _accumulate(network, loss, samples, progress)
-    channels, _ = _channels(network, step)
+        with observed_readers(_Dense(network), step.seed) as readers:
+            _accumulate(network, loss, samples, progress)
+    channels, _ = _channels(network, step, readers)
     batches = [_batch(chosen, network.image_size) for chosen in in_batches(samples, step.batch)]
     _to_train(network)
     return scan(channels, lambda: sum(float(loss(each)) for each in batches) / len(batches), progress)
 
 
-def _channels(network: TorchvisionNetwork, step: Prune) -> tuple[Channels, Callable[[], Any]]:
+def _channels(
+    network: TorchvisionNetwork, step: Prune, readers: Mapping[str, Reader]
+) -> tuple[Channels, Callable[[], Any]]:
     """Return the channels that can be removed, and a function that returns the convolutions as they are then."""
     network.requires_grad_(True)
     dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
     convolutions = partial(convolutions_run, dense, partial(dense.forward, frame))
-    return Channels(dense, frame, convolutions(), _fixed_outputs(network), step.importance), convolutions
+    return Channels(dense, frame, convolutions(), _fixed_outputs(network), step.importance, readers), convolutions
 
 
 class _Dense(nn.Module):  # type: ignore[misc]

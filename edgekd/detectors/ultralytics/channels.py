@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from edgekd.compress.channel_elimination import Reader
 from edgekd.compress.pruning import Convolution
 from edgekd.detectors.channel_groups import Channels, convolutions_run
 from edgekd.detectors.ultralytics.upstream import C2PSA, AAttn, Attention, C2f, PSABlock
@@ -82,14 +84,19 @@ def in_halves(network: Any) -> Iterator[None]:
         network.set_submodule(name, halves.joined())
 
 
-def channels_of(network: Any, size: tuple[int, int], importance: str) -> Channels:
-    """Return the channels that can be removed from a network in halves, for frames of height and width `size`."""
+def channels_of(
+    network: Any, size: tuple[int, int], importance: str, readers: Mapping[str, Reader] = MappingProxyType({})
+) -> Channels:
+    """Return the channels that can be removed from a network in halves, for frames of height and width `size`.
+
+    importance, readers: as of `Channels`.
+    """
     firsts = [name for name, _ in network.named_modules() if name.endswith(".halves.0.conv")]
     pairs = [(name, name.replace(".halves.0.conv", ".halves.1.conv")) for name in firsts]
     convolutions = convolutions_of(network, size)
     with branches_alone(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
-        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, pairs)
+        return Channels(network, frame, convolutions, _fixed_outputs(network), importance, readers, pairs)
 
 
 def _fixed_outputs(network: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,29 @@ import numpy as np
 
 from edgekd.core.bundle.detector_rule import MAX_SIDE
 from edgekd.core.detection.checked_spec import checked_classes, checked_spec
-from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Keypoints, Preprocess
+from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Keypoints, Masks, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.keypoints import keypoints_of
 from edgekd.detectors.literals import read_literal
+from edgekd.detectors.masks import join_prototypes, joined
 from edgekd.detectors.torch_support import requiring, write_onnx
 from edgekd.detectors.ultralytics.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
+from edgekd.graph.model_file import read_model
 from edgekd.graph.rehearsal import rehearse_call
 
 HEADS = ("Detect", "v10Detect")
 """Ultralytics' classes of heads that predict boxes at anchors."""
 _TRAINED = {"DetectionModel": HEADS}
 _TRANSFORMER = "RTDETRDetectionModel"
-_EXPORTED = {**_TRAINED, "PoseModel": ("Pose", "Pose26"), _TRANSFORMER: ("RTDETRDecoder",)}
-"""Models by class, with the classes of their last layers. Transformers, and those with keypoints, are not trained."""
+_POSE, _ROTATED, _MASKS = "PoseModel", "OBBModel", "SegmentationModel"
+_EXPORTED = {
+    **_TRAINED,
+    _POSE: ("Pose", "Pose26"),
+    _ROTATED: ("OBB", "OBB26"),
+    _MASKS: ("Segment", "Segment26"),
+    _TRANSFORMER: ("RTDETRDecoder",),
+}
+"""Models by class, with the classes of their last layers. Only detectors of boxes at anchors are trained."""
 _ONE_TO_ONE = "one2one_"
 """Prefix of the names of layers in the branch of a head that gives one box for each object."""
 DEFAULT_SIDE = 640
@@ -45,7 +55,7 @@ class UltralyticsDetector:
         self._trust = trust
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and keypoints.
+        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and further columns.
 
         An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
         one-to-one branch gives one box per object, so ranking it needs no NMS. The candidates of an RT-DETR are its
@@ -57,13 +67,16 @@ class UltralyticsDetector:
         head = model.model[-1]
         strides, nms = strides_of(head), keep_one_branch(head)
         height, width = input_size(train_args, max(strides))
-        described = Head("yolo", nms, strides, _keypoints(model, self.path))
+        described = Head("yolo", nms, strides, _keypoints(model, self.path), rotated=type(model).__name__ == _ROTATED)
         spec = DetectorSpec(class_names(model), Preprocess(height=height, width=width), described)
         checked_spec(spec, f"{self.path}: detector")
         model.fuse(verbose=False)
         head.export, head.format, head.dynamic = True, "onnx", False
-        write_onnx(model, height, width, graph, opset)
-        return spec
+        if type(model).__name__ != _MASKS:
+            write_onnx(model, height, width, graph, opset)
+            return spec
+        write_onnx(model, height, width, graph, opset, ("output0", "prototypes"))
+        return replace(spec, head=replace(described, masks=_join_outputs(graph, self.path)))
 
     def _export_queries(self, model: Any, train_args: Mapping[str, Any], graph: Path, opset: int) -> DetectorSpec:
         from edgekd.detectors.ultralytics.queries import Queries
@@ -89,6 +102,9 @@ class UltralyticsDetector:
                 return np.asarray(Queries(model, frames.shape[2:])(frames).numpy())
             keep_one_branch(model.model[-1])
             prediction, _ = model(frames)
+        if isinstance(prediction, tuple):
+            found, prototypes = prediction
+            return joined(found.numpy(), prototypes.numpy())
         return np.asarray(prediction.numpy())
 
     def network(self) -> tuple[Any, Mapping[str, Any]]:
@@ -162,10 +178,20 @@ def require_box_detector(model: Any, path: Path, kinds: Mapping[str, Sequence[st
 
 def _keypoints(model: Any, path: Path) -> Keypoints | None:
     """Return the keypoints that a model predicts, with the deviations that it was trained with. Raises SpecError."""
-    if type(model).__name__ in _TRAINED:
+    if type(model).__name__ != _POSE:
         return None
     head, sigmas = model.model[-1], getattr(model, "kpt_oks_sigmas", None)
     return keypoints_of(getattr(head, "kpt_shape", None), sigmas, f"{path}: checkpoint")
+
+
+def _join_outputs(graph: Path, path: Path) -> Masks:
+    """Make one output of candidates and prototypes, in the file of an exported graph. path: of the checkpoint."""
+    import onnx
+
+    model = read_model(graph)
+    masks = join_prototypes(model, str(path))
+    onnx.save(model, graph)
+    return masks
 
 
 def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from edgekd.compress.channel_elimination import Reader
 from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.compress.pruning import CostFunction
 from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
@@ -39,6 +40,7 @@ from edgekd.detectors.channel_groups import (
     scan,
     weights_to_keep,
 )
+from edgekd.detectors.channel_readers import observed_readers
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.refit import object_certainty, refit
 from edgekd.detectors.results import PruningRecord, Sensitivity
@@ -52,6 +54,8 @@ from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics.quant_aware import DistillationLoss, float_network, quantized_network
 from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f
+
+T = TypeVar("T")
 
 
 def prune_detector(
@@ -84,16 +88,19 @@ def prune_detector(
     image_size = _gradient_size(step, network, size)
     classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
     with quiet(), in_halves(network):
+        readers: dict[str, Reader] = {}
         if step.importance != "magnitude":
             if quantized:
-                model, loss = _quantized(checkpoint, quantized, trust)
+                floating, model, loss = _quantized(checkpoint, quantized, trust)
             else:
-                model, loss = network, _loss(network, classes, teacher, trust)
-            _accumulate(model, loss, samples, image_size, progress)
+                floating, model, loss = network, network, _loss(network, classes, teacher, trust)
+            with observed_readers(model, step.seed, floating) as readers:
+                _accumulate(model, loss, samples, image_size, progress)
             if quantized:
                 _copy_gradients(model, network)
+                readers = _renamed(readers, network)
         original = deepcopy(network).eval()
-        channels = channels_of(network, size, step.importance)
+        channels = channels_of(network, size, step.importance, readers)
         with branches_alone(network), branches_alone(original):
             removed = channels.prune(step, cost, max_weights)
             if step.refit:
@@ -116,9 +123,11 @@ def scan_detector(
     classes, samples = pruning_images(data, step, progress)
     with quiet(), in_halves(network):
         loss, image_size = _loss(network, classes, None, trust), _gradient_size(step, network, size)
+        readers: dict[str, Reader] = {}
         if step.importance != "magnitude":
-            _accumulate(network, loss, samples, image_size, progress)
-        channels = channels_of(network, size, step.importance)
+            with observed_readers(network, step.seed) as readers:
+                _accumulate(network, loss, samples, image_size, progress)
+        channels = channels_of(network, size, step.importance, readers)
         network.model[-1].training = True  # the head alone: raw predictions
         batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
 
@@ -160,12 +169,12 @@ def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: b
         network.args = own
 
 
-def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any]:
-    """Return a detector that computes as its Q/DQ graph does, and the loss whose gradients count."""
+def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any, Any]:
+    """Return a float detector, one that computes as its Q/DQ graph does, and the loss whose gradients count."""
     floating, one_to_one = float_network(checkpoint, trust)
     network = quantized_network(floating, read_layers(graph), learned=False)
     network.args = DEFAULT_CFG
-    return network, DistillationLoss(network, floating, 1.0, one_to_one)
+    return floating, network, DistillationLoss(network, floating, 1.0, one_to_one)
 
 
 def _copy_gradients(quantized: Any, network: Any) -> None:
@@ -178,9 +187,7 @@ def _copy_gradients(quantized: Any, network: Any) -> None:
         for name, layer in quantized.named_modules()
         if isinstance(layer, (nn.Conv2d, FakeQuantConv2d)) and layer.weight.grad is not None
     }
-    if network.model[-1].end2end:  # the branch that ships has taken the names of the other one
-        branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"
-        products = {re.sub(branch, r"\1one2one_\2", name): product for name, product in products.items()}
+    products = _unfused_names(products, network)
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             whole = re.sub(r"\.halves\.[01]\.", ".cv1.", name)
@@ -188,6 +195,25 @@ def _copy_gradients(quantized: Any, network: Any) -> None:
             if whole != name:
                 product = product.chunk(2)[".halves.1." in name]
             layer.weight.grad = torch.where(layer.weight == 0, 0.0, product / layer.weight).detach()
+
+
+def _renamed(readers: Mapping[str, Reader], network: Any) -> dict[str, Reader]:
+    """Return readers of a quantized network by their names in one in halves; the first half stands for both, which
+    read the same channels.
+    """
+    renamed = _unfused_names(readers, network)
+    firsts = [name for name, _ in network.named_modules() if ".halves.0." in name]
+    return renamed | {
+        name: renamed[whole] for name in firsts if (whole := name.replace(".halves.0.", ".cv1.")) in renamed
+    }
+
+
+def _unfused_names(values: Mapping[str, T], network: Any) -> dict[str, T]:
+    """Return values by the names that layers of a fused network have in the whole one."""
+    if not network.model[-1].end2end:
+        return dict(values)
+    branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"  # names that the branch that ships has taken
+    return {re.sub(branch, r"\1one2one_\2", name): value for name, value in values.items()}
 
 
 def _accumulate(

@@ -48,10 +48,10 @@ def predicted(graph: Path, target: Target) -> LayerTimes | None:
     return LayerTimes("predicted", where, layers, round(prediction.roof.other_us, 3))
 
 
-def profiled(graph: Path, shape: tuple[int, ...], basis: Basis, cpu: str) -> LayerTimes:
+def profiled(graph: Path, basis: Basis, cpu: str) -> LayerTimes:
     """Return the times of ONNX Runtime's profiler on this machine's CPU: the median of RUNS, on noise.
 
-    shape: Of the input. Raises DeviceError where the graph cannot run.
+    Raises DeviceError where the graph cannot run, or its input has no fixed shape.
     """
     import onnxruntime
 
@@ -68,9 +68,12 @@ def profiled(graph: Path, shape: tuple[int, ...], basis: Basis, cpu: str) -> Lay
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
             session = onnxruntime.InferenceSession(runnable(graph), options, providers=["CPUExecutionProvider"])
-            noise = np.random.default_rng(0).random(shape, np.float32)
+            source = session.get_inputs()[0]
+            noise = np.random.default_rng(0).random(source.shape, np.float32)
+            if source.type == "tensor(uint8)":
+                noise = (noise * 255).astype(np.uint8)
             for _ in range(WARM_UP + RUNS):
-                session.run(None, {session.get_inputs()[0].name: noise})
+                session.run(None, {source.name: noise})
             events = json.loads(Path(session.end_profiling()).read_bytes())
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise DeviceError(f"{graph}: ONNX Runtime cannot profile the graph: {error}") from error

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from edgekd.core.benchmark import TimingSummary
-from edgekd.core.detection.types import Detections
+from edgekd.core.detection.types import Detections, Task
 from edgekd.evaluation.analysis.types import Analysis, LayerAnalysis
 from edgekd.evaluation.bench_result import ArtifactResult
 from edgekd.evaluation.search_result import SearchResult
@@ -231,10 +231,10 @@ class BudgetRow:
 class Report:
     """The content of the page.
 
-    Of `latencies`, the first "before" and the first "after" are the headline. boxes: mAP50-95 of the boxes alone, for a
-    detector with keypoints, whose accuracy is by OKS. class_names: By the class indices of the
-    detections in `pictures`. analysis: of detections; inside: of layers; where they are
-    None, `missing` says why.
+    Of `latencies`, the first "before" and the first "after" are the headline. task: of the detector, which decides what
+    its accuracy compares. boxes: mAP50-95 of the boxes alone, for a detector with keypoints or masks. class_names: By
+    the class indices of the detections in `pictures`. analysis: of detections; inside: of layers; where they are None,
+    `missing` says why.
     """
 
     title: str
@@ -247,6 +247,7 @@ class Report:
     bundle_bytes: int | None = None
     bundle_limit: int | None = None
     images: int | None = None
+    task: Task = "detect"
     boxes: BeforeAfter | None = None
     stages: tuple[StageRow, ...] = ()
     budget: tuple[BudgetRow, ...] = ()

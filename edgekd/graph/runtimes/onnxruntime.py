@@ -15,6 +15,8 @@ from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, requ
 if TYPE_CHECKING:
     import numpy as np
 
+_FIXED_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+"""NumPy's names of the types of inputs and outputs that stay in the device's memory."""
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -113,7 +115,8 @@ class BoundSession(OnnxRuntimeSession):
         super().__init__(native)
         source, result = native.get_inputs()[0], native.get_outputs()[0]
         self._source, self._result = (
-            OrtValue.ortvalue_from_shape_and_type(value.shape, np.float32, memory, 0) for value in (source, result)
+            OrtValue.ortvalue_from_shape_and_type(value.shape, getattr(np, _FIXED_TYPES[value.type]), memory, 0)
+            for value in (source, result)
         )
         self._binding = native.io_binding()
         self._binding.bind_ortvalue_input(source.name, self._source)
@@ -133,9 +136,9 @@ class BoundSession(OnnxRuntimeSession):
 
 
 def _fixed(native: Any) -> bool:
-    """Return whether input and output are float32 with static shapes."""
+    """Return whether input and output are float32 or bytes with static shapes."""
     values = (*native.get_inputs(), *native.get_outputs())
-    return all(value.type == "tensor(float)" and all(type(size) is int for size in value.shape) for value in values)
+    return all(value.type in _FIXED_TYPES and all(type(size) is int for size in value.shape) for value in values)
 
 
 def _load_problem(library: str) -> str | None:

@@ -42,7 +42,7 @@ class Session(ABC):
     closed = False
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for a batch float32 [1, 3, h, w]. Raises DeviceError."""
+        """Return the output for an input as `Preprocess` describes it. Raises DeviceError."""
         if self.closed:
             raise DeviceError(f"the {self.title} session is closed", fix="load the graph again")
         try:

@@ -18,27 +18,50 @@ TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
 """CUDA compute capability from which tensor cores compute in a precision; TF32 for float32."""
 
 
+CACHE_BYTES_PER_CLOCK = 64
+"""Of each multiprocessor from the L2 cache: NVIDIA's white papers on Volta and Ampere."""
+FUSED_SILU_FROM = 8.0
+"""CUDA compute capability. Inferred from published latencies of networks with SiLU beside others with ReLU; in INT8 no
+generation fuses it."""
+MIB = 2**20
+
+
 @dataclass(frozen=True)
 class GpuFigures:
     """A GPU in one precision.
 
-    sm: CUDA compute capability. peak: Dense, operations per second. bandwidth: Bytes per second. clock_ghz: Of the GPU.
-    server: A card in a server or workstation, not a module.
+    sm: CUDA compute capability. peak: Dense, operations per second. bandwidth: Of memory, bytes per second. cache:
+    Bytes of the L2 cache. clock_ghz: Of the GPU.
     """
 
     sm: float
     precision: PredictedPrecision
     peak: float
     bandwidth: float
+    cache: float
     multiprocessors: int
     clock_ghz: float
-    server: bool = False
+
+    @property
+    def cache_bandwidth(self) -> float:
+        """Return the bytes per second between the L2 cache and all multiprocessors."""
+        return CACHE_BYTES_PER_CLOCK * self.multiprocessors * self.clock_ghz * 1e9
+
+    @property
+    def fuses_silu(self) -> bool:
+        """Return whether TensorRT computes x * sigmoid(x) in the kernel of the convolution before it."""
+        return self.sm >= FUSED_SILU_FROM and self.precision != "int8"
 
     @property
     def unit(self) -> str:
         """Return the arithmetic unit and precision: `tensor_int8`, `cuda_fp16`."""
         core = "tensor" if self.sm >= TENSOR_CORES_FROM[self.precision] else "cuda"
         return f"{core}_{self.precision}"
+
+
+def larger(first: Any, second: Any) -> Any:
+    """Return the larger of two numbers, or of each pair in two arrays, without rounding."""
+    return first * (first >= second) + second * (second > first)
 
 
 def gpu_figures(target: Target, precision: str) -> GpuFigures:
@@ -53,15 +76,15 @@ def gpu_figures(target: Target, precision: str) -> GpuFigures:
             found="none for " + ", ".join(missing),
             fix="measure on it with `edgekd bench`" if target.kind == "cpu" else "add them to the target's .toml",
         )
-    sm, peak, bandwidth, multiprocessors, clock = (figure.value for figure in needed.values() if figure)
+    sm, peak, bandwidth, cache, multiprocessors, clock = (figure.value for figure in needed.values() if figure)
     return GpuFigures(
         sm=sm,
         precision=precision,  # type: ignore[arg-type]
         peak=peak * 1e12,
         bandwidth=bandwidth * 1e9,
+        cache=cache * MIB,
         multiprocessors=multiprocessors,
         clock_ghz=clock,
-        server=target.kind == "gpu",
     )
 
 
@@ -72,6 +95,7 @@ def figures(target: Target, precision: str) -> dict[str, Figure[Any] | None]:
         "sm": target.sm,
         f"peaks.{peak}": getattr(target.peaks, peak),
         "memory.bandwidth_gbs": target.memory.bandwidth_gbs,
+        "memory.l2_mib": target.memory.l2_mib,
         "multiprocessors": target.multiprocessors,
         "clock_ghz": target.clock_ghz,
     }

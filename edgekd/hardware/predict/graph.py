@@ -15,7 +15,7 @@ from typing import Any
 
 from edgekd.core.canonical import file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.graph.view import KINDS, Graph, attribute, load_graph
+from edgekd.graph.view import KINDS, Graph, attribute, load_graph, load_view
 from edgekd.hardware.predict.work import Work
 
 COMPUTING = tuple(name for names in KINDS.values() for name in names)
@@ -48,6 +48,13 @@ def _works(graph: Path, digest: str) -> tuple[Work, ...]:
     return works_of(Graph(onnxslim.slim(load_graph(graph)), nested=True), str(graph))
 
 
+def numbers_copied(graph: Path) -> int:
+    """Return the numbers of a frame in a graph's inputs and outputs; those without a fixed size count nothing."""
+    view = load_view(graph)
+    flow = _Flow(view, str(graph))
+    return sum(flow.size(name) for name in (*view.inputs, *view.outputs))
+
+
 def works_of(view: Graph, name: str) -> tuple[Work, ...]:
     """Return the work in a graph, in order. name: For errors. Raises SpecError where sizes are not fixed."""
     flow = _Flow(view, name)
@@ -78,6 +85,15 @@ class _Kernel:
         if self.first.op_type in COMPUTING:
             return node.op_type in FUSED
         return self.first.op_type in ELEMENTWISE and node.op_type in ELEMENTWISE
+
+
+def _ends_in_silu(kernel: _Kernel) -> bool:
+    """Return whether a kernel has x * sigmoid(x) of its own."""
+    gates = {(node.output[0], node.input[0]) for node in kernel.nodes if node.op_type == "Sigmoid"}
+    return any(
+        (first, second) in gates or (second, first) in gates
+        for first, second in (node.input for node in kernel.nodes if node.op_type == "Mul")
+    )
 
 
 class _Flow:
@@ -140,7 +156,7 @@ class _Flow:
             if not (readers := self.readers.get(name)) or any(id(reader) not in fused for reader in readers)
         )
         if node.op_type in KINDS["conv"]:
-            return replace(self._convolution(node), read=read, written=written)
+            return replace(self._convolution(node), read=read, written=written, silu=_ends_in_silu(kernel))
         if node.op_type in COMPUTING:
             return replace(self._product(node), read=read, written=written)
         if node.op_type in COPIES:

@@ -1,8 +1,9 @@
 """Latency of layers and networks on a GPU: a roofline with the losses of small and unaligned layers.
 
-The time of a kernel is the sum of its arithmetic, memory traffic and launch. Channels are padded to the multiple of
-tensor cores, and there is one more wave of tiles than fills the GPU, in which the last multiprocessor finishes; so
-small layers do not fill a large GPU. `bench/predictor.py` fits the few coefficients to published measurements, and
+The time of a kernel is that of its arithmetic or of its memory traffic, the longer of the two, and its launch. Channels
+are padded to the multiple of tensor cores, and there is one more wave of tiles than fills the GPU, in which the last
+multiprocessor finishes; so small layers do not fill a large GPU. Activations that fit in the L2 cache pass through it
+at its own bandwidth. `bench/predictor.py` fits the few coefficients to published measurements, and
 reports the error on devices that it left out. More channels are never predicted to be faster.
 
 Source of the roofline: Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
@@ -24,11 +25,12 @@ from edgekd.hardware.predict.device import (
     BYTES,
     MULTIPLE,
     PRECISIONS,
-    GpuFigures,
     PredictedPrecision,
     figures,
     gpu_figures,
+    larger,
 )
+from edgekd.hardware.predict.dla import MEASURED_GENERATION, DlaCoefficients, dla_figures, dla_seconds
 from edgekd.hardware.predict.energy import EnergyModel
 from edgekd.hardware.predict.work import KernelKind, Work, multiply_adds
 from edgekd.hardware.target import Target
@@ -40,23 +42,25 @@ COEFFICIENTS = "coefficients.json"
 class Coefficients:
     """Fitted coefficients.
 
-    launch_us: Between two kernels at a GPU clock of 1 GHz, on a Jetson; server_launch_us: on a card in a server. Both
-    scale with the clock. wave: Outputs that a multiprocessor computes at once. bandwidth, and the units by name: The
-    share of the peak that large layers reach. depthwise: Factor on the traffic of depthwise convolutions; copy: on the
-    time of copies.
+    launch_us: Between two kernels at a GPU clock of 1 GHz; graph_us: where a CUDA graph launches them. Both scale with
+    the clock. wave: Outputs that a multiprocessor computes at once. bandwidth, and the units by name: The share of the
+    peak that large layers reach. cache: Share of the L2 cache at which half of a tensor is still there for the next
+    kernel. copy: Factor on the time of copies. transfer: Share of the memory bandwidth at which inputs and outputs are
+    copied between host and GPU.
     """
 
     launch_us: float
-    server_launch_us: float
+    graph_us: float
     wave: float
     bandwidth: float
+    cache: float
     cuda_fp32: float
     cuda_fp16: float
     tensor_fp32: float
     tensor_fp16: float
     tensor_int8: float
-    depthwise: float
     copy: float
+    transfer: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class LatencyModel:
     corrections: Mapping[str, Mapping[str, float]]
     calibration: Calibration
     energy: EnergyModel
+    dla: DlaCoefficients
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class NetworkPrediction:
-    """The predicted latency and energy of a network.
+    """The predicted latency of a batch of frames, and the energy of a frame.
 
     low_ms, high_ms: The interval that should hold nine of ten measurements. energy_mj: Of a frame, of the whole kit,
     with low_mj and high_mj; None where no device like it was measured. doubts: Reasons not to trust the interval.
@@ -124,8 +129,16 @@ class NetworkPrediction:
     layers: tuple[LayerTime, ...]
 
 
-def seconds(layers: Any, device: GpuFigures, by: Coefficients, batch: int = 1) -> Any:
-    """Return the seconds of a layer, a `Work`, for a batch of frames; or of many, as arrays under the same names."""
+def seconds(layers: Any, device: Any, by: Coefficients, batch: Any = 1, launch_us: Any = None) -> Any:
+    """Return the seconds of a layer for a batch of frames, or of many layers.
+
+    Args:
+        layers: A `Work`; or many, as arrays under the same names.
+        device: `GpuFigures`; or one for each layer, as arrays under the same names.
+        by: The coefficients.
+        batch: Frames at once.
+        launch_us: Between two kernels at a GPU clock of 1 GHz, by default that of the coefficients.
+    """
     size, unit = BYTES[device.precision], getattr(by, device.unit)
     depthwise, copy = layers.kind == "depthwise", layers.kind == "copy"
     inner = layers.kernel * _padded(layers.inputs / layers.groups, device)
@@ -134,15 +147,23 @@ def seconds(layers: Any, device: GpuFigures, by: Coefficients, batch: int = 1) -
     arithmetic = (1 - depthwise) * operations / (device.peak * unit)
     # Other formats than float32 need kernels that convert the inputs and outputs of a plugin.
     converted = layers.plugin * (size < 4)
-    moved = size + layers.plugin * (4 - size) + converted * (4 + size)
-    factor = 1 + depthwise * (by.depthwise - 1)
-    traffic = (layers.read + layers.written) * batch * moved * factor + layers.weights * size
-    memory = traffic / (device.bandwidth * by.bandwidth)
-    launch = (1 + 2 * converted) * (by.server_launch_us if device.server else by.launch_us) * 1e-6 / device.clock_ghz
-    return arithmetic + (memory + launch) * (1 + copy * (by.copy - 1))
+    moved = batch * (size + layers.plugin * (4 - size) + converted * (4 + size))
+    written = _activation_seconds(layers.written * moved, device, by)
+    weights = layers.weights * size / (device.bandwidth * by.bandwidth)
+    memory = _activation_seconds(layers.read * moved, device, by) + written + weights
+    launch = (by.launch_us if launch_us is None else launch_us) * 1e-6 / device.clock_ghz
+    activation = layers.silu * (1 - device.fuses_silu) * (2 * written + launch)
+    kernel = larger(arithmetic, memory) + (1 + 2 * converted) * launch
+    return kernel * (1 + copy * (by.copy - 1)) + activation
 
 
-def _padded(channels: Any, device: GpuFigures) -> Any:
+def _activation_seconds(moved: Any, device: Any, by: Coefficients) -> Any:
+    """Return the seconds in which bytes of one tensor pass, in part through the L2 cache."""
+    kept = 1 / (1 + (moved / (by.cache * device.cache)) ** 2)
+    return moved * ((1 - kept) / (device.bandwidth * by.bandwidth) + kept / device.cache_bandwidth)
+
+
+def _padded(channels: Any, device: Any) -> Any:
     """Return the channels with padding; up to 4, as of images, have kernels of their own."""
     multiple = 4 + (MULTIPLE[device.precision] - 4) * (channels > 4)
     return -(-channels // multiple) * multiple
@@ -158,8 +179,9 @@ def shipped() -> LatencyModel:
 class Predictor:
     """Predict for one target in one precision.
 
-    scale: A factor by which predictions agree with measurements of the user's own device; None without any. Raises
-    SpecError where the target lacks the precision or one of the figures.
+    scale: A factor by which predictions agree with measurements of the user's own device; None without any. cuda_graph:
+    Kernels are launched by a CUDA graph, not one by one. Raises SpecError where the target lacks the precision or one
+    of the figures.
     """
 
     def __init__(
@@ -168,34 +190,50 @@ class Predictor:
         precision: PredictedPrecision,
         model: LatencyModel | None = None,
         scale: float | None = None,
+        *,
+        cuda_graph: bool = False,
     ) -> None:
         self.target = target
         self.device = gpu_figures(target, precision)
         self.model = model or shipped()
         self.scale = scale
         self.correction = self.model.corrections.get(target.name, {}).get(precision)
+        by = self.model.coefficients
+        self._launch_us = by.graph_us if cuda_graph else by.launch_us
         self._factor = (scale or 1.0) * (self.correction or 1.0)
 
-    def layer_us(self, work: Work) -> float:
-        """Return the microseconds of one layer."""
-        return float(seconds(work, self.device, self.model.coefficients)) * 1e6 * self._factor
+    def layer_us(self, work: Work, batch: int = 1) -> float:
+        """Return the microseconds of one layer for a batch of frames."""
+        predicted = seconds(work, self.device, self.model.coefficients, batch, self._launch_us)
+        return float(predicted) * 1e6 * self._factor
 
-    def predict(self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None) -> NetworkPrediction:
-        """Predict a network for single frames. measured_us: Of layers timed there, by their work without a name."""
-        known = measured_us or {}
+    def predict(
+        self, works: Sequence[Work], measured_us: Mapping[Work, float] | None = None, batch: int = 1
+    ) -> NetworkPrediction:
+        """Predict a network.
+
+        Args:
+            works: Its layers.
+            measured_us: Microseconds of layers timed there for one frame, by their work without a name.
+            batch: Frames at once; measured layers count for single frames alone.
+        """
+        known = measured_us if measured_us and batch == 1 else {}
         layers = tuple(
-            LayerTime(work.name, work.kind, known.get(replace(work, name="")) or self.layer_us(work)) for work in works
+            LayerTime(work.name, work.kind, known.get(replace(work, name="")) or self.layer_us(work, batch))
+            for work in works
         )
         latency = sum(layer.us for layer in layers) / 1e3
         doubts = tuple(self.doubts(works))
         margin = self._margin(bool(doubts))
-        energy = self.model.energy.millijoules(self.target, self.device, 2 * multiply_adds(works), latency)
+        operations = 2 * multiply_adds(works) * batch
+        energy = self.model.energy.millijoules(self.target, self.device, operations, latency)
+        energy = energy and energy / batch
         energy_margin = self.model.energy.margin * max(margin / self.model.calibration.margin, 1.0)
         return NetworkPrediction(
             latency_ms=latency,
             low_ms=latency / margin,
             high_ms=latency * margin,
-            fps=1e3 / latency,
+            fps=batch * 1e3 / latency,
             energy_mj=energy,
             low_mj=energy and energy / energy_margin,
             high_mj=energy and energy * energy_margin,
@@ -230,6 +268,44 @@ class Predictor:
         if self.scale is not None:
             return limits.scaled_margin
         return limits.margin if self.correction is None else limits.measured_margin
+
+
+def predict_dla(
+    works: Sequence[Work], target: Target, batch: int = 1, *, sparse: bool = False, model: LatencyModel | None = None
+) -> NetworkPrediction:
+    """Predict a network on one core of a target's DLA, in INT8. Raises SpecError where there is none like it."""
+    by = (model or shipped()).dla
+    device = dla_figures(target, sparse=sparse)
+    layers = tuple(
+        LayerTime(work.name, work.kind, float(dla_seconds(work, device, by, batch, sparse=sparse)) * 1e6)
+        for work in works
+    )
+    latency = sum(layer.us for layer in layers) / 1e3
+    return NetworkPrediction(
+        latency_ms=latency,
+        low_ms=latency / by.margin,
+        high_ms=latency * by.margin,
+        fps=batch * 1e3 / latency,
+        energy_mj=None,
+        low_mj=None,
+        high_mj=None,
+        doubts=tuple(_dla_doubts(target)),
+        layers=layers,
+    )
+
+
+def _dla_doubts(target: Target) -> Iterator[str]:
+    yield "every layer is taken to run on the DLA: `edgekd check --dla` lists those that do not"
+    if target.dla and target.dla.version.value != MEASURED_GENERATION:
+        yield f"no DLA of generation {target.dla.version.value} was measured by itself"
+
+
+def transfer_ms(numbers: int, target: Target, batch: int = 1, model: LatencyModel | None = None) -> float | None:
+    """Return the milliseconds to copy float32 numbers of a frame between host and GPU; None without a figure."""
+    if target.memory.bandwidth_gbs is None:
+        return None
+    share = (model or shipped()).coefficients.transfer
+    return 4 * numbers * batch / (target.memory.bandwidth_gbs.value * 1e9 * share) * 1e3
 
 
 def narrowest(target: Target, but: str | None = None) -> Predictor | None:

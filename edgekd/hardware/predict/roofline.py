@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekd.hardware.predict.device import BYTES, GpuFigures
+from edgekd.hardware.predict.dla import DlaFigures
 from edgekd.hardware.predict.work import Work
 
 
@@ -55,7 +56,7 @@ class Roofline:
         return min(self.peak, self.bandwidth * intensity)
 
 
-def roofline(works: Sequence[Work], us: Sequence[float], device: GpuFigures) -> Roofline:
+def roofline(works: Sequence[Work], us: Sequence[float], device: GpuFigures | DlaFigures) -> Roofline:
     """Return the roofline of layers with their times on a device; a multiply-add is two operations."""
     points, other = [], 0.0
     for work, layer_us in zip(works, us, strict=True):

@@ -19,7 +19,7 @@ class Work:
 
     positions: Height * width of the output, or rows of a product. inputs, outputs: Channels, or columns. kernel:
     Weights for each pair of channels. groups: Of channels; the heads of attention. weights: Constant numbers. read,
-    written: Activations. plugin: A kernel that reads and writes float32 in any precision.
+    written: Activations. plugin: A kernel that reads and writes float32 in any precision. silu: Ends in x * sigmoid(x).
     """
 
     name: str
@@ -33,6 +33,7 @@ class Work:
     read: int = 0
     written: int = 0
     plugin: bool = False
+    silu: bool = False
 
     @property
     def multiply_adds(self) -> int:
@@ -43,7 +44,7 @@ class Work:
 def convolution(
     name: str, inputs: int, outputs: int, positions: int, kernel: int, *, stride: int = 1, depthwise: bool = False
 ) -> Work:
-    """Return the work of a convolution with its activation. stride: Along each side."""
+    """Return the work of a convolution with an activation that is fused. stride: Along each side."""
     groups = inputs if depthwise else 1
     return Work(
         name=name,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekd.core.detection import resize
 from edgekd.core.detection.preprocess import letterbox, place, to_frame, to_input, to_tensor
+from edgekd.core.detection.resize import resize_into
 from edgekd.core.detection.types import Preprocess
 
 SIDES = st.integers(1, 2000)
@@ -130,3 +134,30 @@ def test_a_stretched_frame_fills_the_input_and_boxes_come_back() -> None:
     inside = to_input(boxes / np.array([90, 30, 90, 30], np.float32), placement)
     np.testing.assert_allclose(inside, [[9.6, 6.4, 48, 64]], rtol=1e-6)
     np.testing.assert_allclose(to_frame(inside, placement), boxes, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 80), st.integers(1, 80), st.integers(1, 80), st.integers(1, 80), st.sampled_from([(), (2,), (3,)])
+)
+def test_without_opencv_a_frame_is_resized_alike(
+    height: int, width: int, down: int, across: int, channels: tuple[int, ...]
+) -> None:
+    frame = np.random.default_rng(height * width).integers(0, 256, (height, width, *channels), np.uint8)
+    expected, found = (np.zeros((down, across, *channels), np.uint8) for _ in range(2))
+    resize_into(frame, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resize, "opencv", lambda: None)
+        resize_into(frame, found)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_without_opencv_the_input_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, preprocess = frame_of(90, 160), Preprocess(64, 64)
+    expected, placement = letterbox(frame, preprocess)
+    for module in (resize, sys.modules[letterbox.__module__]):
+        monkeypatch.setattr(module, "opencv", lambda: None)
+    found, same = letterbox(frame, preprocess)
+    assert same == placement
+    assert np.abs(found - expected).max() <= 1.001 / 255
+    assert found.any()

@@ -135,19 +135,6 @@ def test_six_maps_with_distributions_of_distances(tmp_path: Path) -> None:
     assert spec.head.strides == (8, 16, 32)
 
 
-def test_rows_for_each_level_with_scores_already(tmp_path: Path) -> None:
-    """PicoDet: sigmoids in the graph, rows instead of maps."""
-    scores = {f"scores{s}": sigmoid(normal(1, h * w, 5, mean=-2)).astype(np.float32) for s, h, w in LEVELS}
-    bins = {f"boxes{s}": normal(1, h * w, 32, spread=2) for s, h, w in LEVELS}
-    path = write_graph(tmp_path / "picodet.onnx", {**scores, **bins})
-    found, _ = decoded(path, head_file(tmp_path, 'activation = "none"\ncoding = "ltrb"\n'), tuple("abcde"))
-    centres, strides = points(0.5)
-    likely = softmax(np.concatenate([each[0] for each in bins.values()]).reshape(-1, 4, 8))
-    distances = (likely * np.arange(8)).sum(-1) * strides
-    boxes = np.concatenate([centres - distances[:, :2], centres + distances[:, 2:]], axis=1)
-    assert_same(found, expected(boxes, np.concatenate([each[0] for each in scores.values()])))
-
-
 def test_nine_maps_of_a_grid(tmp_path: Path) -> None:
     """YOLOX without concatenation: boxes, objectness and classes of each level."""
     maps = {}
@@ -193,26 +180,24 @@ def test_maps_with_anchors(tmp_path: Path, split: bool) -> None:
     assert_same(found, expected(np.concatenate(boxes), np.concatenate(scores)))
 
 
-def test_a_decoded_yolov5_is_recognised(tmp_path: Path) -> None:
-    count = 3 * sum(height * width for _, height, width in LEVELS)
-    rows = np.abs(normal(1, count, 7, mean=20, spread=9))
-    rows[..., 4:] = sigmoid(normal(1, count, 3))
-    found, spec = decoded(write_graph(tmp_path / "yolov5.onnx", {"output": rows}), None, ("a", "b"))
-    centres, half = rows[0, :, :2], rows[0, :, 2:4] / 2
-    boxes = np.concatenate([centres - half, centres + half], axis=1)
-    # Nothing shows that these constants are sigmoids.
-    assert_same(found, expected(boxes, sigmoid(rows[0, :, 4:5]) * sigmoid(rows[0, :, 5:])))
-    assert spec.head.kind == "yolo"
-
-
-def test_boxes_beside_scores_of_a_grid(tmp_path: Path) -> None:
-    """PP-YOLOE and DAMO-YOLO: corners in pixels, and scores by class, which PP-YOLOE has transposed."""
-    count = sum(height * width for _, height, width in LEVELS)
-    corners = np.sort(RNG.uniform(0, 64, (1, count, 2, 2)), axis=2).reshape(1, count, 4).astype(np.float32)
-    scores = sigmoid(normal(1, 3, count)).astype(np.float32)
-    path = write_graph(tmp_path / "ppyoloe.onnx", {"boxes": corners, "scores": scores}, scale_factor=(1, [1, 2]))
-    found, _ = decoded(path, head_file(tmp_path, 'activation = "none"\ncoding = "xyxy"\n'), tuple("abc"))
-    assert_same(found, expected(corners[0], scores[0].T))
+def test_maps_with_priors(tmp_path: Path) -> None:
+    """SSD as mmdetection exports it: two priors a cell, which follow each other, and the background last."""
+    anchors = ((10, 20, 30, 30), (40, 40, 50, 80), (60, 60, 70, 90))
+    maps = {f"{kind}{s}": normal(1, 2 * c, h, w) for kind, c in (("cls", 3), ("reg", 4)) for s, h, w in LEVELS}
+    text = f'coding = "priors"\nactivation = "softmax"\nbackground = "last"\nanchors = {list(map(list, anchors))}\n'
+    path = write_graph(tmp_path / "ssd.onnx", maps)
+    found, spec = decoded(path, head_file(tmp_path, text + "variances = [0.1, 0.2]\ncell_offset = 0.5\n"), ("a", "b"))
+    boxes, scores = [], []
+    for (stride, height, width), level in zip(LEVELS, anchors, strict=True):
+        codes, logits = (maps[f"{kind}{stride}"][0].transpose(1, 2, 0) for kind in ("reg", "cls"))
+        for y, x in np.ndindex(height, width):
+            for prior, code in zip(np.reshape(level, (2, 2)), codes[y, x].reshape(2, 4), strict=True):
+                centre = (np.array([x, y]) + 0.5) * stride + 0.1 * code[:2] * prior
+                half = np.exp(0.2 * code[2:]) * prior / 2
+                boxes.append([*(centre - half), *(centre + half)])
+            scores.extend(softmax(logits[y, x].reshape(2, 3))[:, :2])
+    assert_same(found, expected(np.array(boxes), np.array(scores)))
+    assert spec.head.strides == (8, 16, 32)
 
 
 def raw_detr(classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -289,6 +274,9 @@ def test_columns_of_scores_with_gaps(tmp_path: Path) -> None:
         ('coding = "ltrb"\n', "strides"),
         ('kind = "yolo"\nboxes = ["a"]\n', "kind"),
         ("bins = 1000\n", "bins"),
+        ('coding = "ltrb"\nstrides = [8.5]\n', "whole numbers"),
+        ('coding = "priors"\nstrides = [8.0]\n', "widths and heights for each of 1 levels"),
+        ('coding = "priors"\nstrides = [32.0]\nanchors = [[9, 9]]\n', "6 boxes, by .* found 40"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, text: str, named: str) -> None:
@@ -304,6 +292,23 @@ def test_an_input_without_a_value_names_the_key(tmp_path: Path) -> None:
         decoded(path, None, ("a", "b"))
     found, _ = decoded(path, head_file(tmp_path, "[constants]\nunusual = [1.0, 2.0]\n"), ("a", "b"))
     assert len(found) == 30
+
+
+def test_boxes_alone_of_a_network_with_masks_may_be_described(tmp_path: Path) -> None:
+    """Ultralytics' task segment: coefficients of masks behind the scores, and prototypes as a second output."""
+    count = sum(height * width for _, height, width in LEVELS)
+    rows = np.concatenate(
+        [normal(1, 4, count, mean=30, spread=5), sigmoid(normal(1, 2, count)), normal(1, 32, count)], 1
+    )
+    outputs = {"output0": rows.astype(np.float32), "output1": normal(1, 32, 16, 24)}
+    model = onnx.load(write_graph(tmp_path / "masks.onnx", outputs))
+    helper.set_model_props(model, {"task": "segment", "names": "{0: 'a', 1: 'b'}"})
+    onnx.save(model, tmp_path / "masks.onnx")
+    described = 'predictions = ["output0"]\ncolumns = ["boxes", "scores"]\ncoding = "cxcywh"\nactivation = "none"\n'
+    found, spec = decoded(tmp_path / "masks.onnx", head_file(tmp_path, f"{described}class_columns = [0, 1]\n"))
+    centres, half = rows[0, :2].T, rows[0, 2:4].T / 2
+    assert_same(found, expected(np.concatenate([centres - half, centres + half], axis=1), rows[0, 4:6].T))
+    assert (spec.classes, spec.head.masks) == (("a", "b"), None)
 
 
 def test_names_of_classes_must_match_the_columns(tmp_path: Path) -> None:
@@ -326,22 +331,6 @@ def test_what_nothing_in_the_graph_confirms_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_description_can_be_read(name: str) -> None:
     assert read_description(name).kind is None
-
-
-def test_nanodet_plus_by_its_shipped_description(tmp_path: Path) -> None:
-    """One output: scores from 0 to 1, then distributions; distances from the corners of cells, on four levels."""
-    levels = (*LEVELS, (64, 1, 2))
-    count = sum(height * width for _, height, width in levels)
-    rows = np.concatenate([sigmoid(normal(1, count, 2, mean=-2)), normal(1, count, 32, spread=2)], axis=2)
-    path = write_graph(tmp_path / "nanodet.onnx", {"output": rows.astype(np.float32)})
-    found, spec = decoded(path, "nanodet-plus", ("a", "b"))
-    corners = np.concatenate([np.mgrid[:h, :w].reshape(2, -1)[::-1].T * s for s, h, w in levels])
-    strides = np.concatenate([np.full((h * w, 1), s) for s, h, w in levels])
-    distances = (softmax(rows[0, :, 2:].reshape(-1, 4, 8)) * np.arange(8)).sum(-1) * strides
-    boxes = np.concatenate([corners - distances[:, :2], corners + distances[:, 2:]], axis=1)
-    assert_same(found, expected(boxes, rows[0, :, :2]))
-    assert spec.preprocess.color == "bgr"
-    assert spec.preprocess.stretch
 
 
 def test_an_unknown_name_lists_those_that_exist() -> None:

@@ -138,7 +138,7 @@ def test_times_are_predicted_for_a_target_and_profiled_here(tiny_model: Path) ->
     assert told is not None
     assert (told.basis, set(told.us)) == ("predicted", {"cells8", "cells16", "cells32", "p3", "p4", "p5"})
     assert predicted(tiny_model, load_target("cpu")) is None
-    here = profiled(tiny_model, (1, 3, 64, 64), "measured", "some CPU")
+    here = profiled(tiny_model, "measured", "some CPU")
     assert set(here.us) == set(told.us)
     assert all(took > 0 for took in here.us.values())
     assert here.where.startswith("some CPU, ONNX Runtime ")

@@ -56,7 +56,14 @@ def test_a_convolution_takes_up_what_follows_it() -> None:
         {"w": (16, 16, 1, 1)},
     )
     # The skip is what the convolution reads already: each tensor comes from memory once.
-    assert found == [Work("c", "conv", 64, 16, 16, 1, 1, 256, read=1024, written=1024)]
+    assert found == [Work("c", "conv", 64, 16, 16, 1, 1, 256, read=1024, written=1024, silu=True)]
+
+
+def test_a_product_with_another_sigmoid_is_no_silu() -> None:
+    gate = [conv("in", "w", "c"), node("Sigmoid", ["in"], "s"), node("Mul", ["c", "s"], "out")]
+    scale = [conv("in", "w", "c"), node("Sigmoid", ["c"], "s"), node("Mul", ["s", "factor"], "out")]
+    for nodes in (gate, scale):
+        assert not any(work.silu for work in works(nodes, {"w": (16, 16, 1, 1), "factor": (1,)}))
 
 
 def test_a_sum_belongs_to_the_convolution_that_is_ready_last() -> None:

@@ -1,0 +1,113 @@
+"""Write docs/families.md, and the counts in README.md, from tests that are marked with `family`: `make schemas`.
+
+`--check` writes nothing, and fails where the files are not what would be written.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "families.md"
+README = ROOT / "README.md"
+COUNTS = re.compile(r"\d+ families by ONNX file and \d+ by checkpoint")
+MARKED = re.compile(r"mark\.family|family_marks")
+ONNX = "ONNX"
+CAPABILITIES = {
+    "describe": "boxes, scores, classes and their order are those of the family's own rules or package",
+    "eval": "`edgekd eval` scores it, and the bundle as its evidence says",
+    "INT8": "`edgekd build` with the recipe `ptq` gives a graph with Q/DQ",
+    "bundle": "the build gives a bundle that verifies",
+    "agent": "the agent installs the bundle, passes its self-test, and finds in a frame what the host finds",
+    "prune": "channels that do nothing are removed, and the outputs are the same",
+    "distill": "it learns as a student from a teacher",
+    "teach": "a student learns from it",
+}
+"""What a column of the table means; what a test shows."""
+HEAD = """# Families of detectors
+
+Written by `docs/families.py` from the tests: a tick is a passing test, mostly of a small network with random weights.
+What is in an empty cell is not tested, or refused in one line. Options for each family: [by ONNX file](heads.md), by a
+checkpoint of [Ultralytics](guide.md#3-your-own-detector), [transformers](guide.md#folders-by-transformers),
+[LibreYOLO](guide.md#checkpoints-by-libreyolo) or [torchvision](guide.md#torchvision-detectors).
+"""
+
+Row = tuple[str, str]
+"""Package, and names of the families."""
+Table = dict[Row, set[str]]
+
+
+class Collector:
+    """Plugin of pytest that notes the marks of collected tests."""
+
+    def __init__(self) -> None:
+        self.table: Table = defaultdict(set)
+        self.families: dict[str, set[str]] = defaultdict(set)
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        for mark in item.iter_markers("family"):
+            names, *capabilities = mark.args
+            package, form = mark.kwargs.get("package", ONNX), mark.kwargs.get("form", "")
+            unknown = set(capabilities) - set(CAPABILITIES)
+            if unknown:
+                raise ValueError(f"{item.nodeid}: unknown capabilities {sorted(unknown)}")
+            self.table[package, names + form].update(capabilities)
+            self.families["graph" if package == ONNX else "checkpoint"].update(names.split(", "))
+
+
+def collected() -> Collector:
+    """Collect the tests of files that mark families."""
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    files = [str(path) for path in tests if MARKED.search(path.read_text("utf-8"))]
+    collector = Collector()
+    code = pytest.main(["--collect-only", "-qq", "--rootdir", str(ROOT), *files], plugins=[collector])
+    if code:
+        raise SystemExit(int(code))
+    return collector
+
+
+def page(table: Table) -> str:
+    """Return the page: a table of graphs, and one of checkpoints."""
+    meanings = "".join(f"- **{name}**: {meaning}\n" for name, meaning in CAPABILITIES.items())
+    graphs = {row: found for row, found in table.items() if row[0] == ONNX}
+    checkpoints = {row: found for row, found in sorted(table.items()) if row[0] != ONNX}
+    of_graphs, of_checkpoints = list(CAPABILITIES)[:5], list(CAPABILITIES)
+    return (
+        f"{HEAD}\n{meanings}\n## By ONNX file\n\n"
+        + _rows(["family", *of_graphs], ([names, *_ticks(found, of_graphs)] for (_, names), found in graphs.items()))
+        + "\n## By checkpoint\n\n"
+        + _rows(
+            ["package", "family", *of_checkpoints],
+            ([*row, *_ticks(found, of_checkpoints)] for row, found in checkpoints.items()),
+        )
+    )
+
+
+def _ticks(found: set[str], columns: list[str]) -> list[str]:
+    return ["✓" if name in found else "" for name in columns]
+
+
+def _rows(head: list[str], rows: Iterable[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *rows])
+
+
+def main() -> None:
+    found = collected()
+    by_graph, by_checkpoint = (len(found.families[kind]) for kind in ("graph", "checkpoint"))
+    counts = f"{by_graph} families by ONNX file and {by_checkpoint} by checkpoint"
+    written = {PAGE: page(found.table), README: COUNTS.sub(counts, README.read_text("utf-8"))}
+    if "--check" not in sys.argv:
+        for path, text in written.items():
+            path.write_text(text, "utf-8")
+    elif stale := [path.name for path, text in written.items() if path.read_text("utf-8") != text]:
+        raise SystemExit(f"{', '.join(stale)}: not what docs/families.py writes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Input and output of the graph that ships: raw frames in place of normalised planes, the best candidates of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from edgekd.core.detection.types import DetectorSpec, Head, InputFormat
+from edgekd.core.errors import SpecError
+from edgekd.detectors.heads.decoding import append_decoding
+from edgekd.detectors.heads.description import HeadDescription
+from edgekd.detectors.onnx import describe_in
+from edgekd.graph.raw_input import take_raw_frames
+from edgekd.graph.selection import keep_best
+
+Postprocess = Literal["host", "graph"]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Input and output of a graph.
+
+    Args:
+        input: Format of the input.
+        postprocess: `graph` where the graph decodes and selects the best candidates, `host` where its output is as the
+            detector has it.
+        float_bytes: As in `Preprocess`.
+    """
+
+    input: InputFormat = "float32"
+    postprocess: Postprocess = "host"
+    float_bytes: bool = False
+
+
+def with_interface(model: Any, spec: DetectorSpec, interface: Interface, where: str) -> DetectorSpec:
+    """Give a graph, in place, another interface; return its contract, which is written into it, too.
+
+    Raises SpecError where that is impossible. where: the graph, for errors.
+    """
+    if interface.input != "float32":
+        preprocess = replace(spec.preprocess, input=interface.input, float_bytes=interface.float_bytes)
+        take_raw_frames(model, preprocess, where)
+        spec = replace(spec, preprocess=preprocess)
+    if interface.postprocess == "graph" and spec.head.kind != "end2end":
+        decoded = _decoded(model, spec, where)
+        spec = replace(spec, head=keep_best(model, decoded, len(spec.classes)))
+    describe_in(model, spec)
+    return spec
+
+
+def _decoded(model: Any, spec: DetectorSpec, where: str) -> Head:
+    """Append the decoding of a `yolox` head, in place; return the head `yolo`."""
+    if spec.head.kind == "yolo":
+        return spec.head
+    if spec.head.extra:
+        found = f"a yolox head with {spec.head.beside_boxes}"
+        raise SpecError(f"{where}: no selection of candidates", expected="boxes alone", found=found)
+    described = HeadDescription(
+        predictions=(model.graph.output[0].name,),
+        columns=("boxes", "objectness", "scores"),
+        coding="grid",
+        unit="cells",
+        activation="none",
+        background="none",
+        strides=spec.head.strides,
+        nms=spec.head.nms,
+    )
+    return append_decoding(model, described, (spec.preprocess.height, spec.preprocess.width), where)

@@ -1,0 +1,28 @@
+"""Marks of tests that show what edgekd can do with a family of detectors, of which docs/families.py makes a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pytest
+
+
+def of_families(package: str, names: Mapping[Any, str], *capabilities: str, fast: Collection[Any] = ()) -> list[Any]:
+    """Return the parameters of a test that shows these capabilities of detectors by a package.
+
+    Args:
+        names: The family of each value of the parameter.
+        fast: Values for which the test is not slow.
+    """
+    return [
+        pytest.param(
+            value,
+            marks=[
+                pytest.mark.family(name, *capabilities, package=package),
+                *([] if value in fast else [pytest.mark.slow]),
+            ],
+            id=str(getattr(value, "__name__", value)),
+        )
+        for value, name in names.items()
+    ]
