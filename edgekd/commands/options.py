@@ -45,6 +45,7 @@ PublicKeys = Annotated[Paths, Option("A .pub that must have signed it.", flag="-
 AllowUnsigned = Annotated[
     bool, Option("Run the bundle's own agent on a camera, though neither --trust nor --key vouches for it.")
 ]
+InputName = Annotated[str, Option("What the network takes: float32, uint8, or nv12 frames.", flag="--input")]
 Postprocess = Annotated[str, Option("Who selects the best candidates: host, or graph.")]
 Licence = Annotated[str | None, Option("SPDX licence expression of the model.")]
 SecretFile = Annotated[str | Path | None, Option("File with the passphrase or PIN.")]
