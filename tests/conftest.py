@@ -6,8 +6,10 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +27,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 # No example has to be quick: the machine may be busy.
 hypothesis.settings.register_profile("unhurried", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("unhurried")
+# A shell that runs the tests in the background has SIGINT ignored in them, and so in the processes that they interrupt.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def _parse(kind: Any, value: Any, where: str, rules: _Rules) -> Any:
     if hasattr(kind, "_fields"):  # a NamedTuple
         return kind(*_parse_list(tuple, tuple(_hints(kind).values()), value, where, rules))
     if kind is float and type(value) is int:
+        _require(abs(value) <= sys.float_info.max, "a number that float64 can hold", value, where)
         return float(value) if rules.widen else value
     _require(type(value) is kind, _NAMES[kind], value, where)
     return value

@@ -101,18 +101,19 @@ def read(graph: Path) -> Any:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a SIGINT after the block: its imports, also those of a conversion, catch all."""
-    if threading.current_thread() is not threading.main_thread():
+    """Handle a SIGINT after the block: its imports, also those of a conversion, catch every exception."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
     received: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
     if received:
-        raise KeyboardInterrupt
+        handler(signal.SIGINT, None)
 
 
 def write_ir(graph: Path, xml: Path, *, half: bool, labels: Sequence[str]) -> int:
