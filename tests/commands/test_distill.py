@@ -223,4 +223,4 @@ def test_a_teacher_labels_frames_for_its_student(
     other = renamed(teacher, ("red", "blue"), tmp_path)
     (frames / "scored.png").unlink()
     ran = edgekd("distill", other, "yolo11n.yaml", *flags, "--out", tmp_path / "other")
-    assert "classes are not those of the data" in ran.err
+    assert "labels them are not those of the data" in ran.err
