@@ -6,7 +6,6 @@ Shared with the device: Python 3.8 and NumPy.
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,13 @@ import numpy as np
 @lru_cache(maxsize=1)
 def opencv() -> Any:
     """Return OpenCV's module; None where it is not installed."""
-    if find_spec("cv2") is None:
+    # Not by find_spec, which fails while another thread imports OpenCV: its loader replaces the module in between.
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
         return None
-    import cv2
-
     return cv2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -161,3 +162,14 @@ def test_without_opencv_the_input_is_nearly_the_same(monkeypatch: pytest.MonkeyP
     assert same == placement
     assert np.abs(found - expected).max() <= 1.001 / 255
     assert found.any()
+
+
+def test_opencv_is_found_while_another_thread_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = types.ModuleType("cv2")  # as OpenCV's loader leaves it for a moment: without __spec__
+    monkeypatch.setitem(sys.modules, "cv2", half)
+    assert resize.opencv.__wrapped__() is half
+
+
+def test_where_opencv_is_not_installed_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert resize.opencv.__wrapped__() is None
