@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from edgekd.core.detection.decode import Thresholds, decode
+from edgekd.core.detection.preprocess import place
+from edgekd.core.detection.types import Detections
+from edgekd.detectors.export import Exported, export
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+from edgekd.graph.view import Graph, load_graph
 
 SIDE = 128
 
@@ -30,3 +40,38 @@ def saved(network: Any, folder: Path) -> Path:
 
     torch.save({"model": network, "train_args": {"imgsz": SIDE}}, folder / "model.pt")
     return folder / "model.pt"
+
+
+CONFIDENCE, IOU = 0.05, 0.7
+"""Thresholds at which random networks find enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedNetwork:
+    """A network and its export on the same frame.
+
+    raw: outputs of the network; decoded: detections by ONNX Runtime and edgekd's decoding.
+    """
+
+    raw: Any
+    result: Exported
+    graph: Graph
+    decoded: Detections
+
+
+def exported(network: Any, folder: Path) -> ExportedNetwork:
+    """Export a network of one input, and run both on a random frame."""
+    import torch
+
+    from edgekd.detectors.ultralytics.detector import UltralyticsDetector
+
+    frame = np.random.default_rng(3).uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    with torch.no_grad():
+        raw = network(torch.from_numpy(frame))[0]
+    result = export(UltralyticsDetector(saved(network, folder)), folder / "graph.onnx", 13)
+    with ONNXRUNTIME_CPU.load(folder / "graph.onnx") as session:
+        output = session.run(frame)
+    # Ultralytics selects a box for each of its classes where a branch needs no NMS.
+    thresholds = Thresholds(CONFIDENCE, IOU, multi_label=network.end2end)
+    decoded = decode(output, result.spec, place(SIDE, SIDE, result.spec.preprocess), thresholds)
+    return ExportedNetwork(raw, result, Graph(load_graph(folder / "graph.onnx")), decoded)

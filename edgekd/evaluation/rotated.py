@@ -16,7 +16,7 @@ from edgekd.data.labels import Truth
 
 _KEY = "rotated"
 """Key of a rotated box in an annotation."""
-_MARGIN = 1e-6  # pixels by which coinciding edges are told apart
+_MARGIN = 1e-6  # pixels that one rectangle shrinks and the other grows, so that a common edge counts once
 _MIN_AREA = 1e-12  # square pixels
 
 

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_heads import SIDE, lively, saved
+from random_heads import CONFIDENCE, IOU, exported, lively, saved
 
 from edgekd.compress.quantization.placement import place as place_quantizers
-from edgekd.core.detection.decode import Thresholds, decode
-from edgekd.core.detection.preprocess import place
 from edgekd.core.detection.types import Head
 from edgekd.core.errors import SpecError
-from edgekd.detectors.export import TOLERANCE, export
+from edgekd.detectors.export import TOLERANCE
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.view import Graph, load_graph
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -38,22 +34,14 @@ def test_the_export_finds_what_ultralytics_finds(config: str, end2end: bool, tmp
     torch.manual_seed(0)
     network = lively(tasks.OBBModel(config, nc=CLASSES, verbose=False))
     network.end2end = end2end
-    frame = np.random.default_rng(3).uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
-    with torch.no_grad():
-        raw = network(torch.from_numpy(frame))[0]
-    found = export(UltralyticsDetector(saved(network, tmp_path)), tmp_path / "graph.onnx", 13)
+    compared = exported(network, tmp_path)
+    found, graph, ours = compared.result, compared.graph, compared.decoded
     assert found.error <= TOLERANCE
     assert found.spec.head == Head("yolo", nms=not end2end, rotated=True)
-    graph = Graph(load_graph(tmp_path / "graph.onnx"))
     last = {node.name for node in graph.nodes if node.op_type == "Conv" and re.search(r"cv4\.\d\.2/", node.name)}
     assert len(last) == 3  # one for each level
     assert last.isdisjoint(place_quantizers(graph).layers)
-    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
-        output = session.run(frame)
-    # Ultralytics selects a box for each of its classes where a branch needs no NMS.
-    thresholds = Thresholds(0.05, 0.7, multi_label=end2end)
-    ours = decode(output, found.spec, place(SIDE, SIDE, found.spec.preprocess), thresholds)
-    theirs = non_max_suppression(raw, 0.05, 0.7, nc=CLASSES, end2end=end2end, rotated=True)[0].numpy()
+    theirs = non_max_suppression(compared.raw, CONFIDENCE, IOU, nc=CLASSES, end2end=end2end, rotated=True)[0].numpy()
     assert len(ours) == len(theirs) > 5
     assert ours.rotated is not None
     np.testing.assert_allclose(ours.scores, theirs[:, 4], atol=1e-4)

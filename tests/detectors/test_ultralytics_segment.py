@@ -6,17 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_heads import SIDE, lively, saved
+from random_heads import CONFIDENCE, IOU, SIDE, exported, lively, saved
 
 from edgekd.compress.quantization.placement import place as place_quantizers
-from edgekd.core.detection.decode import Thresholds, decode
-from edgekd.core.detection.preprocess import place
 from edgekd.core.detection.types import Head, Masks
 from edgekd.core.errors import SpecError
-from edgekd.detectors.export import TOLERANCE, export
+from edgekd.detectors.export import TOLERANCE
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
-from edgekd.graph.view import Graph, load_graph
 
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -38,23 +34,16 @@ def test_the_export_finds_what_ultralytics_finds(config: str, end2end: bool, tmp
     torch.manual_seed(0)
     network = lively(tasks.SegmentationModel(config, nc=CLASSES, verbose=False))
     network.end2end = end2end
-    frame = np.random.default_rng(3).uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
-    with torch.no_grad():
-        raw, prototypes = network(torch.from_numpy(frame))[0]
-    found = export(UltralyticsDetector(saved(network, tmp_path)), tmp_path / "graph.onnx", 13)
+    compared = exported(network, tmp_path)
+    found, graph, ours = compared.result, compared.graph, compared.decoded
+    raw, prototypes = compared.raw
     assert found.error <= TOLERANCE
     assert found.spec.head == Head("yolo", nms=not end2end, masks=Masks(32, SIDE // 4, SIDE // 4))
-    graph = Graph(load_graph(tmp_path / "graph.onnx"))
     last = {node.name for node in graph.nodes if node.op_type == "Conv" and graph.shapes[node.output[0]][1] == 32}
     last = {name for name in last if "/proto/cv3/" in name or (name.startswith("/model") and ".2/Conv" in name)}
     assert len(last) == 4  # coefficients of three levels, and prototypes
     assert last.isdisjoint(place_quantizers(graph).layers)
-    with ONNXRUNTIME_CPU.load(tmp_path / "graph.onnx") as session:
-        output = session.run(frame)
-    # Ultralytics selects a box for each of its classes where a branch needs no NMS.
-    thresholds = Thresholds(0.05, 0.7, multi_label=end2end)
-    ours = decode(output, found.spec, place(SIDE, SIDE, found.spec.preprocess), thresholds)
-    theirs = non_max_suppression(raw, 0.05, 0.7, nc=CLASSES, end2end=end2end)[0]
+    theirs = non_max_suppression(raw, CONFIDENCE, IOU, nc=CLASSES, end2end=end2end)[0]
     assert len(ours) == len(theirs) > 5
     assert ours.masks is not None
     # Random scores are equal more often than real ones, and then any order is right: rows are matched.

@@ -19,7 +19,7 @@ TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
 
 
 CACHE_BYTES_PER_CLOCK = 64
-"""Of each multiprocessor from the L2 cache: NVIDIA's white papers on Volta and Ampere."""
+"""Bytes that a multiprocessor reads from the L2 cache a clock: NVIDIA's white papers on Volta and Ampere."""
 FUSED_SILU_FROM = 8.0
 """CUDA compute capability. Inferred from published latencies of networks with SiLU beside others with ReLU; in INT8 no
 generation fuses it."""

@@ -19,7 +19,7 @@ SPARSE_WEIGHTS = 5 / 8
 SPARSE_FROM = 2
 """Generation of the DLA: NVIDIA Jetson AGX Orin technical brief."""
 MEASURED_GENERATION = 2
-"""Of the DLA that the coefficients are fitted to."""
+"""Generation of the DLA whose measurements the coefficients are fitted to."""
 
 
 @dataclass(frozen=True)
