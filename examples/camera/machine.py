@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """A virtual camera: an ARM64 machine of QEMU with the disk that `make_image.sh` makes, driven by SSH.
 
-python machine.py IMAGE FOLDER            start it, print detections, leave it running until Ctrl-C
+    python machine.py IMAGE FOLDER [LINES]
 
-A machine writes into an overlay of the disk, in a folder of its own: any number of them share an image, and a copy of the
-overlay of a machine without power is a snapshot.
+starts one and prints what it detects: so many lines, or until Ctrl-C.
+
+A machine writes into an overlay of the disk, in a folder of its own: any number of them share an image, and a copy of
+the overlay of a machine without power is a snapshot.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Machine:
         """Make the folder and its overlay, or take those of an earlier machine."""
         self.image, self.folder, self.options = image, folder, options or Options()
         self.home = folder / "home"
-        self._port = 0
+        self.port = 0  # of its SSH server, on this host
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if not self.overlay.exists():
@@ -85,6 +87,11 @@ class Machine:
     def overlay(self) -> Path:
         """The disk as this machine has changed it."""
         return self.folder / "disk.qcow2"
+
+    @property
+    def ssh_config(self) -> Path:
+        """Settings of SSH by which the machine is called `camera`."""
+        return self.home / ".ssh" / "config"
 
     @property
     def console(self) -> Path:
@@ -109,11 +116,11 @@ class Machine:
         """Turn the power on. Raises RuntimeError where it is on."""
         if self.is_on:
             raise RuntimeError(f"{self.folder}: the machine is on")
-        self._port = _free_port()
-        write_ssh_settings(self.image, self.home, self._port)
+        self.port = _free_port()
+        write_ssh_settings(self.image, self.home, self.port)
         with self.console.open("ab") as console:
             self._process = subprocess.Popen(
-                qemu_command(self.image, self.overlay, self._port, self.options),
+                qemu_command(self.image, self.overlay, self.port, self.options),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -123,7 +130,7 @@ class Machine:
         """Wait until the SSH server answers; return the seconds. Raises RuntimeError with the end of the console."""
         begin = time.monotonic()
         while self.is_on and time.monotonic() - begin < timeout_s:
-            if greets(self._port):
+            if greets(self.port):
                 return time.monotonic() - begin
             time.sleep(0.5)
         end = "\n".join(self.console.read_text("utf-8", "replace").splitlines()[-20:])
@@ -131,11 +138,11 @@ class Machine:
         raise RuntimeError(f"{self.folder}: the machine {state}:\n{end}")
 
     def run(
-        self, *command: str, timeout_s: float = 600.0, check: bool = True, stdin: bytes | None = None
+        self, *command: str, user: str = "root", timeout_s: float = 600.0, check: bool = True, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the machine. Raises RuntimeError where it fails and `check` is true, and TimeoutExpired."""
-        ssh = ("ssh", "-F", str(self.home / ".ssh" / "config"), HOST, shlex.join(command))
-        done = subprocess.run(ssh, input=stdin or b"", capture_output=True, timeout=timeout_s)
+        ssh = ("ssh", "-F", str(self.ssh_config), "-l", user, HOST, shlex.join(command))
+        done = subprocess.run(ssh, input=stdin, capture_output=True, timeout=timeout_s)
         out, error = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
         if check and done.returncode:
             raise RuntimeError(f"{shlex.join(command)}: exit code {done.returncode}: {out[-2000:]}{error[-2000:]}")
@@ -186,7 +193,7 @@ def write_ssh_settings(image: Image, home: Path, port: int) -> None:
     lines = {
         "HostName": "127.0.0.1",
         "Port": port,
-        "User": "root",
+        "User": "edgekd",
         "IdentityFile": folder / "id_ed25519",
         "IdentitiesOnly": "yes",
         "UserKnownHostsFile": folder / "known_hosts",
@@ -213,17 +220,18 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Start a machine, print its detections."""
-    image, folder = Image(Path(sys.argv[1])), Path(sys.argv[2])
-    with Machine(image, folder) as machine:
-        print(f"ssh -F {machine.home}/.ssh/config {HOST}: after {machine.wait_for_ssh():.0f} s", flush=True)
+    """Start a machine, print so many detections, shut it down; without a number go on until Ctrl-C."""
+    machine = Machine(Image(Path(sys.argv[1])), Path(sys.argv[2]))
+    follow = "tail -n +1 -F /run/edgekd/detections.jsonl"
+    with machine:
+        print(f"booted after {machine.wait_for_ssh():.0f} s: ssh -F {machine.ssh_config} {HOST}", flush=True)
         print(f"HOME={machine.home} edgekd engine BUNDLE --device ssh://{HOST}", flush=True)
-        ssh = ("ssh", "-F", str(machine.home / ".ssh" / "config"), HOST)
-        subprocess.run([*ssh, "tail -n +1 -F /run/camera/detections.jsonl"])
+        if sys.argv[3:]:
+            print(machine.run("sh", "-c", f"{follow} 2>/dev/null | head -n {int(sys.argv[3])}").stdout, end="")
+            machine.shut_down()
+        else:
+            subprocess.run(["ssh", "-F", str(machine.ssh_config), HOST, follow])
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

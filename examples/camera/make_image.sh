@@ -13,6 +13,7 @@ out=$(mkdir -p "$1" && cd "$1" && pwd)
 bundle=$(realpath "$2")
 frames=$(realpath "$3")
 here=$(cd "$(dirname "$0")" && pwd)
+firmware=$here/../firmware
 suite=trixie
 boot_mb=32 slot_mb=640 data_mb=384
 
@@ -69,21 +70,23 @@ tar -C "$root" -xf "$out/packages.tar" --no-same-owner --exclude='./var/*' --exc
 cp -r "$out/wheels/." "$root/usr/lib/python3/dist-packages/"
 cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
+cp "$firmware"/systemd/*.service "$firmware"/systemd/*.timer "$root/usr/lib/systemd/system/"
+cp "$firmware/systemd/edgekd.sysusers" "$root/usr/lib/sysusers.d/edgekd.conf"
+mkdir -p "$root/usr/lib/edgekd" "$root/usr/share/edgekd" "$root/usr/share/camera" "$root/data" "$root/boot/efi"
+cp "$firmware"/*.py "$firmware"/*.sh "$here/../camera_service.py" "$root/usr/lib/edgekd/"
+tar -C "$root/usr/lib/edgekd" -xf "$bundle" agent.pyz
 cp -r "$here/overlay/." "$root/"
 cp "$out/keys/ssh.pub" "$root/etc/ssh/authorized_keys"
 cp "$out/keys/rauc.pem" "$root/etc/rauc/keyring.pem"
 cp "$out/keys/trust.json" "$root/etc/edgekd/trust.json"
-cp "$here/../camera_service.py" "$root/usr/lib/camera/"
-mkdir -p "$root/data" "$root/boot/efi" "$root/usr/lib/edgekd" "$root/usr/share/edgekd" "$root/usr/share/camera"
 python "$here/film.py" "$frames" "$root/usr/share/camera/film.y4m"
-tar -C "$root/usr/lib/edgekd" -xf "$bundle" agent.pyz
 ln -sf dash "$root/usr/bin/sh"
 : >"$root/etc/machine-id"
 echo camera >"$root/etc/hostname"
 emulated systemd-sysusers /usr/bin/systemd-sysusers --root="$root"
 emulated systemctl /usr/bin/systemctl --root="$root" set-default multi-user.target
 emulated systemctl /usr/bin/systemctl --root="$root" enable systemd-networkd ssh \
-    edgekd-install edgekd-renew camera rauc-mark-good
+    edgekd-install edgekd-renew.timer camera rauc-mark-good
 # The camera cannot write bytecode. A Python here of the same version writes the same, only sooner.
 if command -v python3.13 >/dev/null; then compiler=python3.13; else compiler="emulated python3 /usr/bin/python3.13"; fi
 $compiler -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root/usr/lib/python3.13" \
