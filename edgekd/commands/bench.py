@@ -81,7 +81,8 @@ class BenchJob:
     """A measurement.
 
     frames: a folder of images or a video; None for synthetic raw frames of the input's size. streams: for throughput, 0
-    for none. minutes: of the sustained run, 0 for none. target: the device that this machine is, or stands in for.
+    for none. minutes: of the sustained run, 0 for none. batch: frames of a run of the engine alone, where a graph takes
+    so many. target: the device that this machine is, or stands in for.
     root: the folder of the system's files; meter: replaces the one that is found there; rest: sleeps.
     """
 
@@ -93,6 +94,7 @@ class BenchJob:
     seconds: float = 5.0
     streams: int = 2
     minutes: float = 0.0
+    batch: int = 1
     target: Target | None = None
     prices: Prices = field(default_factory=Prices)
     head: str | None = None
@@ -104,13 +106,14 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class Side:
-    """A loaded artifact."""
+    """A loaded artifact. batches: inputs of the engine alone, each of `batch` frames."""
 
     graph: Path
     spec: DetectorSpec
     session: Session
     cold_start: ColdStart
     batches: Sequence[np.ndarray]
+    batch: int
 
 
 def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
@@ -143,13 +146,15 @@ def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
 
 def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, source: FrameSource) -> Side:
     """Load a graph and run it once."""
-    batches = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
+    inputs = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
+    batch = min(job.batch, spec.batch)
+    batches = [np.concatenate(list(itertools.islice(itertools.cycle(inputs), at, at + batch))) for at in range(BATCHES)]
     clock = job.device.clock
     begin = clock()
     session = stack.enter_context(job.device.load(graph))
     loaded = clock()
-    session.run(batches[0])
-    return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches)
+    session.run(inputs[0])
+    return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches, batch)
 
 
 def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, FramePipeline]:
@@ -181,7 +186,11 @@ def _latency(
         clock=job.device.clock,
         basis=_basis(job),
     )
-    return {(name.split()[0], name.split()[1]): timing for name, timing in found.items()}
+    timings = {(name.split()[0], name.split()[1]): timing for name, timing in found.items()}
+    return {
+        (name, state): timing.of_frames(sides[name].batch if state == ENGINE else 1)
+        for (name, state), timing in timings.items()
+    }
 
 
 def _basis(job: BenchJob) -> Basis:
@@ -322,6 +331,7 @@ def _result(
     fps = throughput.fps if throughput else 1000 / summary.total_ms.mean
     return ArtifactResult(
         **{**vars(summary), "refused": refused},
+        batch=side.batch,
         engine_fps=alone.fps,
         engine_ms=summarize(alone.total_ms),
         cold_start=side.cold_start,
@@ -358,6 +368,7 @@ def bench(
     iterations: Annotated[int, Option("At least this many frames ...", minimum=1)] = 200,
     seconds: Annotated[float, Option("... and at least this long, of each part.", minimum=0)] = 5.0,
     streams: Annotated[int, Option("Streams at once, for throughput; 0: none.", minimum=0, maximum=64)] = 2,
+    batch: Annotated[int, Option("Frames of a run of the engine alone, if a graph takes so many.", minimum=1)] = 1,
     minutes: Annotated[float, Option("Also a sustained run of this length.", minimum=0)] = 0.0,
     target: Annotated[
         str | Path | Target | None, Option("What this machine is, or stands in for: `edgekd targets`.")
@@ -388,6 +399,7 @@ def bench(
         seconds=seconds,
         streams=streams,
         minutes=minutes,
+        batch=batch,
         target=target_or_none(target),
         prices=Prices(electricity_price, instance_price, currency),
         head=head,
