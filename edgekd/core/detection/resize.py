@@ -37,12 +37,22 @@ def opencv() -> Any:
 def resize_into(frame: np.ndarray, out: np.ndarray) -> None:
     """Resize a frame uint8 [h, w] or [h, w, c] to the shape of `out`, bilinearly, into it."""
     cv2 = opencv()
+    rows, columns = _middles(frame.shape[0], out.shape[0]), _middles(frame.shape[1], out.shape[1])
     if frame.shape == out.shape:
         out[:] = frame
+    elif rows and columns:  # as 1080p to 640 x 360: half of OpenCV's time, plane by plane
+        for plane in np.ndindex(frame.shape[2:]):
+            out[(..., *plane)] = frame[(rows, columns, *plane)]
     elif cv2 is not None:
         cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         _resize_by_numpy(frame, out)
+
+
+def _middles(source: int, target: int) -> slice | None:
+    """Return the pixels of a side that a resized one keeps as they are; None where it mixes neighbours."""
+    factor, rest = divmod(source, target)
+    return slice(factor // 2, None, factor) if factor % 2 and not rest else None
 
 
 def _resize_by_numpy(frame: np.ndarray, out: np.ndarray) -> None:
