@@ -186,11 +186,7 @@ def _latency(
         clock=job.device.clock,
         basis=_basis(job),
     )
-    timings = {(name.split()[0], name.split()[1]): timing for name, timing in found.items()}
-    return {
-        (name, state): timing.of_frames(sides[name].batch if state == ENGINE else 1)
-        for (name, state), timing in timings.items()
-    }
+    return {(name.split()[0], name.split()[1]): timing for name, timing in found.items()}
 
 
 def _basis(job: BenchJob) -> Basis:
@@ -332,8 +328,8 @@ def _result(
     return ArtifactResult(
         **{**vars(summary), "refused": refused},
         batch=side.batch,
-        engine_fps=alone.fps,
-        engine_ms=summarize(alone.total_ms),
+        engine_fps=None if alone.fps is None else alone.fps * side.batch,
+        engine_ms=summarize(alone.total_ms / side.batch),
         cold_start=side.cold_start,
         throughput=throughput,
         energy=energy,
@@ -346,7 +342,14 @@ def _compared(
 ) -> OtherArtifact:
     """Compare the artifact with the other one, whose path is given."""
     camera_times, engine_times = (
-        speed_up(compare(timings[THEIRS, state], timings[OURS, state], BLOCK)) for state in (CAMERA, ENGINE)
+        speed_up(
+            compare(
+                timings[THEIRS, state].of_frames(theirs.batch if state == ENGINE else 1),
+                timings[OURS, state].of_frames(ours.batch if state == ENGINE else 1),
+                BLOCK,
+            )
+        )
+        for state in (CAMERA, ENGINE)
     )
     before, after = (each.cost.total if each.cost else None for each in (theirs, ours))
     change = after / before - 1 if before and after is not None else None
