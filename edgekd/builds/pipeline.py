@@ -60,13 +60,13 @@ def data_of(request: BuildRequest) -> Dataset:
 
 def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -> BuildRecord:
     """Run the stages that are the same on every machine: export, compress, check and score. Raises as `build`."""
-    scored, target = dataset.split(SCORED), request.target
-    model, head, trust = request.model, request.head, request.trust_checkpoint
+    target, model, head, trust = request.target, request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
     refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
     if request.recipe.first(Resize) is None:
         interface.run(context, before, request.interface)  # what is impossible should not cost a training first
     checked = check.run(context, before, target, "fp32")
+    scored = dataset.split(SCORED, before.result.spec.head.task)
     data = context.fingerprint(scored)
     first_score = score.run(context, before, scored, data, "fp32")
     record = BuildRecord(
