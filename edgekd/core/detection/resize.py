@@ -30,8 +30,12 @@ def resize_into(frame: np.ndarray, out: np.ndarray) -> None:
     Without OpenCV values differ from OpenCV's by one grey level at most: it computes in fixed point.
     """
     cv2 = opencv()
+    rows, columns = _middles(frame.shape[0], out.shape[0]), _middles(frame.shape[1], out.shape[1])
     if frame.shape == out.shape:
         out[:] = frame
+    elif rows and columns:  # as 1080p to 640 x 360: half of OpenCV's time, plane by plane
+        for plane in np.ndindex(frame.shape[2:]):
+            out[(..., *plane)] = frame[(rows, columns, *plane)]
     elif cv2 is not None:
         cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     else:
@@ -43,6 +47,12 @@ def resize_into(frame: np.ndarray, out: np.ndarray) -> None:
             frame[np.ix_(rows, left)] * (1 - across) + frame[np.ix_(rows, right)] * across for rows in (top, bottom)
         )
         np.rint(upper * (1 - down) + lower * down, out=out, casting="unsafe")
+
+
+def _middles(source: int, target: int) -> slice | None:
+    """Return the pixels of a side that a resized one keeps as they are; None where it mixes neighbours."""
+    factor, rest = divmod(source, target)
+    return slice(factor // 2, None, factor) if factor % 2 and not rest else None
 
 
 def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

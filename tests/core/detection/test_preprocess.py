@@ -153,6 +153,17 @@ def test_without_opencv_a_frame_is_resized_alike(
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("factors", [(3, 3), (1, 3), (5, 1), (7, 5), (2, 3), (4, 4)])
+@pytest.mark.parametrize("channels", [(), (2,), (3,)])
+def test_a_frame_some_times_larger_is_resized_as_by_opencv(factors: tuple[int, int], channels: tuple[int, ...]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    down, across = 18, 32
+    frame = np.random.default_rng(0).integers(0, 256, (down * factors[0], across * factors[1], *channels), np.uint8)
+    found = np.zeros((down, across, *channels), np.uint8)
+    resize_into(frame, found)
+    np.testing.assert_array_equal(found, cv2.resize(frame, (across, down), interpolation=cv2.INTER_LINEAR))
+
+
 def test_without_opencv_the_input_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     frame, preprocess = frame_of(90, 160), Preprocess(64, 64)
     expected, placement = letterbox(frame, preprocess)
