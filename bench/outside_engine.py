@@ -187,7 +187,7 @@ Packages: {frame.versions_of(found.packages, PACKAGES)}."""
     if "environments" in found:
         yield """\
 Every contender has a process of its own, with one thread. Roboflow inference is `inference-models`, which runs its
-detectors; what `inference` adds, an object of pydantic for each detection, is not counted. Environments of their own:"""
+detectors; what `inference` adds, an object of pydantic for each detection, is not counted. Other environments:"""
         yield "\n".join(
             f"- {name}: {frame.versions_of(packages, PEER_PACKAGES)}" for name, packages in found.environments.items()
         )
