@@ -78,7 +78,9 @@ def edgekd(*arguments: str, home: Path | None = None) -> Any:
 
 def agent(machine: Machine, *arguments: str) -> Any:
     """Run a command of the agent as the user that the models belong to; return its answer."""
-    return json.loads(machine.run(*AGENT, *arguments, user="edgekd", check=False, timeout_s=1800).stdout)
+    done = machine.run(*AGENT, *arguments, user="edgekd", check=False, timeout_s=1800)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 900.0) -> Any:
