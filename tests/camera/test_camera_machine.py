@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -111,6 +112,17 @@ def test_a_machine_that_ends_is_an_error_with_the_end_of_its_console(
         with pytest.raises(RuntimeError, match="does not answer"):
             machine.wait_for_ssh(0)
     assert not machine.is_on
+
+
+def test_an_overlay_of_an_older_image_is_refused(image: Image, tmp_path: Path) -> None:
+    overlay = tmp_path / "machine" / "disk.qcow2"
+    overlay.parent.mkdir()
+    overlay.touch()
+    os.utime(image.disk, (2e9, 2e9))
+    with pytest.raises(RuntimeError, match="older image"):
+        Machine(image, overlay.parent)
+    os.utime(overlay, (2e9, 2e9))
+    assert Machine(image, overlay.parent).overlay == overlay
 
 
 @pytest.mark.skipif(shutil.which("tail") is None, reason="no tail")
