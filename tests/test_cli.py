@@ -86,6 +86,14 @@ def test_help_lists_every_command_in_a_process_of_its_own() -> None:
     assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
 
 
+def test_edgekd_alone_names_the_three_first_steps(edgekd: EdgeKD) -> None:
+    ran = edgekd()
+    assert (ran.code, ran.err) == (0, "")
+    calls = [line.split()[:2] for line in ran.out.splitlines() if line.startswith("  edgekd ")]
+    assert calls == [["edgekd", "demo"], ["edgekd", "build"], ["edgekd", "doctor"]]
+    assert len(ran.out.splitlines()) < 10
+
+
 def test_version(edgekd: EdgeKD) -> None:
     from edgekd import __version__
 

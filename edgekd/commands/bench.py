@@ -353,8 +353,10 @@ def bench(
     artifact: Artifact,
     *,
     device: TimedOn = "local",
-    against: Annotated[str | Path | None, Option("Another artifact, measured in turns with it.")] = None,
-    frames: Annotated[str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.")] = None,
+    against: Annotated[str | Path | None, Option("Another artifact, measured in turns with it.", group="Input")] = None,
+    frames: Annotated[
+        str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.", group="Input")
+    ] = None,
     iterations: Annotated[int, Option("At least this many frames ...", minimum=1)] = 200,
     seconds: Annotated[float, Option("... and at least this long, of each part.", minimum=0)] = 5.0,
     streams: Annotated[int, Option("Streams at once, for throughput; 0: none.", minimum=0, maximum=64)] = 2,
@@ -365,8 +367,8 @@ def bench(
     electricity_price: Annotated[float | None, Option("Of a kWh, for cost.", minimum=0)] = None,
     instance_price: Annotated[float | None, Option("Of this machine for an hour, for cost.", minimum=0)] = None,
     currency: Annotated[str | None, Option("What the prices are in.")] = None,
-    csv: Annotated[str | Path | None, Option("Write every sample there.")] = None,
-    report: Annotated[str | Path | None, Option("Write a page with charts there (.html).")] = None,
+    csv: Annotated[str | Path | None, Option("Write every sample there.", group="Output")] = None,
+    report: Annotated[str | Path | None, Option("Write a page with charts there (.html).", group="Output")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,

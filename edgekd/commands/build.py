@@ -31,7 +31,7 @@ from edgekd.commands.options import (
     TimedOn,
     Trust,
 )
-from edgekd.commands.parameter import Option
+from edgekd.commands.parameter import Option, OptionGroup
 from edgekd.compress.steps import Distill
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -39,6 +39,8 @@ from edgekd.core.units import parse_duration
 from edgekd.deploy.fleet import load_fleet
 from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
+
+_SEARCH: OptionGroup = "Training and search"
 
 
 def build(
@@ -48,33 +50,51 @@ def build(
     target: TargetName = "xavier",
     recipe: RecipeName = None,
     plan: PlanFile = None,
-    student: Annotated[Paths, Option("What is trained in MODEL's place: a .pt, yolo11n.yaml.", parse=str)] = (),
-    search: Annotated[bool, Option("Find the recipe that meets the budget.")] = False,
-    time: Annotated[str | None, Option("Search at most so long, such as 8h.")] = None,
-    trials: Annotated[int, Option("Candidates that a search tries at most.", minimum=1)] = 60,
-    epochs: Annotated[int, Option("Of a full training in a search; 0: train nothing.", minimum=0)] = 30,
-    workers: Annotated[int, Option("Processes that try candidates.", minimum=1)] = 1,
-    cluster: Annotated[str | None, Option("Try them on a Ray cluster: HOST:PORT, auto or local.")] = None,
-    gpus: Annotated[int | None, Option("Of a trial there. Default: one, if there are any.", minimum=0)] = None,
-    fleet: Annotated[str | Path | None, Option("Boards on which a search times candidates: a .toml.")] = None,
-    batch: Annotated[int, Option("Candidates of a round of a search.", flag="--round", minimum=1)] = 6,
+    input_format: InputName = "float32",
+    postprocess: Postprocess = "host",
+    student: Annotated[
+        Paths, Option("Detector to train in MODEL's place: a .pt, yolo11n.yaml.", group=_SEARCH, parse=str)
+    ] = (),
+    search: Annotated[bool, Option("Search for the recipe that meets the budget.", group=_SEARCH)] = False,
+    time: Annotated[str | None, Option("Longest search, such as 8h.", group=_SEARCH)] = None,
+    trials: Annotated[int, Option("Most candidates that a search tries.", group=_SEARCH, minimum=1)] = 60,
+    epochs: Annotated[
+        int, Option("Epochs of a full training in a search; 0: no training.", group=_SEARCH, minimum=0)
+    ] = 30,
+    workers: Annotated[int, Option("Processes that try candidates.", group=_SEARCH, minimum=1)] = 1,
+    cluster: Annotated[
+        str | None, Option("Try candidates on a Ray cluster: HOST:PORT, auto or local.", group=_SEARCH)
+    ] = None,
+    gpus: Annotated[
+        int | None, Option("GPUs of a trial on the cluster. Default: one, if there are any.", group=_SEARCH, minimum=0)
+    ] = None,
+    fleet: Annotated[
+        str | Path | None, Option("Boards on which a search times candidates: a .toml.", group=_SEARCH)
+    ] = None,
+    batch: Annotated[int, Option("Candidates in a round of a search.", group=_SEARCH, flag="--round", minimum=1)] = 6,
     device: TimedOn = "local",
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-TARGET.")] = None,
-    max_size: Annotated[str | int | None, Option("Largest bundle, such as 12MB.")] = None,
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-TARGET.", group="Output")] = None,
+    max_size: Annotated[str | int | None, Option("Largest bundle, such as 12MB.", group="Budget")] = None,
     keep: Keep = None,
-    min_fps: Annotated[float | None, Option("Least frames per second, one after the other.", minimum=0)] = None,
-    max_energy: Annotated[str | None, Option("Most energy a frame, such as 150mJ: as predicted.")] = None,
+    min_fps: Annotated[
+        float | None, Option("Fewest frames per second, frame by frame.", group="Budget", minimum=0)
+    ] = None,
+    max_energy: Annotated[
+        str | None, Option("Most energy per frame, as predicted, such as 150mJ.", group="Budget")
+    ] = None,
     calibration: CalibrationSet = None,
     fresh: Fresh = False,
     head: Head = None,
     trust_checkpoint: Trust = False,
     sign: Keys = (),
     secret_file: SecretFile = None,
-    version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
+    version_counter: Annotated[
+        int, Option("Version counter: devices refuse a lower one than they have.", group="Security", minimum=0)
+    ] = 0,
     licence: Licence = None,
-    input_format: InputName = "float32",
-    postprocess: Postprocess = "host",
-    bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
+    bundle_report: Annotated[
+        bool, Option("Put the report into the bundle: it shows scored images.", group="Output")
+    ] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.

@@ -71,7 +71,7 @@ def convert(
     artifact: Artifact,
     to: Annotated[str, Option("onnx, openvino, ncnn, tensorrt-rtx or deepstream.")],
     *,
-    out: Annotated[str | Path | None, Option("Where to. Default: in runs, named after both.")] = None,
+    out: Annotated[str | Path | None, Option("Where to. Default: in runs, named after both.", group="Output")] = None,
     precision: Annotated[
         str, Option("as-is; fp16 for what is not INT8; fp32 for everything, INT8 taken out.")
     ] = "as-is",
@@ -80,7 +80,7 @@ def convert(
         str | Sequence[str],
         Option("GPUs of a TensorRT for RTX engine; the Jetson that reads an ONNX or DeepStream result."),
     ] = (),
-    data: Annotated[str | Path | None, Option("Labelled data on which to score both, too.")] = None,
+    data: Annotated[str | Path | None, Option("Labelled data on which to score both, too.", group="Input")] = None,
     split: SplitName = "val",
     head: Head = None,
     trust_checkpoint: Trust = False,

@@ -36,7 +36,7 @@ MAX_TIMINGS_BYTES = 1 << 26
 
 def pack(
     source: Annotated[str | Path, Argument("A bundle, or the folder it was unpacked into.")],
-    out: Annotated[str | Path, Option("The file to write.")],
+    out: Annotated[str | Path, Option("The file to write.", group="Output")],
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,

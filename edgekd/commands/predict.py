@@ -29,7 +29,9 @@ def predict_latency(
     dla: Annotated[bool, Option("On one core of the DLA, in INT8.")] = False,
     sparse: Annotated[bool, Option("With 2:4 sparsity of weights, on the DLA.")] = False,
     table: Annotated[str | Path | None, Option("A .toml of times measured on the target itself.")] = None,
-    report: Annotated[str | Path | None, Option("Write a page with the roofline there (.html).")] = None,
+    report: Annotated[
+        str | Path | None, Option("Write a page with the roofline there (.html).", group="Output")
+    ] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
 ) -> PredictResult:

@@ -46,8 +46,10 @@ PAGE = "analysis.html"
 def analyse(
     run: Annotated[str | Path, Argument("Result folder of a build.")],
     *,
-    data: Annotated[str | Path | None, Option("What it was scored on. Default: where that was then.")] = None,
-    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.")] = None,
+    data: Annotated[
+        str | Path | None, Option("What it was scored on. Default: where that was then.", group="Input")
+    ] = None,
+    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.", group="Output")] = None,
     images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
     progress: Progress = SILENT,
 ) -> Analysed:

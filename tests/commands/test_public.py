@@ -65,7 +65,7 @@ def test_every_name_is_documented(name: str) -> None:
 
 def test_the_commands_with_an_exported_function_are_known() -> None:
     assert list(COMMANDS) == (
-        "build quantize adapt convert distill prune factorize eval bench predict check compare report verify".split()
+        "build quantize prune factorize distill adapt convert eval bench predict check report compare verify".split()
     )
     assert COMMANDS["eval"] == "score_model"
 
