@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from edgekd.builds.recipe import Recipe
 from edgekd.commands.parameter import Argument, Option
+from edgekd.core.bundle.detector_rule import MAX_BATCH
 from edgekd.hardware.target import Target
 
 Paths = str | Path | Sequence[str | Path]
@@ -16,6 +17,10 @@ Model = Annotated[str | Path, Argument("Trained detector: .pt, .tv.pt, .onnx, or
 Artifact = Annotated[str | Path, Argument("A .pt, .onnx, .packed or .edgekd bundle.")]
 Bundle = Annotated[str | Path, Argument("A .edgekd bundle.")]
 Data = Annotated[str | Path, Option("Data set: YOLO folder or YAML, COCO folder or JSON.", group="Input")]
+MaybeData = Annotated[
+    str | Path | None,
+    Option("Data set, as a folder, YAML or JSON. Default: the YAML that a .pt was trained on.", group="Input"),
+]
 Split = Annotated[str, Option("Split to score.", group="Input")]
 TargetName = Annotated[
     str | Path | Target,
@@ -60,6 +65,12 @@ AllowUnsigned = Annotated[
 InputName = Annotated[
     str,
     Option("Frames that the network takes: float32, uint8 or nv12.", group="Target and recipe", flag="--input"),
+]
+MaxBatch = Annotated[
+    int,
+    Option(
+        "Most frames of one run of the engine.", group="Target and recipe", flag="--batch", minimum=1, maximum=MAX_BATCH
+    ),
 ]
 Postprocess = Annotated[
     str, Option("Where the best candidates are selected: host, or graph.", group="Target and recipe")

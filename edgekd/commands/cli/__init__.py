@@ -52,7 +52,7 @@ def new_app(*, add_completion: bool = False, **settings: Any) -> typer.Typer:
 def parser(name: str) -> Any:
     """Import a command; return the parser of its arguments and options, with `params`."""
     alone, command = new_app(), COMMANDS[name]
-    texts = {"help": f"{command.summary}\n\n{command.details}", "epilog": "\n".join(command.examples)}
+    texts: dict[str, Any] = {"help": f"{command.summary}\n\n{command.details}", "epilog": "\n".join(command.examples)}
     alone.command(name, cls=HelpCommand, **texts)(callback(name))
     return typer.main.get_command(alone)
 
