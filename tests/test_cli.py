@@ -402,6 +402,10 @@ def test_a_build_without_json_names_what_it_wrote(
     assert "mAP50-95" in ran.out
     assert "stand-in" in ran.out
     assert "deferred to install" in ran.out
+    assert ran.out.endswith(f"\nnext: edgekd engine {out / 'tiny-xavier.edgekd'} --device ssh://CAMERA\n")
+    shown = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, "--max-size", "100kB")
+    assert shown.code == 3
+    assert "next:" not in shown.out, "a bundle that misses its budget is not for cameras"
 
 
 def test_a_reader_that_stops_reading_is_no_crash() -> None:
