@@ -51,7 +51,7 @@ kit: demo
 camera: $(VENV)/dev.installed
 	$(BIN)/edgekd demo --target examples/camera/virtual-camera.toml --out build/camera/demo
 	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh build/camera \
-	    build/camera/demo/detector-virtual-camera.edgekd build/camera/demo/scenes/images/val
+	    build/camera/demo/detector-virtual-camera.edgekd edgekd/data/demo/scenes/images/val
 	$(BIN)/python examples/camera/machine.py build/camera build/camera/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.

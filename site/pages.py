@@ -109,6 +109,8 @@ def moved() -> dict[str, str]:
         "bench/validation/table.md": "measured/validation-table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
         "examples/demo_detector/README.md": "examples/demo_detector.md",
+        "examples/firmware/README.md": "examples/firmware.md",
+        "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})

@@ -96,7 +96,7 @@ def test_what_was_changed_is_not_installed(
         "description": place_in(swu, b'type = "shellscript"'),
         "signature": place_in(swu, b"sw-description.sig") + 400,
         "bundle": place_in(swu, bundle.read_bytes()[-4000:-3000]),
-        "script": place_in(swu, b'find_agent "$bundle"'),
+        "script": place_in(swu, b'find_agent "$content"'),
     }[part]
     done = swupdate(flipped(swu, tmp_path / "bad.swu", at), keys / "ours.pem", on_camera=on_camera)
     assert done.returncode != 0
