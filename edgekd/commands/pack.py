@@ -39,16 +39,11 @@ MAX_TIMINGS_BYTES = 1 << 26
 
 
 def pack(
-<<<<<<< HEAD
-    source: Annotated[str | Path, Argument("A bundle, or the folder it was unpacked into.")],
-    out: Annotated[str | Path, Option("The file to write.", group="Output")],
-=======
     source: Annotated[
         str | Path,
         Argument("A bundle, or the folder it was unpacked into; for a firmware system a delta or trust file."),
     ],
-    out: Annotated[str | Path, Option("The file to write.")],
->>>>>>> main
+    out: Annotated[str | Path, Option("The file to write.", group="Output")],
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,
@@ -64,11 +59,17 @@ def pack(
         str | None, Option("edgekd, mender, oci, rauc or swupdate. Default: by the name of OUT.", flag="--format")
     ] = None,
     firmware_key: Annotated[
-        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.")
+        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.", group="Security")
     ] = None,
-    firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
-    firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
-    firmware_unsigned: Annotated[bool, Option("Leave the file for SWUpdate or Mender unsigned.")] = False,
+    firmware_cert: Annotated[
+        str | None, Option("The certificate of that key, for RAUC and SWUpdate.", group="Security")
+    ] = None,
+    firmware_intermediate: Annotated[
+        Paths, Option("A certificate between it and the cameras' own.", group="Security")
+    ] = (),
+    firmware_unsigned: Annotated[
+        bool, Option("Leave the file for SWUpdate or Mender unsigned.", group="Security")
+    ] = False,
     compatible: Annotated[
         Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
     ] = (),
