@@ -46,7 +46,7 @@ def engine(
     iterations: Iterations = 200,
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
-    tune: Annotated[bool, Option("Leave in float the layers that are faster so there.")] = False,
+    tune: Annotated[bool, Option("Keep layers in float that are faster so on the device.")] = False,
     builds: Annotated[int, Option("Engines that --tune tries besides INT8 and float.", minimum=0)] = 4,
     data: Annotated[
         str | Path | None, Option("Score what --tune chose on the bundle's data set.", group="Input")

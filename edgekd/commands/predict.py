@@ -25,13 +25,11 @@ def predict_latency(
     target: TargetName = "xavier",
     precision: Annotated[str | None, Option("fp16, int8 or fp32. Default: the graph's own.")] = None,
     batch: Annotated[int, Option("Frames at once.", minimum=1)] = 1,
-    cuda_graph: Annotated[bool, Option("Kernels are launched by a CUDA graph, as by trtexec.")] = False,
-    dla: Annotated[bool, Option("On one core of the DLA, in INT8.")] = False,
-    sparse: Annotated[bool, Option("With 2:4 sparsity of weights, on the DLA.")] = False,
+    cuda_graph: Annotated[bool, Option("Launch kernels by a CUDA graph, as trtexec can.")] = False,
+    dla: Annotated[bool, Option("Predict for one core of the DLA, in INT8.")] = False,
+    sparse: Annotated[bool, Option("Assume 2:4 sparsity of weights, on the DLA.")] = False,
     table: Annotated[str | Path | None, Option("A .toml of times measured on the target itself.")] = None,
-    report: Annotated[
-        str | Path | None, Option("Write a page with the roofline there (.html).", group="Output")
-    ] = None,
+    report: Annotated[str | Path | None, Option("Page with the roofline to write (.html).", group="Output")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
 ) -> PredictResult:

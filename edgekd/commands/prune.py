@@ -52,7 +52,9 @@ def prune(
     max_size: Annotated[
         str | None, Option("Remove until the checkpoint has this size, such as 3MB.", group="Budget")
     ] = None,
-    min_fps: Annotated[float | None, Option("Remove until it makes as many frames a second.", group="Budget")] = None,
+    min_fps: Annotated[
+        float | None, Option("Remove until the detector makes so many frames a second.", group="Budget")
+    ] = None,
     recipe: RecipeName = "prune",
     out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-pruned.", group="Output")] = None,
     scan: Annotated[bool, Option("Also write how sensitive each layer is: sensitivity.json.", group="Output")] = False,

@@ -86,7 +86,10 @@ COMMANDS: dict[str, Command] = {
     "adapt": Command(
         "Make",
         "Adapt a bundle to night, fog or another lens.",
-        ("edgekd adapt detector.edgekd --frames fog --data coco --name fog",),
+        (
+            "edgekd adapt detector.edgekd --frames fog --data coco --name fog",
+            "edgekd adapt detector.edgekd --frames night --data coco --name night --sign release.key",
+        ),
         "It takes frames without labels, and writes a variant and the delta that leads to it.",
     ),
     "convert": Command(
@@ -139,13 +142,16 @@ COMMANDS: dict[str, Command] = {
     "profile": Command(
         "Measure",
         "Time networks on a device, to correct predictions.",
-        ("edgekd profile detector.edgekd --device ssh://camera --out xavier.toml --key release.pub",),
+        (
+            "edgekd profile detector.edgekd --device ssh://camera --out xavier.toml --key release.pub",
+            "edgekd profile small.edgekd large.edgekd --device ssh://camera --out xavier.toml",
+        ),
         "The table goes to `edgekd predict --table`.",
     ),
     "check": Command(
         "Measure",
         "Find what a target cannot run, or runs slowly.",
-        ("edgekd check detector.onnx --target xavier", "edgekd check yolo11n.pt --target orin-nano --dla"),
+        ("edgekd check detector.onnx --target xavier", "edgekd check yolo11n.pt --target xavier --dla"),
         "Each finding says what to change. An ONNX file takes a second, and no PyTorch.",
         function="check.check_model",
     ),
@@ -159,7 +165,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "Measure",
         "Compare two builds: accuracy, sizes, times, stages.",
-        ("edgekd compare runs/first runs/small",),
+        ("edgekd compare runs/first runs/small", "edgekd compare runs/first runs/small --json"),
     ),
     "inspect": Command(
         "Ship",
@@ -207,7 +213,10 @@ COMMANDS: dict[str, Command] = {
     "delta": Command(
         "Ship",
         "Write the delta from one bundle to another.",
-        ("edgekd delta old.edgekd new.edgekd --out update.edgekd-delta",),
+        (
+            "edgekd delta old.edgekd new.edgekd --out update.edgekd-delta",
+            "edgekd delta fog-1.edgekd fog-2.edgekd --out fog.edgekd-delta --json",
+        ),
         "A camera that has the old bundle installs it by `agent.pyz install`.",
     ),
     "engine": Command(
@@ -233,7 +242,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "Operate",
         "List what works here, and how to add what is missing.",
-        ("edgekd doctor",),
+        ("edgekd doctor", "edgekd doctor --json"),
         "It looks for extras, runtimes and devices.",
     ),
 }
