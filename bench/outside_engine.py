@@ -185,7 +185,9 @@ selection it does more. Times are of the processor, so that other programs do no
 Packages: {frame.versions_of(found.packages, PACKAGES)}."""
     # A result without environments is of one process for all contenders.
     if "environments" in found:
-        yield "Every contender has a process of its own; environments of their own have:"
+        yield """\
+Every contender has a process of its own, with one thread. Roboflow inference is `inference-models`, which runs its
+detectors; what `inference` adds, an object of pydantic for each detection, is not counted. Other environments:"""
         yield "\n".join(
             f"- {name}: {frame.versions_of(packages, PEER_PACKAGES)}" for name, packages in found.environments.items()
         )
