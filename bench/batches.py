@@ -55,7 +55,7 @@ def served(engine: Engine, cameras: int, seconds: float) -> dict[str, float]:
 
 
 def alone(found: dict[int, Path], runtime: str) -> list[float]:
-    """Return the CPU milliseconds of a frame on one thread: of the graph for one, and of the other for one and for N."""
+    """Return the CPU milliseconds of a frame on one thread: of the graph for one, of the other for one and for N."""
     (single, several), most = (LocalDevice(runtime_named(runtime), 1).load(path) for path in found.values()), max(found)
     image, _ = letterbox(next(synthetic_frames(*FRAME_SIZE, 1e6)), detector_in(found[1]).spec.preprocess)
     times: list[list[float]] = [[], [], []]
@@ -109,8 +109,8 @@ graph`: one frame a run, and up to {found.batch} at once. {found.rounds} rounds 
         ),
     )
     yield f"""\
-Processor milliseconds of the engine alone for a frame, on one thread, medians of {RUNS} interleaved runs: of the graph for
-one frame, and of the graph with `--batch {found.batch}` on one frame and on {found.batch}."""
+Processor milliseconds of the engine alone for a frame, on one thread, medians of {RUNS} interleaved runs: of the graph
+for one frame, and of the graph with `--batch {found.batch}` on one frame and on {found.batch}."""
     yield table(
         f"model | runtime | graph for one | with batches, 1 frame | {found.batch} frames",
         (f"{row.model} | {row.runtime} | " + " | ".join(f"{ms:.2f}" for ms in row.cpu_ms) for row in found.rows),
@@ -124,7 +124,7 @@ if __name__ == "__main__":
         page,
         Option("--cameras", 4),
         Option("--batch", 4),
-        Option("--models", ["demo", "yolo11n.pt", "yolo26n.pt"], "`demo`, or checkpoints in shared"),
+        Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
         Option("--engines", ["onnxruntime-cpu", "openvino-cpu"]),
         Option("--rounds", 3),
         Option("--seconds", 5.0),
