@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import drawing
 from generated import between, write
 from result_values import Row, average, by_method, detector, grouped, number, only, percent, result, score, share, table
-from results import coded_share, coded_share_of, map_of
+from results_accuracy import coded_share, coded_share_of, map_of
 
 from edgekd.core.toml import read_toml
 

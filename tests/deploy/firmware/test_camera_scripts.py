@@ -16,16 +16,10 @@ from firmware import OnCamera, flipped, new_camera, run
 
 from edgekd.agent.state.trial import TRIES
 from edgekd.core.bundle.archive import read_head
+from edgekd.deploy.agent_zipapp import agent_archive
 from edgekd.deploy.delta import run as make_delta
 from edgekd.deploy.firmware.types import camera_script
 
-AGENT_OF_A_USER = """import json, pathlib, sys
-state = pathlib.Path(sys.argv[sys.argv.index("--state") + 1])
-if sys.argv[1] == "install":
-    (state / "installed").write_bytes(open(sys.argv[2], "rb").read())
-print(json.dumps({"result": {"changed": False, "active": None}}))
-"""
-"""Stands in for the agent where a user may not read the one of this checkout."""
 SYSTEMS = ("mender", "rauc", "swupdate")
 
 
@@ -245,19 +239,22 @@ def test_an_engine_that_is_too_slow_is_a_failed_update(in_service: OnCamera, bun
     assert in_service.serves(bundle)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("runuser") is None, reason="needs root and runuser")
-def test_with_a_user_of_its_own_the_agent_is_not_root(bundle: Path) -> None:
-    """The user can enter neither the folder that the file is in, nor make a state folder."""
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runuser") or not Path("/usr/bin/python3").exists(),
+    reason="needs root, runuser, and a Python that everybody may run",
+)
+def test_with_a_user_of_its_own_the_agent_is_not_root(trust: Path) -> None:
+    """The user can neither enter the folder of the file nor make a state folder. A trust file needs no NumPy."""
     with tempfile.TemporaryDirectory() as name:
         on_camera = new_camera(Path(name, "camera"))
         Path(name).chmod(0o755)
-        on_camera.settle(user="nobody", python="/usr/bin/python3", agent=f"{name}/agent.py")
-        Path(name, "agent.py").write_text(AGENT_OF_A_USER, "utf-8")
+        (on_camera.folder / "agent.pyz").write_bytes(agent_archive())
+        on_camera.settle(user="nobody", python="/usr/bin/python3")
         (on_camera.folder / "mounted").mkdir(mode=0o700)
-        done = as_rauc(on_camera, bundle)
+        done = as_rauc(on_camera, trust, file="trust.json")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert (on_camera.state / "installed").read_bytes() == bundle.read_bytes()
-        assert (on_camera.state / "installed").owner() == "nobody"
+        kept = on_camera.state / "trust.json"
+        assert (kept.read_bytes(), kept.owner(), on_camera.state.owner()) == (trust.read_bytes(), "nobody", "nobody")
 
 
 # ----------------------------------------------------------------------------------------------------------- SWUpdate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -67,3 +68,14 @@ def test_settings_of_the_page_are_those_of_the_layer() -> None:
     (quoted,) = re.findall(r"^```sh\n# install.conf\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     layer = ROOT / "examples" / "meta-edgekd" / "recipes-edgekd" / "edgekd" / "files" / "install.conf"
     assert layer.read_text("utf-8").endswith(quoted)
+
+
+def test_figures_of_the_page_are_those_measured() -> None:
+    rows = json.loads((ROOT / "bench" / "results" / "agent_memory.json").read_text("utf-8"))["resources"]
+    figures = [
+        [", ".join(f"{size / 1e6:.1f}" for size in row["bytes"].values()) for row in rows],
+        *([f"{row['disk'][name] / 1e6:.1f}" for row in rows] for name in ("two slots", "two models")),
+        *([f"{row['peak_mb'][name]:.0f}" for row in rows] for name in ("verify", "install", "serve")),
+    ]
+    table = PAGE[PAGE.index("| | demo detector | YOLO11n |") :].split("\n\n")[0].splitlines()[2:]
+    assert [line.strip("| ").split(" | ")[1:] for line in table] == figures
