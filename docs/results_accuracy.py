@@ -126,7 +126,7 @@ def coded_share_of(model: str, part: float) -> float:
     rows = [row for row in result("coded_weights")["rows"] if row["model"] == model]
     whole: dict[str, float] = only(rows, form="float32")["scores"]
     drawn = [row["scores"] for row in rows if row["form"] == "coded" and row["part"] == part]
-    return mean(value / whole[split] for scores in drawn for split, value in scores.items())
+    return float(mean(value / whole[split] for scores in drawn for split, value in scores.items()))
 
 
 # Training

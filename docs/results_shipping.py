@@ -180,8 +180,8 @@ def hostile_input() -> str:
     accepted, crashed = count(run["accepted"]), count(run["crashes"])
     succeeded = count(sum(not row["holds"] for row in attacks))
     return f"""\
-- **Hostile input.** Of {number(run["attempts"])} mutated bundles, trust files, models and texts {accepted} was accepted,
-  and {crashed} crashed a reader {link("mutations")}. Of {len(attacks)} attacks {succeeded}
+- **Hostile input.** Of {number(run["attempts"])} mutated bundles, trust files, models and texts {accepted} was
+  accepted, and {crashed} crashed a reader {link("mutations")}. Of {len(attacks)} attacks {succeeded}
   succeeded {link("attacks")}."""
 
 
