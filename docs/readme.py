@@ -28,7 +28,7 @@ def results() -> str:
     """Return the table of results: six rows, also those in which edgekd is behind."""
     rows = [*quantization(), *training(), *speed()]
     lines = ([what, ours, theirs, f"[{name}](bench/results/{name}.md)"] for what, ours, theirs, name in rows)
-    return table(["", "edgekd", "beside it", "table"], lines) + "\n"
+    return table(["", "edgekd", "compared with", "table"], lines) + "\n"
 
 
 def quantization() -> list[tuple[str, str, str, str]]:
@@ -50,14 +50,14 @@ def quantization() -> list[tuple[str, str, str, str]]:
     coded = result("coded_weights")["models"]
     return [
         (
-            f"mAP50-95 kept in INT8, untrained: {names}",
+            f"mAP50-95 kept in INT8 without training: {names}",
             ", ".join(kept[PTQ]),
             f"{tool} {', '.join(kept[peer])}",
             "calibration_draws",
         ),
-        ("seconds for that", ", ".join(seconds[PTQ]), f"{tool} {', '.join(seconds[peer])}", "calibration_draws"),
+        ("seconds of that", ", ".join(seconds[PTQ]), f"{tool} {', '.join(seconds[peer])}", "calibration_draws"),
         (
-            f"kept in 1/{PART:g} of the float file, untrained, mean of {len(coded)} detectors",
+            f"kept in 1/{PART:g} of the float file without training, {len(coded)} detectors",
             percent(coded_share(PART)),
             "",
             "coded_weights",
