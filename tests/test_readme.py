@@ -57,8 +57,9 @@ def test_its_pictures_are_there_small_and_described() -> None:
     for path in shown:
         assert (ROOT / path).stat().st_size <= 300_000
         assert not re.search(rb"(?:url\(|href=)['\"]?http", (ROOT / path).read_bytes()), "asks nobody else"
-    for tag in re.findall(r"<img [^>]*>", README):
-        assert re.search(r'alt="[^"]+"', tag), tag
+    for path, text in re.findall(r'<img src="([^"]+)" alt="([^"]+)"', README):
+        assert "badge" not in path or f"<title>{text}</title>" in (ROOT / path).read_text("utf-8")
+    assert README.count("<img ") == README.count(' alt="')
 
 
 def test_what_a_forge_reads_is_well_formed() -> None:
