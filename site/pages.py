@@ -108,6 +108,7 @@ def moved() -> dict[str, str]:
         "bench/validation/README.md": "measured/validation.md",
         "bench/validation/table.md": "measured/validation-table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
+        "examples/camera/README.md": "examples/camera.md",
         "examples/demo_detector/README.md": "examples/demo_detector.md",
         "examples/firmware/README.md": "examples/firmware.md",
         "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
