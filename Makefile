@@ -9,7 +9,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --n
 # Folder of the virtual camera: packages, keys, disk.
 CAMERA := build/camera
 
-.PHONY: demo test test-slow test-release test-camera coverage test-gpu gpu kit camera check docs schemas bench clean
+.PHONY: demo test test-slow test-release test-camera coverage test-gpu gpu kit camera check docs schemas wheel bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -50,7 +50,7 @@ gpu: $(VENV)/gpu.installed
 kit: demo
 	$(BIN)/python kit/pack.py --bundle runs/demo/detector-xavier.edgekd --out build/edgekd-validation-kit.tar.gz
 
-## The virtual camera, from Debian's packages to detections: docs/virtual-camera.md. In build/camera.
+## The virtual camera, from Debian's packages to detections: docs/virtual_camera.md. In build/camera.
 camera: $(VENV)/dev.installed
 	[ -d $(CAMERA)/scenes ] || PYTHONPATH=tests $(BIN)/python -c "import pathlib, tiny; folder = pathlib.Path('$(CAMERA)'); \
 	    tiny.write_data(folder / 'scenes'); tiny.write_model(folder / 'tiny.onnx')"
@@ -65,10 +65,19 @@ camera: $(VENV)/dev.installed
 docs: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests.
+## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests; the
+## results, from those of benchmarks.
 schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/schemas/generate.py
 	$(BIN)/python docs/families.py
+	$(BIN)/python docs/results.py
+	$(BIN)/python docs/readme.py
+
+## The wheel and the source distribution, in dist/.
+wheel: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "build>=1.2"
+	rm -rf build/lib dist
+	$(BIN)/python -m build --quiet --outdir dist
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

@@ -43,11 +43,11 @@ def pack(
         str | Path,
         Argument("A bundle, or the folder it was unpacked into; for a firmware system a delta or trust file."),
     ],
-    out: Annotated[str | Path, Option("The file to write.")],
+    out: Annotated[str | Path, Option("File to write.", group="Output")],
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,
-    role: Annotated[str | None, Option("The model of a camera (--model there) that alone may take it.")] = None,
+    role: Annotated[str | None, Option("Only model of a camera (--model there) that may take the bundle.")] = None,
     licence: Licence = None,
     slim: Annotated[bool, Option("Leave out what a camera with an agent of its own does not read.")] = False,
     measured: Annotated[
@@ -59,16 +59,22 @@ def pack(
         str | None, Option("edgekd, mender, oci, rauc or swupdate. Default: by the name of OUT.", flag="--format")
     ] = None,
     firmware_key: Annotated[
-        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.")
+        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.", group="Security")
     ] = None,
-    firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
-    firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
-    firmware_unsigned: Annotated[bool, Option("Leave the file for SWUpdate or Mender unsigned.")] = False,
+    firmware_cert: Annotated[
+        str | None, Option("The certificate of that key, for RAUC and SWUpdate.", group="Security")
+    ] = None,
+    firmware_intermediate: Annotated[
+        Paths, Option("A certificate between it and the cameras' own.", group="Security")
+    ] = (),
+    firmware_unsigned: Annotated[
+        bool, Option("Leave the file for SWUpdate or Mender unsigned.", group="Security")
+    ] = False,
     compatible: Annotated[
-        Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
+        Sequence[str], Option("Name of the device in the firmware system. Default: the bundle's.")
     ] = (),
     state: Annotated[str | None, Option("Folder of the slots on the camera.")] = None,
-    model: Annotated[str | None, Option("The model of a camera that it is for, if not what its role says.")] = None,
+    model: Annotated[str | None, Option("Model of a camera that the file is for. Default: the bundle's role.")] = None,
     rauc_plain: Annotated[bool, Option("RAUC's format for cameras without dm-verity.")] = False,
     mender_module: Annotated[str | Path | None, Option("Also write the update module that cameras need.")] = None,
 ) -> Verified:

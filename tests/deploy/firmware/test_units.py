@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -35,9 +36,17 @@ def unit_of(path: Path) -> ConfigParser:
     return parser
 
 
-def test_systemd_accepts_all_units() -> None:
+@pytest.mark.parametrize("agent", ["of the firmware", "on the data partition"])
+def test_systemd_accepts_all_units(tmp_path: Path, agent: str) -> None:
     need("systemd-analyze")
-    done = run("systemd-analyze", "verify", "--man=no", *UNITS)
+    for unit in UNITS:
+        shutil.copy(unit, tmp_path)
+    if agent == "on the data partition":
+        for name in ("edgekd-.service.d", "camera.service.d"):
+            (tmp_path / name).mkdir()
+            shutil.copy(FIRMWARE / "systemd" / "agent-on-data.conf", tmp_path / name)
+    units = [tmp_path / unit.name for unit in UNITS]
+    done = run("systemd-analyze", "verify", "--man=no", *units, environment={"SYSTEMD_UNIT_PATH": f"{tmp_path}:"})
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -192,13 +201,15 @@ open({log!r}, "a").write(sys.argv[1] + "\\n")
 """
 
 
-def commit(folder: Path, *, trial: bool, counts: list[int], model: str = "new", ok: bool = True) -> Any:
+def commit(
+    folder: Path, *, trial: bool, counts: list[int], model: str = "new", ok: bool = True, seconds: float = 60
+) -> Any:
     """Run the program against an agent that only answers, while the camera's status goes through some counts."""
     log, agent, status = folder / "log", folder / "agent.py", folder / "status.json"
     service = {"trial": {} if trial else None, "active": {"identity": "new"}}
     agent.write_text(STUB.format(answer={"ok": True, "result": service}, ok=ok, log=str(log)), "utf-8")
     program = (FIRMWARE / "commit_when_healthy.py").read_text("utf-8")
-    options = ("--agent", agent, "--status", status, "--frames", 10, "--seconds", 1)
+    options = ("--agent", agent, "--status", status, "--frames", 10, "--seconds", seconds)
     script = f"""import json, sys, time
 counts = {counts}
 def sleep(_):
@@ -234,12 +245,12 @@ def test_without_a_trial_there_is_nothing_to_commit(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_does_not_work_is_not_committed(tmp_path: Path, counts: list[int], model: str, words: str) -> None:
-    done, called = commit(tmp_path, trial=True, counts=counts, model=model)
+    done, called = commit(tmp_path, trial=True, counts=counts, model=model, seconds=0.3)
     assert (done.returncode, called) == (1, ["status"])
     assert words in done.stderr
 
 
 def test_a_commit_that_the_agent_refuses_is_a_failure(tmp_path: Path) -> None:
-    done, called = commit(tmp_path, trial=True, counts=[3, 13], ok=False)
+    done, called = commit(tmp_path, trial=True, counts=[3, 13], ok=False, seconds=0.3)
     assert (done.returncode, "in use" in done.stderr) == (1, True)
     assert called.count("commit") >= 1
