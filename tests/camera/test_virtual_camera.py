@@ -268,7 +268,10 @@ def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> N
         known = "".join((each.ssh_config.parent / "known_hosts").read_text("ascii") for each in (camera, second))
         (camera.ssh_config.parent / "known_hosts").write_text(known, "ascii")
         options = ("--iterations", "5", "--seconds", "0.1", "--out", str(work / "fleet"))
-        fleet = edgekd("engine", str(work / "model-6.edgekd"), "--fleet", str(work / "fleet.toml"), *options)
+        bundle, signed = str(work / "fleet.edgekd"), ("--sign", str(image.key("release.key")))  # by the keys of both
+        signed = (*signed, "--sign", str(work / "next.key"), "--version-counter", "7")
+        edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", bundle, *signed)
+        fleet = edgekd("engine", bundle, "--fleet", str(work / "fleet.toml"), *options, home=camera.home)
         assert [board["error"] for board in fleet["boards"]] == [None, None]
 
 
