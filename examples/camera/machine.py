@@ -119,12 +119,11 @@ class Machine:
         self.port = _free_port()
         write_ssh_settings(self.image, self.home, self.port)
         with self.console.open("ab") as console:
-            self._process = subprocess.Popen(
-                qemu_command(self.image, self.overlay, self.port, self.options),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-            )
+            self._process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+
+    def command(self) -> list[str]:
+        """Return the command that runs the machine, at the current port."""
+        return qemu_command(self.image, self.overlay, self.port, self.options)
 
     def wait_for_ssh(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
         """Wait until the SSH server answers; return the seconds. Raises RuntimeError with the end of the console."""
