@@ -57,6 +57,18 @@ def test_a_result_is_called_older_until_it_is_measured_again(monkeypatch: pytest
     assert values.link("a") == "([table](../bench/results/a.md))"
 
 
+def test_a_search_is_reported_once_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    accuracy = importlib.import_module("results_accuracy")
+    for module in (accuracy, sys.modules["result_values"]):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    assert not list(accuracy.search())
+    share, worst = {"random": 1.0, "edgekd": 0.25}, {"random": 1.0, "edgekd": 0.4}
+    content = {"rows": [{}, {}], "candidates": 40, "share": share, "worst": worst}
+    (tmp_path / "search_efficiency.json").write_text(json.dumps(content))
+    (block,) = accuracy.search()
+    assert "edgekd 0.25 (at most 0.40)" in block
+
+
 def test_paragraphs_and_items_are_wrapped_and_tables_are_not() -> None:
     wrapped = importlib.import_module("result_values").wrapped
     items = wrapped(f"- {'word ' * 40}\n  more\n- next")
