@@ -58,6 +58,7 @@ camera: $(VENV)/dev.installed
 	    --out $(CAMERA)/model
 	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh $(CAMERA) \
 	    $(CAMERA)/model/tiny-virtual-camera.edgekd $(CAMERA)/scenes/images/val
+	rm -rf $(CAMERA)/machine
 	$(BIN)/python examples/camera/machine.py $(CAMERA) $(CAMERA)/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
