@@ -19,7 +19,7 @@ def observe(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) ->
     Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
     """
     histograms = {name: MagnitudeHistogram() for name in tensors}
-    for values in _values(model, tensors, frames):
+    for values in activations(model, tensors, frames):
         for name, value in values.items():
             try:
                 histograms[name].add(value)
@@ -30,7 +30,7 @@ def observe(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) ->
     return histograms
 
 
-def _values(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def activations(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Return the tensors for each frame; the next frame runs while the caller handles this one."""
     session, input_name = _session_with_outputs(model, tensors)
     watched = [name for name in tensors if name != input_name]
