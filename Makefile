@@ -6,15 +6,15 @@ BIN := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-release coverage test-gpu gpu kit check docs schemas bench clean
+.PHONY: demo test test-slow test-release test-camera coverage test-gpu gpu kit camera check docs schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones and those of a release, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones, those of a release and of the virtual camera, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
-	$(PYTEST) -m "not slow and not release"
+	$(PYTEST) -m "not slow and not release and not camera"
 
 ## Run the slow tests: every family of detectors, every way to train, builds of real models.
 test-slow: $(VENV)/dev.installed
@@ -24,6 +24,10 @@ test-slow: $(VENV)/dev.installed
 test-release: $(VENV)/dev.installed
 	$(BIN)/pip install --quiet -e ".[libreyolo]"
 	$(PYTEST) -m release
+
+## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. About an hour.
+test-camera: camera
+	EDGEKD_CAMERA=build/camera $(BIN)/python -m pytest -m camera
 
 ## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
@@ -42,6 +46,13 @@ gpu: $(VENV)/gpu.installed
 ## The validation kit, for a Jetson that is not at hand: the demo's bundle, the agent, run.sh. In build/.
 kit: demo
 	$(BIN)/python kit/pack.py --bundle runs/demo/detector-xavier.edgekd --out build/edgekd-validation-kit.tar.gz
+
+## The virtual camera, from Debian's packages to detections: docs/virtual_camera.md. In build/camera.
+camera: $(VENV)/dev.installed
+	$(BIN)/edgekd demo --target examples/camera/virtual-camera.toml --out build/camera/demo
+	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh build/camera \
+	    build/camera/demo/detector-virtual-camera.edgekd build/camera/demo/scenes/images/val
+	$(BIN)/python examples/camera/machine.py build/camera build/camera/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed

@@ -77,20 +77,21 @@ def frame(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_run_is_recorded_with_its_settings_and_its_page_can_be_written_again(
     frame: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "new folder" / "result.json"
     options = (frame.Option("builds", nargs="*", type=Path), frame.Option("--count", 1), frame.Option("--only", []))
-    monkeypatch.setattr(sys, "argv", ["bench", "here/a", "b", "--count", "3", "--out", str(tmp_path / "result.json")])
+    monkeypatch.setattr(sys, "argv", ["bench", "here/a", "b", "--count", "3", "--out", str(out)])
     with pytest.raises(SystemExit, match="0"):
         frame.main(run, page, *options)
-    found = json.loads((tmp_path / "result.json").read_bytes())
+    found = json.loads(out.read_bytes())
     assert found["command"] == "python bench/test_bench_pages.py a b --count 3 --threads 2"
     assert (found["count"], found["only"], "builds" in found) == (3, [], False), "paths are no settings"
-    written = (tmp_path / "result.md").read_text("utf-8")
+    written = out.with_suffix(".md").read_text("utf-8")
     assert written.startswith(f"3 of 3: `{found['command']}`")
-    (tmp_path / "result.md").unlink()
-    monkeypatch.setattr(sys, "argv", ["bench", "--page", "--out", str(tmp_path / "result.json")])
+    out.with_suffix(".md").unlink()
+    monkeypatch.setattr(sys, "argv", ["bench", "--page", "--out", str(out)])
     with pytest.raises(SystemExit, match="0"):
         frame.main(run, page, *options, holds=lambda found: len(found.rows) == 3)
-    assert (tmp_path / "result.md").read_text("utf-8") == written
+    assert out.with_suffix(".md").read_text("utf-8") == written
     with pytest.raises(SystemExit, match="1"):
         frame.main(run, page, *options, holds=lambda found: False)
 

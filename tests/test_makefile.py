@@ -31,7 +31,8 @@ def test_the_targets_leave_out_no_test_and_ci_runs_two_of_them() -> None:
     commands = [make("--dry-run", target).stdout.splitlines()[-1].split(" -m ")[1:] for target in targets]
     options, selections = zip(*commands, strict=True)
     assert len(set(options)) == 1, "the same options"
-    assert selections == ('"not slow and not release"', "slow", "release")
+    assert selections == ('"not slow and not release and not camera"', "slow", "release")
+    assert make("--dry-run", "test-camera").stdout.splitlines()[-1].endswith("-m camera")
     assert {"make test", "make test-slow"} <= set((ROOT / ".ci" / "run").read_text("utf-8").splitlines())
 
 

@@ -15,6 +15,7 @@ from edgekd.builds.stages import compile as compile_stage
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.calibrate import calibration_source
 from edgekd.builds.stages.score import SCORED
+from edgekd.compress.steps import Resize
 from edgekd.core.benchmark import Basis
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -59,11 +60,13 @@ def data_of(request: BuildRequest) -> Dataset:
 
 def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -> BuildRecord:
     """Run the stages that are the same on every machine: export, compress, check and score. Raises as `build`."""
-    scored, target = dataset.split(SCORED), request.target
-    model, head, trust = request.model, request.head, request.trust_checkpoint
+    target, model, head, trust = request.target, request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
     refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
+    if request.recipe.first(Resize) is None:
+        interface.run(context, before, request.interface)  # what is impossible should not cost a training first
     checked = check.run(context, before, target, "fp32")
+    scored = dataset.split(SCORED, before.result.spec.head.task)
     data = context.fingerprint(scored)
     first_score = score.run(context, before, scored, data, "fp32")
     record = BuildRecord(

@@ -174,7 +174,7 @@ def _variant(
     made = adapt_graph(base, scratch / "variant.onnx", spec, known, frames, progress)
     clean = shown = None
     if score and "val" in dataset.splits:
-        scored = dataset.split("val")
+        scored = dataset.split("val", spec.head.task)
         twins = write_shifted(scored, made.look, spec.preprocess, scratch / "shown", progress)
         clean, shown = (
             _scores(base, made.graph, spec, split, progress, label)

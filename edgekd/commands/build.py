@@ -21,6 +21,7 @@ from edgekd.commands.options import (
     Keep,
     Keys,
     Licence,
+    MaxBatch,
     Model,
     Paths,
     PlanFile,
@@ -74,6 +75,7 @@ def build(
     licence: Licence = None,
     input_format: InputName = "float32",
     postprocess: Postprocess = "host",
+    max_batch: MaxBatch = 1,
     bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
@@ -100,13 +102,12 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
-        interface=interface_of(input_format, postprocess, chosen),
+        interface=interface_of(input_format, postprocess, chosen, max_batch),
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
-    if searches:
-        settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
-        job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings)
+    settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
+    job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings) if searches else job
     return pipeline.build(job, progress, signers)
 
 

@@ -100,12 +100,12 @@ def convert(
     _require_place(path, place, kind)
     kind.require()
     dataset = load_dataset(Path(data)) if data else None
-    scored = dataset.split(split) if dataset else None
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         work, classes = Path(scratch), dataset.classes if dataset else ()
         with opened(path, head, classes, trust_checkpoint) as (graph, spec):
             if dataset:
                 require_classes(spec, dataset)
+            scored = dataset.split(split, spec.head.task) if dataset else None
             source = prepare(graph, spec, request.precision, work, _cached_scales(path))
             written, result = _compared(path, source, kind, request, place, work, scored, progress)
         _publish(work / MADE, written, place, kind)

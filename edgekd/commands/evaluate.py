@@ -70,7 +70,7 @@ def score_model(
     rare = () if tail is None else rare_classes(dataset.split("train"), dataset.classes, tail)
     with runnable(Path(artifact), head, dataset.classes, trust_checkpoint) as (graph, spec, engine):
         require_classes(spec, dataset)
-        found = evaluate(graph, spec, dataset.split(split), progress, engine=engine)
+        found = evaluate(graph, spec, dataset.split(split, spec.head.task), progress, engine=engine)
     tails = None if tail is None else tail_score(found.score.per_class, rare, tail)
     images, reasons = zip(*found.skipped, strict=True) if found.skipped else ((), ())
     return Scored(found.score, tails, time.perf_counter() - began, images, reasons)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from edgekd.builds.recipe import Recipe
 from edgekd.commands.parameter import Argument, Option
+from edgekd.core.bundle.detector_rule import MAX_BATCH
 from edgekd.hardware.target import Target
 
 Paths = str | Path | Sequence[str | Path]
@@ -46,6 +47,7 @@ AllowUnsigned = Annotated[
     bool, Option("Run the bundle's own agent on a camera, though neither --trust nor --key vouches for it.")
 ]
 InputName = Annotated[str, Option("What the network takes: float32, uint8, or nv12 frames.", flag="--input")]
+MaxBatch = Annotated[int, Option("Most frames of one run of the engine.", flag="--batch", minimum=1, maximum=MAX_BATCH)]
 Postprocess = Annotated[str, Option("Who selects the best candidates: host, or graph.")]
 Licence = Annotated[str | None, Option("SPDX licence expression of the model.")]
 SecretFile = Annotated[str | Path | None, Option("File with the passphrase or PIN.")]

@@ -218,10 +218,11 @@ def _is_network(job: QuantizeJob) -> bool:
 def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
     """Quantize a detector: scored on `val`, calibrated and planned on `train`."""
     dataset = load_dataset(job.data)
-    scored = dataset.split(SCORED)
-    calibration_source(job.calibration, dataset)  # a mistake in it should not cost an export first
+    dataset.split(SCORED)  # a mistake in it, or in the choice of images, should not cost an export first
+    calibration_source(job.calibration, dataset)
     trust = job.trust_checkpoint
     detector, before = export.run_model(context, job.model, job.head, dataset, EXPORT_OPSET, trust=trust)
+    scored = dataset.split(SCORED, before.result.spec.head.task)
     data = context.fingerprint(scored)
     first = score.run(context, before, scored, data, "fp32").result
     step, *trainings = job.recipe.steps

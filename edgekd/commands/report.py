@@ -28,6 +28,7 @@ from edgekd.commands.arguments import path_or_none
 from edgekd.commands.compare import Finished, opened
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.atomic_files import write_file
+from edgekd.core.detection.types import spec_from_json
 from edgekd.core.errors import DataError, EdgeKDError, SpecError
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.typed_values import from_plain
@@ -147,7 +148,7 @@ def _scored(data: Path | None, finished: Finished, context: StageContext) -> tup
     if place is None:
         return None, "the data: its path is not in this ledger; pass --data"
     try:
-        split = load_dataset(place).split(SCORED)
+        split = load_dataset(place).split(SCORED, spec_from_json(finished.manifest.detector).head.task)
         if context.fingerprint(split) != finished.manifest.lineage.data_sha256:
             raise DataError(
                 f"{place}: not what this build was scored on",

@@ -33,10 +33,10 @@ from edgekd.data.source_files import (
     shown,
 )
 from edgekd.data.subset import WHOLE, read_subset
-from edgekd.data.types import Dataset, Sample, Split
+from edgekd.data.types import OUTLINED, Dataset, Sample, Split
 
 if TYPE_CHECKING:
-    from edgekd.core.detection.types import DetectorSpec
+    from edgekd.core.detection.types import DetectorSpec, Task
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
@@ -140,7 +140,7 @@ def _load_yaml(source: Path, file: Path, depth: int) -> Dataset:
         return subset.select(_load(subset.whole, subset.whole.absolute(), depth + 1))
     root = file.parent / str(settings.get("path") or ".")
     classes, keypoints = _class_names(settings.get("names"), file), keypoint_shape(settings, file)
-    readers: dict[str, Callable[[], Split]] = {}
+    readers: dict[str, Callable[[Task], Split]] = {}
     for name in SPLITS:
         key = name if name in settings else next((key for key in settings if _split_name(str(key)) == name), name)
         setting = settings.get(key)
@@ -193,17 +193,17 @@ def _class_names(names: object, file: Path) -> tuple[str, ...]:
 
 def _yolo_split(
     name: str, places: Sequence[Path], classes: tuple[str, ...], keypoints: tuple[int, int] | None = None
-) -> Callable[[], Split]:
+) -> Callable[[Task], Split]:
     return cache(partial(_read_yolo_split, name, places, classes, keypoints))
 
 
 def _read_yolo_split(
-    name: str, places: Sequence[Path], classes: tuple[str, ...], keypoints: tuple[int, int] | None
+    name: str, places: Sequence[Path], classes: tuple[str, ...], keypoints: tuple[int, int] | None, task: Task
 ) -> Split:
     images = tuple(dict.fromkeys(image for place in places for image in _images_at(place)))
     label_folders = {folder: _label_folder(folder) for folder in {image.parent for image in images}}
     files = [label_folders[image.parent] / f"{image.stem}.txt" for image in images]
-    truths = read_labels(files, len(classes), keypoints)
+    truths = read_labels(files, len(classes), keypoints, polygons=task in OUTLINED)
     return Split(name, tuple(map(Sample, images, truths)))
 
 
@@ -278,11 +278,11 @@ def _load_coco(source: Path, files: Mapping[str, Path]) -> Dataset:
     classes = _class_names(list(categories.values()), smallest)
     keypoints = category_keypoints(documents[smallest]["categories"])
 
-    def read(name: str, file: Path) -> Split:
+    def read(name: str, file: Path, task: Task) -> Split:
         document = documents.pop(file, None) or _read_coco(file)
         if _categories(document, file) != categories:
             raise DataError(f"{file} has other categories than {smallest}", expected="the same in all splits")
-        return _read_coco_split(name, file, document, list(categories), keypoints)
+        return _read_coco_split(name, file, document, list(categories), keypoints, task)
 
     readers = {name: cache(partial(read, name, file)) for name, file in files.items()}
     return Dataset(source, classes, readers, keypoints)
@@ -323,7 +323,12 @@ def _name(value: object) -> str:
 
 
 def _read_coco_split(
-    name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int], keypoints: int | None
+    name: str,
+    file: Path,
+    document: Mapping[str, Any],
+    category_ids: Sequence[int],
+    keypoints: int | None,
+    task: Task,
 ) -> Split:
     images, annotations = document["images"], document["annotations"]
     try:
@@ -349,7 +354,7 @@ def _read_coco_split(
 
     boxes = _coco_boxes(table[:, 2:6], shapes[owner], where)
     points = None if keypoints is None else annotated_keypoints(annotations, keypoints, shapes[owner], where)
-    outlines = annotated_outlines(annotations, boxes, shapes[owner])
+    outlines = annotated_outlines(annotations, boxes, shapes[owner]) if task in OUTLINED else None
     truths = truths_per_image(owner, len(images), boxes, table[:, 1], table[:, 6] != 0, points, outlines)
     return Split(name, tuple(map(Sample, _coco_images(file, names), truths)))
 

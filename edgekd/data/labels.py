@@ -32,8 +32,8 @@ class Truth:
     crowd: bool [n], boxes around many objects, which COCO scoring ignores;
     keypoints: float32 [n, k, 3] x, y as fractions, and visibility: 0 for not labelled, 1 for hidden, 2 for visible;
     None for a data set without keypoints;
-    polygons: for each object its outline, one or several parts float32 [k, 2] x, y as fractions; None unless every
-    label of the split has one.
+    polygons: for each object its outline, one or several parts float32 [k, 2] x, y as fractions; None unless they were
+    read, and every label of the split has one.
     """
 
     boxes: NDArray[np.float32]
@@ -46,16 +46,19 @@ class Truth:
         return len(self.classes)
 
 
-def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[int, int] | None = None) -> list[Truth]:
+def read_labels(
+    files: Sequence[Path], class_count: int, keypoint_shape: tuple[int, int] | None = None, *, polygons: bool = False
+) -> list[Truth]:
     """Read one label file per image; a missing one means an image without objects.
 
-    keypoint_shape: number of keypoints of an object, and numbers of each in a row, 2 or 3.
+    keypoint_shape: number of keypoints of an object, and numbers of each in a row, 2 or 3; polygons: keep those of
+    the rows beside their boxes.
 
     Raises DataError naming the file and line of an invalid label, or if there is no label file at all.
     """
     rows: list[Sequence[str | float]] = []
     points: list[Sequence[str]] = []
-    polygons: list[Outline] = []
+    outlines: list[Outline] = []
     owners: list[int] = []
     lines: list[int] = []
     absent = 0
@@ -77,7 +80,8 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
             elif len(fields) != 5:
                 label, polygon = _polygon(line, f"{file} line {number}")
                 fields = [label, *_box_around(polygon)]
-                polygons.append((polygon.clip(0, 1).astype(np.float32),))
+                if polygons:
+                    outlines.append((polygon.clip(0, 1).astype(np.float32),))
             rows.append(fields)
             owners.append(owner)
             lines.append(number)
@@ -92,7 +96,7 @@ def read_labels(files: Sequence[Path], class_count: int, keypoint_shape: tuple[i
     boxes = np.concatenate([table[:, 1:3] - size, table[:, 1:3] + size], axis=1)
     keypoints = keypoint_table(_numbers(points, where), keypoint_shape, where) if keypoint_shape else None
     crowd = np.zeros(len(table), bool)
-    outlined = polygons if len(polygons) == len(rows) else None
+    outlined = outlines if polygons and len(outlines) == len(rows) else None
     return truths_per_image(np.array(owners, np.int64), len(files), boxes, table[:, 0], crowd, keypoints, outlined)
 
 

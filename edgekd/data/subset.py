@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.atomic_files import write_file
+from edgekd.core.detection.types import Task
 from edgekd.core.errors import DataError
 from edgekd.data.types import Dataset, Split
 
@@ -34,9 +35,9 @@ class SplitPart:
     only: tuple[int, ...] | None = None
     without: tuple[int, ...] = ()
 
-    def select(self, name: str, whole: Dataset) -> Split:
-        """Return the images as a split of this name. Raises DataError for an index out of range."""
-        samples = whole.split(self.of).samples
+    def select(self, name: str, whole: Dataset, task: Task) -> Split:
+        """Return the images as a split of this name, with labels for a task. Raises DataError for another index."""
+        samples = whole.split(self.of, task).samples
         chosen, excluded = range(len(samples)) if self.only is None else self.only, set(self.without)
         invalid = next((index for index in (*chosen, *self.without) if not 0 <= index < len(samples)), None)
         if invalid is not None:

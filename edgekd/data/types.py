@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.core.detection.types import Task
 from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
+
+OUTLINED = frozenset[Task]({"obb", "segment"})
+"""Tasks that are scored by the polygons of labels; the others read boxes alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +42,13 @@ class Split:
 class Dataset:
     """A labelled data set.
 
-    source: folder or file it was loaded from; classes: names, indexed by class id; splits: reads a split, by its name;
-    keypoints: number of each object's, None where objects have none.
+    source: folder or file it was loaded from; classes: names, indexed by class id; splits: reads a split for a task, by
+    its name; keypoints: number of each object's, None where objects have none.
     """
 
     source: Path
     classes: tuple[str, ...]
-    splits: Mapping[str, Callable[[], Split]]
+    splits: Mapping[str, Callable[[Task], Split]]
     keypoints: int | None = None
 
     @property
@@ -52,15 +56,18 @@ class Dataset:
         """Base folder of relative paths into the data set."""
         return self.source if self.source.is_dir() else self.source.parent
 
-    def split(self, name: str) -> Split:
-        """Read the split `name`. Raises DataError where it is missing or empty, or a label is invalid."""
+    def split(self, name: str, task: Task = "detect") -> Split:
+        """Read the split `name`, with the polygons of labels only for a task in OUTLINED: they take time and memory.
+
+        Raises DataError where it is missing or empty, or a label is invalid.
+        """
         if name not in self.splits:
             raise DataError(
                 f"{self.source} has no split {name!r}",
                 expected=f"one of: {', '.join(self.splits) or 'none'}",
                 fix=f"add a {name!r} split to the data set, or name another split",
             )
-        split = self.splits[name]()
+        split = self.splits[name](task if task in OUTLINED else "detect")  # readers keep a split for each
         if not split.samples:
             raise DataError(f"split {name!r} of {self.source} is empty", expected="at least one image")
         return split

@@ -43,7 +43,7 @@ class TunedAccuracy:
 
 def scored_split(data: Path, manifest: Manifest, progress: Progress) -> Split:
     """Return the split that a bundle was scored on. Raises DataError where `data` has another."""
-    split = load_dataset(data).split(SCORED)
+    split = load_dataset(data).split(SCORED, spec_from_json(manifest.detector).head.task)
     if fingerprint(split, file_sha256, progress) != manifest.lineage.data_sha256:
         raise DataError(
             f"{data}: not the data set that the bundle was scored on",

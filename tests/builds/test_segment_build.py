@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from edgekd.core.detection.types import DetectorSpec, Head, Masks, Preprocess, s
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import BundleError, SpecError
 from edgekd.core.formats.golden_set import from_bytes
+from edgekd.core.progress import SILENT
 from edgekd.deploy.converters.contract import METADATA
+from edgekd.deploy.tuned_accuracy import scored_split
 from edgekd.detectors.onnx import understand
 
 HEAD = Head("yolo", masks=Masks(tiny_segment.COUNT, tiny_segment.PIXELS, tiny_segment.PIXELS))
@@ -55,6 +58,19 @@ def test_the_bundle_has_the_masks_and_their_scores(built: Path) -> None:
     report = " ".join((built / "out" / "report.html").read_text("utf-8").split())
     assert "Accuracy of masks, mAP50-95" in report
     assert "It compares masks by their pixels; mAP50-95 of the boxes alone is" in report
+
+
+def test_a_report_and_a_tuned_network_are_scored_on_the_same_masks(built: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(built / "out", tmp_path / "out")
+    assert api.analyse(again, data=built / "data", images=1).detections is not None
+    manifest = read_head(built / "out" / "segment-xavier.edgekd").manifest
+    split = scored_split(built / "data", manifest, SILENT)
+    assert all(sample.truth.polygons for sample in split.samples)
+
+
+def test_plans_are_scored_by_masks(built: Path, tmp_path: Path) -> None:
+    quantized = api.quantize(built / "segment.onnx", built / "data", out=tmp_path / "out", keep=0.5)
+    assert quantized.kept > 0.5
 
 
 def test_the_golden_set_has_coefficients_and_prototypes(built: Path, tmp_path: Path) -> None:

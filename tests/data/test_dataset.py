@@ -78,20 +78,23 @@ def test_polygon_becomes_its_box(tmp_path: Path) -> None:
 
 def test_polygons_are_kept_where_every_label_is_one(tmp_path: Path) -> None:
     rows = {"a": "0 0.2 0.1 0.6 0.3 0.4 0.9\n", "b": "1 0 0 1.0005 0 1 1 0 1\n0 0.2 0.1 0.6 0.3 0.4 0.9\n"}
-    first, second = (each.truth.polygons for each in load_dataset(make_yolo(tmp_path, rows)).split("train").samples)
+    dataset = load_dataset(make_yolo(tmp_path, rows))
+    assert [each.truth.polygons for each in dataset.split("train", "pose").samples] == [None, None]
+    first, second = (each.truth.polygons for each in dataset.split("train", "segment").samples)
     assert first is not None
     assert second is not None
     np.testing.assert_allclose(first, [[[[0.2, 0.1], [0.6, 0.3], [0.4, 0.9]]]], atol=1e-6)
     assert second[0][0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
     rows["b"] += "1 0.5 0.5 0.5 0.5\n"
-    mixed = load_dataset(make_yolo(tmp_path / "mixed", rows)).split("train").samples
+    mixed = load_dataset(make_yolo(tmp_path / "mixed", rows)).split("train", "segment").samples
     assert [each.truth.polygons for each in mixed] == [None, None]
 
 
-def test_other_polygons_with_the_same_box_have_another_fingerprint(tmp_path: Path) -> None:
+def test_other_polygons_with_the_same_box_have_another_fingerprint_where_they_are_scored(tmp_path: Path) -> None:
     rows = ("0 0.2 0.1 0.6 0.3 0.4 0.9\n", "0 0.2 0.1 0.6 0.4 0.4 0.9\n")
     sets = [load_dataset(make_yolo(tmp_path / str(index), {"a": row})) for index, row in enumerate(rows)]
-    assert len({fingerprint(each.split("train"), lambda _: "image", SILENT) for each in sets}) == 2
+    assert len({fingerprint(each.split("train"), lambda _: "image", SILENT) for each in sets}) == 1
+    assert len({fingerprint(each.split("train", "obb"), lambda _: "image", SILENT) for each in sets}) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.core.detection.types import Detections, Head, Masks
+from edgekd.core.detection.types import Detections, Head, Masks, Task
 from edgekd.core.errors import DataError
 from edgekd.data.dataset import load_dataset
 from edgekd.data.labels import Truth
+from edgekd.data.subset import SplitPart, write_subset
 from edgekd.evaluation.coco import BoxScore, score
 
 WIDTH, HEIGHT = 200, 100
@@ -76,8 +77,8 @@ def write_coco(folder: Path, *segmentations: object) -> Path:
     return folder / "labels.json"
 
 
-def polygons(path: Path) -> Any:
-    return load_dataset(path).split("val").samples[0].truth.polygons
+def polygons(path: Path, task: Task = "segment") -> Any:
+    return load_dataset(path).split("val", task).samples[0].truth.polygons
 
 
 def test_cocos_polygons_are_read_and_crowds_are_their_boxes(tmp_path: Path) -> None:
@@ -87,6 +88,13 @@ def test_cocos_polygons_are_read_and_crowds_are_their_boxes(tmp_path: Path) -> N
     np.testing.assert_allclose(first[0], np.array(triangle).reshape(3, 2) / SIZE, atol=1e-6)
     np.testing.assert_allclose(first[1], np.array(other).reshape(3, 2) / SIZE, atol=1e-6)
     np.testing.assert_allclose(second[0], [[0.1, 0.1], [0.6, 0.1], [0.6, 0.6], [0.1, 0.6]], atol=1e-6)
+
+
+def test_polygons_are_read_for_tasks_that_are_scored_by_them_alone(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, [[20, 10, 120, 10, 70, 60]])
+    write_subset(tmp_path / "part.yaml", file, {"val": SplitPart("val", only=(0,))})
+    for path in (file, tmp_path / "part.yaml"):
+        assert [polygons(path, task) is None for task in ("detect", "pose", "obb", "segment")] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("other", [None, [], [[1, 2, 3]], [[1, 2, 3, 4]], "none", [["a"] * 6], [[float("nan")] * 6], 3])

@@ -34,6 +34,7 @@ from edgekd.compress.quantization.plan import Plan, load_plan, plan_toml, requir
 from edgekd.compress.quantization.quantize import quantize as write_quantized
 from edgekd.compress.steps import Quantize
 from edgekd.compress.weight_formats import WEIGHT_FORMATS, WeightFormat
+from edgekd.core.detection.types import Task
 from edgekd.core.errors import DataError
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.toml import parse_table
@@ -210,7 +211,8 @@ def _detector_scorer(
     dataset: Dataset, graph: GraphStage, calibrated: Calibrated, scored: Split, context: StageContext
 ) -> HeldOutScorer:
     """Return the scorer by mAP50-95 on held-out images of the training split."""
-    split, spec = held_out(dataset, calibrated, scored, context), graph.result.spec
+    spec = graph.result.spec
+    split = held_out(dataset, calibrated, scored, context, spec.head.task)
 
     def score(path: Path) -> float:
         return evaluate(path, spec, split).score.map50_95
@@ -275,12 +277,12 @@ def fitted(costs: Costs, max_bytes: int, other_bytes: int, attempt: Callable[[Pl
     return done.result
 
 
-def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, context: StageContext) -> Split:
+def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, context: StageContext, task: Task) -> Split:
     """Draw at most HELD_OUT images of the training split of which no copy is calibrated on or scored.
 
-    The choice is the same each time. Raises DataError where there are none.
+    The choice is the same each time. task: the one to read labels for. Raises DataError where there are none.
     """
-    samples = dataset.split("train").samples
+    samples = dataset.split("train", task).samples
     used = {file.sha256 for file in calibrated.images.files}
     used |= {context.sha256(sample.image) for sample in scored.samples}
     order = np.random.default_rng(0).permutation(len(samples))

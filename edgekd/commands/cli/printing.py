@@ -255,7 +255,9 @@ def print_predicted(result: PredictResult) -> None:
     total = sum(layer.us for layer in result.layers)
     print(f"the {len(result.layers)} dearest layers take {total / 10 / result.latency_ms:.0f} % of it:")
     print_table(["layer", "", "us"], [[each.name, each.kind, f"{each.us:.1f}"] for each in result.layers])
-    print("Predicted, not measured: nine of ten measurements should lie in that range.")
+    print(
+        "Predicted, not measured, without pre- and postprocessing: nine of ten measurements should lie in that range."
+    )
     if result.measured:
         print(f"Corrected by what was measured: {result.measured}.")
     for doubt in result.doubts:

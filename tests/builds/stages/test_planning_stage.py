@@ -226,12 +226,12 @@ def test_no_copy_of_a_calibrated_or_scored_image_is_held_out(
     dataset = load_dataset(data)
     scored = dataset.split("val")
     chosen = calibrated(dataset, 5)
-    split = held_out(dataset, chosen, scored, context)
+    split = held_out(dataset, chosen, scored, context, "detect")
     seen = {read_image(image).tobytes() for image in (*chosen.images.images, *(s.image for s in scored.samples))}
     free = [read_image(sample.image).tobytes() for sample in split.samples]
     assert seen.isdisjoint(free)
     assert 4 <= len(free) <= 6
-    again = held_out(dataset, chosen, scored, context)
+    again = held_out(dataset, chosen, scored, context, "detect")
     assert [sample.image for sample in again.samples] == [sample.image for sample in split.samples]
 
 
@@ -240,7 +240,7 @@ def test_half_of_a_small_training_split_is_left_to_a_search(tiny_data: Path, con
     assert calibration_source(None, dataset, searching=True).count == 6  # type: ignore[union-attr]
     assert calibration_source("11", dataset, searching=True).count == 11  # type: ignore[union-attr]
     with pytest.raises(DataError, match="every training image is calibrated on"):
-        held_out(dataset, calibrated(dataset, 12), dataset.split("val"), context)
+        held_out(dataset, calibrated(dataset, 12), dataset.split("val"), context, "detect")
 
 
 # ----------------------------------------------------------------------------------------------------------- training
