@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
+# Folder of the virtual camera: packages, keys, disk.
+CAMERA := build/camera
+
 .PHONY: demo test test-slow test-release test-camera coverage test-gpu gpu kit camera check docs schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
@@ -27,7 +30,7 @@ test-release: $(VENV)/dev.installed
 
 ## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. About an hour.
 test-camera: camera
-	EDGEKD_CAMERA=build/camera $(BIN)/python -m pytest -m camera
+	EDGEKD_CAMERA=$(CAMERA) $(BIN)/python -m pytest -m camera
 
 ## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
@@ -49,10 +52,13 @@ kit: demo
 
 ## The virtual camera, from Debian's packages to detections: docs/virtual_camera.md. In build/camera.
 camera: $(VENV)/dev.installed
-	$(BIN)/edgekd demo --target examples/camera/virtual-camera.toml --out build/camera/demo
-	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh build/camera \
-	    build/camera/demo/detector-virtual-camera.edgekd build/camera/demo/scenes/images/val
-	$(BIN)/python examples/camera/machine.py build/camera build/camera/machine 5
+	[ -d $(CAMERA)/scenes ] || PYTHONPATH=tests $(BIN)/python -c "import pathlib, tiny; folder = pathlib.Path('$(CAMERA)'); \
+	    tiny.write_data(folder / 'scenes'); tiny.write_model(folder / 'tiny.onnx')"
+	$(BIN)/edgekd build $(CAMERA)/tiny.onnx --data $(CAMERA)/scenes --target examples/camera/virtual-camera.toml \
+	    --out $(CAMERA)/model
+	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh $(CAMERA) \
+	    $(CAMERA)/model/tiny-virtual-camera.edgekd $(CAMERA)/scenes/images/val
+	$(BIN)/python examples/camera/machine.py $(CAMERA) $(CAMERA)/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed

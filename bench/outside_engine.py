@@ -72,7 +72,8 @@ class Loop:
     """The running process of a contender; its times, in the order of frames. Raises SystemExit if the process ends."""
 
     def __init__(self, contender: Contender, python: Path, graph: Path, frames: Path, stack: ExitStack) -> None:
-        self.name, self.ms = contender.name, list[Timed]()
+        self.contender = contender
+        self.ms: list[Timed] = []
         self._log = frames.with_name(f"{contender.name}.log")
         script = PEERS / "frame_times.py"
         command = [python, script, contender.tool, "--graph", graph, "--frames", frames, "--method", contender.method]
@@ -89,7 +90,7 @@ class Loop:
     def _answer(self) -> Any:
         if line := self._process.stdout.readline():
             return json.loads(line)
-        raise SystemExit(f"{self.name} ended: {last_line(self._log.read_text('utf-8'))}")
+        raise SystemExit(f"{self.contender.name} ended: {last_line(self._log.read_text('utf-8'))}")
 
 
 def last_line(output: str) -> str:
@@ -108,16 +109,15 @@ def write_frames(images: Path, count: int, folder: Path) -> None:
 
 def rows_of(loops: Sequence[Loop], frames: int) -> Iterator[Document]:
     """Yield each contender's medians, and the share of its peers' time that it takes outside the engine."""
-    outside = {each.name: np.array(each.ms)[:, [0, 2]].sum(axis=1) for each in loops}
+    outside = {each.contender.name: np.array(each.ms)[:, [0, 2]].sum(axis=1) for each in loops}
     for each in loops:
+        name = each.contender.name
         before, engine, after, _ = np.median(np.array(each.ms), axis=0).tolist()
-        row = Document(contender=each.name, before_ms=before, engine_ms=engine, after_ms=after)
-        row.update(
-            outside_ms=float(np.median(outside[each.name])), objects=sum(found for *_, found in each.ms[:frames])
-        )
+        row = Document(contender=name, before_ms=before, engine_ms=engine, after_ms=after)
+        row.update(outside_ms=float(np.median(outside[name])), objects=sum(found for *_, found in each.ms[:frames]))
         for peer in LIMITS:
             if peer in outside:
-                found = statistics.compare(outside[each.name], outside[peer])
+                found = statistics.compare(outside[name], outside[peer])
                 row[peer] = Document(share=found.ratio, interval=[found.interval.low, found.interval.high])
         yield row
 
@@ -128,7 +128,8 @@ def run(given: Given) -> Result:
     pythons, left_out = interpreters(given.venvs.absolute())
     contenders = [each for each in CONTENDERS if each.environment in pythons]
     write_frames(given.shared / "data/coco256/images/val2017", given.frames, given.scratch)
-    models = {}
+    models: dict[str, list[Document]] = {}
+    environments: dict[str, dict[str, str]] = {}
     for model in given.models:
         graph = given.scratch / f"{Path(model).stem}.onnx"
         if model == "demo":
@@ -136,19 +137,13 @@ def run(given: Given) -> Result:
         else:
             exported(given.shared / "models" / model, graph)
         with ExitStack() as stack:
-            loops = {
-                each: Loop(each, pythons[each.environment], graph, given.scratch / each.layout, stack)
-                for each in contenders
-            }
-            take_turns(list(loops.values()), given.frames, given.rounds)
-        models[Path(model).stem] = list(rows_of(list(loops.values()), given.frames))
-    environments = {each.environment: loop.packages for each, loop in loops.items() if each.environment}
-    return {
-        "packages": frame.installed(),
-        "environments": environments,
-        "left_out": left_out,
-        "models": models,
-    }
+            loops = [
+                Loop(each, pythons[each.environment], graph, given.scratch / each.layout, stack) for each in contenders
+            ]
+            take_turns(loops, given.frames, given.rounds)
+        models[Path(model).stem] = list(rows_of(loops, given.frames))
+        environments = {each.contender.environment: each.packages for each in loops if each.contender.environment}
+    return {"packages": frame.installed(), "environments": environments, "left_out": left_out, "models": models}
 
 
 def interpreters(venvs: Path) -> tuple[dict[str | None, Path], dict[str, str]]:
@@ -188,11 +183,18 @@ Medians over {found.frames} frames of {WIDTH} x {HEIGHT} and {found.rounds} roun
 edgekd with uint8 and graph is at most {limits}. The engine is ONNX Runtime with one thread; with bytes and
 selection it does more. Times are of the processor, so that other programs do not count.
 Packages: {frame.versions_of(found.packages, PACKAGES)}."""
-    # Results before these keys have none of both.
-    for name, packages in found.get("environments", {}).items():
-        yield f"Environment of {name}: {frame.versions_of(packages, PEER_PACKAGES)}."
-    for name, reason in found.get("left_out", {}).items():
-        yield f"Left out, because its environment could not be made: {name} ({reason})."
+    # A result without environments is of one process for all contenders.
+    if "environments" in found:
+        yield """\
+Every contender has a process of its own, with one thread. Roboflow inference is `inference-models`, which runs its
+detectors; what `inference` adds, an object of pydantic for each detection, is not counted. Other environments:"""
+        yield "\n".join(
+            f"- {name}: {frame.versions_of(packages, PEER_PACKAGES)}" for name, packages in found.environments.items()
+        )
+        yield from (
+            f"Left out, because its environment could not be made: {name} ({reason})."
+            for name, reason in found.left_out.items()
+        )
 
 
 def cells_of(row: Document, peers: Sequence[str]) -> Iterator[str]:

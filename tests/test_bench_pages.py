@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from edgekd.data.demo import DETECTOR, SCENES
+from edgekd.data.images import read_image
+
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 PAGES = sorted((BENCH / "results").glob("*.md"))
 
@@ -118,3 +121,14 @@ def test_a_job_runs_in_a_process_of_its_own(frame: ModuleType, tmp_path: Path) -
     found = frame.last_json(done.stdout)
     assert (found["sum"], found["out"]) == (3, str(tmp_path)), done.stderr
     assert "numpy" in {name.lower() for name in found["packages"]}
+
+
+def test_loops_of_tools_find_the_same_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH / "peers"))
+    tools = importlib.import_module("frame_times")
+    image = read_image(min((SCENES / "images").rglob("*.jpg")))
+    by_hand = tools.opencv(DETECTOR, "").timed(image)
+    own = tools.edgekd(DETECTOR, "uint8-graph").timed(image)
+    del sys.modules["frame_times"]
+    assert own[3] == by_hand[3] > 0
+    assert all(ms >= 0 for ms in (*own[:3], *by_hand[:3]))

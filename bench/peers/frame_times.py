@@ -103,8 +103,6 @@ def inference(graph: Path, method: str) -> Loop:
 
     What `inference` itself does on top is left out: answers as pydantic objects, one for each detection.
     """
-    from inference_models import AutoModel
-
     session = onnxruntime.InferenceSession(graph)
     (_, _, height, width), (_, rows, _) = input_of(session).shape, session.get_outputs()[0].shape
     network_input = {
@@ -119,6 +117,10 @@ def inference(graph: Path, method: str) -> Loop:
     configuration = {"network_input": network_input, "post_processing": {"type": "nms", "fused": False}}
     kind = {"model_architecture": "yolov11", "task_type": "object-detection", "backend_type": "onnx"}
     with tempfile.TemporaryDirectory() as folder:
+        # Read when it is imported: it fetches nothing, and caches nothing elsewhere.
+        os.environ.update(OFFLINE_MODE="True", INFERENCE_HOME=folder)
+        from inference_models import AutoModel
+
         Path(folder, "model_config.json").write_text(json.dumps(kind))
         Path(folder, "inference_config.json").write_text(json.dumps(configuration))
         Path(folder, "class_names.txt").write_text("".join(f"class {index}\n" for index in range(rows - 4)))

@@ -366,21 +366,25 @@ def bench(
     artifact: Artifact,
     *,
     device: TimedOn = "local",
-    against: Annotated[str | Path | None, Option("Another artifact, measured in turns with it.")] = None,
-    frames: Annotated[str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.")] = None,
+    against: Annotated[
+        str | Path | None, Option("Another artifact, measured in turns with ARTIFACT.", group="Input")
+    ] = None,
+    frames: Annotated[
+        str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.", group="Input")
+    ] = None,
     iterations: Annotated[int, Option("At least this many frames ...", minimum=1)] = 200,
     seconds: Annotated[float, Option("... and at least this long, of each part.", minimum=0)] = 5.0,
     streams: Annotated[int, Option("Streams at once, for throughput; 0: none.", minimum=0, maximum=64)] = 2,
     batch: Annotated[int, Option("Frames of a run of the engine alone, if a graph takes so many.", minimum=1)] = 1,
     minutes: Annotated[float, Option("Also a sustained run of this length.", minimum=0)] = 0.0,
     target: Annotated[
-        str | Path | Target | None, Option("What this machine is, or stands in for: `edgekd targets`.")
+        str | Path | Target | None, Option("Target that this machine is, or stands in for: `edgekd targets`.")
     ] = None,
-    electricity_price: Annotated[float | None, Option("Of a kWh, for cost.", minimum=0)] = None,
-    instance_price: Annotated[float | None, Option("Of this machine for an hour, for cost.", minimum=0)] = None,
-    currency: Annotated[str | None, Option("What the prices are in.")] = None,
-    csv: Annotated[str | Path | None, Option("Write every sample there.")] = None,
-    report: Annotated[str | Path | None, Option("Write a page with charts there (.html).")] = None,
+    electricity_price: Annotated[float | None, Option("Price of a kWh, for costs.", minimum=0)] = None,
+    instance_price: Annotated[float | None, Option("Price of an hour of this machine, for costs.", minimum=0)] = None,
+    currency: Annotated[str | None, Option("Currency of the prices.")] = None,
+    csv: Annotated[str | Path | None, Option("File to which every sample is written (.csv).", group="Output")] = None,
+    report: Annotated[str | Path | None, Option("Page with charts to write (.html).", group="Output")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,

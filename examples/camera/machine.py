@@ -55,14 +55,14 @@ class Options:
     """Hardware of a machine.
 
     Args:
-        cpus: Cores; each takes one of this machine when it computes.
+        cpus: Cores. Runtimes spin while they wait for each other: more than this machine has free are slower than one.
         memory_mb: Memory.
         drive: Further settings of the disk for `-drive`, such as `cache=unsafe`.
         clock: Where the clock starts, as `-rtc base=` takes it.
         more: Further arguments of QEMU.
     """
 
-    cpus: int = 2
+    cpus: int = 1
     memory_mb: int = 1024
     drive: str = "cache=writeback,discard=unmap"
     clock: str = "utc"

@@ -35,7 +35,7 @@ fi
 
 # Wheels for the camera's Python, unpacked where it looks for packages.
 if [ ! -d "$out/wheels" ]; then
-    python3 -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.13 --implementation cp \
+    python3 -m pip install --quiet --no-deps --no-compile --only-binary=:all: --python-version 3.13 --implementation cp \
         --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 \
         --target "$out/wheels.new" numpy onnxruntime opencv-python-headless
     mv "$out/wheels.new" "$out/wheels"
@@ -66,7 +66,7 @@ emulated() {
 }
 rm -rf "$root"
 mkdir "$root"
-tar -C "$root" -xf "$out/packages.tar" --no-same-owner --exclude='./var/*' --exclude='./boot/initrd*'
+tar -C "$root" -xf "$out/packages.tar" --no-same-owner --exclude='./var/*' --exclude='./etc/init.d'
 cp -r "$out/wheels/." "$root/usr/lib/python3/dist-packages/"
 cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
@@ -84,6 +84,14 @@ ln -sf dash "$root/usr/bin/sh"
 : >"$root/etc/machine-id"
 echo camera >"$root/etc/hostname"
 emulated systemd-sysusers /usr/bin/systemd-sysusers --root="$root"
+# What a camera has no use for would take half of an emulated boot.
+find "$root/usr/lib/systemd/system-generators" -type f ! -name systemd-fstab-generator -delete
+for unit in 'dev-*' 'getty*' ldconfig.service 'proc-*' 'sys-*' 'systemd-ask-password-*' systemd-binfmt.service \
+    'systemd-creds*' 'systemd-firstboot*' 'systemd-hibernate-*' 'systemd-hostnamed*' systemd-hwdb-update.service \
+    systemd-initctl.socket 'systemd-journal-*' systemd-logind.service systemd-machine-id-commit.service \
+    'systemd-pcr*' 'systemd-sys*' 'systemd-tpm2*' systemd-update-done.service; do
+    find "$root/usr/lib/systemd/system" -path '*.target.wants/*' -name "$unit" -delete
+done
 emulated systemctl /usr/bin/systemctl --root="$root" set-default multi-user.target
 emulated systemctl /usr/bin/systemctl --root="$root" enable systemd-networkd ssh \
     edgekd-install edgekd-renew.timer camera rauc-mark-good

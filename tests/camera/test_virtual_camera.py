@@ -132,7 +132,7 @@ def server(work: Path) -> Iterator[str]:
 
 def test_from_the_factory_it_installs_its_model_and_detects(camera: Machine) -> None:
     frame = detects_with(camera, 1)
-    assert {each["class"] for each in frame["objects"]} <= {"person", "bicycle", "car", "truck", "dog"}
+    assert {each["class"] for each in frame["objects"]} <= {"red", "green"}
     status = committed(camera, 1)
     assert status["active"]["engine"]["runtime"]["name"] == "onnxruntime"
     assert camera.run("uname", "-m").stdout.strip() == "aarch64"
