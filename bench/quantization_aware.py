@@ -242,7 +242,7 @@ def page(found: Document) -> Blocks:
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Trained: beside cached predictions of the teacher, with
 weights and activations rounded as on the camera. Bytes: of the float graph, and of packed quantized ones. CPU seconds:
-of the quantization; of the training, and for the first seed of the teacher's predictions."""
+of the quantization; of the training, and of the teacher's predictions where recovery has not left them."""
     if found.peers:
         yield f"""\
 Ultralytics stores the weights of a trained graph as floats that are quantized when it is loaded; so there is also what
