@@ -71,7 +71,7 @@ class Runs:
         context = StageContext.within(self.folder / "out", False, SILENT)
         (self.folder / recover.GRAPH).write_text(graph)
         result = SimpleNamespace(
-            spec=SimpleNamespace(preprocess=Preprocess(64, 64)), detector={}, opset=17, layers=1, forms={}
+            spec=SimpleNamespace(preprocess=Preprocess(64, 64)), detector=None, opset=17, layers=(1, 1), forms={}
         )
         source: Any = SimpleNamespace(path=self.folder, files=(), sha256=graph, result=result)
         files = self.folder / "student", self.folder / "teacher"
