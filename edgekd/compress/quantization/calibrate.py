@@ -25,7 +25,7 @@ def observe(
     before: histograms of earlier frames, which are added to. Memory: the activations of two frames and 16 KiB a tensor,
     however many frames there are.
     """
-    histograms = {name: MagnitudeHistogram() for name in tensors} | before
+    histograms = {**{name: MagnitudeHistogram() for name in tensors}, **before}
     for values in activations(model, tensors, frames):
         for name, value in values.items():
             try:
