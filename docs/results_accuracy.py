@@ -200,9 +200,9 @@ def quantization_aware() -> Iterator[str]:
     methods = by_method(sorted(run["rows"], key=lambda row: row["seed"] is not None))
     (whole,) = methods["float32"]
     yield f"""\
-Quantization-aware distillation of a YOLO11n, one epoch of {run["images"]["train"]} images, mean of
-{len(run["seeds"])} seeds
-{link("quantization_aware")}. Ultralytics picks its epoch by the split `val`; so `test` is the split to compare."""
+Quantization-aware training without labels of a YOLO11n that was pruned and recovered, in 1/{run["part"]:g} of its float
+file; epochs: {run["epochs"]}, of {run["images"]["train"]} images; seeds: {len(run["seeds"])}
+{link("quantization_aware")}. The teacher is the whole detector."""
     yield table(
         ["method", "of the float file", "`val`, of float32's mAP50-95", "`test`"],
         (
