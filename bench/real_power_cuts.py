@@ -374,7 +374,7 @@ def edgekd(*arguments: object) -> None:
 def page(found: Document) -> Blocks:
     yield from head("Real power cuts", found)
     yield f"""\
-A [virtual camera](../../docs/virtual-camera.md), an ARM64 Linux in QEMU with ext4, GRUB, RAUC and systemd, loses its
+A [virtual camera](../../docs/virtual_camera.md), an ARM64 Linux in QEMU with ext4, GRUB, RAUC and systemd, loses its
 power {len(found.rows)} times: SIGKILL once the system has made a random number of writes of an operation. Its disk has
 a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
 lost with a probability of {" or ".join(f"{share:.0%}" for share in LOST_SHARES)}, by chance. Then it boots, and the
