@@ -214,6 +214,9 @@ class Bench:
     def __init__(self, image: Image, work: Path) -> None:
         self._image, self._work = image, work
         self._undisturbed: dict[str, dict[str, Any]] = {}
+        first = work / "snapshots" / "running" / "disk.qcow2"
+        if first.is_file() and first.stat().st_mtime < image.disk.stat().st_mtime:
+            raise SystemExit(f"{work} is of an older image: remove it")
 
     def prepare(self, operations: Sequence[Operation]) -> None:
         """Run each operation without a cut, unless that was done."""
