@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-release coverage test-gpu gpu kit check docs schemas bench clean
+.PHONY: demo test test-slow test-all test-release attacks coverage test-gpu gpu kit check docs schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -20,10 +20,18 @@ test: $(VENV)/dev.installed
 test-slow: $(VENV)/dev.installed
 	$(PYTEST) -m slow
 
+## Run both in one session, as CI does: libraries are imported, and what tests share is made, once.
+test-all: $(VENV)/dev.installed
+	$(PYTEST) -m "not release"
+
 ## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO).
 test-release: $(VENV)/dev.installed
 	$(BIN)/pip install --quiet -e ".[libreyolo]"
 	$(PYTEST) -m release
+
+## Attack agent and build host with hostile bundles, models and data: fails where an attack succeeds.
+attacks: $(VENV)/dev.installed
+	$(BIN)/python bench/attacks.py --out runs/attacks.json
 
 ## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
