@@ -6,15 +6,19 @@ BIN := $(VENV)/bin
 WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-all test-release attacks coverage test-gpu gpu kit check docs schemas bench clean
+# Folder of the virtual camera: packages, keys, disk.
+CAMERA := build/camera
+
+.PHONY: demo test test-slow test-all test-release test-camera attacks coverage test-gpu gpu kit camera check docs \
+	schemas bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones and those of a release, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones, those of a release and of the virtual camera, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
-	$(PYTEST) -m "not slow and not release"
+	$(PYTEST) -m "not slow and not release and not camera"
 
 ## Run the slow tests: every family of detectors, every way to train, builds of real models.
 test-slow: $(VENV)/dev.installed
@@ -22,7 +26,7 @@ test-slow: $(VENV)/dev.installed
 
 ## Run both in one session, as CI does: libraries are imported, and what tests share is made, once.
 test-all: $(VENV)/dev.installed
-	$(PYTEST) -m "not release"
+	$(PYTEST) -m "not release and not camera"
 
 ## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO).
 test-release: $(VENV)/dev.installed
@@ -32,6 +36,10 @@ test-release: $(VENV)/dev.installed
 ## Attack agent and build host with hostile bundles, models and data: fails where an attack succeeds.
 attacks: $(VENV)/dev.installed
 	$(BIN)/python bench/attacks.py --out runs/attacks.json
+
+## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. About an hour.
+test-camera: camera
+	EDGEKD_CAMERA=$(CAMERA) $(BIN)/python -m pytest -m camera
 
 ## Run all tests, and measure which lines they reach. Takes a good part longer than both.
 coverage: $(VENV)/dev.installed
@@ -50,6 +58,16 @@ gpu: $(VENV)/gpu.installed
 ## The validation kit, for a Jetson that is not at hand: the demo's bundle, the agent, run.sh. In build/.
 kit: demo
 	$(BIN)/python kit/pack.py --bundle runs/demo/detector-xavier.edgekd --out build/edgekd-validation-kit.tar.gz
+
+## The virtual camera, from Debian's packages to detections: docs/virtual_camera.md. In build/camera.
+camera: $(VENV)/dev.installed
+	[ -d $(CAMERA)/scenes ] || PYTHONPATH=tests $(BIN)/python -c "import pathlib, tiny; folder = pathlib.Path('$(CAMERA)'); \
+	    tiny.write_data(folder / 'scenes'); tiny.write_model(folder / 'tiny.onnx')"
+	$(BIN)/edgekd build $(CAMERA)/tiny.onnx --data $(CAMERA)/scenes --target examples/camera/virtual-camera.toml \
+	    --out $(CAMERA)/model
+	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh $(CAMERA) \
+	    $(CAMERA)/model/tiny-virtual-camera.edgekd $(CAMERA)/scenes/images/val
+	$(BIN)/python examples/camera/machine.py $(CAMERA) $(CAMERA)/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed

@@ -2,8 +2,9 @@
 
 No epoch is chosen on `val`. `--unlabelled 0.5` removes the labels of half of the training images, and adds a student
 that also learns from these, labelled by the teacher. `--recover 6` is for a student that was pruned from the teacher:
-edgekd trains it by its step `recover`, six epochs, and the others get as many CPU seconds for the same seed. Needs
-`edgekd[train]`. Single levels: `distillation_levels.py`.
+edgekd trains it by its step `recover`, six epochs, and the others get as many CPU seconds for the same seed; with
+`--unlabelled` `recover` sees every image, the others those with labels. Needs `edgekd[train]`. Single levels:
+`distillation_levels.py`.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import frame
 import training
-from common import FRAMES, SPLITS
+from common import FRAMES, SPLITS, copy_data
 from frame import Blocks, Document, Given, Option, Result
 from recovery import recover_job
 from training import DEVICE, SEEDS, JobError, Trainings, Way
@@ -64,7 +65,7 @@ class Bench(Trainings):
         steps: dict[str, Distill | Recover | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
         if self.given.recover:  # first: the others get its time
             steps = {RECOVERED: Recover(self.given.recover), NONE: training.on_labels(step), BUILT_IN: None}
-        if self.given.unlabelled:
+        elif self.given.unlabelled:
             steps[OURS_UNLABELLED] = replace(step, unlabelled=str(self.data.parent / FRAMES))
         for seed in self.given.seeds:
             for method, step in steps.items():
@@ -100,6 +101,7 @@ class Bench(Trainings):
         elif isinstance(step, Recover):
             mine = training.step_table(replace(step, image_size=given.image_size, seed=seed))
             asked = {"checkpoint": start, "step": mine, "cache": out.with_suffix(".predictions")}
+            files["data"] = self._every_image()
             done = self.job(name, recover_job, size=given.image_size, **asked, **files)
             took = {"epochs": step.epochs, "updates": done["updates"], "seconds": done["cpu_seconds"]}
         else:
@@ -109,6 +111,13 @@ class Bench(Trainings):
             took = self.job(name, training.edgekd_job, **asked, **files)
         graph = out.with_suffix(".onnx")
         return self.with_scores(self.row(method, seed, **{**sizes, "bytes": graph.stat().st_size, **took}), graph)
+
+    def _every_image(self) -> Path:
+        """Return data whose training split has every image: `recover` reads no labels."""
+        file: Path = self.given.work / "every_image" / "data.yaml"
+        if not file.is_file():
+            copy_data(self.given.data, file.parent, self.given.images)
+        return file
 
     def _minutes(self, seed: int) -> float | None:
         """Return the minutes of a training: those asked for, or as many as the recovery of this seed has taken."""
@@ -206,7 +215,8 @@ def page(found: Document) -> Blocks:
     length = f"{found.minutes:g} {clock}" if found.minutes else f"{found.epochs} epochs"
     if found.get("recover"):
         length = f"{found.recover} epochs by edgekd, by the others for as many CPU seconds, the teacher's included,"
-    unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{OURS_UNLABELLED}` sees them."
+    sees = RECOVERED if found.get("recover") else OURS_UNLABELLED
+    unlabelled = f"Of the training images {found.unlabelled:.0%} have no labels: only `{sees}` sees them."
     yield """\
 Means over the seeds; in brackets the lowest and the highest. Gain: over no distillation, seed by seed. Every way
 of a seed starts from the same student. Seconds: of training; no method validates while it trains; a step: its

@@ -102,6 +102,7 @@ def parser_of(script: ModuleType, options: Iterable[Option], cores: int | None) 
 def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> Document:
     """Run the benchmark in a scratch folder, write each result that it gives, and return the last one."""
     given.out = given.out.absolute()
+    given.out.parent.mkdir(parents=True, exist_ok=True)  # before hours of work, which would be lost without it
     use_cores(given.threads)
     first = {"command": command, **settings_in(given), **conditions(given.threads)}
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:

@@ -1,209 +1,171 @@
 """Time what a frame of 1080p takes outside the engine: preparing it, and choosing its detections, on one core.
 
-Contenders take turns frame by frame in one process, each with an ONNX Runtime session of its own on the same detector,
-so that caches are as cold as in an application. Needs `edgekd[train]`; a contender whose package is not installed is
-left out: `pip install supervision`.
+Contenders take turns frame by frame, each in a process of its own with an ONNX Runtime session on the same detector, so
+that caches are as cold as in an application. Needs `edgekd[train]`; supervision and Roboflow inference get environments
+of their own, and are left out where those cannot be made.
 """
 
+import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import frame
 import numpy as np
-from common import DEMO, detector_in, exported, ultralytics_environment
+from common import DEMO, PEERS, VENVS, exported, peer_python, ultralytics_environment, without_folders
 from frame import Blocks, Document, Given, Option, Result
 
 from edgekd.core import statistics
-from edgekd.core.detection.decode import decode
 from edgekd.core.detection.nv12 import nv12_from_bgr
-from edgekd.core.detection.preprocess import letterbox
-from edgekd.detectors.interface import Interface, with_interface
-from edgekd.graph.model_file import read_model
-from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 WIDTH, HEIGHT = 1920, 1080
-CONFIDENCE, IOU = 0.25, 0.7  # Ultralytics' and edgekd's defaults
-ULTRALYTICS = "Ultralytics predict"
-BY_HAND = "ONNX Runtime and OpenCV, by hand"
-SUPERVISION = "ONNX Runtime and supervision, by hand"
-PACKAGES = ("edgekd", "ultralytics", "torch", "onnxruntime", "supervision", "opencv-python-headless", "numpy")
-EDGEKD = {
-    "edgekd, float32, host": Interface(),
-    "edgekd, uint8, host": Interface("uint8"),
-    "edgekd, uint8, graph": Interface("uint8", "graph"),
-    "edgekd, NV12 frames, graph": Interface("nv12", "graph"),
-}
-LIMITS = {ULTRALYTICS: 1 / 3, SUPERVISION: 1 / 2}
-"""Largest share of a peer's time that edgekd with bytes and selection may take."""
 
-CLOCK = time.process_time
-"""Processor time: what a core computes, whatever else it is busy with meanwhile."""
+
+@dataclass(frozen=True)
+class Contender:
+    """A way from frame to detections: a tool of `peers/frame_times.py` and its `--method`.
+
+    Args:
+        environment: Environment of its own; None for this one.
+        layout: Of the frames that it takes, `bgr` or `nv12`.
+    """
+
+    name: str
+    tool: str
+    method: str = ""
+    environment: str | None = None
+    layout: str = "bgr"
+
+
+ULTRALYTICS = Contender("Ultralytics predict", "ultralytics")
+BY_HAND = Contender("ONNX Runtime and OpenCV, by hand", "opencv")
+SUPERVISION = Contender("ONNX Runtime and supervision, by hand", "supervision", environment="supervision")
+ROBOFLOW = Contender("Roboflow inference", "inference", environment="inference")
+GOAL = Contender("edgekd, uint8, graph", "edgekd", "uint8-graph")
+CONTENDERS = (
+    ULTRALYTICS,
+    BY_HAND,
+    SUPERVISION,
+    ROBOFLOW,
+    Contender("edgekd, float32, host", "edgekd", "float32-host"),
+    Contender("edgekd, uint8, host", "edgekd", "uint8-host"),
+    GOAL,
+    Contender("edgekd, NV12 frames, graph", "edgekd", "nv12-graph", layout="nv12"),
+)
+LIMITS = {ULTRALYTICS.name: 1 / 3, SUPERVISION.name: 1 / 2, ROBOFLOW.name: 1 / 2}
+"""Largest share of a peer's time that edgekd with bytes and selection may take."""
+PACKAGES = ("edgekd", "ultralytics", "torch", "onnxruntime", "supervision", "opencv-python-headless", "numpy")
+PEER_PACKAGES = ("inference-models", "supervision", "torch", "onnxruntime", "opencv-python", "numpy")
 
 Timed = tuple[float, float, float, int]
 """Milliseconds before, in and after the engine; number of detections."""
 
 
-@dataclass
-class Contender:
-    """A way from frame to detections; its times, in the order of frames."""
+class Loop:
+    """The running process of a contender; its times, in the order of frames. Raises SystemExit if the process ends."""
 
-    name: str
-    detect: Callable[[np.ndarray], Timed]
-    ms: list[Timed] = field(default_factory=list)
+    def __init__(self, contender: Contender, python: Path, graph: Path, frames: Path, stack: ExitStack) -> None:
+        self.contender = contender
+        self.ms: list[Timed] = []
+        self._log = frames.with_name(f"{contender.name}.log")
+        script = PEERS / "frame_times.py"
+        command = [python, script, contender.tool, "--graph", graph, "--frames", frames, "--method", contender.method]
+        log = stack.enter_context(self._log.open("w"))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        self._process = stack.enter_context(subprocess.Popen(command, text=True, bufsize=1, **pipes))
+        self.packages: dict[str, str] = self._answer()
 
+    def time(self, index: int) -> None:
+        """Run a frame."""
+        print(index, file=self._process.stdin)
+        self.ms.append(tuple(self._answer()))
 
-def edgekd(graph: Path, interface: Interface) -> Callable[[np.ndarray], Timed]:
-    """Run edgekd's own loop on a graph with an interface."""
-    model, spec = read_model(graph), detector_in(graph).spec
-    spec = with_interface(model, spec, interface, graph.name)
-    path = graph.with_stem(f"{graph.stem}-{interface.input}-{interface.postprocess}")
-    path.write_bytes(model.SerializeToString())
-    session = ONNXRUNTIME_CPU.load(path, threads=1)
-
-    def detect(image: np.ndarray) -> Timed:
-        stamps = [CLOCK()]
-        batch, placement = letterbox(image, spec.preprocess)
-        stamps.append(CLOCK())
-        output = session.run(batch)
-        stamps.append(CLOCK())
-        found = decode(output, spec, placement)
-        return timed([*stamps, CLOCK()], len(found))
-
-    return detect
+    def _answer(self) -> Any:
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        raise SystemExit(f"{self.contender.name} ended: {last_line(self._log.read_text('utf-8'))}")
 
 
-def timed(stamps: Sequence[float], objects: int) -> Timed:
-    before, engine, after = (1000 * np.diff(stamps)).tolist()
-    return before, engine, after, objects
+def last_line(output: str) -> str:
+    return (output.strip() or "no output").splitlines()[-1]
 
 
-def ultralytics(graph: Path) -> Callable[[np.ndarray], Timed]:
-    """Run the three parts of `YOLO(graph).predict` that it reports the times of."""
-    from ultralytics import YOLO
-
-    model, preprocess = YOLO(str(graph), task="detect"), detector_in(graph).spec.preprocess
-    size = (preprocess.height, preprocess.width)
-    settings = {"imgsz": size, "conf": CONFIDENCE, "iou": IOU, "device": "cpu", "verbose": False}
-
-    model.predict(np.zeros((HEIGHT, WIDTH, 3), np.uint8), **settings)
-    predictor = model.predictor
-
-    def detect(image: np.ndarray) -> Timed:
-        stamps = [CLOCK()]
-        batch = predictor.preprocess([image])
-        stamps.append(CLOCK())
-        output = predictor.inference(batch)
-        stamps.append(CLOCK())
-        (result,) = predictor.postprocess(output, batch, [image])
-        return timed([*stamps, CLOCK()], len(result.boxes))
-
-    return detect
+def write_frames(images: Path, count: int, folder: Path) -> None:
+    """Write photographs as frames of 1080p, stretched, as the tools take them: `bgr/` and `nv12/`."""
+    for layout in ("bgr", "nv12"):
+        (folder / layout).mkdir()
+    for index, file in enumerate(sorted(images.glob("*.jpg"))[:count]):
+        image = cv2.resize(cv2.imread(str(file)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        np.save(folder / "bgr" / f"{index:03}.npy", image)
+        np.save(folder / "nv12" / f"{index:03}.npy", nv12_from_bgr(image))
 
 
-def by_hand(
-    graph: Path, suppress: Callable[[np.ndarray, np.ndarray, np.ndarray], int]
-) -> Callable[[np.ndarray], Timed]:
-    """Run the loop that people write around ONNX Runtime. suppress: of boxes x1, y1, x2, y2, scores and classes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    name, (_, _, height, width) = session.get_inputs()[0].name, session.get_inputs()[0].shape
-
-    def detect(image: np.ndarray) -> Timed:
-        stamps = [CLOCK()]
-        ratio = min(height / image.shape[0], width / image.shape[1])
-        across, down = round(image.shape[1] * ratio), round(image.shape[0] * ratio)
-        canvas = np.full((height, width, 3), 114, np.uint8)
-        top, left = (height - down) // 2, (width - across) // 2
-        canvas[top : top + down, left : left + across] = cv2.resize(image, (across, down))
-        batch = np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)[None]).astype(np.float32) / 255
-        stamps.append(CLOCK())
-        output = session.run(None, {name: batch})[0]
-        stamps.append(CLOCK())
-        rows = output[0].T
-        scores = rows[:, 4:].max(axis=1)
-        rows, scores = rows[scores > CONFIDENCE], scores[scores > CONFIDENCE]
-        boxes = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2], axis=1)
-        boxes = (boxes - [left, top, left, top]) / ratio
-        objects = suppress(boxes, scores, rows[:, 4:].argmax(axis=1))
-        return timed([*stamps, CLOCK()], objects)
-
-    return detect
-
-
-def opencv_nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> int:
-    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return len(cv2.dnn.NMSBoxesBatched(sides, scores, classes, CONFIDENCE, IOU))
-
-
-def supervision_nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> int:
-    import supervision
-
-    return len(supervision.Detections(xyxy=boxes, confidence=scores, class_id=classes).with_nms(threshold=IOU))
-
-
-def frames_of(folder: Path, count: int) -> list[np.ndarray]:
-    """Return photographs as frames of 1080p, stretched."""
-    files = sorted(folder.glob("*.jpg"))[:count]
-    return [cv2.resize(cv2.imread(str(file)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for file in files]
-
-
-def rows_of(contenders: Sequence[Contender], frames: int) -> Iterator[Document]:
+def rows_of(loops: Sequence[Loop], frames: int) -> Iterator[Document]:
     """Yield each contender's medians, and the share of its peers' time that it takes outside the engine."""
-    outside = {each.name: np.array(each.ms)[:, [0, 2]].sum(axis=1) for each in contenders}
-    for each in contenders:
+    outside = {each.contender.name: np.array(each.ms)[:, [0, 2]].sum(axis=1) for each in loops}
+    for each in loops:
+        name = each.contender.name
         before, engine, after, _ = np.median(np.array(each.ms), axis=0).tolist()
-        row = Document(contender=each.name, before_ms=before, engine_ms=engine, after_ms=after)
-        row.update(
-            outside_ms=float(np.median(outside[each.name])), objects=sum(found for *_, found in each.ms[:frames])
-        )
+        row = Document(contender=name, before_ms=before, engine_ms=engine, after_ms=after)
+        row.update(outside_ms=float(np.median(outside[name])), objects=sum(found for *_, found in each.ms[:frames]))
         for peer in LIMITS:
             if peer in outside:
-                found = statistics.compare(outside[each.name], outside[peer])
+                found = statistics.compare(outside[name], outside[peer])
                 row[peer] = Document(share=found.ratio, interval=[found.interval.low, found.interval.high])
         yield row
 
 
 def run(given: Given) -> Result:
-    os.environ.update(ultralytics_environment(given.scratch / "settings"))
-    cv2.setNumThreads(1)
-    frames = frames_of(given.shared / "data/coco256/images/val2017", given.frames)
-    nv12 = [nv12_from_bgr(image) for image in frames]
-    models = {}
+    environment = ultralytics_environment(given.scratch / "settings")
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    pythons, left_out = interpreters(given.venvs.absolute())
+    contenders = [each for each in CONTENDERS if each.environment in pythons]
+    write_frames(given.shared / "data/coco256/images/val2017", given.frames, given.scratch)
+    models: dict[str, list[Document]] = {}
+    environments: dict[str, dict[str, str]] = {}
     for model in given.models:
         graph = given.scratch / f"{Path(model).stem}.onnx"
         if model == "demo":
             shutil.copy(DEMO, graph)
         else:
             exported(given.shared / "models" / model, graph)
-        ways = {ULTRALYTICS: ultralytics(graph), BY_HAND: by_hand(graph, opencv_nms)}
-        if find_spec("supervision"):
-            ways[SUPERVISION] = by_hand(graph, supervision_nms)
-        ways |= {name: edgekd(graph, interface) for name, interface in EDGEKD.items()}
-        contenders = [Contender(name, detect) for name, detect in ways.items()]
-        take_turns(contenders, frames, nv12, given.rounds)
-        models[Path(model).stem] = list(rows_of(contenders, len(frames)))
-    return {"packages": frame.installed(), "models": models}
+        with ExitStack() as stack:
+            loops = [
+                Loop(each, pythons[each.environment], graph, given.scratch / each.layout, stack) for each in contenders
+            ]
+            take_turns(loops, given.frames, given.rounds)
+        models[Path(model).stem] = list(rows_of(loops, given.frames))
+        environments = {each.contender.environment: each.packages for each in loops if each.contender.environment}
+    return {"packages": frame.installed(), "environments": environments, "left_out": left_out, "models": models}
 
 
-def take_turns(
-    contenders: Sequence[Contender], frames: Sequence[np.ndarray], nv12: Sequence[np.ndarray], rounds: int
-) -> None:
+def interpreters(venvs: Path) -> tuple[dict[str | None, Path], dict[str, str]]:
+    """Return the interpreter of each environment, and why there is none for others."""
+    pythons: dict[str | None, Path] = {None: Path(sys.executable)}
+    missing = {}
+    for name in filter(None, (each.environment for each in CONTENDERS)):
+        try:
+            pythons[name] = peer_python(name, venvs)
+        except subprocess.CalledProcessError as error:
+            missing[name] = without_folders(last_line(error.stdout), venvs)
+    return pythons, missing
+
+
+def take_turns(loops: Sequence[Loop], frames: int, rounds: int) -> None:
     """Run all contenders on every frame, every other round in reverse; the first round is not counted."""
     for number in range(rounds + 1):
-        for index, image in enumerate(frames):
-            for each in contenders if number % 2 else contenders[::-1]:
-                each.ms.append(each.detect(nv12[index] if "NV12" in each.name else image))
+        for index in range(frames):
+            for each in loops if number % 2 else loops[::-1]:
+                each.time(index)
         if number == 0:
-            for each in contenders:
+            for each in loops:
                 each.ms.clear()
 
 
@@ -215,12 +177,24 @@ def page(found: Document) -> Blocks:
         header = ["", "before the engine, ms", "after it, ms", "both, ms", "engine, ms", "objects found"]
         header += [f"time outside, beside {peer}" for peer in peers]
         yield frame.table(" | ".join(header), (" | ".join(cells_of(row, peers)) for row in rows))
-    limits = ", ".join(f"{share:.2f} beside {peer}" for peer, share in LIMITS.items())
+    limits = ", ".join(f"{LIMITS[peer]:.2f} beside {peer}" for peer in peers)
     yield f"""\
 Medians over {found.frames} frames of {WIDTH} x {HEIGHT} and {found.rounds} rounds, on {found.threads} core. The goal of
 edgekd with uint8 and graph is at most {limits}. The engine is ONNX Runtime with one thread; with bytes and
 selection it does more. Times are of the processor, so that other programs do not count.
 Packages: {frame.versions_of(found.packages, PACKAGES)}."""
+    # A result without environments is of one process for all contenders.
+    if "environments" in found:
+        yield """\
+Every contender has a process of its own, with one thread. Roboflow inference is `inference-models`, which runs its
+detectors; what `inference` adds, an object of pydantic for each detection, is not counted. Other environments:"""
+        yield "\n".join(
+            f"- {name}: {frame.versions_of(packages, PEER_PACKAGES)}" for name, packages in found.environments.items()
+        )
+        yield from (
+            f"Left out, because its environment could not be made: {name} ({reason})."
+            for name, reason in found.left_out.items()
+        )
 
 
 def cells_of(row: Document, peers: Sequence[str]) -> Iterator[str]:
@@ -233,7 +207,7 @@ def cells_of(row: Document, peers: Sequence[str]) -> Iterator[str]:
 
 
 def within(found: Document) -> bool:
-    rows = [row for rows in found.models.values() for row in rows if row.contender == "edgekd, uint8, graph"]
+    rows = [row for rows in found.models.values() for row in rows if row.contender == GOAL.name]
     return all(row[peer].share <= share for row in rows for peer, share in LIMITS.items() if peer in row)
 
 
@@ -242,5 +216,6 @@ if __name__ == "__main__":
         Option("--models", ["demo", "yolo11n.pt"], "`demo`, or checkpoints in shared"),
         Option("--rounds", 6),
         Option("--frames", 8),
+        Option("--venvs", VENVS, "the peers' environments, kept from run to run"),
     )
     frame.main(run, page, *options, holds=within, cores=1)

@@ -65,7 +65,8 @@ class Engine:
         sessions = iter(self.sessions())
         limits = DetectionThresholds((0.25,) * len(self.spec.classes), 0.7, 300)
         watch = DriftWatch(None, self.spec.preprocess)
-        return lambda: OpenModel(Model("bench", 0, "bench", "", self.spec, limits, next(sessions), watch))
+        known = ("bench", 0, "bench", "", self.spec, limits)
+        return lambda: OpenModel(Model(*known, next(sessions), watch, self.spec.batch))
 
 
 class Yielded(Counter[str]):

@@ -19,13 +19,15 @@ run, or takes the service down, is rolled back.
 
 Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
 which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
-gstreamer_camera.sh. SIGTERM and Ctrl-C end it after the frames on their way.
+gstreamer_camera.sh. SIGTERM and Ctrl-C end it after the frames on their way. As a unit of systemd it serves the unit's
+watchdog with each status, so WatchdogSec is to be a multiple of `--status-interval`.
 """
 
 import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -103,6 +105,23 @@ class Reporter:
             os.replace(temporary, self._file)  # noqa: PTH105 whoever reads it never sees half of it
 
 
+class Watchdog:
+    """Serves systemd's watchdog while frames become detections, or none arrive."""
+
+    def __init__(self, address):
+        self._address, self._taken, self._detected = address, 0, 0
+
+    def report(self, status):
+        """Report a status of the service; nothing where frames were taken since the last one, and none was detected."""
+        taken = sum(camera.frames.captured - camera.frames.rejected for camera in status.cameras)
+        detected = sum(camera.frames.detected for camera in status.cameras)
+        works = detected > self._detected or taken == self._taken
+        self._taken, self._detected = taken, detected
+        if self._address and works:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stream:
+                stream.sendto(b"WATCHDOG=1", self._address.replace("@", "\0", 1))
+
+
 def main():
     """Serve until all sources have come to their end, or a signal."""
     given = arguments()
@@ -134,7 +153,13 @@ def main():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
         trial, reporter = Trial(given.agent, given.state, given.commit_after), Reporter(given.status, opened)
-        status = service.run(on_status=reporter.report, status_interval_s=given.status_interval)
+        watchdog = Watchdog(os.environ.get("NOTIFY_SOCKET"))
+
+        def report(status):
+            reporter.report(status)
+            watchdog.report(status)
+
+        status = service.run(on_status=report, status_interval_s=given.status_interval)
         reporter.report(status)
     except EdgeKDError as error:
         raise SystemExit(f"camera_service: {error}") from error

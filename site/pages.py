@@ -19,10 +19,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer import Context
 
 import edgekd
-from edgekd.commands.cli import COMMANDS, callback, parser
-from edgekd.commands.parameter import Argument, Option
+from edgekd.commands.cli import parser
+from edgekd.commands.cli.command_table import COMMANDS, GROUPS
+from edgekd.commands.parameter import OPTION_GROUPS, Argument, Option
 from edgekd.core.progress import SILENT
 from edgekd.hardware.target import Target, explain, load_target, target_names
 
@@ -31,7 +33,6 @@ LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
-KINDS = {Path: "PATH", int: "INTEGER", float: "NUMBER", bool: "", str: "TEXT"}
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
 
 
@@ -107,7 +108,10 @@ def moved() -> dict[str, str]:
         "bench/validation/README.md": "measured/validation.md",
         "bench/validation/table.md": "measured/validation-table.md",
         "calibration/cover.toml": "formats/cover.toml.md",
+        "examples/camera/README.md": "examples/camera.md",
         "examples/demo_detector/README.md": "examples/demo_detector.md",
+        "examples/firmware/README.md": "examples/firmware.md",
+        "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})
@@ -208,35 +212,35 @@ def target_page(target: Target) -> str:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
+    """Every command with its arguments and options, in the groups of help."""
     intro = "Made from the program when this page was built; `edgekd COMMAND --help` says the same."
     parts = [f"# Command line\n\n{intro} Exit codes: [JSON](../json.md#exit-codes).\n"]
-    return "\n".join([*parts, *map(command_section, COMMANDS)])
+    for group in GROUPS:
+        parts.append(f"## {group}\n")
+        parts += [command_section(name) for name, command in COMMANDS.items() if command.group == group]
+    return "\n".join(parts)
 
 
 def command_section(name: str) -> str:
-    """A command: how it is called, what it does, what it takes."""
+    """A command: how it is called, what it does, examples, what it takes."""
     command = parser(name)
-    kinds = {key: kind_of(hint) for key, hint in get_type_hints(callback(name)).items()}
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option" and each.name in kinds]
-    words = [(each.metavar or str(each.name).upper()) + (" ..." if each.nargs == -1 else "") for each in arguments]
-    words += [f"{each.opts[-1]} {kinds[each.name]}" for each in options if each.required]
-    rows = [(f"`{word}`", "", "", each.help or "") for word, each in zip(words, arguments, strict=False)]
-    for each in options:
-        names = ", ".join(f"`{flag}`{{ .whole }}" for flag in (*each.opts, *each.secondary_opts))
-        rows.append((names, "" if each.is_flag else f"`{kinds[each.name]}`", _default(each), each.help or ""))
-    usage = " ".join(["edgekd", name, *words, "[OPTIONS]"])
+    usage = command.collect_usage_pieces(Context(command, info_name=name))
+    rows = [(f"`{each.metavar}`", "", "", each.help or "") for each in command.params if _is_argument(each)]
+    options = [each for each in command.params if not _is_argument(each)]
+    for group in (*OPTION_GROUPS, None):
+        listed = [each for each in options if each.rich_help_panel == group]
+        rows += [(f"**{group or 'Options'}**", "", "", "")] if listed else []
+        for each in listed:
+            names = ", ".join(f"`{flag}`{{ .whole }}" for flag in (*each.opts, *each.secondary_opts))
+            rows.append((names, "" if each.is_flag else f"`{each.metavar}`", _default(each), each.help or ""))
     heads = ("", "value", "default", "")
-    return f"## `edgekd {name}`\n\n```sh\n{usage}\n```\n\n{command.help or ''}\n\n{table(heads, rows)}"
+    call = f"```sh\n{' '.join(['edgekd', name, *usage])}\n```"
+    examples = f"```sh\n{command.epilog}\n```"
+    return f"### `edgekd {name}`\n\n{call}\n\n{command.help.strip()}\n\n{examples}\n\n{table(heads, rows)}"
 
 
-def kind_of(hint: Any) -> str:
-    """What an option takes, by its annotation."""
-    kinds = [KINDS[kind] for kind in KINDS if kind in (hint, *get_args(hint))]
-    if kinds:
-        return kinds[0]
-    return next(f"{kind_of(inner)} ..." for inner in get_args(hint) or (str,) if inner is not type(None))
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
 
 
 def _default(option: Any) -> str:

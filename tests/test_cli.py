@@ -86,6 +86,14 @@ def test_help_lists_every_command_in_a_process_of_its_own() -> None:
     assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
 
 
+def test_edgekd_alone_names_the_three_first_steps(edgekd: EdgeKD) -> None:
+    ran = edgekd()
+    assert (ran.code, ran.err) == (0, "")
+    calls = [line.split()[:2] for line in ran.out.splitlines() if line.startswith("  edgekd ")]
+    assert calls == [["edgekd", "demo"], ["edgekd", "build"], ["edgekd", "doctor"]]
+    assert len(ran.out.splitlines()) < 10
+
+
 def test_version(edgekd: EdgeKD) -> None:
     from edgekd import __version__
 
@@ -394,6 +402,10 @@ def test_a_build_without_json_names_what_it_wrote(
     assert "mAP50-95" in ran.out
     assert "stand-in" in ran.out
     assert "deferred to install" in ran.out
+    assert ran.out.endswith(f"\nnext: edgekd engine {out / 'tiny-xavier.edgekd'} --device ssh://CAMERA\n")
+    shown = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, "--max-size", "100kB")
+    assert shown.code == 3
+    assert "next:" not in shown.out, "a bundle that misses its budget is not for cameras"
 
 
 def test_a_reader_that_stops_reading_is_no_crash() -> None:

@@ -105,7 +105,8 @@ def test_the_workflow_for_ci_uses_commands_and_flags_that_exist_and_fails_with_t
 )
 def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
     agents = {argument for _, arguments in AGENT.values() for argument in arguments}
-    known = set().union(*commands().values(), {"--help", "--version"}, agents)
+    completion = {"--install-completion", "--show-completion"}
+    known = set().union(*commands().values(), {"--help", "--version"}, completion, agents)
     for flag in re.findall(r"`(--[a-z][\w-]*)", BLOCK.sub("", page.read_text("utf-8"))):
         assert flag in known | {"--platform"}, f"{page.name}: {flag}"
 

@@ -66,6 +66,7 @@ def test_a_schema_is_valid_and_promises_every_key_it_names(path: Path) -> None:
         "stretch",
         "input",
         "float_bytes",
+        "batch",
         "keypoints",
         "rotated",
         "masks",

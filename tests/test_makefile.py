@@ -31,7 +31,9 @@ def test_the_targets_leave_out_no_test_and_ci_runs_all_but_those_of_a_release() 
     commands = [make("--dry-run", target).stdout.splitlines()[-1].split(" -m ")[1:] for target in targets]
     options, selections = zip(*commands, strict=True)
     assert len(set(options)) == 1, "the same options"
-    assert selections == ('"not slow and not release"', "slow", '"not release"', "release")
+    chosen = '"not slow and not release and not camera"', "slow", '"not release and not camera"', "release"
+    assert selections == chosen
+    assert make("--dry-run", "test-camera").stdout.splitlines()[-1].endswith("-m camera")
     assert "make test-all" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
 
 

@@ -267,7 +267,7 @@ def test_asking_for_help_imports_no_command_and_nothing_heavy() -> None:
     loaded = modules_of_help()
     assert "edgekd.commands.cli" in loaded
     assert commands(loaded) == {"parameter"}
-    assert not loaded & {*HOST_ONLY, "numpy"} - {"rich", "typer"}
+    assert not loaded & {*HOST_ONLY, "numpy"} - {"typer"}
 
 
 def test_asking_for_the_help_of_a_command_imports_that_command() -> None:

@@ -175,7 +175,8 @@ def _bench(options: argparse.Namespace, camera: Camera) -> Any:
 
     if options.cameras < 0:
         raise SpecError(f"--cameras {options.cameras}", expected="0 or more")
-    return bench(camera, options.iterations, options.seconds, cameras=options.cameras, camera_fps=options.camera_fps)
+    keywords = {"batch": options.batch, "cameras": options.cameras, "camera_fps": options.camera_fps}
+    return bench(camera, options.iterations, options.seconds, **keywords)
 
 
 def _tune(options: argparse.Namespace, camera: Camera) -> Any:
@@ -301,6 +302,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--timeout": _option(
         _positive, "S", "seconds without a byte after which a connection counts as broken (%(default)s)", default=30.0
     ),
+    "--batch": _option(int, "N", "frames of a run (%(default)s)", default=1),
     "--iterations": _option(int, "N", "minimum runs (%(default)s)", default=200),
     "--seconds": _option(float, "S", "minimum seconds (%(default)s)", default=5.0),
     "--cameras": _option(
@@ -335,7 +337,7 @@ COMMANDS = {
     ),
     "bench": (
         "time the engine by itself",
-        (*_ENGINE, "--iterations", "--seconds", "--cameras", "--camera-fps"),
+        (*_ENGINE, "--iterations", "--seconds", "--batch", "--cameras", "--camera-fps"),
     ),
     "status": ("describe what is in service, the candidate, and the device", _RUNTIME),
     "activate": ("put a slot with a tested engine into service", _ENGINE),

@@ -16,16 +16,18 @@ from edgekd.agent.engines.engine import ENGINE, engine_of
 from edgekd.agent.runtimes import require_runtime
 from edgekd.agent.state.slots import State
 from edgekd.core.detection.decode import decode_by_class
-from edgekd.core.detection.preprocess import letterbox
+from edgekd.core.detection.preprocess import letterbox, placement_of
 from edgekd.core.detection.types import Detections, DetectorSpec, Preprocess, spec_from_json
 from edgekd.core.drift import Drift, DriftRecord, Monitor, from_json, statistics_of
 from edgekd.core.errors import BundleError, DeviceError, EdgeKDError, HashError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from edgekd.agent.engines.engine import Engine
-    from edgekd.agent.runtimes.types import EngineSession
+    from edgekd.agent.runtimes.types import EngineSession, FrameSession
     from edgekd.agent.state.slots import Slot
     from edgekd.core.bundle.manifest import DetectionThresholds
     from edgekd.core.detection.preprocess import Placement
@@ -36,9 +38,25 @@ MAX_SWITCHES = 5
 """Switches while a model is opened before that is an error."""
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Frames that are ready for the engine.
+
+    frames: as `letterbox` takes them; batch: input of the network, with a row for each; None where the GPU makes it.
+    """
+
+    frames: Sequence[np.ndarray]
+    placements: Sequence[Placement]
+    batch: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Model:
-    """An open model. identity: of its bundle; key: of its engine."""
+    """An open model.
+
+    identity: of its bundle; key: of its engine; batch: most frames that one run takes; frame_session: the session where
+    the GPU prepares frames, else None.
+    """
 
     name: str
     counter: int
@@ -48,26 +66,56 @@ class Model:
     thresholds: DetectionThresholds
     session: EngineSession
     drift_watch: DriftWatch
+    batch: int = 1
+    frame_session: FrameSession | None = None
 
     @property
     def drift(self) -> Drift | None:
         """Distance of recent frames from the bundle's record; None without a record, or before enough frames."""
         return self.drift_watch.drift
 
-    def prepare(self, frame: np.ndarray) -> tuple[np.ndarray, Placement]:
-        """Return a frame as the network's input, and its placement. frame: BGR, or NV12 as `letterbox` takes it."""
-        if frame.ndim == 2 and self.spec.preprocess.input != "nv12":
-            import cv2
+    def prepare(self, frames: Sequence[np.ndarray]) -> Prepared:
+        """Prepare frames for one run, or as many as it takes. frames: each BGR, or NV12, as `letterbox` takes them."""
+        import numpy as np
 
-            frame = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12)
-        return letterbox(frame, self.spec.preprocess)
+        preprocess = self.spec.preprocess
+        frames = [_readable(each, preprocess) for each in frames]
+        if self.frame_session and all((each.ndim == 2) == (preprocess.input == "nv12") for each in frames):
+            return Prepared(frames, [placement_of(each, preprocess) for each in frames], None)
+        inputs, placements = zip(*(letterbox(each, preprocess) for each in frames))  # noqa: B905 strict= is Python 3.10
+        return Prepared(frames, placements, inputs[0] if len(inputs) == 1 else np.concatenate(inputs))
+
+    def run(self, prepared: Prepared) -> np.ndarray:
+        """Return the output for frames, with a row for each. Raises DeviceError."""
+        import numpy as np
+
+        batch, outputs = prepared.batch, []
+        for at in range(0, len(prepared.frames), self.batch):
+            part = slice(at, at + self.batch)
+            if batch is None:
+                assert self.frame_session is not None
+                outputs.append(self.frame_session.run_frames(prepared.frames[part]))
+            else:
+                outputs.append(self.session.run(batch[part]))
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def detect(self, frame: np.ndarray) -> Detections:
         """Detect objects in a frame uint8 [h, w, 3] BGR, by the bundle's thresholds. Raises DeviceError."""
-        batch, placement = self.prepare(frame)
-        detections = decode_by_class(self.session.run(batch), self.spec, placement, self.thresholds)
-        self.drift_watch.add(batch, placement, detections)
+        prepared = self.prepare([frame])
+        (frame,), (placement,) = prepared.frames, prepared.placements
+        detections = decode_by_class(self.run(prepared), self.spec, placement, self.thresholds)
+        self.drift_watch.add(frame, placement, detections)
         return detections
+
+
+def _readable(frame: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return a frame in a format that `letterbox` takes."""
+    if frame.ndim == 2 and preprocess.input != "nv12":
+        import cv2
+
+        converted: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12)
+        return converted
+    return frame
 
 
 class DriftWatch:
@@ -86,12 +134,13 @@ class DriftWatch:
         """Statistics of the last frame that was checked."""
         self.drift: Drift | None = None
 
-    def add(self, batch: np.ndarray, placement: Placement, detections: Detections) -> None:
-        """Add a frame: the input of the network, and its detections."""
+    def add(self, frame: np.ndarray, placement: Placement, detections: Detections) -> None:
+        """Add a frame as `letterbox` takes it, and its detections."""
         now = self._clock()
         if self._monitor is None or now < self._next:
             return
         self._next = now + DRIFT_INTERVAL_S
+        batch, _ = letterbox(frame, self._preprocess)
         self.latest = statistics_of(batch, placement, self._preprocess, detections)
         self.drift = self._monitor.add(self.latest)
 
@@ -198,6 +247,8 @@ def _open(state: State) -> Model:
 def open_slot(slot: Slot, engine: Engine) -> Model:
     """Open the model in a slot, in service or not. Raises DeviceError, BundleError."""
     spec = spec_from_json(slot.manifest.detector)
+    runtime = require_runtime(engine.record.key.runtime.name or "")
+    session = runtime.load(engine.file)
     return Model(
         name=slot.manifest.name,
         counter=slot.manifest.counter,
@@ -206,7 +257,9 @@ def open_slot(slot: Slot, engine: Engine) -> Model:
         spec=spec,
         drift_watch=DriftWatch(_record(slot), spec.preprocess),
         thresholds=slot.manifest.thresholds,
-        session=require_runtime(engine.record.key.runtime.name or "").load(engine.file),
+        session=session,
+        batch=spec.batch if runtime.batches else 1,
+        frame_session=runtime.frame_session(session, spec.preprocess),
     )
 
 

@@ -15,6 +15,7 @@ from edgekd.builds.stages import compile as compile_stage
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.calibrate import calibration_source
 from edgekd.builds.stages.score import SCORED
+from edgekd.compress.steps import Resize
 from edgekd.core.benchmark import Basis
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT, Progress
@@ -62,6 +63,8 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
     target, model, head, trust = request.target, request.model, request.head, request.trust_checkpoint
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
     refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
+    if request.recipe.first(Resize) is None:
+        interface.run(context, before, request.interface)  # what is impossible should not cost a training first
     checked = check.run(context, before, target, "fp32")
     scored = dataset.split(SCORED, before.result.spec.head.task)
     data = context.fingerprint(scored)

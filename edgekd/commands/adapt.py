@@ -97,13 +97,17 @@ class Adapted:
 
 def adapt(
     bundle: Bundle,
-    frames: Annotated[str | Path, Option("Folder of frames of the new conditions.")],
+    frames: Annotated[str | Path, Option("Folder of frames of the new conditions.", group="Input")],
     data: Data,
     *,
-    name: Annotated[str, Option("What the variant is called, such as night.")] = "variant",
-    out: Annotated[str | Path | None, Option("The bundle to write. Default: runs/BUNDLE-NAME.edgekd.")] = None,
+    name: Annotated[str, Option("Name of the variant, such as night.")] = "variant",
+    out: Annotated[
+        str | Path | None, Option("Bundle to write. Default: runs/BUNDLE-NAME.edgekd.", group="Output")
+    ] = None,
     score: Annotated[bool, Option("Score both on the split val of DATA.", inverse="--no-score")] = True,
-    twins: Annotated[str | Path | None, Option("Also write DATA as the frames would show it, here.")] = None,
+    twins: Annotated[
+        str | Path | None, Option("Folder for a copy of DATA that looks like the frames.", group="Output")
+    ] = None,
     version_counter: Counter = None,
     sign: Keys = (),
     secret_file: SecretFile = None,

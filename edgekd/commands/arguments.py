@@ -58,7 +58,7 @@ def required_signatures(trust: str | Path | None, keys: str | Path | Sequence[st
     return RequiredSignatures(path_or_none(trust), {path.name: read_public(path) for path in paths_of(keys)})
 
 
-def interface_of(input_format: str, postprocess: str, target: Target) -> Interface:
+def interface_of(input_format: str, postprocess: str, target: Target, batch: int = 1) -> Interface:
     """Return the interface of a graph for a target. Raises SpecError."""
     formats = {name: name for name in get_args(InputFormat)}
     places = {name: name for name in get_args(Postprocess)}
@@ -66,7 +66,12 @@ def interface_of(input_format: str, postprocess: str, target: Target) -> Interfa
         if name not in choices:
             raise SpecError(flag, expected=", ".join(choices), found=name, fix=did_you_mean(name, choices))
     raw = input_format != "float32"
-    return Interface(formats[input_format], places[postprocess], float_bytes=raw and not takes_bytes(target))
+    return Interface(
+        input=formats[input_format],
+        postprocess=places[postprocess],
+        float_bytes=raw and not takes_bytes(target),
+        batch=batch,
+    )
 
 
 def limits(

@@ -81,7 +81,8 @@ class BenchJob:
     """A measurement.
 
     frames: a folder of images or a video; None for synthetic raw frames of the input's size. streams: for throughput, 0
-    for none. minutes: of the sustained run, 0 for none. target: the device that this machine is, or stands in for.
+    for none. minutes: of the sustained run, 0 for none. batch: frames of a run of the engine alone, where a graph takes
+    so many. target: the device that this machine is, or stands in for.
     root: the folder of the system's files; meter: replaces the one that is found there; rest: sleeps.
     """
 
@@ -93,6 +94,7 @@ class BenchJob:
     seconds: float = 5.0
     streams: int = 2
     minutes: float = 0.0
+    batch: int = 1
     target: Target | None = None
     prices: Prices = field(default_factory=Prices)
     head: str | None = None
@@ -104,13 +106,14 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class Side:
-    """A loaded artifact."""
+    """A loaded artifact. batches: inputs of the engine alone, each of `batch` frames."""
 
     graph: Path
     spec: DetectorSpec
     session: Session
     cold_start: ColdStart
     batches: Sequence[np.ndarray]
+    batch: int
 
 
 def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
@@ -143,13 +146,15 @@ def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
 
 def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, source: FrameSource) -> Side:
     """Load a graph and run it once."""
-    batches = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
+    inputs = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
+    batch = min(job.batch, spec.batch)
+    batches = [np.concatenate(list(itertools.islice(itertools.cycle(inputs), at, at + batch))) for at in range(BATCHES)]
     clock = job.device.clock
     begin = clock()
     session = stack.enter_context(job.device.load(graph))
     loaded = clock()
-    session.run(batches[0])
-    return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches)
+    session.run(inputs[0])
+    return Side(graph, spec, session, ColdStart(1000 * (loaded - begin), 1000 * (clock() - loaded)), batches, batch)
 
 
 def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, FramePipeline]:
@@ -322,8 +327,9 @@ def _result(
     fps = throughput.fps if throughput else 1000 / summary.total_ms.mean
     return ArtifactResult(
         **{**vars(summary), "refused": refused},
-        engine_fps=alone.fps,
-        engine_ms=summarize(alone.total_ms),
+        batch=side.batch,
+        engine_fps=None if alone.fps is None else alone.fps * side.batch,
+        engine_ms=summarize(alone.total_ms / side.batch),
         cold_start=side.cold_start,
         throughput=throughput,
         energy=energy,
@@ -336,7 +342,14 @@ def _compared(
 ) -> OtherArtifact:
     """Compare the artifact with the other one, whose path is given."""
     camera_times, engine_times = (
-        speed_up(compare(timings[THEIRS, state], timings[OURS, state], BLOCK)) for state in (CAMERA, ENGINE)
+        speed_up(
+            compare(
+                timings[THEIRS, state].of_frames(theirs.batch if state == ENGINE else 1),
+                timings[OURS, state].of_frames(ours.batch if state == ENGINE else 1),
+                BLOCK,
+            )
+        )
+        for state in (CAMERA, ENGINE)
     )
     before, after = (each.cost.total if each.cost else None for each in (theirs, ours))
     change = after / before - 1 if before and after is not None else None
@@ -353,20 +366,25 @@ def bench(
     artifact: Artifact,
     *,
     device: TimedOn = "local",
-    against: Annotated[str | Path | None, Option("Another artifact, measured in turns with it.")] = None,
-    frames: Annotated[str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.")] = None,
+    against: Annotated[
+        str | Path | None, Option("Another artifact, measured in turns with ARTIFACT.", group="Input")
+    ] = None,
+    frames: Annotated[
+        str | Path | None, Option("Folder of images, or a video, to decode. Default: noise.", group="Input")
+    ] = None,
     iterations: Annotated[int, Option("At least this many frames ...", minimum=1)] = 200,
     seconds: Annotated[float, Option("... and at least this long, of each part.", minimum=0)] = 5.0,
     streams: Annotated[int, Option("Streams at once, for throughput; 0: none.", minimum=0, maximum=64)] = 2,
+    batch: Annotated[int, Option("Frames of a run of the engine alone, if a graph takes so many.", minimum=1)] = 1,
     minutes: Annotated[float, Option("Also a sustained run of this length.", minimum=0)] = 0.0,
     target: Annotated[
-        str | Path | Target | None, Option("What this machine is, or stands in for: `edgekd targets`.")
+        str | Path | Target | None, Option("Target that this machine is, or stands in for: `edgekd targets`.")
     ] = None,
-    electricity_price: Annotated[float | None, Option("Of a kWh, for cost.", minimum=0)] = None,
-    instance_price: Annotated[float | None, Option("Of this machine for an hour, for cost.", minimum=0)] = None,
-    currency: Annotated[str | None, Option("What the prices are in.")] = None,
-    csv: Annotated[str | Path | None, Option("Write every sample there.")] = None,
-    report: Annotated[str | Path | None, Option("Write a page with charts there (.html).")] = None,
+    electricity_price: Annotated[float | None, Option("Price of a kWh, for costs.", minimum=0)] = None,
+    instance_price: Annotated[float | None, Option("Price of an hour of this machine, for costs.", minimum=0)] = None,
+    currency: Annotated[str | None, Option("Currency of the prices.")] = None,
+    csv: Annotated[str | Path | None, Option("File to which every sample is written (.csv).", group="Output")] = None,
+    report: Annotated[str | Path | None, Option("Page with charts to write (.html).", group="Output")] = None,
     head: Head = None,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
@@ -388,6 +406,7 @@ def bench(
         seconds=seconds,
         streams=streams,
         minutes=minutes,
+        batch=batch,
         target=target_or_none(target),
         prices=Prices(electricity_price, instance_price, currency),
         head=head,

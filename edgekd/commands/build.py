@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from edgekd.builds import pipeline
 from edgekd.builds.recipe import Recipe
@@ -12,17 +13,35 @@ from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
 from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
+from edgekd.commands.build_options import (
+    Boards,
+    BundleReport,
+    Cluster,
+    Epochs,
+    FirstCounter,
+    Gpus,
+    MaxEnergy,
+    MaxSize,
+    MinFps,
+    ResultFolder,
+    Round,
+    Searches,
+    SearchTime,
+    Students,
+    Trials,
+    Workers,
+)
 from edgekd.commands.options import (
     CalibrationSet,
-    Data,
     Fresh,
     Head,
     InputName,
     Keep,
     Keys,
     Licence,
+    MaxBatch,
+    MaybeData,
     Model,
-    Paths,
     PlanFile,
     Postprocess,
     RecipeName,
@@ -31,64 +50,69 @@ from edgekd.commands.options import (
     TimedOn,
     Trust,
 )
-from edgekd.commands.parameter import Option
 from edgekd.compress.steps import Distill
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file, shown_path
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
 from edgekd.deploy.fleet import load_fleet
+from edgekd.detectors.checkpoint_scan import training_data
 from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
+
+DATA_SUFFIXES = (".yaml", ".yml")
 
 
 def build(
     model: Model,
-    data: Data,
+    data: MaybeData = None,
     *,
     target: TargetName = "xavier",
     recipe: RecipeName = None,
     plan: PlanFile = None,
-    student: Annotated[Paths, Option("What is trained in MODEL's place: a .pt, yolo11n.yaml.", parse=str)] = (),
-    search: Annotated[bool, Option("Find the recipe that meets the budget.")] = False,
-    time: Annotated[str | None, Option("Search at most so long, such as 8h.")] = None,
-    trials: Annotated[int, Option("Candidates that a search tries at most.", minimum=1)] = 60,
-    epochs: Annotated[int, Option("Of a full training in a search; 0: train nothing.", minimum=0)] = 30,
-    workers: Annotated[int, Option("Processes that try candidates.", minimum=1)] = 1,
-    cluster: Annotated[str | None, Option("Try them on a Ray cluster: HOST:PORT, auto or local.")] = None,
-    gpus: Annotated[int | None, Option("Of a trial there. Default: one, if there are any.", minimum=0)] = None,
-    fleet: Annotated[str | Path | None, Option("Boards on which a search times candidates: a .toml.")] = None,
-    batch: Annotated[int, Option("Candidates of a round of a search.", flag="--round", minimum=1)] = 6,
+    input_format: InputName = "float32",
+    postprocess: Postprocess = "host",
+    max_batch: MaxBatch = 1,
+    student: Students = (),
+    search: Searches = False,
+    time: SearchTime = None,
+    trials: Trials = 60,
+    epochs: Epochs = 30,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    gpus: Gpus = None,
+    fleet: Boards = None,
+    batch: Round = 6,
     device: TimedOn = "local",
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-TARGET.")] = None,
-    max_size: Annotated[str | int | None, Option("Largest bundle, such as 12MB.")] = None,
+    out: ResultFolder = None,
+    max_size: MaxSize = None,
     keep: Keep = None,
-    min_fps: Annotated[float | None, Option("Least frames per second, one after the other.", minimum=0)] = None,
-    max_energy: Annotated[str | None, Option("Most energy a frame, such as 150mJ: as predicted.")] = None,
+    min_fps: MinFps = None,
+    max_energy: MaxEnergy = None,
     calibration: CalibrationSet = None,
     fresh: Fresh = False,
     head: Head = None,
     trust_checkpoint: Trust = False,
     sign: Keys = (),
     secret_file: SecretFile = None,
-    version_counter: Annotated[int, Option("No device goes back to a lower one.", minimum=0)] = 0,
+    version_counter: FirstCounter = 0,
     licence: Licence = None,
-    input_format: InputName = "float32",
-    postprocess: Postprocess = "host",
-    bundle_report: Annotated[bool, Option("Put the report into the bundle: it shows scored images.")] = False,
+    bundle_report: BundleReport = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
-    The split `train` is calibrated and trained on, `val` is scored. The default recipe is the target's own, with a plan
-    `mixed`. Sizes may be numbers of bytes, shares from 0 to 1. A missed limit does not raise: `require_met()` of the
-    result does. Raises SpecError before anything is computed, DataError, CompressError, DeviceError, or SignatureError
-    for a key in `sign`, and leaves nothing half-written. The command: `edgekd build`. The method: docs/recipes.md.
+    The split `train` is calibrated and trained on, `val` is scored. The default of `data` is the YAML file that the
+    checkpoint's training arguments name, if it exists; of `recipe` the target's own, with a plan `mixed`. Sizes may be
+    numbers of bytes, shares from 0 to 1. A missed limit does not raise: `require_met()` of the result does. Raises
+    SpecError before anything is computed, DataError, CompressError, DeviceError, or SignatureError for a key in `sign`,
+    and leaves nothing half-written. The command: `edgekd build`. The method: docs/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)
     job = BuildRequest(
         model=detector_file(model),
-        data=Path(data),
+        data=_data_set(data, model, chosen, progress),
         target=chosen,
         recipe=_recipe(recipe, plan, students, chosen, searches=searches),
         out=path_or_none(out) or Path("runs") / f"{model.stem}-{chosen.name}",
@@ -100,14 +124,30 @@ def build(
         fresh=fresh,
         counter=version_counter,
         licence=licence,
-        interface=interface_of(input_format, postprocess, chosen),
+        interface=interface_of(input_format, postprocess, chosen, max_batch),
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
-    if searches:
-        settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
-        job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings)
+    settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
+    job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings) if searches else job
     return pipeline.build(job, progress, signers)
+
+
+def _data_set(data: str | Path | None, model: Path, target: Target, progress: Progress) -> Path:
+    """Return the data set of a build, and note it with the target. Raises SpecError."""
+    path = trained_on(model) if data is None else Path(data)
+    guessed = ", by the training arguments in the checkpoint; --data overrides" if data is None else ""
+    progress.note(f"target: {target.name}, {target.title}\ndata: {shown_path(path)}{guessed}")
+    return path
+
+
+def trained_on(model: Path) -> Path:
+    """Return the YAML file of the data set that a checkpoint was trained on. Raises SpecError where it is not here."""
+    named = training_data(model) if model.suffix == ".pt" else None
+    if named and Path(named).suffix in DATA_SUFFIXES and is_file(Path(named)) and os.access(named, os.R_OK):
+        return Path(named)
+    found = f"{shown_path(named)} in the training arguments of {shown_path(model.name)}" if named else "none"
+    raise SpecError("--data: which data set", expected="a YAML file that is here", found=found, fix="pass --data DATA")
 
 
 def _searched(

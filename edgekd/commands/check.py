@@ -40,7 +40,7 @@ def check_model(
     model: Model,
     *,
     target: TargetName = "xavier",
-    dla: Annotated[bool, Option("The graph is meant for the DLA.")] = False,
+    dla: Annotated[bool, Option("Check the graph for the DLA.")] = False,
     head: Head = None,
     trust_checkpoint: Trust = False,
 ) -> Checked:

@@ -132,7 +132,7 @@ class Compared(Result):
 
 def compare(
     first: Annotated[str | Path, Argument("Result folder of a build.", metavar="RUN_A")],
-    second: Annotated[str | Path, Argument("That of another.", metavar="RUN_B")],
+    second: Annotated[str | Path, Argument("Result folder of another build.", metavar="RUN_B")],
 ) -> Compared:
     """Compare two builds by their result folders: accuracy by class, sizes, times, and the time of each stage.
 

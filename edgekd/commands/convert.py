@@ -71,16 +71,18 @@ def convert(
     artifact: Artifact,
     to: Annotated[str, Option("onnx, openvino, ncnn, tensorrt-rtx or deepstream.")],
     *,
-    out: Annotated[str | Path | None, Option("Where to. Default: in runs, named after both.")] = None,
+    out: Annotated[
+        str | Path | None, Option("File or folder to write. Default: in runs, by both names.", group="Output")
+    ] = None,
     precision: Annotated[
         str, Option("as-is; fp16 for what is not INT8; fp32 for everything, INT8 taken out.")
     ] = "as-is",
-    opset: Annotated[int | None, Option("Of an ONNX file. Default: the artifact's.")] = None,
+    opset: Annotated[int | None, Option("Opset of an ONNX result. Default: the artifact's.")] = None,
     target: Annotated[
         str | Sequence[str],
         Option("GPUs of a TensorRT for RTX engine; the Jetson that reads an ONNX or DeepStream result."),
     ] = (),
-    data: Annotated[str | Path | None, Option("Labelled data on which to score both, too.")] = None,
+    data: Annotated[str | Path | None, Option("Labelled data on which to score both, too.", group="Input")] = None,
     split: SplitName = "val",
     head: Head = None,
     trust_checkpoint: Trust = False,

@@ -12,7 +12,7 @@ from edgekd.deploy.delta import DeltaResult, run
 def delta(
     old: Annotated[str | Path, Argument("The bundle that the cameras have.")],
     new: Annotated[str | Path, Argument("The bundle that they should have.")],
-    out: Annotated[str | Path, Option("The delta to write.")],
+    out: Annotated[str | Path, Option("Delta to write.", group="Output")],
 ) -> DeltaResult:
     """Write the delta from one bundle to another. Raises SpecError, BundleError. The command: `edgekd delta`."""
     return run(Path(old), Path(new), Path(out))

@@ -28,7 +28,7 @@ class Demo:
 
 def demo(
     *,
-    out: Annotated[str | Path, Option("Folder for the results.")] = Path("runs/demo"),
+    out: Annotated[str | Path, Option("Folder for the results.", group="Output")] = Path("runs/demo"),
     target: TargetName = "xavier",
     progress: Progress = SILENT,
 ) -> Demo:

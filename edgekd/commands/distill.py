@@ -120,12 +120,18 @@ def distill(
     data: Data,
     *,
     recipe: RecipeName = "distill",
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/STUDENT-from-TEACHER.")] = None,
-    width: Annotated[float | None, Option("Factor of the model's channels, such as 0.14.")] = None,
-    epochs: Annotated[int | None, Option("Passes over the training split.")] = None,
-    time: Annotated[float | None, Option("Minutes to train for, in place of a number of epochs.")] = None,
-    unlabelled: Annotated[str | Path | None, Option("Folder of frames that TEACHER labels.")] = None,
-    device: Annotated[str | None, Option("cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.")] = None,
+    out: Annotated[
+        str | Path | None, Option("Result folder. Default: runs/STUDENT-from-TEACHER.", group="Output")
+    ] = None,
+    width: Annotated[
+        float | None, Option("Factor of the model's channels, such as 0.14.", group="Training and search")
+    ] = None,
+    epochs: Annotated[int | None, Option("Passes over the training split.", group="Training and search")] = None,
+    time: Annotated[
+        float | None, Option("Minutes to train for, in place of a number of epochs.", group="Training and search")
+    ] = None,
+    unlabelled: Annotated[str | Path | None, Option("Folder of frames that TEACHER labels.", group="Input")] = None,
+    device: Annotated[str | None, Option("cpu, 0, or 0,1 for two GPUs. Default: a GPU if any.", group="Device")] = None,
     fresh: Annotated[bool, Option("Go on where it stopped, or begin anew.", inverse="--resume")] = False,
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,

@@ -31,8 +31,10 @@ from edgekd.deploy.engine_report import InstallReport
 def engine(
     bundle: Bundle,
     *,
-    device: Annotated[str | None, Option("local, null or ssh://[USER@]HOST[:PORT].")] = None,
-    fleet: Annotated[str | Path | None, Option("A .toml that lists boards: all of them, at once.")] = None,
+    device: Annotated[str | None, Option("local, null or ssh://[USER@]HOST[:PORT].", group="Device")] = None,
+    fleet: Annotated[
+        str | Path | None, Option("A .toml that lists boards: all of them, at once.", group="Device")
+    ] = None,
     runtime: Runtime = None,
     activate: Annotated[bool, Option("Put it into service when it has passed.")] = False,
     state: State = None,
@@ -44,10 +46,14 @@ def engine(
     iterations: Iterations = 200,
     seconds: Seconds = 5.0,
     timeout: StepTimeout = 3600.0,
-    tune: Annotated[bool, Option("Leave in float the layers that are faster so there.")] = False,
+    tune: Annotated[bool, Option("Keep layers in float that are faster so on the device.")] = False,
     builds: Annotated[int, Option("Engines that --tune tries besides INT8 and float.", minimum=0)] = 4,
-    data: Annotated[str | Path | None, Option("Score what --tune chose on the bundle's data set.")] = None,
-    out: Annotated[str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.")] = None,
+    data: Annotated[
+        str | Path | None, Option("Score what --tune chose on the bundle's data set.", group="Input")
+    ] = None,
+    out: Annotated[
+        str | Path | None, Option("Folder of a fleet's results. Default: runs/BUNDLE-fleet.", group="Output")
+    ] = None,
     fresh: Annotated[bool, Option("Keep what boards of a fleet gave before.", inverse="--resume")] = False,
     progress: Progress = SILENT,
 ) -> InstallReport | fleets.FleetReport:

@@ -43,9 +43,11 @@ def factorize(
     data: Data,
     *,
     target: MaybeTarget = None,
-    energy: Annotated[str | float | None, Option("Share of each layer's output to keep, such as 97%.")] = None,
+    energy: Annotated[
+        str | float | None, Option("Share of each layer's output to keep, such as 97%.", group="Budget")
+    ] = None,
     recipe: RecipeName = "factorize",
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-factorized.")] = None,
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-factorized.", group="Output")] = None,
     device: MeasuredOn = "local",
     fresh: Fresh = False,
     trust_checkpoint: Trust = False,

@@ -32,9 +32,9 @@ class NewKey(Result):
 
 
 def keygen(
-    name: Annotated[str, Argument("What the key is called: NAME.key, NAME.pub.")],
+    name: Annotated[str, Argument("Name of the key: files NAME.key and NAME.pub.")],
     *,
-    out: Annotated[str | Path, Option("Folder for the two files.")] = Path(),
+    out: Annotated[str | Path, Option("Folder for the two files.", group="Output")] = Path(),
     encrypt: Annotated[bool, Option("Ask for a passphrase; implied by --secret-file.")] = False,
     secret_file: SecretFile = None,
 ) -> NewKey:

@@ -1,7 +1,8 @@
 """`edgekd pack`: a bundle written again, from a bundle or from the folder that one was unpacked into.
 
-For releases: another counter, name or role, a changed file, or latencies that were measured on the device after the
-build. Everything else stays as it is. A changed manifest has another identity, so its signatures are dropped.
+For releases: another counter, name or role, a changed file, fewer files, or latencies that were measured on the device
+after the build. Everything else stays as it is. A changed manifest has another identity, so its signatures are dropped.
+Deltas and trust files are put into files of firmware systems as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,28 +21,35 @@ from edgekd.commands.arguments import path_or_none, paths_of, signers_of
 from edgekd.commands.options import Counter, Keys, Licence, Paths, SecretFile
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.atomic_files import contents, writing
-from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, read_head
+from edgekd.core.bundle.archive import MANIFEST, extract, file_entry, head_of, opened, read_head
 from edgekd.core.bundle.archive import pack as pack_archive
+from edgekd.core.bundle.delta import DeltaReader
 from edgekd.core.bundle.manifest import MAX_BYTES, RESERVED, Basis, Latency, Manifest, from_json
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import is_file, read_input
-from edgekd.deploy.firmware import STATE, Packaging, packaging_for, require_packager, wrap
+from edgekd.deploy.firmware import STATE, Packaging, kind_of, packaging_for, require_packager, wrap
 from edgekd.deploy.sbom import sbom, tools_in
 from edgekd.deploy.signing import Signer
-from edgekd.deploy.signing.signed import Verified, sign_bundle, verify
+from edgekd.deploy.signing.signed import NamedSignature, Verified, sign_bundle, verify
 
+HOST_ROLES = ("agent", "calibration-set", "evidence", "report")
+"""Roles of files that a camera with an agent of its own does not read."""
 MAX_TIMINGS_BYTES = 1 << 26
 """Bytes of a file of timings; one document has 2 kB, with all its layers 100 kB."""
 
 
 def pack(
-    source: Annotated[str | Path, Argument("A bundle, or the folder it was unpacked into.")],
-    out: Annotated[str | Path, Option("The file to write.")],
+    source: Annotated[
+        str | Path,
+        Argument("A bundle, or the folder it was unpacked into; for a firmware system a delta or trust file."),
+    ],
+    out: Annotated[str | Path, Option("File to write.", group="Output")],
     *,
     version_counter: Counter = None,
     name: Annotated[str | None, Option("Another name for the model.")] = None,
-    role: Annotated[str | None, Option("The model of a camera (--model there) that alone may take it.")] = None,
+    role: Annotated[str | None, Option("Only model of a camera (--model there) that may take the bundle.")] = None,
     licence: Licence = None,
+    slim: Annotated[bool, Option("Leave out what a camera with an agent of its own does not read.")] = False,
     measured: Annotated[
         str | Path | Sequence[str | Path], Option("Timings to add: what `agent.pyz bench` printed.")
     ] = (),
@@ -51,15 +59,22 @@ def pack(
         str | None, Option("edgekd, mender, oci, rauc or swupdate. Default: by the name of OUT.", flag="--format")
     ] = None,
     firmware_key: Annotated[
-        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.")
+        str | None, Option("Sign the firmware system's file: a key's file, or a pkcs11: address.", group="Security")
     ] = None,
-    firmware_cert: Annotated[str | None, Option("The certificate of that key, for RAUC and SWUpdate.")] = None,
-    firmware_intermediate: Annotated[Paths, Option("A certificate between it and the cameras' own.")] = (),
-    firmware_unsigned: Annotated[bool, Option("Leave the file for SWUpdate or Mender unsigned.")] = False,
+    firmware_cert: Annotated[
+        str | None, Option("The certificate of that key, for RAUC and SWUpdate.", group="Security")
+    ] = None,
+    firmware_intermediate: Annotated[
+        Paths, Option("A certificate between it and the cameras' own.", group="Security")
+    ] = (),
+    firmware_unsigned: Annotated[
+        bool, Option("Leave the file for SWUpdate or Mender unsigned.", group="Security")
+    ] = False,
     compatible: Annotated[
-        Sequence[str], Option("What the firmware system calls the device, if not what the bundle says.")
+        Sequence[str], Option("Name of the device in the firmware system. Default: the bundle's.")
     ] = (),
     state: Annotated[str | None, Option("Folder of the slots on the camera.")] = None,
+    model: Annotated[str | None, Option("Model of a camera that the file is for. Default: the bundle's role.")] = None,
     rauc_plain: Annotated[bool, Option("RAUC's format for cameras without dm-verity.")] = False,
     mender_module: Annotated[str | Path | None, Option("Also write the update module that cameras need.")] = None,
 ) -> Verified:
@@ -75,14 +90,54 @@ def pack(
         unsigned=firmware_unsigned,
         compatible=tuple(compatible),
         state=state or STATE,
+        model=model,
         plain=rauc_plain,
         module=path_or_none(mender_module),
     )
     packaging, signers = packaging_for(wanted, Path(out)), signers_of(sign, secret_file)
-    change = partial(
-        _changed, counter=version_counter, name=name, role=role, licence=licence, measured=paths_of(measured)
+    changes = _Changes(version_counter, name, role, licence, paths_of(measured), slim=slim)
+    if (kind := "bundle" if Path(source).is_dir() else kind_of(Path(source))) == "bundle":
+        return repack(Path(source), Path(out), signers, partial(_changed, changes=changes), packaging)
+    if packaging is None or signers or changes != _Changes():
+        expected, fix = f"a firmware system's file for it, as a {kind} file is not changed", "--format, without changes"
+        raise SpecError(f"{source}: no bundle", expected=expected, fix=fix)
+    return _wrapped(Path(source), Path(out), packaging)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Changes of a bundle: counter, name, role and licence of the model, None as it is; measured: files of timings."""
+
+    counter: int | None = None
+    name: str | None = None
+    role: str | None = None
+    licence: str | None = None
+    measured: Sequence[Path] = ()
+    slim: bool = False
+
+
+def _wrapped(source: Path, out: Path, packaging: Packaging) -> Verified:
+    """Write the firmware system's file of a delta or a trust file, as it is."""
+    report = _delta_report(source) if kind_of(source) == "delta" else verify(source)
+    firmware = wrap(packaging, source, out)
+    return replace(report, file=out, bytes=out.stat().st_size, firmware=firmware)
+
+
+def _delta_report(source: Path) -> Verified:
+    """Describe a delta by the head of the bundle that it leads to; the rest is verified where the old bundle is."""
+    with opened(source) as stream:
+        head = DeltaReader(stream, source).head
+    return Verified(
+        file=source,
+        kind="delta",
+        identity=head.identity,
+        version=head.manifest.counter,
+        expires=None,
+        bytes=source.stat().st_size,
+        signatures=tuple(NamedSignature(each.key, None) for each in head.envelope.signatures),
+        trusted=None,
+        trust_version=None,
     )
-    return repack(Path(source), Path(out), signers, change, packaging)
 
 
 def repack(
@@ -103,8 +158,9 @@ def repack(
         scratch_folder = tempfile.TemporaryDirectory(prefix="edgekd-", dir=_folder(out))
     with _unpacked(source) as (manifest, folder), scratch_folder as scratch:
         packed = Path(scratch) / "bundle.edgekd"
-        files = {entry.path: folder / entry.path for entry in manifest.files}
-        changed, files = _with_sbom(change(manifest), files, Path(scratch))
+        changed = change(manifest)
+        files = {entry.path: folder / entry.path for entry in changed.files}
+        changed, files = _with_sbom(changed, files, Path(scratch))
         pack_archive(changed, files, packed)
         sign_bundle(packed, signers, packed if packaging else out, _signatures(source, changed))
         if packaging is None:
@@ -162,25 +218,21 @@ def _of_folder(folder: Path) -> Manifest:
     return replace(manifest, files=files)
 
 
-def _changed(
-    manifest: Manifest,
-    *,
-    counter: int | None,
-    name: str | None,
-    role: str | None,
-    licence: str | None,
-    measured: Sequence[Path],
-) -> Manifest:
+def _changed(manifest: Manifest, changes: _Changes) -> Manifest:
     """Return the manifest with what is given in place of its own, and with measured latencies added."""
-    evidence, licences = manifest.evidence, manifest.licences
-    more = tuple(latency for path in measured for latency in measured_latencies(path, manifest.target.name))
-    if licence:
-        licences = tuple(replace(each, licence=licence) if each.part == "model" else each for each in licences)
+    evidence, licences, files = manifest.evidence, manifest.licences, manifest.files
+    more = tuple(latency for path in changes.measured for latency in measured_latencies(path, manifest.target.name))
+    if changes.licence:
+        licences = tuple(replace(each, licence=changes.licence) if each.part == "model" else each for each in licences)
+    if changes.slim:
+        files = tuple(entry for entry in files if entry.role not in HOST_ROLES)
+        licences = tuple(each for each in licences if each.part != "agent")
     return replace(
         manifest,
-        counter=manifest.counter if counter is None else counter,
-        name=name or manifest.name,
-        role=manifest.role if role is None else role,
+        counter=manifest.counter if changes.counter is None else changes.counter,
+        name=changes.name or manifest.name,
+        role=manifest.role if changes.role is None else changes.role,
+        files=files,
         licences=licences,
         evidence=replace(evidence, latencies=(*evidence.latencies, *more)),
     )

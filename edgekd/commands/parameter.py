@@ -7,6 +7,11 @@ name, type and default; `edgekd.commands.cli.derive` makes the command line's op
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+OptionGroup = Literal["Input", "Target and recipe", "Budget", "Training and search", "Device", "Security", "Output"]
+OPTION_GROUPS: tuple[OptionGroup, ...] = get_args(OptionGroup)
+"""Headings of options in help, in their order; options without a group follow."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,11 @@ class Option:
 
     flag: another name for it, with `--`. inverse: of a boolean, the flag that switches it off; help names the default
     first. parse: the type to read on the command line, in place of the one that follows from the annotation.
-    minimum, maximum: allowed numbers, both included.
+    minimum, maximum: allowed numbers, both included. group: heading of help that lists it.
     """
 
     help: str
+    group: OptionGroup | None = None
     flag: str | None = None
     inverse: str | None = None
     parse: type | None = None

@@ -82,8 +82,8 @@ class ProfileResult(Result):
 
 def profile(
     bundles: Annotated[Sequence[str | Path], Argument("Bundles for one target.")],
-    device: Annotated[str, Option("local or ssh://[USER@]HOST[:PORT].")],
-    out: Annotated[str | Path, Option("The table, a .toml; networks go beside it.")],
+    device: Annotated[str, Option("local or ssh://[USER@]HOST[:PORT].", group="Device")],
+    out: Annotated[str | Path, Option("The table, a .toml; networks go beside it.", group="Output")],
     *,
     target: Annotated[str | None, Option("Target of a device that does not report its model.")] = None,
     runtime: Runtime = None,

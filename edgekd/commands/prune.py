@@ -46,12 +46,18 @@ def prune(
     data: Data,
     *,
     target: MaybeTarget = None,
-    ratio: Annotated[str | float | None, Option("Share of the multiply-adds to remove, such as 30%.")] = None,
-    max_size: Annotated[str | None, Option("Remove until the checkpoint has this size, such as 3MB.")] = None,
-    min_fps: Annotated[float | None, Option("Remove until it makes as many frames a second.")] = None,
+    ratio: Annotated[
+        str | float | None, Option("Share of the multiply-adds to remove, such as 30%.", group="Budget")
+    ] = None,
+    max_size: Annotated[
+        str | None, Option("Remove until the checkpoint has this size, such as 3MB.", group="Budget")
+    ] = None,
+    min_fps: Annotated[
+        float | None, Option("Remove until the detector makes so many frames a second.", group="Budget")
+    ] = None,
     recipe: RecipeName = "prune",
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-pruned.")] = None,
-    scan: Annotated[bool, Option("Also write how sensitive each layer is: sensitivity.json.")] = False,
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-pruned.", group="Output")] = None,
+    scan: Annotated[bool, Option("Also write how sensitive each layer is: sensitivity.json.", group="Output")] = False,
     device: MeasuredOn = "local",
     fresh: Fresh = False,
     trust_checkpoint: Trust = False,

@@ -349,13 +349,15 @@ def _finish(
 
 def quantize(
     model: Model,
-    data: Annotated[str | Path, Option("Labelled data, or a folder of images or arrays.")],
+    data: Annotated[str | Path, Option("Labelled data, or a folder of images or arrays.", group="Input")],
     *,
     recipe: RecipeName = None,
     plan: PlanFile = None,
-    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-quantized.")] = None,
-    max_size: Annotated[str | int | None, Option("Largest packed graph, such as 2MB.")] = None,
-    keep: Annotated[str | float | None, Option("Least share of the mAP50-95, or of the outputs, kept.")] = None,
+    out: Annotated[str | Path | None, Option("Result folder. Default: runs/MODEL-quantized.", group="Output")] = None,
+    max_size: Annotated[str | int | None, Option("Largest packed graph, such as 2MB.", group="Budget")] = None,
+    keep: Annotated[
+        str | float | None, Option("Least share of the mAP50-95, or of the outputs, kept.", group="Budget")
+    ] = None,
     calibration: CalibrationSet = None,
     fresh: Fresh = False,
     head: Head = None,

@@ -47,8 +47,10 @@ PAGE = "analysis.html"
 def analyse(
     run: Annotated[str | Path, Argument("Result folder of a build.")],
     *,
-    data: Annotated[str | Path | None, Option("What it was scored on. Default: where that was then.")] = None,
-    out: Annotated[str | Path | None, Option("The page. Default: RUN/analysis.html.")] = None,
+    data: Annotated[
+        str | Path | None, Option("Data set that was scored. Default: the place in the ledger.", group="Input")
+    ] = None,
+    out: Annotated[str | Path | None, Option("Page to write. Default: RUN/analysis.html.", group="Output")] = None,
     images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
     progress: Progress = SILENT,
 ) -> Analysed:

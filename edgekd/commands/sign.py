@@ -16,7 +16,7 @@ def sign(
     file: SignedFile,
     key: Annotated[Paths, Option("A private key's file, or pkcs11: address.", parse=str)],
     *,
-    out: Annotated[str | Path | None, Option("Where to write it. Default: in place.")] = None,
+    out: Annotated[str | Path | None, Option("File to write. Default: in place.", group="Output")] = None,
     secret_file: SecretFile = None,
 ) -> signed.Verified:
     """Add signatures to a bundle or a trust file.

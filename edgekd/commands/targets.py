@@ -24,7 +24,7 @@ class Targets:
 
 
 def targets(
-    name: Annotated[str | None, Argument("Target to explain; all are listed without.")] = None,
+    name: Annotated[str | None, Argument("Target to explain. Default: list all.")] = None,
 ) -> Targets:
     """List the targets, or explain one. Raises SpecError. The command: `edgekd targets`."""
     if name is not None:

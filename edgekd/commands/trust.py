@@ -17,8 +17,8 @@ from edgekd.deploy.signing.trust_files import read_trust_file
 def trust(
     table: Annotated[str | Path, Argument("TOML table of keys and thresholds.")],
     *,
-    out: Annotated[str | Path, Option("The trust file to write.")] = Path("trust.json"),
-    previous: Annotated[str | Path | None, Option("The one that it is to follow.")] = None,
+    out: Annotated[str | Path, Option("Trust file to write.", group="Output")] = Path("trust.json"),
+    previous: Annotated[str | Path | None, Option("Trust file that it follows.")] = None,
     key: Keys = (),
     secret_file: SecretFile = None,
     progress: Progress = SILENT,

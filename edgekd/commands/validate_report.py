@@ -44,7 +44,7 @@ class JudgedEvidence(Result):
 def validate_report(
     result: Annotated[str | Path, Argument("A result.json of the validation kit.")],
     *,
-    out: Annotated[str | Path | None, Option("The page. Default: RESULT.html.")] = None,
+    out: Annotated[str | Path | None, Option("Page to write. Default: RESULT.html.", group="Output")] = None,
 ) -> JudgedEvidence:
     """Judge the evidence of a validation on hardware, and write a page of it.
 

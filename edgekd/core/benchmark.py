@@ -15,7 +15,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -137,6 +137,11 @@ class Timing:
     postprocess_ms: np.ndarray
     total_ms: np.ndarray
     basis: Basis
+
+    def of_frames(self, batch: int) -> Timing:
+        """Return the milliseconds of one frame where each sample was of a run of `batch` frames."""
+        parts = ("preprocess_ms", "inference_ms", "postprocess_ms", "total_ms")
+        return self if batch == 1 else replace(self, **{name: getattr(self, name) / batch for name in parts})
 
     @property
     def fps(self) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from edgekd.core.errors import SpecError
 from edgekd.core.input_files import regular_file, shown_path
@@ -49,11 +49,30 @@ _STORAGE_BYTES |= {"Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
 """Bytes of an element of a storage, by the name of its type without `Storage`."""
 
 
+class _Scan(NamedTuple):
+    """The names in a pickle that are no data, and the data set that its training arguments name."""
+
+    names: frozenset[str]
+    training_data: str | None
+
+
 def scan_checkpoint(path: Path) -> frozenset[str]:
     """Return the names in a checkpoint that are no data: of layers and of whatever else it asks for.
 
     Raises SpecError for a file that torch.save did not write, or that takes much more memory than disk.
     """
+    return _scan(path).names
+
+
+def training_data(path: Path) -> str | None:
+    """Return the data set that Ultralytics' training arguments in a checkpoint name: any text; None without.
+
+    Raises SpecError as `scan_checkpoint`.
+    """
+    return _scan(path).training_data
+
+
+def _scan(path: Path) -> _Scan:
     size = regular_file(path, MAX_BYTES, SpecError)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,17 +84,20 @@ def scan_checkpoint(path: Path) -> frozenset[str]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _refusal(path, str(error) or "cut short") from error
     try:
-        return _names(content, pickles[0].removesuffix("data.pkl"), tuple(records.items()))
+        return _scanned(content, pickles[0].removesuffix("data.pkl"), tuple(records.items()))
     except Exception as error:  # a damaged pickle raises anything
         raise _refusal(path, str(error) or type(error).__name__) from error
 
 
 @lru_cache(maxsize=8)  # a build reads the same checkpoint in many of its stages
-def _names(content: bytes, folder: str, records: tuple[tuple[str, int], ...]) -> frozenset[str]:
-    """Return the names in a pickle that are no data. folder: of its record in the zip file."""
+def _scanned(content: bytes, folder: str, records: tuple[tuple[str, int], ...]) -> _Scan:
+    """Return what a pickle names. folder: of its record in the zip file."""
     reader = _RestrictedUnpickler(content, folder, dict(records))
-    reader.load()
-    return frozenset(name for name in reader.names if not _is_data(name))
+    checkpoint = reader.load()
+    arguments = checkpoint.get("train_args") if isinstance(checkpoint, dict) else None
+    data = arguments.get("data") if isinstance(arguments, dict) else None
+    names = frozenset(name for name in reader.names if not _is_data(name))
+    return _Scan(names, data if isinstance(data, str) else None)
 
 
 def _records(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Input and output of the graph that ships: raw frames in place of normalised planes, the best candidates of all."""
+"""Input and output of the graph that ships: raw frames in place of normalised planes, the best candidates of all,
+several frames at once."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from edgekd.core.errors import SpecError
 from edgekd.detectors.heads.decoding import append_decoding
 from edgekd.detectors.heads.description import HeadDescription
 from edgekd.detectors.onnx import describe_in
+from edgekd.graph.batches import take_batches
 from edgekd.graph.raw_input import take_raw_frames
 from edgekd.graph.selection import keep_best
 
@@ -25,11 +27,13 @@ class Interface:
         postprocess: `graph` where the graph decodes and selects the best candidates, `host` where its output is as the
             detector has it.
         float_bytes: As in `Preprocess`.
+        batch: As in `DetectorSpec`.
     """
 
     input: InputFormat = "float32"
     postprocess: Postprocess = "host"
     float_bytes: bool = False
+    batch: int = 1
 
 
 def with_interface(model: Any, spec: DetectorSpec, interface: Interface, where: str) -> DetectorSpec:
@@ -43,7 +47,10 @@ def with_interface(model: Any, spec: DetectorSpec, interface: Interface, where: 
         spec = replace(spec, preprocess=preprocess)
     if interface.postprocess == "graph" and spec.head.kind != "end2end":
         decoded = _decoded(model, spec, where)
-        spec = replace(spec, head=keep_best(model, decoded, len(spec.classes)))
+        spec = replace(spec, head=keep_best(model, decoded, len(spec.classes), several=interface.batch > 1))
+    if interface.batch > 1:
+        take_batches(model, where)
+        spec = replace(spec, batch=interface.batch)
     describe_in(model, spec)
     return spec
 

@@ -89,7 +89,7 @@ class OnnxDetector:
             fix_input(model, size)
             model = to_opset(model, min(max(opset_of(model), MIN_OPSET), opset), str(self.path))
         onnx.save(model, graph)
-        return spec
+        return replace(spec, batch=1)
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the file's own output in float32 for a batch [1, 3, h, w], decoded where it has several."""

@@ -68,6 +68,8 @@ class ArtifactResult:
         basis: `measured` on the machine in `host`, as itself or as the target; `stand-in` for another target.
         iterations: Frames that were timed.
         fps: Frames per second, one after the other, all parts included; null where `refused` has the reason.
+        batch: Frames of a run of the engine alone.
+        engine_ms: The engine alone, for a frame: a run by `batch`.
         engine_fps: Frames per second of the engine alone; null where `refused` has the reason.
         refused: Figures that are not reported, each with its reason and remedy.
         slow_down: A lasting slow-down; null where there was none.
@@ -80,6 +82,7 @@ class ArtifactResult:
     basis: Basis
     iterations: int
     fps: float | None
+    batch: int
     engine_fps: float | None
     refused: tuple[str, ...]
     slow_down: SlowDown | None

@@ -22,11 +22,13 @@ BEFORE_NMS = 1000
 _AXES_INPUT_SINCE = 18  # opset in which axes of ReduceMax became an input
 
 
-def keep_best(model: Any, head: Head, classes: int) -> Head:
+def keep_best(model: Any, head: Head, classes: int, *, several: bool = False) -> Head:
     """Keep the candidates of highest score of an output `yolo` [1, 4 + classes, n], in place; return its head.
 
     A graph that has no more of them is not changed. The order of candidates no longer has a meaning. Prototypes of
     masks stay behind them.
+
+    several: select for each frame of a batch alone, which takes GatherElements in place of Gather.
     """
     count = BEFORE_NMS if head.nms else FINAL
     (output,) = model.graph.output
@@ -47,10 +49,16 @@ def keep_best(model: Any, head: Head, classes: int) -> Head:
     else:
         best = writer.add("ReduceMax", [scores, axes], keepdims=0)
     indices = writer.add("TopK", [best, np.array([count], np.int64)], outputs=2, axis=1)
-    columns = writer.reshape(indices, count)
-    if pixels:
-        columns = writer.add("Concat", [columns, np.arange(shape[2] - pixels, shape[2])], axis=0)
-    writer.add("Gather", [candidates, columns], axis=2)
+    if several:
+        columns = writer.add("Expand", [writer.reshape(indices, 1, 1, count), np.array([1, shape[1], 1])])
+        chosen = writer.add("GatherElements", [candidates, columns], axis=2)
+        if pixels:
+            writer.add("Concat", [chosen, writer.slice(candidates, shape[2] - pixels, shape[2], axis=2)], axis=2)
+    else:
+        columns = writer.reshape(indices, count)
+        if pixels:
+            columns = writer.add("Concat", [columns, np.arange(shape[2] - pixels, shape[2])], axis=0)
+        writer.add("Gather", [candidates, columns], axis=2)
     writer.rename_last(output.name)
     model.graph.node.extend(writer.nodes)
     model.graph.initializer.extend(writer.constants)

@@ -11,7 +11,14 @@ from typing import Any
 from edgekd.core.errors import SpecError
 from edgekd.graph.pins import pinned
 from edgekd.graph.view import Graph, attribute, where
-from edgekd.hardware.compatibility_rules import Finding, Rule, dynamic_inputs, runtime_title, tensorrt_range
+from edgekd.hardware.compatibility_rules import (
+    Finding,
+    Rule,
+    dynamic_inputs,
+    runtime_title,
+    takes_batches,
+    tensorrt_range,
+)
 from edgekd.hardware.target import Target
 
 _LAST_WITH_DLA = (10, 7)
@@ -32,7 +39,10 @@ _FALLBACK = "; it falls back to the GPU"
 
 
 def _dla_dynamic_shapes(graph: Graph, target: Target) -> Iterator[Finding]:
-    if names := dynamic_inputs(graph):
+    if takes_batches(graph):
+        what = "on the DLA: takes fixed shapes only, so that the agent builds its engine for one frame at a time"
+        yield Finding("note", "graph", what, "nothing, or --batch for the GPU alone")
+    elif names := dynamic_inputs(graph):
         what = (
             f"on the DLA: input {', '.join(names)} has dimensions that are not fixed; the DLA takes fixed shapes only"
         )

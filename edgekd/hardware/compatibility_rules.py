@@ -193,7 +193,12 @@ def _topk(graph: Graph, target: Target) -> Iterator[Finding]:
 
 
 def _dynamic_shapes(graph: Graph, target: Target) -> Iterator[Finding]:
-    if (names := dynamic_inputs(graph)) and target.on_tensorrt:
+    if not target.on_tensorrt:
+        return
+    if takes_batches(graph):
+        what = "takes several frames at once: kernels are chosen for the largest batch, single frames may take longer"
+        yield Finding("note", "graph", what, "build without --batch for a camera alone")
+    elif names := dynamic_inputs(graph):
         dynamic = f"input {', '.join(names)} has dimensions that are not fixed"
         what = f"{dynamic}: kernels are chosen for a range, not for one size"
         yield Finding("slow", "graph", what, "export with a fixed shape (dynamic=False), one engine per size")
@@ -206,6 +211,12 @@ def _byte_inputs(graph: Graph, target: Target) -> Iterator[Finding]:
     if names and not takes_bytes(target):
         what = f"input {', '.join(names)} is UINT8, which needs TensorRT 8.5; this is {runtime_title(target)}"
         yield Finding("impossible", "graph", what, "pass the bytes as float32: `build --input` for this target does")
+
+
+def takes_batches(graph: Graph) -> bool:
+    """Return whether there is one input, of which the first dimension alone is not fixed."""
+    shapes = list(graph.inputs.values())
+    return len(shapes) == 1 and shapes[0][:1] == (None,) and all(shapes[0][1:])
 
 
 def dynamic_inputs(graph: Graph) -> list[str]:

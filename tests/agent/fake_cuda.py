@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from edgekd.core.errors import DeviceError
 
 
 class FakeCuda:
     """Memory of a GPU; the work in its stream is done, in order, when the stream is waited for."""
 
     streams: dict[int, FakeCuda] = {}  # noqa: RUF012 by the handles that engines get
+    compiler: Callable[[str, str, Mapping[str, int]], Any] | None = None
+    """Compiles a kernel that runs on the memory of this process; None where there is no compiler."""
 
     def __init__(self) -> None:
         self.stream = 1000 + len(self.streams)
@@ -26,17 +30,25 @@ class FakeCuda:
         return self._pinned[-1]
 
     def allocate(self, count: int) -> int:
-        address = 1 << 20 | len(self.memory) + 1
-        self.memory[address] = np.zeros(count, np.uint8)
-        return address
+        array = np.zeros(count, np.uint8)
+        self.memory[array.ctypes.data] = array
+        return int(array.ctypes.data)
+
+    def kernel(self, source: str, name: str, definitions: Mapping[str, int]) -> Any:
+        if self.compiler is None:
+            raise DeviceError("no compiler for kernels")
+        run = self.compiler(source, name, definitions)
+        return lambda *launch: self.queue.append(lambda: run(*launch))
 
     def upload(self, address: int, array: np.ndarray) -> None:
         self._check(address, array)
-        self.queue.append(lambda: np.copyto(self.memory[address], array.reshape(-1).view(np.uint8)))
+        content = array.reshape(-1).view(np.uint8)
+        self.queue.append(lambda: np.copyto(self.memory[address][: array.nbytes], content))
 
     def download(self, array: np.ndarray, address: int) -> None:
         self._check(address, array)
-        self.queue.append(lambda: np.copyto(array.reshape(-1).view(np.uint8), self.memory[address]))
+        content = array.reshape(-1).view(np.uint8)
+        self.queue.append(lambda: np.copyto(content, self.memory[address][: array.nbytes]))
 
     def wait(self) -> None:
         while self.queue:
@@ -49,5 +61,6 @@ class FakeCuda:
 
     def _check(self, address: int, array: np.ndarray) -> None:
         assert not self.closed
-        assert any(array is each for each in self._pinned), "memory that is not pinned"
-        assert self.memory[address].nbytes == array.nbytes
+        assert array.flags.c_contiguous
+        (buffer,) = (each for each in self._pinned if np.may_share_memory(array, each))
+        assert self.memory[address].nbytes == buffer.nbytes >= array.nbytes

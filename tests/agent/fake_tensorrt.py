@@ -215,6 +215,9 @@ class OnnxParser:
 
         graph = Graph(model)
         network._inputs = [tensor(name) for name in graph.inputs]
+        shapes = {each.name: each.type.tensor_type.shape.dim for each in model.graph.input}
+        for each in network._inputs:
+            each.shape = tuple(side.dim_value or -1 for side in shapes[each.name])
         network._layers = []
         for node in graph.nodes:
             layer = self.trt.ILayer()
@@ -261,6 +264,9 @@ class Builder:
         network._explicit_batch = numbers(self.trt.__version__) >= (10,) or bool(flags & 1 << int(explicit))
         return network
 
+    def create_optimization_profile(self) -> Any:
+        return OptimizationProfile()
+
     def create_builder_config(self) -> Any:
         config = self.trt.IBuilderConfig()
         config._log = self._log
@@ -270,11 +276,20 @@ class Builder:
         behaviour = self.trt.behaviour
         assert network._onnx is not None, "nothing was parsed"
         request = _request(self.trt, network, config)
+        largest = _largest_batch(network, config, on_dla=request.dla_core is not None)
+        if largest == 0:
+            self._log(
+                "ERROR",
+                "4: [network.cpp::validate::2965] Error Code 4: Internal Error (Network has dynamic or "
+                "shape inputs, but no optimization profile has been defined.)",
+            )
+            return None
         result = plan(onnx.load_from_string(network._onnx), request, behaviour, self._log)
         config._timing = config._timing and config._timing + b"+"  # layers are timed, whatever comes of it
         if result is None:
             return None
         record = _record(network, config, request)
+        record["batch"] = largest
         record.update(missing=list(result.missing), precisions=dict(result.precisions), on_dla=list(result.on_dla))
         record["engine"] = [asdict(layer) for layer in result.layers]
         behaviour.built.append(record)
@@ -286,8 +301,32 @@ class Builder:
         return bytearray(PLAN + json.dumps(record).encode() + b"\n" + network._onnx)
 
 
+class OptimizationProfile:
+    """Smallest, best and largest shape of each input."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002 the bindings' names
+        assert all(low <= best <= high for low, best, high in zip(min, opt, max, strict=True))
+        self.shapes[input] = (tuple(min), tuple(opt), tuple(max))
+
+
+def _largest_batch(network: Any, config: Any, *, on_dla: bool) -> int | None:
+    """Return the largest batch of a network with a dynamic first side; None for a fixed one, 0 without a profile."""
+    (port,) = network._inputs
+    if -1 not in port.shape:
+        return None
+    profile = config._profile
+    if profile is None or on_dla:
+        return 0
+    assert profile.shapes[port.name][0][1:] == port.shape[1:]
+    return int(profile.shapes[port.name][2][0])
+
+
 class IBuilderConfig:
     def __init__(self) -> None:
+        self._profile: Any = None
         self._flags: set[str] = set()
         self._workspace: int | None = None
         self._timing = b""
@@ -303,6 +342,10 @@ class IBuilderConfig:
             self._log("ERROR", f"3: [{place}] Error Code 3: {text}{place}. {reason})")
             return
         self._flags.add(flag.name)
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self._profile = profile
+        return 0
 
     def clear_flag(self, flag: _Member) -> None:
         self._flags.discard(flag.name)

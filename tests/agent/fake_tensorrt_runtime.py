@@ -6,6 +6,7 @@ An engine is the graph that it was built from, computed by ONNX Runtime; its lay
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,8 +79,26 @@ class ICudaEngine:
     def binding_is_input(self, index: int) -> bool:
         return bool(self._ports[index][1] == "Input")
 
+    def get_binding_index(self, name: str) -> int:
+        return [port.name for port, _ in self._ports].index(name)
+
     def get_binding_shape(self, index: int) -> tuple[int, ...]:
-        return tuple(self._ports[index][0].shape)
+        return self._shape(self._ports[index][0])
+
+    def get_profile_shape(self, profile_index: int, binding: str) -> list[tuple[int, ...]]:
+        assert profile_index == 0
+        first, *rest = self.get_tensor_shape(binding)
+        assert first == -1, "only a dynamic input has a profile"
+        return [(count, *rest) for count in (1, self._record["batch"], self._record["batch"])]
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        return ICudaEngine.get_profile_shape(self, profile_index, name)
+
+    def _shape(self, port: Any) -> tuple[int, ...]:
+        """Return a shape as TensorRT has it: of an engine for any number of frames the first side is -1."""
+        first, *rest = port.shape
+        dynamic = self._record["batch"] and isinstance(first, str)
+        return (-1 if dynamic else first if isinstance(first, int) else 1, *rest)
 
     def get_binding_dtype(self, index: int) -> Any:
         return self._dtype(self._ports[index])
@@ -88,14 +107,14 @@ class ICudaEngine:
         return self.trt.TensorIOMode.INPUT if self._port(name)[1] == "Input" else self.trt.TensorIOMode.OUTPUT
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._port(name)[0].shape)
+        return self._shape(self._port(name)[0])
 
     def get_tensor_dtype(self, name: str) -> Any:
         return self._dtype(self._port(name))
 
     def create_execution_context(self) -> Any:
         context = self.trt.IExecutionContext()
-        context._engine, context._addresses, context.profiler = self, {}, None
+        context._engine, context._addresses, context.profiler, context._batch = self, {}, None, None
         return context
 
     def create_engine_inspector(self) -> Any:
@@ -116,6 +135,19 @@ class IExecutionContext:
         names = [port.name for port, _ in self._engine._ports]
         return self._enqueue(dict(zip(names, bindings, strict=True)), stream_handle)
 
+    def set_binding_shape(self, binding: int, shape: tuple[int, ...]) -> bool:
+        return self._set_shape(self._engine._ports[binding][0], shape)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        return self._set_shape(self._engine._port(name)[0], shape)
+
+    def _set_shape(self, port: Any, shape: tuple[int, ...]) -> bool:
+        first, *rest = self._engine._shape(port)
+        assert first == -1
+        assert shape[1:] == tuple(rest)
+        self._batch = shape[0]
+        return bool(1 <= shape[0] <= self._engine._record["batch"])
+
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert type(memory) is int
         self._engine._port(name)
@@ -131,10 +163,15 @@ class IExecutionContext:
         source, goals = gpu.memory[addresses[given.name]], [gpu.memory[addresses[port.name]] for port, _ in taken]
 
         def work() -> None:
-            batch = source.view(_KINDS[given.type][1]).reshape(given.shape)
-            outputs = self._engine._native.run(None, {given.name: batch})
+            shape = self._engine._shape(given)
+            if shape[0] == -1:
+                assert self._batch, "the shape of the input is not set"
+                shape = (self._batch, *shape[1:])
+            values = source.view(_KINDS[given.type][1])
+            outputs = self._engine._native.run(None, {given.name: values[: math.prod(shape)].reshape(shape)})
             for (port, _), output, goal in zip(taken, outputs, goals, strict=True):
-                np.copyto(goal, (output + self._bend(port.name)).astype(np.float32).reshape(-1).view(np.uint8))
+                found = (output + self._bend(port.name)).astype(np.float32).reshape(-1).view(np.uint8)
+                np.copyto(goal[: len(found)], found)
 
         gpu.queue.append(work)
         self.trt.behaviour.elapsed_ms += total_ms(self._engine._layers)

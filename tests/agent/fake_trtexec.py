@@ -186,7 +186,9 @@ def _infer(graph: bytes, options: dict[str, str]) -> None:
     if name != given.name:
         raise Failure(f"Cannot find input tensor with name {name}")
     kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
-    batch = np.fromfile(file, kind).reshape(given.shape)
+    # The program gives a dynamic side the value 1, where no --shapes say otherwise.
+    shape = [side if isinstance(side, int) else 1 for side in given.shape]
+    batch = np.fromfile(file, kind).reshape(shape)
     rows = []
     for port, output in zip(session.get_outputs(), session.run(None, {given.name: batch}), strict=True):
         # As the program prints them: six digits.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgekd.agent.cameras.board import FrameBoard
 from edgekd.agent.cameras.scheduling import FIRST_DELAY_S, LONGEST_DELAY_S, Backoff, FairQueue, Pacer
 from edgekd.agent.cameras.statistics import LatencyHistogram
 
@@ -28,6 +29,17 @@ def test_a_full_queue_gives_up_the_oldest_frame_of_that_camera_alone() -> None:
     assert [frames.put(0, number) for number in range(4)] == [None, None, 0, 1]
     assert frames.put(1, 9) is None
     assert [frames.take() for _ in range(4)] == [2, 9, 3, None]
+
+
+def test_frames_for_one_run_are_taken_in_turns_and_no_more_than_wait() -> None:
+    board, frame = FrameBoard(3, depth=2), np.zeros((4, 4, 3), np.uint8)
+    for camera in (0, 0, 0, 2, 2, 1):
+        assert board.put(camera, frame, wait=False)
+    first, second, third = (board.take(lambda count=count: count) for count in (1, 3, 9))  # type: ignore[misc]
+    assert [each and each[0] for each in (first, second, third)] == [0, 1, 2]
+    taken = [[(each.camera, each.number) for each in frames] for _, frames in (first, second, third)]  # type: ignore[misc]
+    assert taken == [[(0, 1)], [(1, 0), (2, 0), (0, 2)], [(2, 1)]]
+    assert board.counts(0)[0].dropped == 1
 
 
 def test_a_pace_neither_drifts_nor_bursts() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgekd.agent.cameras.sources import CameraSource, synthetic_frames
 from edgekd.agent.cameras.statistics import ServiceStatus
 from edgekd.agent.serving import DriftWatch, Model
 from edgekd.core.bundle.manifest import DetectionThresholds
+from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import DeviceError
 
@@ -32,6 +34,7 @@ class FakeSession:
     def __init__(self, seconds: float = ENGINE_S, error_at: int = -1) -> None:
         self.seconds, self.error_at = seconds, error_at
         self.runs = 0
+        self.batches: list[int] = []
         self.is_closed = False
         self.threads: set[int] = set()
 
@@ -40,8 +43,9 @@ class FakeSession:
         if self.runs == self.error_at:
             raise DeviceError("the engine is gone")
         time.sleep(self.seconds)
-        left = batch[0, 0, 16, 16] * 10
-        return np.array([[[left, 8, left + 10, 24, 0.9, 0]]], np.float32)
+        self.batches.append(len(batch))
+        lefts = batch[:, 0, 16, 16] * 10
+        return np.array([[[left, 8, left + 10, 24, 0.9, 0]] for left in lefts], np.float32)
 
     def close(self) -> None:
         self.is_closed = True
@@ -60,11 +64,9 @@ class FakeProvider:
         self.model.session.close()
 
 
-def model(session: Any = None, spec: DetectorSpec = SPEC, identity: str = "one") -> Model:
-    thresholds = DetectionThresholds((0.5,), 0.7, 100)
-    return Model(
-        "fake", 1, identity, "key", spec, thresholds, session or FakeSession(), DriftWatch(None, spec.preprocess)
-    )
+def model(session: Any = None, spec: DetectorSpec = SPEC, identity: str = "one", **options: Any) -> Model:
+    thresholds, watch = DetectionThresholds((0.5,), 0.7, 100), DriftWatch(None, spec.preprocess)
+    return Model("fake", 1, identity, "key", spec, thresholds, session or FakeSession(), watch, **options)
 
 
 def camera(name: str, fps: float = 100.0, count: int | None = None, **options: Any) -> CameraSource:
@@ -285,6 +287,78 @@ def test_a_switch_to_a_model_with_another_input_is_followed_within_a_frame() -> 
     assert len(shapes) >= 4
 
 
+def grey_files(cameras: int, count: int) -> list[CameraSource]:
+    """Files whose frames have the brightness of their camera and number."""
+
+    def frames(name: int) -> Iterator[np.ndarray]:
+        return iter([np.full((*SIZE, 3), 20 * name + number, np.uint8) for number in range(count)])
+
+    return [CameraSource(str(name), partial(frames, name), live=False) for name in range(cameras)]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_frames_that_wait_for_a_busy_engine_go_through_it_together(streams: int) -> None:
+    sessions = [FakeSession(0.02) for _ in range(streams)]
+    models = iter([model(each, batch=4) for each in sessions])
+    found: dict[str, list[float]] = defaultdict(list)
+
+    def result(each: CameraResult) -> None:
+        found[each.camera].append(round(float(each.detections.boxes[0, 0]) * 25.5))
+
+    options = CameraOptions(streams=streams)
+    CameraService(grey_files(6, 9), lambda: FakeProvider(next(models)), result, options).run()
+    assert found == {str(name): [20 * name + number for number in range(9)] for name in range(6)}
+    batches = [count for each in sessions for count in each.batches[2:]]  # after those for warming up
+    assert sum(batches) == 54
+    assert max(batches) == 4
+
+
+def test_frames_that_find_the_engine_without_work_go_alone() -> None:
+    session = FakeSession(0.0)
+    serve(
+        [camera("a", 30, 12, live=False), camera("b", 30, 12, live=False)],
+        provider=FakeProvider(model(session, batch=4)),
+    )
+    assert session.batches[:2] == [1, 4], "warmed up"
+    assert session.batches.count(1) - 1 >= 20, "at most a few met another frame"
+
+
+def test_a_switch_to_a_model_that_takes_fewer_frames_at_once_is_followed() -> None:
+    small = model(FakeSession(), identity="two", batch=2)
+    provider, results = FakeProvider(model(FakeSession(0.02), batch=4)), []
+
+    def result(found: CameraResult) -> None:
+        results.append(found)
+        provider.model = small
+
+    CameraService(grey_files(6, 9), lambda: provider, result).run()
+    assert len(results) == 54
+    assert max(small.session.batches) == 2  # type: ignore[attr-defined]
+
+
+class FakeFrameSession(FakeSession):
+    """An engine whose device prepares frames."""
+
+    def run_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        assert all(frame.ndim == 3 and frame.dtype == np.uint8 for frame in frames)
+        return self.run(np.stack([letterbox(frame, SPEC.preprocess)[0][0] for frame in frames]))
+
+
+def test_frames_go_as_they_are_to_a_device_that_prepares_them() -> None:
+    on_gpu, on_host = (model(FakeFrameSession(), batch=3), model(FakeFrameSession(), identity="two", batch=3))
+    on_gpu = replace(on_gpu, frame_session=on_gpu.session)  # type: ignore[arg-type]
+    provider, found = FakeProvider(on_gpu), defaultdict(list)
+
+    def result(each: CameraResult) -> None:
+        found[each.camera].append(round(float(each.detections.boxes[0, 0]) * 25.5))
+        if each.number == 4:
+            provider.model = on_host
+
+    CameraService(grey_files(3, 9), lambda: provider, result).run()
+    assert found == {str(name): [20 * name + number for number in range(9)] for name in range(3)}
+    assert on_host.session.batches  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("stage", ["open", "engine", "result", "preprocess"])
 def test_an_error_of_the_model_or_of_the_results_ends_the_service(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession(error_at=6 if stage == "engine" else -1)
@@ -299,7 +373,7 @@ def test_an_error_of_the_model_or_of_the_results_ends_the_service(stage: str, mo
     if stage == "preprocess":
         prepare = Model.prepare
         monkeypatch.setattr(
-            Model, "prepare", lambda self, frame: broken() if frame.shape[0] == SIZE[0] else prepare(self, frame)
+            Model, "prepare", lambda self, frames: broken() if len(frames[0]) == SIZE[0] else prepare(self, frames)
         )
     with pytest.raises(DeviceError, match="the engine is gone"):
         service.run(10)
@@ -323,9 +397,9 @@ def test_a_file_that_cannot_be_read_has_failed() -> None:
 def test_waiting_for_preprocessing_and_for_postprocessing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = Model.prepare
 
-    def slowly(self: Model, frame: np.ndarray) -> Any:
+    def slowly(self: Model, frames: Sequence[np.ndarray]) -> Any:
         time.sleep(0.02)
-        return prepare(self, frame)
+        return prepare(self, frames)
 
     monkeypatch.setattr(Model, "prepare", slowly)
     starved, _ = serve([file("a", 10)], provider=FakeProvider(model(FakeSession(0.0))))

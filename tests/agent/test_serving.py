@@ -171,9 +171,11 @@ def test_the_example_ends_by_a_signal_after_the_frames_on_their_way(folder: Path
     command = [sys.executable, EXAMPLE, *map(str, given), "--status", str(tmp_path / "status.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
+        assert process.stderr
         first = process.stdout.readline()
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=30)
+        # Not by communicate(), which loses lines that were buffered with the first.
+        rest, errors = process.stdout.read(), process.stderr.read()
     assert (process.returncode, errors) == (0, "")
     (camera,) = json.loads((tmp_path / "status.json").read_bytes())["cameras"]
     assert camera["detected"] == len([first, *rest.splitlines()])

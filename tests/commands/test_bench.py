@@ -11,6 +11,7 @@ from pathlib import Path
 import boards
 import cv2
 import numpy as np
+import onnx
 import pytest
 from jsonschema import Draft202012Validator
 from test_json_contract import closed, schema_of
@@ -21,9 +22,12 @@ from edgekd.core.errors import DataError, SpecError
 from edgekd.core.power.null import NullMeter
 from edgekd.data.frames import load_frames
 from edgekd.deploy.devices.null import NullDevice, ScriptedSession
+from edgekd.detectors.interface import Interface, with_interface
+from edgekd.detectors.onnx import describe
 from edgekd.evaluation.bench_result import BenchResult, ColdStart
 from edgekd.evaluation.cost import Prices, cost_of
 from edgekd.evaluation.report import bench_files, bench_text
+from edgekd.graph.model_file import read_model
 from edgekd.hardware.target import load_target
 
 OUTPUT = np.zeros((1, 6, CELLS), np.float32)
@@ -65,6 +69,23 @@ def test_both_states_are_told_exactly(tiny_model: Path) -> None:
     assert told.basis == "measured"
     assert [reason.split(":")[0] for reason in told.refused] == ["energy"]
     assert found.frames.shapes == ((64, 64),)
+
+
+def test_the_engine_alone_runs_several_frames_at_once_where_the_graph_takes_them(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = read_model(tiny_model)
+    with_interface(model, describe(model, tiny_model), Interface(batch=4), "tiny")
+    onnx.save(model, tmp_path / "four.onnx")
+    found = run(job(tmp_path / "four.onnx", NullDevice([0.015625], OUTPUT), against=tiny_model, batch=8))
+    assert_documented(found)
+    told = found.result
+    assert (told.batch, told.fps, told.engine_fps, told.engine_ms.p50) == (4, 64, 256, 15.625 / 4)
+    assert "256.0 FPS engine only, 4 frames at once (measured)" in list(bench_text.bench_lines(found))
+    assert bench_text.bench_rows(told)[-1][0] == "engine only, 4 at once"
+    assert found.against
+    assert (found.against.result.batch, found.against.result.engine_fps) == (1, 64)
+    assert found.against.engine_times_as_fast.ratio == pytest.approx(4)
 
 
 def test_the_other_artifact_is_measured_in_turns_and_a_verdict_given(tiny_model: Path, tmp_path: Path) -> None:

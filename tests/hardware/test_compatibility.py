@@ -190,7 +190,15 @@ def test_topk_has_a_limit_everywhere_and_is_constant_on_old_tensorrt() -> None:
     assert clean(topk(None), "orin-nx")
 
 
-@pytest.mark.parametrize("shape", [("batch", 16, 8, 8), (1, 3, None, None)])
+def test_a_dynamic_batch_is_taken_from_one_frame_up_and_one_frame_at_a_time_by_the_dla() -> None:
+    graph = model([helper.make_node("Relu", ["x"], ["y"])], shape=("batch", 16, 8, 8))
+    for target in ("nano", "xavier", "orin-nano", "thor"):
+        found(graph, target, "note", "takes several frames at once")
+    found(graph, "xavier", "note", "for one frame at a time", dla=True)
+    assert clean(graph, "cpu")
+
+
+@pytest.mark.parametrize("shape", [("batch", 16, None, 8), (1, 3, None, None)])
 def test_dynamic_shapes_are_slow_and_impossible_on_the_dla(shape: tuple[Any, ...]) -> None:
     graph = model([helper.make_node("Relu", ["x"], ["y"])], shape=shape)
     assert "dynamic=False" in found(graph, "orin-nano", "slow", "input x").change

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
+from typing import Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 import numpy as np
 
@@ -72,15 +74,19 @@ class FrameBoard:
             self._changed.notify_all()
             return True
 
-    def take(self) -> tuple[int, CapturedFrame] | None:
-        """Wait for a frame of the next camera; return it after its ticket, 0, 1, 2, ...; None once closed."""
+    def take(self, most: Callable[[], int]) -> tuple[int, list[CapturedFrame]] | None:
+        """Wait for a frame of the next camera; return it after its ticket, 0, 1, 2, ...; None once closed.
+
+        most: called once there is one; as many frames are returned, in turns of the cameras, if more wait.
+        """
         with self._changed:
             while not self._is_closed:
-                captured = self._waiting.take()
-                if captured is not None:
+                first = self._waiting.take()
+                if first is not None:
+                    others = iter(self._waiting.take, None)
                     self._tickets += 1
                     self._changed.notify_all()
-                    return self._tickets - 1, captured
+                    return self._tickets - 1, [first, *islice(others, most() - 1)]
                 self._changed.wait()
             return None
 

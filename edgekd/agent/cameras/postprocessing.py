@@ -32,7 +32,7 @@ class Postprocessor:
         return drift.distance if drift else None
 
     def detections(
-        self, model: Model, batch: np.ndarray, placement: Placement, output: np.ndarray, taken_s: float
+        self, model: Model, frame: np.ndarray, placement: Placement, output: np.ndarray, taken_s: float
     ) -> tuple[Detections, np.ndarray | None]:
         """Return the detections in a frame, and the identities int64 [n] of tracked objects, None without tracking.
 
@@ -44,9 +44,9 @@ class Postprocessor:
             self._tracker = Tracker() if self._is_tracking else None
         if self._tracker is None:
             detections = decode_by_class(output, model.spec, placement, model.thresholds)
-            self._watch.add(batch, placement, detections)
+            self._watch.add(frame, placement, detections)
             return detections, None
         candidates = decode_by_class(output, model.spec, placement, tracking_thresholds(model.thresholds))
         confident = exceeds(candidates, model.thresholds.confidence)
-        self._watch.add(batch, placement, candidates.only(confident))
+        self._watch.add(frame, placement, candidates.only(confident))
         return self._tracker.update(candidates, confident, taken_s)

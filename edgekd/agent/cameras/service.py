@@ -22,7 +22,7 @@ from edgekd.agent.cameras.statistics import CameraStatus, ServiceStatus
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.cameras.pipeline import Job, ModelProvider
+    from edgekd.agent.cameras.pipeline import FrameOutput, ModelProvider
     from edgekd.agent.cameras.sources import CameraSource
     from edgekd.agent.serving import Model
     from edgekd.core.detection.types import Detections
@@ -172,11 +172,10 @@ class CameraService:
                 on_status(self.status())
             time.sleep(_TICK_S)
 
-    def _finish(self, job: Job) -> None:
-        captured, postprocessor = job.captured, self._postprocessors[job.captured.camera]
-        assert job.output is not None
+    def _finish(self, frame: FrameOutput) -> None:
+        captured, postprocessor = frame.captured, self._postprocessors[frame.captured.camera]
         detections, tracks = postprocessor.detections(
-            job.model, job.batch, job.placement, job.output, captured.captured_s
+            frame.model, frame.frame, frame.placement, frame.output, captured.captured_s
         )
         latency_ms = 1000 * (time.monotonic() - captured.captured_s)
         self._on_result(
@@ -185,7 +184,7 @@ class CameraService:
                 number=captured.number,
                 taken_at=captured.taken_at,
                 latency_ms=latency_ms,
-                model=job.model,
+                model=frame.model,
                 detections=detections,
                 tracks=tracks,
                 drift=postprocessor.drift,

@@ -46,14 +46,23 @@ class LatencyReport:
 
 
 def measure_latency(
-    slot: Slot, runtime: Runtime, engine: Path, iterations: int, seconds: float, meter: Meter | None = None
+    slot: Slot,
+    runtime: Runtime,
+    engine: Path,
+    iterations: int,
+    seconds: float,
+    meter: Meter | None = None,
+    batch_size: int = 1,
 ) -> LatencyReport:
-    """Time an engine for at least so many runs and so long; then measure its energy. Raises DeviceError."""
+    """Time an engine for at least so many runs and so long; then measure its energy. Raises DeviceError.
+
+    batch_size: frames of a run.
+    """
     times = runtime.times(engine, iterations, seconds)
     if times is not None:
         reason = f"{runtime.name} runs engines in a process of its own"
         return _report(np.array(times, np.float64) * 1000, None, reason)
-    batch = _noise(slot)
+    batch = _noise(slot).repeat(batch_size, axis=0)
     with closing(runtime.load(engine)) as session:
         timings = benchmark_interleaved(
             {"": _engine_alone(session)},
@@ -66,11 +75,13 @@ def measure_latency(
         return _report(timings[""].total_ms, *_energy(meter, lambda: session.run(batch), seconds))
 
 
-def measure_on(camera: Camera, slot: Slot, engine: Path, iterations: int, seconds: float) -> LatencyReport:
+def measure_on(
+    camera: Camera, slot: Slot, engine: Path, iterations: int, seconds: float, batch_size: int = 1
+) -> LatencyReport:
     """Time an engine, and measure its energy by the sensors of the camera. Raises DeviceError."""
     runtime, cards = camera.required_runtime(), read_device(camera.root).gpus
     meter = find_meter(camera.root, gpu=bool(cards) and runtime.name not in ON_CPU)
-    return measure_latency(slot, runtime, engine, iterations, seconds, meter)
+    return measure_latency(slot, runtime, engine, iterations, seconds, meter, batch_size)
 
 
 def measure_interleaved(

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 from edgekd.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Kernel = Callable[[Sequence[Any], Sequence[int], Sequence[int]], None]
+    """Enqueues a kernel: its arguments as NumPy scalars, the size of a block, and the number of blocks."""
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _LIBRARIES = (
@@ -26,6 +30,7 @@ _LIBRARIES = (
     "/usr/lib/*-linux-gnu/libcudart.so.*",
     "/usr/local/cuda-*/lib64/libcudart.so.*",
 )
+_COMPILER = "/usr/local/cuda/bin/nvcc"  # of JetPack, which the PATH of a service rarely has
 _FIX = "install pycuda or cuda-python for this Python, or CUDA's libcudart, as the firmware provides them"
 
 
@@ -52,6 +57,10 @@ class Cuda(ABC):
     @abstractmethod
     def download(self, array: np.ndarray, address: int) -> None:
         """Enqueue a copy from an address to a pinned array."""
+
+    def kernel(self, source: str, name: str, definitions: Mapping[str, int]) -> Kernel:
+        """Compile a kernel of a source in CUDA C with macros. Raises DeviceError where there is no compiler."""
+        raise DeviceError("no compiler for kernels", expected="PyCUDA", fix="install pycuda, or go on without")
 
     @abstractmethod
     def wait(self) -> None:
@@ -138,6 +147,22 @@ class PyCuda(Cuda):
 
     def download(self, array: np.ndarray, address: int) -> None:
         self._call(self._driver.memcpy_dtoh_async, array, address, self._stream)
+
+    def kernel(self, source: str, name: str, definitions: Mapping[str, int]) -> Kernel:
+        options = [f"-D{key}={value}" for key, value in definitions.items()]
+        try:
+            from pycuda.compiler import SourceModule  # type: ignore[import-not-found,unused-ignore]
+
+            compiler = shutil.which("nvcc") or _COMPILER
+            function = SourceModule(source, nvcc=compiler, options=options).get_function(name)
+        except Exception as error:  # PyCUDA's errors have no public base class
+            raise DeviceError(f"PyCUDA cannot compile {name}: {error}", fix="install CUDA's nvcc") from error
+
+        def launch(arguments: Sequence[Any], block: Sequence[int], blocks: Sequence[int]) -> None:
+            sizes = {"block": tuple(block), "grid": tuple(blocks)}
+            self._call(lambda: function(*arguments, **sizes, stream=self._stream))
+
+        return launch
 
     def wait(self) -> None:
         self._call(self._stream.synchronize)

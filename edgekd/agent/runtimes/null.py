@@ -28,6 +28,7 @@ class NullRuntime(Runtime):
     """
 
     name = "null"
+    batches = False
 
     def __init__(
         self,

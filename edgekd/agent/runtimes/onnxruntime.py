@@ -73,7 +73,8 @@ class OnnxRuntime(Runtime):
         with TemporaryDirectory(prefix="edgekd-") as folder:
             native = _session(engine, profile_into=Path(folder, "profile"))
             session, port = _library_session(native), native.get_inputs()[0]
-            batch = noise(port.shape, np.uint8 if port.type == "tensor(uint8)" else np.float32)
+            shape = [side if isinstance(side, int) else 1 for side in port.shape]  # a dynamic one has a name
+            batch = noise(shape, np.uint8 if port.type == "tensor(uint8)" else np.float32)
             for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
                 session.run(batch)
             events = json.loads(Path(native.end_profiling()).read_bytes())

@@ -61,7 +61,8 @@ class OpenVino(Runtime):
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         """Return the layers of a few profiled runs, by the plugin's counters. Raises DeviceError."""
         native = _imported(engine, {"PERF_COUNT": True})
-        batch = noise(tuple(native.inputs[0].shape), native.inputs[0].element_type.to_dtype())
+        shape = [side.min_length or 1 for side in native.inputs[0].partial_shape]  # 0 for a dynamic one
+        batch = noise(shape, native.inputs[0].element_type.to_dtype())
         request, runs = native.create_infer_request(), []
         session = _library_session(request)
         for _ in range(_WARM_UP_RUNS):

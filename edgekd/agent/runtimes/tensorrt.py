@@ -1,6 +1,7 @@
 """TensorRT through its Python bindings, of which JetPack has those for its own version.
 
-`tensorrt_generations` has what differs between its versions. The engine is for batch 1 and the graph's own shapes.
+`tensorrt_generations` has what differs between its versions. The engine has the graph's own shapes; of a
+network that takes several frames at once it is for 1 up to the number in the manifest.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from edgekd.core.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgekd.agent.runtimes.types import Outputs
+    from edgekd.agent.runtimes.types import EngineSession, FrameSession, Outputs
     from edgekd.agent.state.slots import Slot
+    from edgekd.core.detection.types import Preprocess
 
 
 class TensorRt(Runtime):
@@ -70,6 +72,10 @@ class TensorRt(Runtime):
     def load(self, engine: Path) -> TensorRtSession:
         return TensorRtSession(engine, generation(self.version()), self.core)
 
+    def frame_session(self, session: EngineSession, preprocess: Preprocess) -> FrameSession | None:
+        assert isinstance(session, TensorRtSession)
+        return session if session.letterbox_on_gpu(preprocess) else None
+
     def layers(self, engine: Path) -> Sequence[Layer] | None:
         return inspected_layers(self.inspect(engine), engine, "TensorRT")
 
@@ -84,6 +90,7 @@ class TensorRt(Runtime):
             folder = Path(name)
             graph = networks.inner_network(onnx, folder, int8_constants=row.int8_constants)
             builder.parse(graph, "the network with its inner tensors")
+            builder.take_batches(1)
             builder.allow(quantized)
             builder.write(folder / "engine")
             with closing(TensorRtSession(folder / "engine", row, several=True)) as session:
@@ -95,6 +102,7 @@ class TensorRt(Runtime):
         """Pass the network and the settings to the builder; return a description. folder: for temporary files."""
         network = networks.network(slot, options, folder, int8_constants=builder.generation.int8_constants)
         builder.parse(network.path, slot.graph.name)
+        builder.take_batches(slot.manifest.detector.get("batch", 1) if self.batches else 1)
         flags = builder.allow(network.quantized)
         builder.hold({name for names in networks.float32_layers(slot.graph).values() for name in names}, "FLOAT")
         precision = "graph" if options.source != FLOAT else "fp16" if flags else network.float_type

@@ -55,6 +55,20 @@ class Builder:
                 f"TensorRT cannot parse {name}", found=cause, fix="build the bundle again for this device's TensorRT"
             )
 
+    def take_batches(self, largest: int) -> None:
+        """Let a network with a dynamic first side take 1 to `largest` frames; 1 makes it fixed."""
+        port = self.network.get_input(0)
+        first, *rest = port.shape
+        if first != -1:
+            return
+        with self.wrapped("set the batch"):
+            if largest == 1:
+                port.shape = (1, *rest)
+                return
+            profile = self.builder.create_optimization_profile()
+            profile.set_shape(port.name, (1, *rest), (largest, *rest), (largest, *rest))
+            self.config.add_optimization_profile(profile)
+
     def allow(self, quantized: bool) -> tuple[str, ...]:
         """Allow the precisions that a graph needs, and return them; none where the graph alone decides."""
         flags = self.generation.precision_flags[quantized]

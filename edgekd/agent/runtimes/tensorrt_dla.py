@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 class TensorRtDla(TensorRt):
-    """TensorRT on one DLA core."""
+    """TensorRT on one DLA core, which takes no dynamic shapes."""
+
+    batches = False
 
     def __init__(self, core: int) -> None:
         self.core = core
@@ -64,6 +66,7 @@ class TensorRtDla(TensorRt):
         else:
             network = networks.calibrated_network(slot, options, folder)
             builder.parse(network.path, slot.graph.name)
+            builder.take_batches(1)
             result, settings = EngineDescription("graph", builder.allow(True)), builder.settings()
             details = DlaDetails(
                 settings.workspace_bytes,

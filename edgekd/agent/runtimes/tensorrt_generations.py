@@ -29,10 +29,14 @@ class Port(NamedTuple):
 class Access:
     """Access to the inputs and outputs of an engine.
 
-    ports(trt, engine) lists them; enqueue(context, ports, addresses, stream) starts a run, and returns its success.
+    ports(trt, engine) lists them; largest(engine, name) is the largest shape of an input with a dynamic side;
+    set_shape(context, engine, name, shape) sets that of the next runs, and returns its success; enqueue(context, ports,
+    addresses, stream) starts a run, and returns its success.
     """
 
     ports: Callable[[Any, Any], Sequence[Port]]
+    largest: Callable[[Any, str], Sequence[int]]
+    set_shape: Callable[[Any, Any, str, Sequence[int]], bool]
     enqueue: Callable[[Any, Sequence[Port], Sequence[int], int], bool]
 
 
@@ -97,6 +101,22 @@ def _tensors(trt: Any, engine: Any) -> list[Port]:
     ]
 
 
+def _largest_of_binding(engine: Any, name: str) -> Sequence[int]:
+    return tuple(engine.get_profile_shape(0, name)[2])
+
+
+def _largest_of_tensor(engine: Any, name: str) -> Sequence[int]:
+    return tuple(engine.get_tensor_profile_shape(name, 0)[2])
+
+
+def _set_binding_shape(context: Any, engine: Any, name: str, shape: Sequence[int]) -> bool:
+    return bool(context.set_binding_shape(engine.get_binding_index(name), tuple(shape)))
+
+
+def _set_tensor_shape(context: Any, engine: Any, name: str, shape: Sequence[int]) -> bool:
+    return bool(context.set_input_shape(name, tuple(shape)))
+
+
 def _enqueue_bindings(context: Any, ports: Sequence[Port], addresses: Sequence[int], stream: int) -> bool:
     return bool(context.execute_async_v2(list(addresses), stream))
 
@@ -109,8 +129,8 @@ def _enqueue_tensors(context: Any, ports: Sequence[Port], addresses: Sequence[in
 _FLAGS = {False: ("FP16",), True: ("FP16", "INT8")}
 _NONE: dict[bool, tuple[str, ...]] = {False: (), True: ()}
 _BATCH = ("EXPLICIT_BATCH",)
-_BY_INDEX = Access(_bindings, _enqueue_bindings)
-_BY_NAME = Access(_tensors, _enqueue_tensors)
+_BY_INDEX = Access(_bindings, _largest_of_binding, _set_binding_shape, _enqueue_bindings)
+_BY_NAME = Access(_tensors, _largest_of_tensor, _set_tensor_shape, _enqueue_tensors)
 _PREFER = "PREFER_PRECISION_CONSTRAINTS"
 
 GENERATIONS = (

@@ -53,9 +53,10 @@ _RECORD = "engine.json"
 
 
 class Trtexec(Runtime):
-    """TensorRT's program."""
+    """TensorRT's program, which gives a dynamic first side the value 1 in builds and runs without `--shapes`."""
 
     name = PROGRAM
+    batches = False
 
     def version(self) -> str:
         return _version(_required_program())

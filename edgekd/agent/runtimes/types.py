@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekd.agent.state.slots import Slot
+    from edgekd.core.detection.types import Preprocess
 
     Outputs = Mapping[str, np.ndarray]
 
@@ -154,6 +155,14 @@ class EngineSession(Protocol):
         ...
 
 
+class FrameSession(EngineSession, Protocol):
+    """A session whose device prepares frames, too."""
+
+    def run_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the output for frames as `letterbox` takes them, of the network's input format. Raises DeviceError."""
+        ...
+
+
 def noise(shape: Sequence[int], kind: Any) -> np.ndarray:
     """Return an input of noise, the same each time: floats from 0 to 1, or bytes."""
     import numpy as np
@@ -186,9 +195,13 @@ class LibrarySession:
 
 
 class Runtime(ABC):
-    """One library that runs networks, in one generation of its interface. name: for `--runtime`."""
+    """One library that runs networks, in one generation of its interface.
+
+    name: for `--runtime`; batches: whether its engines take several frames at once, where the network does.
+    """
 
     name: str
+    batches = True
 
     @abstractmethod
     def version(self) -> str:
@@ -205,6 +218,13 @@ class Runtime(ABC):
     @abstractmethod
     def load(self, engine: Path) -> EngineSession:
         """Open an engine that `build` wrote on this device. Raises DeviceError."""
+
+    def frame_session(self, session: EngineSession, preprocess: Preprocess) -> FrameSession | None:
+        """Return a session of this runtime with the letterbox on its device; None where the host prepares frames.
+
+        Raises DeviceError once it is closed.
+        """
+        return None
 
     @abstractmethod
     def layers(self, engine: Path) -> Sequence[Layer] | None:

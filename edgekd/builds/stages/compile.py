@@ -48,15 +48,18 @@ def run(context: StageContext, graph: GraphStage, target: Target) -> Stage[Compi
     """Compile a graph for a target, or check it."""
 
     def work(folder: Path) -> CompileResult:
-        return compile_graph(graph.path / GRAPH, target, folder)
+        return compile_graph(graph.path / GRAPH, target, folder, graph.result.spec.batch)
 
     return context.run(COMPILE, {"graph": graph.sha256, "target": to_dict(target)}, work)
 
 
-def compile_graph(graph: Path, target: Target, folder: Path) -> CompileResult:
-    """Compile what can be compiled here; an engine for RTX cards is written into `folder`. Raises DeviceError."""
+def compile_graph(graph: Path, target: Target, folder: Path, batch: int = 1) -> CompileResult:
+    """Compile what can be compiled here; an engine for RTX cards is written into `folder`. Raises DeviceError.
+
+    batch: most frames of a run.
+    """
     if target.engine == "rtx" and TENSORRT_RTX.available().usable:
-        made = compile_ahead(graph, [str(target.compute_capability)], folder / "engine.rtx")
+        made = compile_ahead(graph, [str(target.compute_capability)], folder / "engine.rtx", batch)
         sizes = f"{made.bytes / 1e6:.1f} MB for {', '.join(made.sm)}"
         return CompileResult(
             "ahead", f"TensorRT for RTX, {sizes}; final kernels are chosen on the card", engine="engine.rtx"
@@ -64,10 +67,10 @@ def compile_graph(graph: Path, target: Target, folder: Path) -> CompileResult:
     if not target.on_tensorrt:
         return CompileResult("at load", f"{target.engine} compiles the graph when it loads it")
     note = f"deferred to install: TensorRT builds the engine on the {target.title}"
-    return CompileResult("deferred to install", note, _parser_check(graph, target, folder))
+    return CompileResult("deferred to install", note, _parser_check(graph, target, folder, batch))
 
 
-def _parser_check(graph: Path, target: Target, folder: Path) -> str:
+def _parser_check(graph: Path, target: Target, folder: Path, batch: int) -> str:
     """Return whether TensorRT for RTX parses and builds the graph, for the GPUs it knows."""
     oldest = target.software.tensorrt.value[0] if target.software.tensorrt else None
     if oldest and version(oldest) < CHECKED_SINCE:
@@ -76,7 +79,7 @@ def _parser_check(graph: Path, target: Target, folder: Path) -> str:
     if not found.usable:
         return f"not run: {found.why}" + (f"; {found.install}" if found.install else "")
     try:
-        compile_ahead(graph, CHECKED_FOR, folder / "check.rtx").files[0].unlink()
+        compile_ahead(graph, CHECKED_FOR, folder / "check.rtx", batch).files[0].unlink()
     except DeviceError as error:
         return f"refused: {error}"
     return f"accepted (TensorRT for RTX {TENSORRT_RTX.version()}, {', '.join(CHECKED_FOR)})"

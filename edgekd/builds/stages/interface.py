@@ -1,4 +1,4 @@
-"""Stage `interface`: the graph that ships, with raw frames as input or the best candidates as output."""
+"""Stage `interface`: the graph that ships, with raw frames, the best candidates, or a dynamic batch."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def print_delta(delta: DeltaResult) -> None:
 
 def print_verified(result: Verified) -> None:
     """Print a bundle or trust file and its signatures."""
-    counted = "counter" if result.kind == "bundle" else "version"
+    counted = "version" if result.kind == "trust" else "counter"
     until = f", expires {result.expires}" if result.expires else ""
     print(f"{result.file}: {result.kind} {result.identity}, {counted} {result.version}{until}")
     for signature in result.signatures:
@@ -178,4 +178,5 @@ def print_verified(result: Verified) -> None:
     if result.trusted:
         print("trusted" if result.trust_version is None else f"trusted by trust file {result.trust_version}")
     else:
-        print("whole; signatures were compared with no trust file and no key")
+        whole = "" if result.kind == "delta" else "whole; "
+        print(f"{whole}signatures were compared with no trust file and no key")

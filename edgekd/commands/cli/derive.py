@@ -15,8 +15,19 @@ from edgekd.commands.cli.tracking import tracked
 from edgekd.commands.parameter import Argument, Option
 from edgekd.core.progress import for_stderr
 
-LOG = Annotated[str | None, typer.Option(help="Append numbers to a .jsonl file, or send them: mlflow:URI.")]
-JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+LOG = Annotated[
+    str | None,
+    typer.Option(
+        help="Append numbers to a .jsonl file, or send them to MLflow: mlflow:URI.",
+        metavar="TEXT",
+        rich_help_panel="Output",
+    ),
+]
+JSON = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.", rich_help_panel="Output")
+]
+_METAVARS = {Path: "PATH", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+"""Values of options in help, by type; a flag has none."""
 
 
 def callback(
@@ -73,9 +84,11 @@ def _option(parameter: inspect.Parameter, hint: Any, declaration: Argument | Opt
     """Return the parameter as Typer reads it."""
     required = parameter.default is parameter.empty
     default = None if parameter.default == () else parameter.default
+    kind: Any = command_line_type(hint, declaration.parse)
     info: Any
     if isinstance(declaration, Argument):
-        info = typer.Argument(help=declaration.help, metavar=declaration.metavar, show_default=not required)
+        metavar = declaration.metavar or parameter.name.upper()
+        info = typer.Argument(help=declaration.help, metavar=metavar, show_default=not required)
     else:
         info = typer.Option(
             _flag(parameter, declaration),
@@ -83,8 +96,9 @@ def _option(parameter: inspect.Parameter, hint: Any, declaration: Argument | Opt
             min=declaration.minimum,
             max=declaration.maximum,
             show_default=not required,
+            metavar=_metavar(kind),
+            rich_help_panel=declaration.group,
         )
-    kind: Any = command_line_type(hint, declaration.parse)
     annotation = Annotated[kind | None, info] if default is None else Annotated[kind, info]
     # Of two flags the default's comes first, which Typer takes for True.
     return _keyword(parameter.name, annotation, True if _inverse(declaration) else default)
@@ -100,6 +114,11 @@ def _flag(parameter: inspect.Parameter, option: Option) -> str:
     if option.inverse is None:
         return flag
     return f"{flag}/{option.inverse}" if parameter.default else f"{option.inverse}/{flag}"
+
+
+def _metavar(kind: Any) -> str | None:
+    items = get_args(kind)
+    return f"{_metavar(items[0])} ..." if items else _METAVARS.get(kind)
 
 
 def _inverse(declaration: Argument | Option) -> str | None:

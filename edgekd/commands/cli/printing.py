@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from edgekd.commands.cli import bundle_printing
-from edgekd.commands.cli.tables import megabytes, print_refused, print_table, rate_text, score_text
+from edgekd.commands.cli.build_printing import print_budget, print_outcome
+from edgekd.commands.cli.tables import megabytes, print_refused, print_table, score_text
 from edgekd.evaluation.report.bench_text import STATISTICS, against_lines, bench_lines, bench_rows
 
 if TYPE_CHECKING:
-    from edgekd.builds.run import BuildResult
     from edgekd.builds.speedup import DetectorFigures, Lightened
     from edgekd.commands.check import Checked
     from edgekd.commands.compare import Compared
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from edgekd.evaluation.bench_result import BenchResult
     from edgekd.evaluation.coco import BoxScore, ClassScore, Score, TailScore
     from edgekd.evaluation.report.document import Analysed
-    from edgekd.evaluation.search_result import SearchResult
-    from edgekd.hardware.budget import LimitResult
     from edgekd.hardware.predict.result import PredictResult
 
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50"}
@@ -50,59 +48,11 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("ms on the target, predicted", "predicted_ms", "{:.2f}".format),
     ("seconds of all stages", "seconds", "{:.1f}".format),
 )
-_SEARCHED: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("kept", "{:.1%}".format),
-    ("bytes", megabytes),
-    ("latency_ms", lambda value: "-" if value is None else f"{value:.2f}"),
-    ("energy_mj", lambda value: "-" if value is None else f"{value:.0f}"),
-)
 _DIFFERENT = {
     "same_model": "They were made of different detectors.",
     "same_data": "They were scored on different images or labels: their scores do not compare.",
     "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
 }
-
-
-def print_outcome(outcome: BuildResult) -> None:
-    """Print the result of `edgekd build`."""
-    record, compiled, timing = outcome.record, outcome.machine.compiled.result, outcome.machine.timing.result
-    if record.request.search is not None:
-        print_searched(record.request.search)
-    scores = [score.result for score in record.scores]
-    boxes = [score.boxes for score in scores if score.boxes]
-    timed = [f"{each.total_ms.p50:.1f} ms, {rate_text(each.fps)}" for each in (timing.before, timing.after)]
-    host, packed = timing.host, record.encoded.result.bytes
-    print_table(
-        ["", "before", "after"],
-        [
-            ["mAP50-95", *(score_text(score.map50_95) for score in scores)],
-            ["mAP50", *(score_text(score.map50) for score in scores)],
-            *([["boxes, mAP50-95", *(score_text(each.map50_95) for each in boxes)]] if boxes else []),
-            ["graph", megabytes(record.before.result.bytes), f"{megabytes(packed)} packed"],
-            ["bundle", "", megabytes(outcome.bundle.stat().st_size)],
-            [f"latency p50 ({timing.before.basis})", *timed],
-        ],
-    )
-    print(f"timed on {host.cpu}, {host.threads} threads, {host.engine}; engine: {compiled.note}")
-    if compiled.check:
-        print(f"parser and builder check by TensorRT for RTX: {compiled.check}")
-    print_budget(outcome.budget)
-    print_refused(timing.after.refused)
-    print(f"bundle: {outcome.bundle}\nreport: {outcome.report}\nledger: {outcome.ledger}")
-
-
-def print_searched(result: SearchResult) -> None:
-    """Print the result of a search."""
-    front = [point for point in result.points if point.front]
-    rows = [[point.text, *(text(getattr(point, key)) for key, text in _SEARCHED)] for point in front]
-    print_table(["the front", "kept", "bundle", "ms a frame", "mJ a frame"], rows)
-    saved, tried = result.trainings_saved, result.tried
-    print(f"{tried} of {result.candidates} candidates tried, {result.refused} refused; {saved} trainings saved")
-    if result.rank_correlation is not None:
-        print(f"rank correlation of estimated and measured accuracy: {result.rank_correlation:.2f}")
-    print(f"search ended: {result.reason}\nwinner: {result.winner.text if result.winner else 'none'}")
-    for line in result.why:
-        print(line)
 
 
 def print_quantized(result: Quantized) -> None:
@@ -255,7 +205,9 @@ def print_predicted(result: PredictResult) -> None:
     total = sum(layer.us for layer in result.layers)
     print(f"the {len(result.layers)} dearest layers take {total / 10 / result.latency_ms:.0f} % of it:")
     print_table(["layer", "", "us"], [[each.name, each.kind, f"{each.us:.1f}"] for each in result.layers])
-    print("Predicted, not measured: nine of ten measurements should lie in that range.")
+    print(
+        "Predicted, not measured, without pre- and postprocessing: nine of ten measurements should lie in that range."
+    )
     if result.measured:
         print(f"Corrected by what was measured: {result.measured}.")
     for doubt in result.doubts:
@@ -305,14 +257,6 @@ def print_scores(scored: Scored) -> None:
     if (tail := scored.tail) is not None:
         rows.append(row(f"rare: {', '.join(tail.classes) or 'none'}", "", "", tail))
     print_table(["class", "images", "objects", "mAP50-95", "mAP50"], rows)
-
-
-def print_budget(lines: Sequence[LimitResult]) -> None:
-    """Print each limit, and the number to compare with it."""
-    marks = {True: "met", False: "MISSED", None: "undecided here"}
-    for line in lines:
-        reached = f"{line.text(line.value)} ({line.basis})"
-        print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
 
 
 def print_checked(checked: Checked) -> None:

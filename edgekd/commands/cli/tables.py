@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_STYLES = {"ok": "green", "missing": "yellow", "broken": "red", "FAILED": "red"}
+"""Colours of cells that say how something went."""
+
+
+def has_styles() -> bool:
+    """Return whether stdout is a terminal for colour and boxes: neither NO_COLOR nor a dumb one."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def print_json(document: Any) -> None:
@@ -18,15 +31,38 @@ def print_json(document: Any) -> None:
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print columns under a header, as wide as the terminal."""
-    from rich.console import Console
+    _print(_table(header, rows))
+
+
+def print_box(title: str, header: list[str], rows: list[list[str]], lines: Sequence[str]) -> None:
+    """Print a table and the lines that belong to it: in a box with a title, where stdout shows styles."""
+    table = _table(header, rows)
+    if not has_styles():
+        _print(table)
+        print(*lines, sep="\n")
+        return
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    _print(Panel(Group(table, "", *map(Text, lines)), title=Text(title, "bold"), title_align="left", expand=False))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
+    return table
+
+
+def _print(shown: RenderableType) -> None:
+    from rich.console import Console
+
     # Where nobody's terminal sets the width, nothing is cut off or folded.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=None if sys.stdout.isatty() else 240).print(shown)
 
 
 def score_text(value: float | None) -> str:

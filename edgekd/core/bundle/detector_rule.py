@@ -15,11 +15,14 @@ MAX_KEYPOINTS = 1000
 """Keypoints of an object; the whole body has 133."""
 MAX_COEFFICIENTS = 1024
 """Coefficients of a mask; detectors have 32."""
+MAX_BATCH = 64
+"""Frames of one run; beyond, a frame waits longer than a camera's next one takes."""
 
 _SIDE = integer(1, MAX_SIDE)
 _FIGURE = number(-1e9, 1e9)
 DETECTOR = object_of(
     dict,
+    ("batch",),
     classes=list_of(text, 1),
     preprocess=object_of(
         dict,
@@ -47,4 +50,5 @@ DETECTOR = object_of(
         rotated=flag,
         masks=object_of(dict, coefficients=integer(1, MAX_COEFFICIENTS), height=_SIDE, width=_SIDE),
     ),
+    batch=integer(1, MAX_BATCH),
 )

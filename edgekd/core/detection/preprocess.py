@@ -48,6 +48,11 @@ def place(width: int, height: int, preprocess: Preprocess) -> Placement:
     return Placement(left, top, across, down, width, height)
 
 
+def placement_of(frame: np.ndarray, preprocess: Preprocess) -> Placement:
+    """Return the placement of a frame as `letterbox` takes it."""
+    return place(frame.shape[1], frame.shape[0] * 2 // 3 if frame.ndim == 2 else frame.shape[0], preprocess)
+
+
 def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Placement]:
     """Return a frame as the network's input, which `Preprocess` describes, and its placement.
 
@@ -55,7 +60,7 @@ def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Pl
     """
     if frame.ndim == 2:
         return _letterboxed_nv12(frame, preprocess)
-    placement = place(frame.shape[1], frame.shape[0], preprocess)
+    placement = placement_of(frame, preprocess)
     canvas = frame
     if frame.shape[:2] != (preprocess.height, preprocess.width):
         canvas = np.empty((preprocess.height, preprocess.width, 3), np.uint8)
@@ -68,8 +73,8 @@ def letterbox(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Pl
 
 def _letterboxed_nv12(frame: np.ndarray, preprocess: Preprocess) -> tuple[np.ndarray, Placement]:
     """Return an NV12 frame as the network's input, and its placement."""
-    height, width = frame.shape[0] * 2 // 3, frame.shape[1]
-    placement = place(width, height, preprocess)
+    placement = placement_of(frame, preprocess)
+    height, width = placement.height, placement.width
     canvas = np.empty((preprocess.height * 3 // 2, preprocess.width), np.uint8)
     luma, chroma = canvas[: preprocess.height], canvas[preprocess.height :].reshape(-1, preprocess.width // 2, 2)
     _paste(frame[:height], luma, placement, luma_of(preprocess.pad_value))

@@ -148,11 +148,13 @@ class DetectorSpec:
 
     Args:
         classes: Names of the classes.
+        batch: Most frames of one run. If it is more than 1, the first side of input and output is dynamic.
     """
 
     classes: tuple[str, ...]
     preprocess: Preprocess
     head: Head
+    batch: int = field(default=1, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -197,4 +199,5 @@ def spec_from_json(value: Mapping[str, Any]) -> DetectorSpec:
             head.get("rotated", False),
             None if masks is None else Masks(**masks),
         ),
+        batch=value.get("batch", 1),
     )

@@ -32,6 +32,11 @@ def prepare(
             found=spec.preprocess.input,
             fix="convert a build without --input",
         )
+    if spec.batch > 1:
+        raise SpecError(
+            f"{graph.name}: takes up to {spec.batch} frames at once; conversions are of networks for one frame",
+            fix="convert a build without --batch",
+        )
     source = Source(graph, spec, tuple(quantized_layers(load_graph(graph))), scales or {})
     return without_int8(source, scratch / "float.onnx") if precision == "fp32" and source.layers else source
 

@@ -1,6 +1,6 @@
-"""Files for firmware systems, which contain a bundle and pass it to the agent on the camera: docs/firmware.md.
+"""Files for firmware systems, which pass a bundle, a delta or a trust file to the agent on a camera.
 
-Each system is one module with a `Packager`.
+docs/firmware-systems.md describes them. Each system is one module with a `Packager`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekd.core.atomic_files import copy_file, write_file, writing
-from edgekd.core.bundle.archive import read_head
+from edgekd.core.bundle import trust
+from edgekd.core.bundle.archive import BundleReader, opened
+from edgekd.core.bundle.delta import DeltaReader, begins_delta
+from edgekd.core.bundle.manifest import MODEL_NAME, MODEL_NAME_TEXT
 from edgekd.core.errors import SpecError, did_you_mean
-from edgekd.core.input_files import shown_path
+from edgekd.core.input_files import read_input, shown_path
 from edgekd.deploy.firmware.mender import MENDER, update_module
 from edgekd.deploy.firmware.oci import OCI
 from edgekd.deploy.firmware.rauc import RAUC
 from edgekd.deploy.firmware.swupdate import SWUPDATE
-from edgekd.deploy.firmware.types import STATE, FirmwareFile, Packager, Packaging, Payload
+from edgekd.deploy.firmware.types import STATE, FirmwareFile, Kind, Packager, Packaging, Payload
 
 PACKAGERS: Mapping[str, Packager] = {"mender": MENDER, "oci": OCI, "rauc": RAUC, "swupdate": SWUPDATE}
 
@@ -56,6 +59,8 @@ def require_packager(packaging: Packaging) -> Packager:
         raise SpecError(
             f"--state {packaging.state!r}", expected="an absolute path on the camera", fix=f"--state {STATE}"
         )
+    if packaging.model is not None and not MODEL_NAME.fullmatch(packaging.model):
+        raise SpecError(f"--model {packaging.model!r}", expected=MODEL_NAME_TEXT)
     for text in packaging.compatible:
         if not text or not text.isprintable():
             raise SpecError(f"--compatible {text!r}", expected="one or more printable characters")
@@ -68,16 +73,20 @@ def require_packager(packaging: Packaging) -> Packager:
     return packager
 
 
-def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
-    """Write the firmware system's file of a bundle atomically.
+def kind_of(file: Path) -> Kind:
+    """Return whether a file is a bundle, a delta, or a trust file, by how it begins. Raises BundleError."""
+    with opened(file) as stream:
+        if begins_delta(stream):
+            return "delta"
+        return "trust" if stream.read(1) == b"{" else "bundle"
 
-    Raises SpecError for invalid options or a program that fails, BundleError for an invalid bundle.
+
+def wrap(packaging: Packaging, file: Path, out: Path) -> FirmwareFile:
+    """Write the firmware system's file of a bundle, a delta or a trust file atomically.
+
+    Raises SpecError for invalid options or a program that fails; BundleError, SignatureError for an invalid file.
     """
-    packager, head = require_packager(packaging), read_head(bundle)
-    if head.manifest.role is not None and packaging.system != "oci":
-        fix = f"agent.pyz install --model {head.manifest.role}"
-        raise SpecError(f"{packaging.system}: installs the model without a name only", found="a role", fix=fix)
-    payload = Payload(bundle, head.manifest, head.identity, packaging)
+    packager, payload = require_packager(packaging), payload_of(packaging, file)
     with writing(out), tempfile.TemporaryDirectory(prefix="edgekd-", dir=out.absolute().parent) as scratch:
         packed = Path(scratch, f"packed{packager.suffix}")
         packager.make(payload, Path(scratch), packed)
@@ -87,6 +96,51 @@ def wrap(packaging: Packaging, bundle: Path, out: Path) -> FirmwareFile:
         with writing(packaging.module):
             packaging.module.chmod(0o755)
     return FirmwareFile(packaging.system, payload.version, payload.compatible, signed=packaging.key is not None)
+
+
+def payload_of(packaging: Packaging, file: Path) -> Payload:
+    """Return what a packager needs of a file. Raises SpecError, BundleError, SignatureError."""
+    kind = kind_of(file)
+    if packaging.system == "oci" and kind != "bundle":
+        raise SpecError("oci: for bundles only", found=f"a {kind} file", fix="distribute it as it is")
+    if kind == "trust":
+        return _trust_payload(packaging, file)
+    with opened(file) as stream:
+        head = (DeltaReader if kind == "delta" else BundleReader)(stream, file, None).head
+    manifest = head.manifest
+    if packaging.model not in (None, manifest.role) and manifest.role is not None:
+        fix = "leave --model out"
+        raise SpecError(f"--model {packaging.model}", expected=f"the bundle's role, {manifest.role}", fix=fix)
+    return Payload(
+        file=file,
+        kind=kind,
+        name=manifest.name,
+        version=str(manifest.counter),
+        identity=head.identity,
+        compatible=packaging.compatible or (manifest.target.compatible,),
+        model=packaging.model or (manifest.role if packaging.system != "oci" else None),
+        packaging=packaging,
+    )
+
+
+def _trust_payload(packaging: Packaging, file: Path) -> Payload:
+    signed = trust.from_json(read_input(file, trust.MAX_BYTES, SpecError))
+    if not packaging.compatible:
+        raise SpecError(
+            f"{file}: a trust file, which is for no device", fix="--compatible NAME, as the system calls it"
+        )
+    if packaging.model is not None:
+        raise SpecError(f"{file}: a trust file, which is for all models", fix="leave --model out")
+    return Payload(
+        file=file,
+        kind="trust",
+        name="trust",
+        version=str(signed.trust.version),
+        identity=signed.trust.sha256,
+        compatible=packaging.compatible,
+        model=None,
+        packaging=packaging,
+    )
 
 
 def _require_keys(packaging: Packaging) -> None:
@@ -100,10 +154,10 @@ def _require_keys(packaging: Packaging) -> None:
             continue
         if key.startswith("pkcs11:"):
             if "pin-value=" in key:
-                fix = "see docs/firmware.md on passing the PIN to each program"
+                fix = "see docs/firmware-systems.md on passing the PIN to each program"
                 raise SpecError(f"{option}: a PIN in an address, which others can read", fix=fix)
         elif not Path(key).is_file():
             raise SpecError(f"{option} {key}: no such file", fix="check the path")
 
 
-__all__ = ["PACKAGERS", "STATE", "Packager", "Packaging", "packaging_for", "require_packager", "wrap"]
+__all__ = ["PACKAGERS", "STATE", "Packager", "Packaging", "kind_of", "packaging_for", "require_packager", "wrap"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware.types import (
-    BUNDLE,
     Packager,
     Packaging,
     Payload,
@@ -31,14 +30,14 @@ def check(packaging: Packaging) -> None:
 
 def make(payload: Payload, folder: Path, out: Path) -> None:
     """Write the artifact with `mender-artifact write module-image`."""
-    bundle, settings = folder / BUNDLE, folder / "meta-data"
-    shutil.copyfile(payload.bundle, bundle)
-    settings.write_text(json.dumps({"state": payload.packaging.state}) + "\n", "utf-8")
+    content, settings = folder / payload.file_name, folder / "meta-data"
+    shutil.copyfile(payload.file, content)
+    settings.write_text(json.dumps(payload.settings) + "\n", "utf-8")
     arguments = ["--type", MODULE, "--artifact-name", artifact_name(payload), "--output-path", out]
     arguments += [word for device in payload.compatible for word in ("--device-type", device)]
     # One software name per model, so that Mender tracks each of several models separately.
-    arguments += ["--software-filesystem", MODULE, "--software-name", slug(payload.manifest.name)]
-    arguments += ["--software-version", payload.version, "--file", bundle, "--meta-data", settings]
+    arguments += ["--software-filesystem", MODULE, "--software-name", slug(payload.name)]
+    arguments += ["--software-version", payload.version, "--file", content, "--meta-data", settings]
     if payload.key:
         arguments += ["--key-pkcs11" if payload.key.startswith("pkcs11:") else "--key", payload.key]
     # A bundle is compressed already.
@@ -50,7 +49,7 @@ MENDER = Packager(".mender", {"mender-artifact": "mender-artifact"}, check, make
 
 def artifact_name(payload: Payload) -> str:
     """Return a unique name per bundle, as Mender installs each name once."""
-    return f"{slug(payload.manifest.name)}-{payload.version}-{payload.identity[:12]}"
+    return f"{slug(payload.name)}-{payload.version}-{payload.identity[:12]}"
 
 
 def slug(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekd.core.canonical import canonical_json, file_sha256
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, STATE, Packager, Packaging, Payload
+from edgekd.deploy.firmware.types import NAMES, STATE, Packager, Packaging, Payload
 
 ARTIFACT = "application/vnd.edgekd.bundle.v1"
 LAYER = "application/vnd.edgekd.bundle.v1+tar"
@@ -28,15 +28,15 @@ def check(packaging: Packaging) -> None:
         raise SpecError("oci: not signed here", fix="sign it in the registry")
     if packaging.compatible:
         raise SpecError("oci: has no kinds of devices", fix="leave --compatible out")
-    if packaging.state != STATE:
-        raise SpecError("oci: installs nothing on a camera", fix="leave --state out")
+    if packaging.state != STATE or packaging.model is not None:
+        raise SpecError("oci: installs nothing on a camera", fix="leave --state and --model out")
 
 
 def make(payload: Payload, folder: Path, out: Path) -> None:
     """Write the image layout, deterministically. Registries sign with their own tools."""
 
-    layer = _descriptor(LAYER, file_sha256(payload.bundle), payload.bundle.stat().st_size)
-    layer["annotations"] = {"org.opencontainers.image.title": BUNDLE}
+    layer = _descriptor(LAYER, file_sha256(payload.file), payload.file.stat().st_size)
+    layer["annotations"] = {"org.opencontainers.image.title": NAMES["bundle"]}
     empty = b"{}"
     manifest = canonical_json(
         {
@@ -46,10 +46,10 @@ def make(payload: Payload, folder: Path, out: Path) -> None:
             "config": _descriptor(_EMPTY, hashlib.sha256(empty).hexdigest(), len(empty)),
             "layers": [layer],
             "annotations": {
-                "org.opencontainers.image.title": payload.manifest.name,
+                "org.opencontainers.image.title": payload.name,
                 "org.opencontainers.image.version": payload.version,
                 "edgekd.identity": payload.identity,
-                "edgekd.compatible": payload.manifest.target.compatible,
+                "edgekd.compatible": payload.compatible[0],
             },
         }
     )
@@ -67,7 +67,7 @@ def make(payload: Payload, folder: Path, out: Path) -> None:
             _add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
         member = tarfile.TarInfo(f"blobs/{layer['digest'].replace(':', '/')}")
         member.size = layer["size"]
-        with payload.bundle.open("rb") as stream:
+        with payload.file.open("rb") as stream:
             archive.addfile(member, stream)
 
 

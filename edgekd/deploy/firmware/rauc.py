@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from edgekd.core.errors import SpecError
-from edgekd.deploy.firmware.types import BUNDLE, SCRIPT, Packager, Packaging, Payload, camera_script, run_program
+from edgekd.deploy.firmware.types import SCRIPT, Packager, Packaging, Payload, camera_script, run_program
 
 
 def check(packaging: Packaging) -> None:
@@ -22,8 +22,9 @@ def make(payload: Payload, folder: Path, out: Path) -> None:
     """Write the RAUC bundle with `rauc bundle`."""
     content = folder / "content"
     content.mkdir()
-    shutil.copyfile(payload.bundle, content / BUNDLE)
-    (content / SCRIPT).write_bytes(camera_script("rauc", state=payload.packaging.state))
+    shutil.copyfile(payload.file, content / payload.file_name)
+    (content / payload.file_name).chmod(0o644)  # as whoever packs it may keep it private, and the agent is not root
+    (content / SCRIPT).write_bytes(camera_script("rauc", **payload.settings))
     (content / SCRIPT).chmod(0o755)
     (content / "manifest.raucm").write_text(manifest(payload), "utf-8")
     keys = [f"--cert={payload.certificate}", f"--key={payload.key}"]
@@ -41,7 +42,7 @@ def manifest(payload: Payload) -> str:
             "[update]",
             f"compatible={_text(payload.compatible[0])}",
             f"version={payload.version}",
-            f"description={_text(payload.manifest.name)}",
+            f"description={_text(payload.name)}",
             f"build={payload.identity}",
             "",
             "[bundle]",

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekd.core.canonical import CHUNK, file_sha256
 from edgekd.core.errors import SpecError
 from edgekd.deploy.firmware.types import (
-    BUNDLE,
+    NAMES,
     SCRIPT,
     Packager,
     Packaging,
@@ -29,7 +29,7 @@ def check(packaging: Packaging) -> None:
     """Raise SpecError for a certificate without its key, a path that is too long for SWUpdate, or no signature."""
     if packaging.certificate and not packaging.key:
         raise SpecError("swupdate: a certificate without its key", fix="--firmware-key FILE")
-    count = len(_incoming(packaging.state).encode())
+    count = max(len(_incoming(packaging.state, name).encode()) for name in NAMES.values())
     if count > _MAX_PATH_BYTES:
         found = f"one of {count}"
         raise SpecError("swupdate: --state too long", expected=f"a path of {_MAX_PATH_BYTES} bytes", found=found)
@@ -39,36 +39,36 @@ def check(packaging: Packaging) -> None:
 def make(payload: Payload, folder: Path, out: Path) -> None:
     """Write the update. With key and certificate it is signed by CMS, with a key alone by RSA, PKCS #1 1.5."""
     script = folder / SCRIPT
-    script.write_bytes(camera_script("swupdate", state=payload.packaging.state))
-    text = description(payload, file_sha256(payload.bundle), file_sha256(script))
+    script.write_bytes(camera_script("swupdate", **payload.settings))
+    text = description(payload, file_sha256(payload.file), file_sha256(script))
     (folder / DESCRIPTION).write_text(text, "utf-8")
     members = [(DESCRIPTION, folder / DESCRIPTION)]
     if payload.key:
         _sign(payload, folder)
         members.append((SIGNATURE, folder / SIGNATURE))
     with out.open("wb") as stream:
-        for chunk in cpio([*members, (BUNDLE, payload.bundle), (SCRIPT, script)]):
+        for chunk in cpio([*members, (payload.file_name, payload.file), (SCRIPT, script)]):
             stream.write(chunk)
 
 
 SWUPDATE = Packager(".swu", {"openssl": "openssl"}, check, make)
 
 
-def description(payload: Payload, bundle_sha256: str, script_sha256: str) -> str:
-    """Return the sw-description, in libconfig's syntax: write the bundle to the state folder, then run the script."""
+def description(payload: Payload, content_sha256: str, script_sha256: str) -> str:
+    """Return the sw-description, in libconfig's syntax: write the file to the state folder, then run the script."""
     devices = ", ".join(map(_text, payload.compatible))
     return f"""software =
 {{
     version = "{payload.version}";
-    description = {_text(payload.manifest.name)};
+    description = {_text(payload.name)};
     hardware-compatibility: [ {devices} ];
     files: (
         {{
-            filename = "{BUNDLE}";
-            path = {_text(_incoming(payload.packaging.state))};
-            sha256 = "{bundle_sha256}";
+            filename = "{payload.file_name}";
+            path = {_text(_incoming(payload.packaging.state, payload.file_name))};
+            sha256 = "{content_sha256}";
             version = "{payload.version}";
-            name = {_text(payload.manifest.name)};
+            name = {_text(payload.name)};
             installed-directly = true;
             properties: {{ create-destination = "true"; atomic-install = "true"; }};
         }}
@@ -84,9 +84,9 @@ def description(payload: Payload, bundle_sha256: str, script_sha256: str) -> str
 """
 
 
-def _incoming(state: str) -> str:
-    """Return the path of the bundle on the camera when the script runs."""
-    return f"{state}/incoming/{BUNDLE}"
+def _incoming(state: str, name: str) -> str:
+    """Return the path of a file on the camera when the script runs."""
+    return f"{state}/incoming/{name}"
 
 
 def cpio(members: Sequence[tuple[str, Path]]) -> Iterator[bytes]:

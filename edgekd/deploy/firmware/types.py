@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import SpecError
 
 STATE = "/var/lib/edgekd"
 """Default folder of the slots on a camera, as in the agent."""
-BUNDLE = "bundle.edgekd"
-"""Name of the bundle in the file of every system."""
+Kind = Literal["bundle", "delta", "trust"]
+NAMES: Mapping[Kind, str] = {"bundle": "bundle.edgekd", "delta": "bundle.edgekd-delta", "trust": "trust.json"}
+"""Name of the payload in the file of every system."""
 SCRIPT = "install.sh"
 """Name of the script that passes the bundle to the agent, in files that contain it."""
 
@@ -27,8 +28,9 @@ class Packaging:
 
     key, certificate: sign the file with the system's tools: a file, or a pkcs11: address; intermediates: certificates
     between that one and the root that cameras hold; unsigned: leave the file unsigned; compatible: names of the device
-    in the system, if other than that of the bundle; state: folder of the slots on the camera; plain: RAUC's older
-    format; module: path for Mender's update module, which is then written, too.
+    in the system, if other than that of the bundle; state: folder of the slots on the camera; model: name of one of
+    several models of the camera, if other than the bundle's role; plain: RAUC's older format; module: path for Mender's
+    update module, which is then written, too.
     """
 
     system: str
@@ -38,6 +40,7 @@ class Packaging:
     unsigned: bool = False
     compatible: tuple[str, ...] = ()
     state: str = STATE
+    model: str | None = None
     plain: bool = False
     module: Path | None = None
 
@@ -48,9 +51,9 @@ class FirmwareFile:
 
     Args:
         system: `mender`, `oci`, `rauc` or `swupdate`.
-        version: Version in that system: the bundle's counter.
+        version: Version in that system: the bundle's counter, or the version of the trust file.
         compatible: Names in that system of the devices that it fits.
-        signed: True where it has a signature of that system, around those of the bundle.
+        signed: True where it has a signature of that system, around those of its content.
     """
 
     system: str
@@ -61,12 +64,31 @@ class FirmwareFile:
 
 @dataclass(frozen=True)
 class Payload:
-    """Input of a packager: the bundle, its manifest, its identity and the options."""
+    """Input of a packager: a bundle, a delta or a trust file, and the options.
 
-    bundle: Path
-    manifest: Manifest
+    name: for people; version: counter of the bundle that comes of it, or version of the trust file; identity: its
+    SHA-256; compatible: names in the firmware system of the devices that it fits; model: name of the camera's model
+    that it is for, None for the one without a name.
+    """
+
+    file: Path
+    kind: Kind
+    name: str
+    version: str
     identity: str
+    compatible: tuple[str, ...]
+    model: str | None
     packaging: Packaging
+
+    @property
+    def file_name(self) -> str:
+        """Name of the payload in the firmware system's file."""
+        return NAMES[self.kind]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Settings of the camera's script for this file."""
+        return {"state": self.packaging.state, "file": self.file_name, "model": self.model or ""}
 
     @property
     def key(self) -> str:
@@ -77,16 +99,6 @@ class Payload:
     def certificate(self) -> str:
         """Absolute path or address of the key's certificate; empty if there is none."""
         return _absolute(self.packaging.certificate or "")
-
-    @property
-    def version(self) -> str:
-        """The bundle's counter, which is the version in firmware systems."""
-        return str(self.manifest.counter)
-
-    @property
-    def compatible(self) -> tuple[str, ...]:
-        """Names in the firmware system of the devices that the bundle fits."""
-        return self.packaging.compatible or (self.manifest.target.compatible,)
 
 
 @dataclass(frozen=True)

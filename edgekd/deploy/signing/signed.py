@@ -42,19 +42,20 @@ class Verified(Result):
 
     Args:
         file: Path of the file.
-        kind: Kind of the file.
-        identity: SHA-256 of the bundle's manifest, or of the content of the trust file: signatures are of this.
+        kind: Kind of the file; a delta only within a firmware system's file.
+        identity: SHA-256 of the manifest of the bundle (of a delta: of the new one), or of the content of the trust
+            file: signatures are of this.
         version: Counter of the bundle, or version of the trust file.
         expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
         bytes: Size of the file.
         signatures: Signatures of the file.
         trusted: True if a trust file or keys were given and the signatures suffice; null if none were given.
         trust_version: Version of the given trust file.
-        firmware: Of `pack`: the firmware system's file around the bundle; null for a bundle or a trust file.
+        firmware: Of `pack`: the firmware system's file around it; null without one.
     """
 
     file: Path
-    kind: Literal["bundle", "trust"]
+    kind: Literal["bundle", "delta", "trust"]
     identity: str
     version: int
     expires: str | None

@@ -19,7 +19,8 @@ def bench_rows(result: ArtifactResult) -> list[list[str]]:
     """Return a table in milliseconds: camera to detections with its parts, and the engine alone."""
     rows = [["camera to detections", *_statistics(result.total_ms)]]
     rows += [[f"  {part}", *_statistics(times)] for part in PARTS if (times := getattr(result, f"{part}_ms"))]
-    return [*rows, ["engine only", *_statistics(result.engine_ms)]]
+    together = f", {result.batch} at once" if result.batch > 1 else ""
+    return [*rows, [f"engine only{together}", *_statistics(result.engine_ms)]]
 
 
 def _statistics(times: Stats) -> list[str]:
@@ -36,9 +37,11 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 def bench_lines(bench: BenchResult) -> Iterator[str]:
     """Yield a sentence for each result beside the table."""
     host, frames, result = bench.host, bench.frames, bench.result
-    for fps, state in ((result.fps, "camera to detections"), (result.engine_fps, "engine only")):
+    runs = ((result.fps, "camera to detections", 1), (result.engine_fps, "engine only", result.batch))
+    for fps, state, batch in runs:
         if fps is not None:
-            yield f"{fps:.1f} FPS {state}, one frame after the other ({result.basis})"
+            order = "one frame after the other" if batch == 1 else f"{batch} frames at once"
+            yield f"{fps:.1f} FPS {state}, {order} ({result.basis})"
     if (throughput := result.throughput) and throughput.fps is not None and throughput.interval:
         low, high = throughput.interval
         yield f"{throughput.fps:.1f} FPS ({low:.1f} to {high:.1f}) with {throughput.streams} streams at once"

@@ -60,8 +60,10 @@ def supported_compute_capabilities() -> tuple[str, ...]:
     return tuple(name for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM"))
 
 
-def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -> CompiledEngine:
+def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path, batch: int = 1) -> CompiledEngine:
     """Compile the ONNX file `graph` into one engine file `out` for all `compute_capabilities` (SM86, sm_86 or 8.6).
+
+    batch: most frames of a run, for a graph with a dynamic first side.
 
     The network is strongly typed: precisions are the graph's own, from its Q/DQ nodes and tensor types.
     Raises DeviceError: not installed, unsupported compute capability, a node that the parser or the builder refuses;
@@ -72,7 +74,7 @@ def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path) -
     names = _capabilities(compute_capabilities)
     began = time.perf_counter()
     log: list[str] = []
-    plan = _build(graph, names, log)
+    plan = _build(graph, names, batch, log)
     with new_file(out) as stream:
         stream.write(plan)
     seconds = time.perf_counter() - began
@@ -93,7 +95,7 @@ def _capabilities(requested: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _build(graph: Path, names: Sequence[str], log: list[str]) -> Any:
+def _build(graph: Path, names: Sequence[str], batch: int, log: list[str]) -> Any:
     """Return the serialized engine, an object with the buffer protocol; append warnings and errors to `log`."""
     import tensorrt_rtx
 
@@ -107,6 +109,12 @@ def _build(graph: Path, names: Sequence[str], log: list[str]) -> Any:
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[name], index)
+    port = network.get_input(0)
+    first, *rest = port.shape
+    if first == -1:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(port.name, (1, *rest), (batch, *rest), (batch, *rest))
+        config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         why = log[-1] if log else "no reason given"

@@ -141,7 +141,7 @@ def test_a_stretched_frame_fills_the_input_and_boxes_come_back() -> None:
 @given(
     st.integers(1, 80), st.integers(1, 80), st.integers(1, 80), st.integers(1, 80), st.sampled_from([(), (2,), (3,)])
 )
-def test_without_opencv_a_frame_is_resized_alike(
+def test_without_opencv_a_frame_is_resized_to_the_same_values(
     height: int, width: int, down: int, across: int, channels: tuple[int, ...]
 ) -> None:
     frame = np.random.default_rng(height * width).integers(0, 256, (height, width, *channels), np.uint8)
@@ -150,17 +150,28 @@ def test_without_opencv_a_frame_is_resized_alike(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resize, "opencv", lambda: None)
         resize_into(frame, found)
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.array_equal(found, expected)
 
 
-def test_without_opencv_the_input_is_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factors", [(3, 3), (1, 3), (5, 1), (7, 5), (2, 3), (4, 4)])
+@pytest.mark.parametrize("channels", [(), (2,), (3,)])
+def test_a_frame_some_times_larger_is_resized_as_by_opencv(factors: tuple[int, int], channels: tuple[int, ...]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    down, across = 18, 32
+    frame = np.random.default_rng(0).integers(0, 256, (down * factors[0], across * factors[1], *channels), np.uint8)
+    found = np.zeros((down, across, *channels), np.uint8)
+    resize_into(frame, found)
+    np.testing.assert_array_equal(found, cv2.resize(frame, (across, down), interpolation=cv2.INTER_LINEAR))
+
+
+def test_without_opencv_the_input_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     frame, preprocess = frame_of(90, 160), Preprocess(64, 64)
     expected, placement = letterbox(frame, preprocess)
     for module in (resize, sys.modules[letterbox.__module__]):
         monkeypatch.setattr(module, "opencv", lambda: None)
     found, same = letterbox(frame, preprocess)
     assert same == placement
-    assert np.abs(found - expected).max() <= 1.001 / 255
+    assert np.array_equal(found, expected)
     assert found.any()
 
 

@@ -55,3 +55,17 @@ def newer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("newer") / "newer.edgekd"
     pack(bundle, out, version_counter=7, name="tiny, newer")
     return out
+
+
+@pytest.fixture(scope="session")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trust file."""
+    from edgekd.commands.keygen import keygen
+    from edgekd.commands.trust import trust
+
+    folder = tmp_path_factory.mktemp("trust")
+    keygen("root", out=folder)
+    table = "version = 1\nissued = 2026-01-01\n[keys.root]\nfile = 'root.pub'\n"
+    (folder / "trust.toml").write_text(table + "[bundle]\nkeys = ['root']\n[trust]\nkeys = ['root']\n", "utf-8")
+    trust(folder / "trust.toml", out=folder / "trust.json", key=folder / "root.key")
+    return folder / "trust.json"

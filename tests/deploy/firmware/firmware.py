@@ -6,6 +6,7 @@ import compileall
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ class OnCamera:
             "root": self.folder / "root",
             **more,
         }
-        self.conf.write_text("".join(f"{name}='{value}'\n" for name, value in told.items()), "utf-8")
+        self.conf.write_text("".join(f"{name}={shlex.quote(str(value))}\n" for name, value in told.items()), "utf-8")
 
     def agent(self, command: str, *arguments: object) -> Any:
         """What a command of the agent gives, run in this process: scripts start an agent of their own."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware import OnCamera, flipped, run
+from firmware import OnCamera, flipped, new_camera, run
 
+from edgekd.agent.state.trial import TRIES
 from edgekd.core.bundle.archive import read_head
+from edgekd.deploy.agent_zipapp import agent_archive
+from edgekd.deploy.delta import run as make_delta
 from edgekd.deploy.firmware.types import camera_script
 
 SYSTEMS = ("mender", "rauc", "swupdate")
@@ -26,23 +31,26 @@ def written(folder: Path, name: str, **settings: str) -> Path:
     return path
 
 
-def as_rauc(on_camera: OnCamera, bundle: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def as_rauc(
+    on_camera: OnCamera, content: Path, *, file: str = "bundle.edgekd", model: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     """RAUC's call of its custom handler: the bundle is mounted read-only somewhere, and a variable says where."""
     mounted = on_camera.folder / "mounted"
     mounted.mkdir(exist_ok=True)
-    shutil.copy(bundle, mounted / "bundle.edgekd")
-    script = written(on_camera.folder, "rauc", state=str(on_camera.state))
+    shutil.copy(content, mounted / file)
+    script = written(on_camera.folder, "rauc", state=str(on_camera.state), file=file, model=model)
     return run(script, environment={**on_camera.environment, "RAUC_BUNDLE_MOUNT_POINT": str(mounted), **more})
 
 
-def mender_folder(on_camera: OnCamera, bundle: Path) -> Path:
+def mender_folder(on_camera: OnCamera, content: Path, *, file: str = "bundle.edgekd", model: str = "") -> Path:
     """What Mender prepares for an update module: its file API."""
     folder = on_camera.folder / "payload"
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("header", "files", "tmp"):
         (folder / name).mkdir(parents=True)
-    (folder / "header" / "meta-data").write_text(json.dumps({"state": str(on_camera.state)}), "utf-8")
-    shutil.copy(bundle, folder / "files" / "bundle.edgekd")
+    settings = {"state": str(on_camera.state), "file": file, "model": model}
+    (folder / "header" / "meta-data").write_text(json.dumps(settings), "utf-8")
+    shutil.copy(content, folder / "files" / file)
     return folder
 
 
@@ -57,7 +65,7 @@ def test_scripts_are_posix_shell(tmp_path: Path, name: str, shell: str) -> None:
     program, *flags = shell.split()
     if shutil.which(program) is None:
         pytest.skip(f"not installed: {program}")
-    done = run(program, *flags, "-n", written(tmp_path, name, state="/var/lib/edgekd"))
+    done = run(program, *flags, "-n", written(tmp_path, name, state="/var/lib/edgekd", file="bundle.edgekd", model=""))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -66,7 +74,12 @@ def test_shellcheck_finds_nothing(tmp_path: Path, name: str) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("not installed: shellcheck")
     # 1090: the settings are the camera's; 2034: `state` is used where the other part is; 2154: settings come first.
-    done = run("shellcheck", "-e", "SC1090,SC2034", written(tmp_path, name, state="/var/lib/edgekd"))
+    done = run(
+        "shellcheck",
+        "-e",
+        "SC1090,SC2034",
+        written(tmp_path, name, state="/var/lib/edgekd", file="bundle.edgekd", model=""),
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -162,7 +175,10 @@ def test_a_camera_without_an_agent_takes_the_bundles(on_camera: OnCamera, bundle
 
 
 def test_a_handler_that_nobody_called_says_so(on_camera: OnCamera) -> None:
-    done = run(written(on_camera.folder, "rauc", state=str(on_camera.state)), environment=on_camera.environment)
+    done = run(
+        written(on_camera.folder, "rauc", state=str(on_camera.state), file="x", model=""),
+        environment=on_camera.environment,
+    )
     assert done.returncode != 0
     assert "called by RAUC only" in done.stderr
 
@@ -181,11 +197,71 @@ def test_cut_off_anywhere_and_called_again(in_service: OnCamera, bundle: Path, n
     assert in_service.serves(newer)
 
 
+def test_a_bundle_of_one_of_several_models_is_installed_as_that_model(
+    in_service: OnCamera, bundle: Path, newer: Path
+) -> None:
+    in_service.settle(restart="true")
+    assert as_rauc(in_service, newer, model="night").returncode == 0
+    assert in_service.serves(bundle), "the model without a name stays"
+    night = in_service.agent("status", "--runtime", "null", "--model", "night")
+    assert night["active"]["identity"] == read_head(newer).identity
+
+
+def test_a_delta_is_installed(in_service: OnCamera, bundle: Path, newer: Path, tmp_path: Path) -> None:
+    delta = tmp_path / "newer.edgekd-delta"
+    make_delta(bundle, newer, delta)
+    done = as_rauc(in_service, delta, file="bundle.edgekd-delta")
+    assert done.returncode == 0, done.stderr
+    assert in_service.serves(newer)
+
+
+def test_a_trust_file_is_taken(in_service: OnCamera, bundle: Path, trust: Path) -> None:
+    for _ in range(2):
+        done = as_rauc(in_service, trust, file="trust.json")
+        assert done.returncode == 0, done.stderr
+    assert in_service.status()["trust"]["version"] == 1
+    folder = mender_folder(in_service, trust, file="trust.json")
+    for state in ("ArtifactInstall", "ArtifactCommit"):
+        done = as_mender(in_service, folder, state)
+        assert done.returncode == 0, done.stderr
+    assert in_service.serves(bundle)
+
+
+def test_a_new_bundle_is_on_trial_as_by_the_agents_own_command(in_service: OnCamera, newer: Path) -> None:
+    assert as_rauc(in_service, newer).returncode == 0
+    assert in_service.status()["trial"]["tries_left"] == TRIES
+
+
+def test_an_engine_that_is_too_slow_is_a_failed_update(in_service: OnCamera, bundle: Path, newer: Path) -> None:
+    in_service.settle(max_latency=1)  # the null runtime takes 10 ms
+    done = as_rauc(in_service, newer)
+    assert (done.returncode, "max" in done.stderr or "slow" in done.stderr) == (1, True), done.stderr
+    assert in_service.serves(bundle)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runuser") or not Path("/usr/bin/python3").exists(),
+    reason="needs root, runuser, and a Python that everybody may run",
+)
+def test_with_a_user_of_its_own_the_agent_is_not_root(trust: Path) -> None:
+    """The user can neither enter the folder of the file nor make a state folder. A trust file needs no NumPy."""
+    with tempfile.TemporaryDirectory() as name:
+        on_camera = new_camera(Path(name, "camera"))
+        Path(name).chmod(0o755)
+        (on_camera.folder / "agent.pyz").write_bytes(agent_archive())
+        on_camera.settle(user="nobody", python="/usr/bin/python3")
+        (on_camera.folder / "mounted").mkdir(mode=0o700)
+        done = as_rauc(on_camera, trust, file="trust.json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        kept = on_camera.state / "trust.json"
+        assert (kept.read_bytes(), kept.owner(), on_camera.state.owner()) == (trust.read_bytes(), "nobody", "nobody")
+
+
 # ----------------------------------------------------------------------------------------------------------- SWUpdate
 
 
 def test_swupdate_calls_before_and_after(on_camera: OnCamera, bundle: Path) -> None:
-    script = written(on_camera.folder, "swupdate", state=str(on_camera.state))
+    script = written(on_camera.folder, "swupdate", state=str(on_camera.state), file="bundle.edgekd", model="")
     assert run(script, "preinst", environment=on_camera.environment).returncode == 0
     assert on_camera.status()["active"] is None
     incoming = on_camera.state / "incoming" / "bundle.edgekd"
@@ -198,7 +274,7 @@ def test_swupdate_calls_before_and_after(on_camera: OnCamera, bundle: Path) -> N
 
 
 def test_swupdate_is_told_of_failure_and_nothing_is_left(on_camera: OnCamera, bundle: Path) -> None:
-    script = written(on_camera.folder, "swupdate", state=str(on_camera.state))
+    script = written(on_camera.folder, "swupdate", state=str(on_camera.state), file="bundle.edgekd", model="")
     incoming = on_camera.state / "incoming" / "bundle.edgekd"
     incoming.parent.mkdir(parents=True)
     flipped(bundle, incoming, 700)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from firmware import COMPATIBLE
+from firmware import COMPATIBLE, OnCamera
 from running import EdgeKD
 from test_json_contract import assert_documented
 
@@ -31,13 +31,59 @@ def test_a_plain_bundle_is_none(edgekd: EdgeKD, bundle: Path, tmp_path: Path) ->
     assert read_head(tmp_path / "odd.swu") == read_head(bundle)
 
 
-def test_a_bundle_with_a_role_is_in_no_file_that_installs_the_model_without_a_name(
-    edgekd: EdgeKD, bundle: Path, tmp_path: Path
-) -> None:
-    ran = edgekd("pack", bundle, "--out", tmp_path / "model.swu", "--firmware-unsigned", "--role", "night")
-    assert (ran.code, "fix: agent.pyz install --model night" in ran.err) == (2, True), ran.err
-    assert not (tmp_path / "model.swu").exists()
+def script_in(swu: Path) -> str:
+    """The settings of the script in an update for SWUpdate."""
+    return swu.read_bytes().split(b"#!/bin/sh\n")[1].split(b"\n\n")[0].decode()
+
+
+def test_a_bundle_with_a_role_is_installed_as_that_model(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
+    swu = tmp_path / "model.swu"
+    assert edgekd("pack", bundle, "--out", swu, "--firmware-unsigned", "--role", "night").code == 0
+    assert script_in(swu) == "state=/var/lib/edgekd\nfile=bundle.edgekd\nmodel=night"
+    assert edgekd("pack", bundle, "--out", swu, "--firmware-unsigned", "--model", "day").code == 0
+    assert "model=day" in script_in(swu)
+    ran = edgekd("pack", bundle, "--out", swu, "--firmware-unsigned", "--role", "night", "--model", "day")
+    assert (ran.code, "expected the bundle's role, night" in ran.err) == (2, True), ran.err
     assert edgekd("pack", bundle, "--out", tmp_path / "model.oci.tar", "--role", "night").code == 0
+
+
+def test_a_delta_is_packed_as_it_is(edgekd: EdgeKD, bundle: Path, newer: Path, tmp_path: Path) -> None:
+    delta, swu = tmp_path / "d.edgekd-delta", tmp_path / "model.swu"
+    assert edgekd("delta", bundle, newer, "--out", delta).code == 0
+    ran = edgekd("pack", delta, "--out", swu, "--firmware-unsigned", "--json")
+    assert_documented(ran.json, "signed")
+    assert (ran.json["kind"], ran.json["identity"], ran.json["firmware"]["version"]) == (
+        "delta",
+        read_head(newer).identity,
+        "7",
+    )
+    assert delta.read_bytes() in swu.read_bytes()
+    assert "file=bundle.edgekd-delta" in script_in(swu)
+    for flags in (["--version-counter", "9"], ["--slim"]):
+        ran = edgekd("pack", delta, "--out", swu, "--firmware-unsigned", *flags)
+        assert (ran.code, "a delta file is not changed" in ran.err) == (2, True), ran.err
+    assert edgekd("pack", delta, "--out", tmp_path / "x.edgekd").code == 2
+    assert "for bundles only" in edgekd("pack", delta, "--out", tmp_path / "x.oci.tar").err
+
+
+def test_a_trust_file_is_packed_as_it_is(edgekd: EdgeKD, trust: Path, tmp_path: Path) -> None:
+    swu = tmp_path / "trust.swu"
+    ran = edgekd("pack", trust, "--out", swu, "--firmware-unsigned")
+    assert (ran.code, "fix: --compatible NAME" in ran.err) == (2, True), ran.err
+    told = edgekd("pack", trust, "--out", swu, "--firmware-unsigned", "--compatible", "camera", "--json").json
+    assert (told["kind"], told["firmware"]["version"]) == ("trust", "1")
+    assert trust.read_bytes() in swu.read_bytes()
+    assert "file=trust.json" in script_in(swu)
+
+
+def test_a_slim_bundle_has_what_a_camera_reads(edgekd: EdgeKD, bundle: Path, on_camera: OnCamera) -> None:
+    slim = on_camera.folder / "slim.edgekd"
+    assert edgekd("pack", bundle, "--out", slim, "--slim").code == 0
+    roles = {entry.role for entry in read_head(slim).manifest.files}
+    assert not roles & {"agent", "calibration-set", "evidence", "report"}
+    assert {entry.part for entry in read_head(slim).manifest.licences} == {"model"}
+    on_camera.agent("install", slim, "--runtime", "null")
+    assert on_camera.serves(slim)
 
 
 def test_the_name_of_another_kind_of_file_is_refused(edgekd: EdgeKD, bundle: Path, tmp_path: Path) -> None:
@@ -72,6 +118,8 @@ TOKEN = "pkcs11:token=release;object=firmware"
         (["--format", "swupdate", "--firmware-unsigned", "--firmware-key", "{pem}"], "expected one of them"),
         (["--format", "oci", "--compatible", "x"], "has no kinds of devices"),
         (["--format", "oci", "--state", "/x"], "installs nothing on a camera"),
+        (["--format", "oci", "--model", "night"], "installs nothing on a camera"),
+        (["--format", "swupdate", "--model", "../x"], "1 to 32 of a-z"),
     ],
 )
 def test_mistakes(edgekd: EdgeKD, bundle: Path, keys: Path, tmp_path: Path, flags: list[str], words: str) -> None:

@@ -28,21 +28,7 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
   </policy>
 </busconfig>
 """
-SYSTEM = """[system]
-compatible={compatible}
-bootloader=noop
-data-directory={folder}/data
-mountprefix={folder}/mnt
-bundle-formats=plain verity
-
-[keyring]
-path={keyring}
-
-[slot.rootfs.0]
-device={folder}/slot
-type=raw
-bootname=system0
-"""
+SYSTEM = Path(__file__).resolve().parents[3] / "examples" / "firmware" / "rauc" / "system.conf"
 Pack = Callable[..., Path]
 
 
@@ -138,6 +124,16 @@ def until(holds: Callable[[], bool], log: Path) -> None:
     pytest.fail(log.read_text("utf-8", "replace")[-2000:])
 
 
+def on_this_machine(text: str, folder: Path, keyring: Path) -> str:
+    """The example of a camera's system.conf, with files in place of its devices, and no boot loader."""
+    assert f"compatible={COMPATIBLE}\n" in text
+    text = text.replace("/dev/disk/by-partlabel/system-", f"{folder}/").replace("type=ext4", "type=raw")
+    text = text.replace("/etc/rauc/keyring.pem", str(keyring)).replace("/var/lib/rauc", f"{folder}/data")
+    more = f"bootloader=noop\nmountprefix={folder}/mnt\nbundle-formats=plain verity"
+    assert "bootloader=uboot" in text
+    return text.replace("bootloader=uboot", more)
+
+
 @pytest.fixture
 def service(on_camera: OnCamera, keys: Path) -> Iterator[dict[str, str]]:
     """RAUC's service on a bus of its own; the environment in which `rauc install` finds it."""
@@ -145,13 +141,14 @@ def service(on_camera: OnCamera, keys: Path) -> Iterator[dict[str, str]]:
     folder = on_camera.folder / "rauc"
     for name in ("data", "mnt"):
         (folder / name).mkdir(parents=True)
-    (folder / "slot").write_bytes(bytes(4096))
+    for name in ("a", "b"):
+        (folder / name).write_bytes(bytes(4096))
     conf, bus, socket = folder / "system.conf", folder / "bus.conf", folder / "bus"
-    conf.write_text(SYSTEM.format(compatible=COMPATIBLE, folder=folder, keyring=keys / "ours.pem"), "utf-8")
+    conf.write_text(on_this_machine(SYSTEM.read_text("utf-8"), folder, keys / "ours.pem"), "utf-8")
     bus.write_text(BUS.format(socket=socket), "utf-8")
     environment = {**on_camera.environment, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={socket}"}
     daemon = ("dbus-daemon", f"--config-file={bus}", "--nofork", "--nopidfile")
-    rauc = ("rauc", f"--conf={conf}", "--override-boot-slot=system0", "service")
+    rauc = ("rauc", f"--conf={conf}", "--override-boot-slot=A", "service")
     logs = folder / "bus.log", folder / "service.log"
     with (
         started(*daemon, environment=environment, log=logs[0]),
@@ -180,6 +177,7 @@ def test_the_service_installs_and_again(
     code, said = install(service, pack("--rauc-plain", source=newer, name="newer.raucb"))
     assert code == 0, said
     assert on_camera.serves(newer)
+    on_camera.agent("commit")
     code, said = install(service, made)
     assert code != 0, "older than what was in service"
     assert "RollbackError" in said

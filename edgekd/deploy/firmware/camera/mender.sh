@@ -4,9 +4,16 @@
 
 folder=${2:-}
 kept=$folder/tmp/before
+state=
+file=
+model=
 
 read_settings() {
-    state=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["state"])' "$folder/header/meta-data")
+    settings=$("$python" -c '
+import json, shlex, sys
+given = json.load(open(sys.argv[1]))
+for name in ("state", "file", "model"):
+    print(name + "=" + shlex.quote(given[name]))' "$folder/header/meta-data") && eval "$settings"
 }
 
 case "${1:-}" in
@@ -19,10 +26,11 @@ ArtifactInstall)
         note_before && printf '%s' "$before" >"$kept.new" && mv "$kept.new" "$kept" && sync || exit 1
     fi
     before=$(cat "$kept")
-    install "$folder/files/bundle.edgekd"
+    deliver "$folder/files/$file"
     ;;
 ArtifactCommit)
-    read_settings && call commit
+    read_settings || exit 1
+    [ "$file" = trust.json ] || call_model commit
     ;;
 ArtifactRollback)
     [ -f "$kept" ] || exit 0

@@ -2,8 +2,8 @@
 # update.
 
 [ "${1:-}" = postinst ] || exit 0
-bundle=$state/incoming/bundle.edgekd
-find_agent "$bundle" && note_before && install "$bundle"
+content=$state/incoming/$file
+find_agent "$content" && note_before && deliver "$content"
 result=$?
-rm -f "$bundle"
+rm -f "$content"
 exit $result

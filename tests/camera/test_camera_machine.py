@@ -1,0 +1,125 @@
+"""The virtual camera's host side: its machine, its SSH settings and the film of its sensor. QEMU does not run here."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from film import write_film
+from machine import Image, Machine, Options, greets, qemu_command, write_ssh_settings
+
+from edgekd.agent.cameras.sources import y4m_frames
+
+SENSOR = Path(__file__).parents[2] / "examples" / "camera" / "overlay" / "usr" / "lib" / "camera" / "sensor.sh"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """An image whose files are empty, and whose keys are words."""
+    image = Image(tmp_path / "image")
+    (image.folder / "keys").mkdir(parents=True)
+    image.disk.touch()
+    for name in ("ssh", "host.pub"):
+        image.key(name).write_text(f"{name}-key", "ascii")
+    return image
+
+
+@contextmanager
+def greeting(text: bytes) -> Iterator[int]:
+    """A server that sends a text to whoever connects, and closes; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(text)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(("text", "is_up"), [(b"SSH-2.0-OpenSSH_10.0\r\n", True), (b"", False), (b"HTTP/1.1", False)])
+def test_only_an_ssh_server_greets(text: bytes, is_up: bool) -> None:
+    with greeting(text) as port:
+        assert greets(port) is is_up
+
+
+def test_nobody_greets_at_a_closed_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert not greets(port)
+
+
+def test_ssh_knows_the_machine_by_its_key_alone(image: Image, tmp_path: Path) -> None:
+    write_ssh_settings(image, tmp_path / "home", 2200)
+    folder = tmp_path / "home" / ".ssh"
+    shown = subprocess.run(["ssh", "-G", "-F", folder / "config", "camera"], capture_output=True, text=True, check=True)
+    settings = dict(line.split(" ", 1) for line in shown.stdout.splitlines())
+    assert {name: settings[name] for name in ("hostname", "port", "user")} == {
+        "hostname": "127.0.0.1",
+        "port": "2200",
+        "user": "edgekd",
+    }
+    assert settings["userknownhostsfile"] == str(folder / "known_hosts")
+    assert (folder / "known_hosts").read_text("ascii") == "[127.0.0.1]:2200 host.pub-key"
+    assert (folder / "id_ed25519").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_machine_listens_on_this_host_alone_and_writes_its_own_disk(image: Image, tmp_path: Path) -> None:
+    command = qemu_command(image, tmp_path / "own.qcow2", 2200, Options(drive="cache=none", more=("-snapshot",)))
+    assert "user,id=net,hostfwd=tcp:127.0.0.1:2200-:22" in command
+    assert f"if=none,id=disk,format=qcow2,file={tmp_path / 'own.qcow2'},cache=none" in command
+    assert command[-1] == "-snapshot"
+
+
+def test_a_machine_that_ends_is_an_error_with_the_end_of_its_console(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in {
+        "qemu-img": "touch last",
+        "qemu-system-aarch64": "echo no such CPU; exec sleep $SECONDS_ON",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n", "ascii")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECONDS_ON", "0")
+    machine = Machine(image, tmp_path / "machine")
+    machine.start()
+    with pytest.raises(RuntimeError, match=r"(?s)has turned itself off.*no such CPU"):
+        machine.wait_for_ssh(20)
+    monkeypatch.setenv("SECONDS_ON", "60")
+    with machine:
+        assert machine.is_on
+        with pytest.raises(RuntimeError, match="is on"):
+            machine.start()
+        with pytest.raises(RuntimeError, match="does not answer"):
+            machine.wait_for_ssh(0)
+    assert not machine.is_on
+
+
+@pytest.mark.skipif(shutil.which("tail") is None, reason="no tail")
+def test_the_sensor_shows_its_film_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for shade in (40, 200):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{shade:03}.png"), np.full((33, 48, 3), shade, np.uint8))
+    write_film(tmp_path / "pictures", tmp_path / "film.y4m")
+    sensor = subprocess.Popen([SENSOR, tmp_path / "film.y4m"], stdout=subprocess.PIPE)
+    assert sensor.stdout is not None
+    with sensor:
+        frames = list(itertools.islice(y4m_frames(sensor.stdout), 5))
+        sensor.kill()
+        sensor.stdout.close()
+    assert [frame.shape for frame in frames] == [(32, 48, 3)] * 5
+    assert [round(float(frame.mean()) / 40) for frame in frames] == [1, 5, 1, 5, 1]

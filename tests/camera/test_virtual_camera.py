@@ -1,0 +1,253 @@
+"""The virtual camera driven as any camera is: a real ARM64 Linux in QEMU, with systemd, GRUB, RAUC and SSH.
+
+One machine lives through the tests of this file in their order. `make test-camera` runs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import HOST_FOR_MACHINE, Image, Machine
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "camera"
+AGENT = ("python3", "/usr/lib/edgekd/agent.pyz")
+DETECTIONS = "/run/edgekd/detections.jsonl"
+pytestmark = pytest.mark.camera
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    """The image that `make camera` made."""
+    folder = os.environ.get("EDGEKD_CAMERA")
+    if not folder:
+        pytest.skip("no virtual camera: make test-camera")
+    return Image(ROOT / folder)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for machines and models."""
+    return tmp_path_factory.mktemp("virtual")
+
+
+@pytest.fixture(scope="module")
+def camera(image: Image, work: Path) -> Iterator[Machine]:
+    """A machine fresh from the factory, which has been turned on."""
+    with Machine(image, work / "machine") as machine:
+        machine.wait_for_ssh()
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def model(image: Image, work: Path) -> Callable[..., Path]:
+    """Make a signed model with a counter, from that of the first firmware."""
+
+    def make(counter: int, key: str = "release", folder: Path = work, suffix: str = "edgekd", *more: str) -> Path:
+        out = folder / f"model-{counter}-{key}.{suffix}"
+        options = ("--version-counter", str(counter), "--sign", str(image.key(f"{key}.key")))
+        edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(out), *options, *more)
+        return out
+
+    return make
+
+
+def edgekd(*arguments: str, home: Path | None = None) -> Any:
+    """Run the command line here; return its JSON."""
+    command = [sys.executable, "-m", "edgekd", *arguments, "--json"]
+    variables = {**os.environ, **({"HOME": str(home)} if home else {})}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def agent(machine: Machine, *arguments: str) -> Any:
+    """Run a command of the agent as the user that the models belong to; return its answer."""
+    return json.loads(machine.run(*AGENT, *arguments, user="edgekd", check=False, timeout_s=1800).stdout)
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 900.0) -> Any:
+    """Return the first true value of a condition."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(2)
+    return found
+
+
+def detects_with(machine: Machine, counter: int) -> Any:
+    """Wait until the camera detects objects with the model of this counter; return the line of a frame."""
+
+    def last() -> Any:
+        lines = machine.run("tail", "-n", "4", DETECTIONS, check=False).stdout.splitlines()
+        frames = [json.loads(line) for line in lines[1:]]  # the first may be cut by the rotation of a restart
+        return next((frame for frame in frames if frame["counter"] == counter and frame["objects"]), None)
+
+    return until(last)
+
+
+def committed(machine: Machine, counter: int) -> Any:
+    """Wait until the model of this counter is in service without a trial; return the status."""
+
+    def status() -> Any:
+        found = agent(machine, "status")["result"]
+        in_service = found and found["active"] and found["active"]["counter"] == counter and not found["trial"]
+        return found if in_service else None
+
+    return until(status)
+
+
+def boot_state(machine: Machine) -> dict[str, str]:
+    """Variables of the boot loader."""
+    text = machine.run("grub-editenv", "/boot/efi/EFI/debian/grubenv", "list").stdout
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def booted_slot(machine: Machine) -> str:
+    """Name of the root slot that runs."""
+    words = machine.run("cat", "/proc/cmdline").stdout.split()
+    return next(word for word in words if word.startswith("rauc.slot=")).removeprefix("rauc.slot=")
+
+
+@pytest.fixture
+def server(work: Path) -> Iterator[str]:
+    """A server for downloads; its address as the camera sees it."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(work))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{HOST_FOR_MACHINE}:{server.server_port}"
+        server.shutdown()
+
+
+def test_from_the_factory_it_installs_its_model_and_detects(camera: Machine) -> None:
+    frame = detects_with(camera, 1)
+    assert {each["class"] for each in frame["objects"]} <= {"red", "green"}
+    status = committed(camera, 1)
+    assert status["active"]["engine"]["runtime"]["name"] == "onnxruntime"
+    assert camera.run("uname", "-m").stdout.strip() == "aarch64"
+    until(lambda: boot_state(camera)["A_TRY"] == "0")
+    assert camera.run("systemctl", "--failed", "--no-legend").stdout == ""
+
+
+def test_the_host_installs_a_model_and_it_goes_into_service(
+    camera: Machine, image: Image, model: Callable[..., Path]
+) -> None:
+    trust = ("--trust", str(image.key("trust.json")))
+    short = ("--iterations", "5", "--seconds", "0.1")
+    report = edgekd("engine", str(model(2)), "--device", "ssh://camera", "--activate", *trust, *short, home=camera.home)
+    assert report["fits"] is True
+    assert report["device"]["firmware"] == "edgekd,virtual-camera"
+    detects_with(camera, 2)
+
+
+def test_a_delta_from_a_server_is_on_trial_until_the_camera_works_with_it(
+    camera: Machine, model: Callable[..., Path], work: Path, server: str
+) -> None:
+    new = model(3)
+    edgekd("delta", str(work / "model-2-release.edgekd"), str(new), "--out", str(work / "model-3.delta"))
+    assert agent(camera, "fetch", f"{server}/model-3.delta", "--out", "/tmp/update")["result"]["kind"] == "delta"
+    installed = agent(camera, "install", "/tmp/update", "--tries", "3")["result"]
+    assert installed["trial"]["tries_left"] == 3
+    camera.run("systemctl", "restart", "camera")
+    detects_with(camera, 3)
+    committed(camera, 3)
+
+
+def test_an_older_model_is_refused_and_a_rollback_leads_one_step_back(
+    camera: Machine, model: Callable[..., Path], server: str
+) -> None:
+    agent(camera, "fetch", f"{server}/model-2-release.edgekd", "--out", "/tmp/older")
+    assert agent(camera, "install", "/tmp/older")["error"]["kind"] == "RollbackError"
+    agent(camera, "rollback")
+    detects_with(camera, 2)
+
+
+def test_after_a_power_cut_it_detects_with_the_same_model(camera: Machine) -> None:
+    camera.cut_power()
+    camera.start()
+    camera.wait_for_ssh()
+    detects_with(camera, 2)
+    assert agent(camera, "status")["result"]["counter"] == 3
+
+
+def test_a_rotated_key_is_taken_and_a_revoked_one_refused(
+    camera: Machine, image: Image, model: Callable[..., Path], work: Path, server: str
+) -> None:
+    keys = image.folder / "keys"
+    edgekd("keygen", "next", "--out", str(work))
+    table = (keys / "trust.toml").read_text("utf-8").replace("version = 1", "version = 2")
+    table = table.replace("release.pub", str(work / "next.pub")).replace("release", "next")
+    table = table.replace('"trust.pub"', f'"{keys / "trust.pub"}"')
+    (work / "trust.toml").write_text(table, "utf-8")
+    signed = ("--previous", str(keys / "trust.json"), "--key", str(keys / "trust.key"))
+    edgekd("trust", str(work / "trust.toml"), "--out", str(work / "trust-2.json"), *signed)
+    camera.send(work / "trust-2.json", "/tmp/trust-2.json")
+    assert agent(camera, "trust", "/tmp/trust-2.json")["result"]["version"] == 2
+    old = model(4)
+    assert agent(camera, "fetch", f"{server}/{old.name}", "--out", "/tmp/old")["error"]["kind"] == "SignatureError"
+
+
+def test_a_model_arrives_as_an_update_by_rauc(camera: Machine, image: Image, work: Path) -> None:
+    firmware = ("--firmware-key", str(image.key("rauc.key")), "--firmware-cert", str(image.key("rauc.pem")))
+    options = ("--version-counter", "5", "--sign", str(work / "next.key"), *firmware)
+    edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model.raucb"), *options)
+    camera.send(work / "model.raucb", "/tmp/model.raucb")
+    camera.run("rauc", "install", "/tmp/model.raucb", timeout_s=1800)
+    detects_with(camera, 5)
+    committed(camera, 5)
+
+
+def test_a_firmware_update_brings_a_new_model_and_is_kept_once_the_camera_works(
+    camera: Machine, image: Image, work: Path
+) -> None:
+    options = ("--version-counter", "6", "--sign", str(work / "next.key"))
+    edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model-6.edgekd"), *options)
+    update = (EXAMPLES / "make_update.sh", image.folder, "2", work / "model-6.edgekd")
+    subprocess.run(update, check=True, capture_output=True)
+    camera.send(image.folder / "firmware-2.raucb", "/data/firmware.raucb")
+    camera.run("rauc", "install", "/data/firmware.raucb", timeout_s=1800)
+    camera.shut_down()
+    camera.start()
+    camera.wait_for_ssh()
+    assert booted_slot(camera) == "B"
+    assert boot_state(camera)["B_TRY"] == "1"
+    detects_with(camera, 6)
+    committed(camera, 6)
+    until(lambda: boot_state(camera)["B_TRY"] == "0")
+
+
+def test_a_system_that_does_not_start_gives_way_to_the_other_slot(camera: Machine) -> None:
+    """The second slot, which is in service, loses its kernel, as by a broken update."""
+    camera.run("sh", "-c", "mount -o remount,rw / && mv /vmlinuz /gone && sync")
+    camera.cut_power()
+    camera.start()
+    camera.wait_for_ssh()
+    assert booted_slot(camera) == "A"
+    detects_with(camera, 6)
+
+
+def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> None:
+    with Machine(image, work / "second") as second:
+        second.wait_for_ssh()
+        committed(second, 1)
+        boards = "\n".join(
+            f'[[boards]]\nname = "camera-{number}"\ndevice = "ssh://edgekd@127.0.0.1:{machine.port}"\n'
+            for number, machine in enumerate((camera, second))
+        )
+        (work / "fleet.toml").write_text(boards, "utf-8")
+        known = "".join((each.ssh_config.parent / "known_hosts").read_text("ascii") for each in (camera, second))
+        (camera.ssh_config.parent / "known_hosts").write_text(known, "ascii")
+        options = ("--iterations", "5", "--seconds", "0.1", "--out", str(work / "fleet"))
+        fleet = edgekd("engine", str(work / "model-6.edgekd"), "--fleet", str(work / "fleet.toml"), *options)
+        assert [board["error"] for board in fleet["boards"]] == [None, None]
