@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written. Many wait for such a
-# process: three tests at a time keep two cores busy.
-WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
+# process: two workers on each core, where tests/conftest.py keeps them, keep it busy.
+WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 # Folder of the virtual camera: packages, keys, disk.
@@ -16,7 +16,7 @@ CAMERA := build/camera
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones, those of a release and of the virtual camera, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones, those of a release and of the virtual camera, two at a time on each core. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
 	$(PYTEST) -m "not slow and not release and not camera"
 
