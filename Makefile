@@ -10,7 +10,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --n
 CAMERA := build/camera
 
 .PHONY: demo test test-slow test-all test-release test-camera attacks coverage test-gpu gpu kit camera check docs \
-	schemas bench clean
+	schemas wheel bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
@@ -67,16 +67,26 @@ camera: $(VENV)/dev.installed
 	    --out $(CAMERA)/model
 	PATH="$(abspath $(BIN)):$$PATH" examples/camera/make_image.sh $(CAMERA) \
 	    $(CAMERA)/model/tiny-virtual-camera.edgekd $(CAMERA)/scenes/images/val
+	rm -rf $(CAMERA)/machine
 	$(BIN)/python examples/camera/machine.py $(CAMERA) $(CAMERA)/machine 5
 
 ## The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests.
+## The JSON schemas in docs/schemas, from the types of the documents; the table of families, from the tests; the
+## results, from those of benchmarks.
 schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/schemas/generate.py
 	$(BIN)/python docs/families.py
+	$(BIN)/python docs/results.py
+	$(BIN)/python docs/readme.py
+
+## The wheel and the source distribution, in dist/.
+wheel: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "build>=1.2"
+	rm -rf build/lib dist
+	$(BIN)/python -m build --quiet --outdir dist
 
 ## Lint, format, types, size of functions and files; Dockerfiles.
 check: $(VENV)/dev.installed

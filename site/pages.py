@@ -30,6 +30,7 @@ from edgekd.hardware.target import Target, explain, load_target, target_names
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
+IMAGE = re.compile(r'\b(?P<kind>src|srcset)="(?P<to>[^"]+)"')
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
@@ -70,6 +71,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return markdown
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda found: relinked(found, origin, place), spaced(part)) for part in parts[::2]]
+    parts[::2] = [IMAGE.sub(lambda found: image(found, origin, place), part) for part in parts[::2]]
     parts[1::2] = [re.sub(r"\A```(\w+) .*", r"```\1", part) for part in parts[1::2]]
     return "".join(parts)
 
@@ -103,6 +105,7 @@ def moved() -> dict[str, str]:
         "README.md": "index.md",
         "CHANGELOG.md": "changelog.md",
         "CONTRIBUTING.md": "contributing.md",
+        "SECURITY.md": "security-policy.md",
         "docker/jetson/README.md": "docker.md",
         "bench/README.md": "measured/index.md",
         "bench/validation/README.md": "measured/validation.md",
@@ -122,7 +125,7 @@ def moved() -> dict[str, str]:
 def kept() -> dict[str, str]:
     """Files outside `docs/` that are on the site as they are."""
     results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
-    return {**results, "site/site.css": "site.css"}
+    return {**results, "CITATION.cff": "CITATION.cff", "site/site.css": "site.css"}
 
 
 def _results(pattern: str) -> Iterator[Path]:
@@ -138,10 +141,20 @@ def relinked(found: re.Match[str], origin: str, place: str) -> str:
     path, mark, anchor = found["to"].partition("#")
     if "://" in path or not path:
         return found[0]
+    return f"{found[1]}({destination(path, origin, place)}{mark}{anchor})"
+
+
+def image(found: re.Match[str], origin: str, place: str) -> str:
+    """Return the source of an image in a file of the repository as one from its page on the site."""
+    return f'{found["kind"]}="{destination(found["to"], origin, place)}"'
+
+
+def destination(path: str, origin: str, place: str) -> str:
+    """Return the path from a page to what a file of the repository links."""
     goal = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
     there = "reference/targets.md" if goal == "targets" else moved().get(goal) or kept().get(goal)
     there = there or (goal.removeprefix("docs/") if goal.startswith("docs/") else goal)
-    return f"{found[1]}({posixpath.relpath(there, posixpath.dirname(place) or '.')}{mark}{anchor})"
+    return posixpath.relpath(there, posixpath.dirname(place) or ".")
 
 
 def slug(title: str, separator: str) -> str:

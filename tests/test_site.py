@@ -82,6 +82,12 @@ def test_reading_it_asks_nobody_else(site: Path) -> None:
             assert "://" not in asked, (page.name, asked)
 
 
+def test_every_image_is_there(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for source in re.findall(r"<(?:img|source)[^>]+(?:src|srcset)=\"([^\"]+)\"", page.read_text("utf-8")):
+            assert source.startswith("data:") or (page.parent / source).is_file(), (page.name, source)
+
+
 def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
     """mkdocs' Markdown is not the repository's: it wants empty lines before lists, and of a block its language only."""
     written = re.compile(r"```|\]\(|\*\*\w|^\s*[-*] \S|^\s*\|.*\|\s*$", re.MULTILINE)

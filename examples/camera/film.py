@@ -17,7 +17,8 @@ COUNT = 8  # frames, if not given: a camera in an emulator detects a few in a se
 
 def write_film(folder: Path, out: Path, count: int = COUNT) -> None:
     """Write the first pictures of a folder, in the order of their names, all in the size of the first."""
-    pictures = [cv2.imread(str(file)) for file in sorted(folder.iterdir())[:count]]
+    read = (cv2.imread(str(file)) for file in sorted(folder.iterdir())[:count])
+    pictures = [picture for picture in read if picture is not None]
     height, width = (side // 2 * 2 for side in pictures[0].shape[:2])
     with out.open("wb") as stream:
         stream.write(f"YUV4MPEG2 W{width} H{height} F2:1 Ip A1:1 C420\n".encode("ascii"))

@@ -73,7 +73,7 @@ class Machine:
     """One virtual camera, with its overlay, its console and its SSH settings in a folder."""
 
     def __init__(self, image: Image, folder: Path, options: Options | None = None) -> None:
-        """Make the folder and its overlay, or take those of an earlier machine."""
+        """Make the folder and its overlay, or take those of an earlier machine of this image. Raises RuntimeError."""
         self.image, self.folder, self.options = image, folder, options or Options()
         self.home = folder / "home"
         self.port = 0  # of its SSH server, on this host
@@ -82,6 +82,8 @@ class Machine:
         if not self.overlay.exists():
             create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image.disk.resolve()))
             subprocess.run([*create, str(self.overlay)], check=True)
+        elif self.overlay.stat().st_mtime < image.disk.stat().st_mtime:
+            raise RuntimeError(f"{folder}: the machine was made from an older image; remove the folder")
 
     @property
     def overlay(self) -> Path:
@@ -119,12 +121,11 @@ class Machine:
         self.port = _free_port()
         write_ssh_settings(self.image, self.home, self.port)
         with self.console.open("ab") as console:
-            self._process = subprocess.Popen(
-                qemu_command(self.image, self.overlay, self.port, self.options),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-            )
+            self._process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+
+    def command(self) -> list[str]:
+        """Return the command that runs the machine, at the current port."""
+        return qemu_command(self.image, self.overlay, self.port, self.options)
 
     def wait_for_ssh(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
         """Wait until the SSH server answers; return the seconds. Raises RuntimeError with the end of the console."""
@@ -197,7 +198,7 @@ def write_ssh_settings(image: Image, home: Path, port: int) -> None:
         "IdentityFile": folder / "id_ed25519",
         "IdentitiesOnly": "yes",
         "UserKnownHostsFile": folder / "known_hosts",
-        "ConnectTimeout": 20,
+        "ConnectTimeout": 60,
         "ServerAliveInterval": 5,
     }
     text = "".join(f"    {name} {value}\n" for name, value in lines.items())

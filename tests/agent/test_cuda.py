@@ -153,6 +153,31 @@ def test_pycuda_does_the_same_and_comes_first(monkeypatch: pytest.MonkeyPatch) -
     assert driver.entered == 0
 
 
+def test_pycuda_compiles_and_launches_a_kernel_on_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def source_module(source: str, nvcc: str, options: list[str]) -> Any:
+        if source == "broken":
+            raise RuntimeError("nvcc compilation of kernel.cu failed")
+        seen.append((source, Path(nvcc).name, options))
+        return SimpleNamespace(get_function=lambda name: lambda *values, **how: seen.append((name, values, how)))
+
+    driver, package, compiler = FakePyCuda(), ModuleType("pycuda"), ModuleType("pycuda.compiler")
+    package.driver, compiler.SourceModule = driver, source_module  # type: ignore[attr-defined]
+    for name, module in (("pycuda", package), ("pycuda.driver", driver), ("pycuda.compiler", compiler)):
+        monkeypatch.setitem(sys.modules, name, module)
+    gpu = cuda.PyCuda()
+    gpu.kernel("source", "work", {"LOW_BITS": 4})([np.int32(1)], (32, 8, 1), (2, 3, 1))
+    compiled, (name, values, how) = seen
+    assert compiled == ("source", "nvcc", ["-DLOW_BITS=4"])
+    assert (name, values, how["block"], how["grid"]) == ("work", (1,), (32, 8, 1), (2, 3, 1))
+    assert how["stream"].handle == gpu.stream
+    with pytest.raises(DeviceError, match=r"PyCUDA cannot compile work: nvcc compilation .* failed"):
+        gpu.kernel("broken", "work", {})
+    with pytest.raises(DeviceError, match="no compiler for kernels; expected PyCUDA"):
+        cuda.RuntimeCuda(CudaPython()).kernel("source", "work", {})
+
+
 @pytest.mark.parametrize("name", ["cuda.bindings.runtime", "cuda.cudart"])
 def test_cuda_python_is_found_under_both_of_its_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = CudaPython()

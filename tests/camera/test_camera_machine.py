@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,11 @@ from machine import Image, Machine, Options, greets, qemu_command, write_ssh_set
 
 from edgekd.agent.cameras.sources import y4m_frames
 
-SENSOR = Path(__file__).parents[2] / "examples" / "camera" / "overlay" / "usr" / "lib" / "camera" / "sensor.sh"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+OVERLAY = EXAMPLES / "camera" / "overlay"
+SENSOR = OVERLAY / "usr" / "lib" / "camera" / "sensor.sh"
+SCRIPTS = [*sorted((EXAMPLES / "camera").glob("*.sh")), EXAMPLES / "camera" / "initramfs" / "init", SENSOR]
+DEBIAN_UNITS = {"emergency.service", "systemd-networkd", "ssh"}
 
 
 @pytest.fixture
@@ -109,6 +114,17 @@ def test_a_machine_that_ends_is_an_error_with_the_end_of_its_console(
     assert not machine.is_on
 
 
+def test_an_overlay_of_an_older_image_is_refused(image: Image, tmp_path: Path) -> None:
+    overlay = tmp_path / "machine" / "disk.qcow2"
+    overlay.parent.mkdir()
+    overlay.touch()
+    os.utime(image.disk, (2e9, 2e9))
+    with pytest.raises(RuntimeError, match="older image"):
+        Machine(image, overlay.parent)
+    os.utime(overlay, (2e9, 2e9))
+    assert Machine(image, overlay.parent).overlay == overlay
+
+
 @pytest.mark.skipif(shutil.which("tail") is None, reason="no tail")
 def test_the_sensor_shows_its_film_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
@@ -123,3 +139,23 @@ def test_the_sensor_shows_its_film_again_and_again(tmp_path: Path) -> None:
         sensor.stdout.close()
     assert [frame.shape for frame in frames] == [(32, 48, 3)] * 5
     assert [round(float(frame.mean()) / 40) for frame in frames] == [1, 5, 1, 5, 1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("not installed: shellcheck")
+    done = subprocess.run(["shellcheck", "-s", "sh", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_enables_and_changes_units_that_exist() -> None:
+    own = OVERLAY / "etc" / "systemd" / "system"
+    units = {
+        unit.name for folder in (own, EXAMPLES / "firmware" / "systemd") for unit in folder.iterdir()
+    } | DEBIAN_UNITS
+    recipe = (EXAMPLES / "camera" / "make_image.sh").read_text("utf-8").replace("\\\n", " ")
+    enabled = next(line.split(" enable ")[1].split() for line in recipe.splitlines() if " enable " in line)
+    changed = [folder.name.removesuffix(".d") for folder in own.glob("*.d")]
+    assert "camera" in enabled
+    assert [name for name in (*enabled, *changed) if not {name, f"{name}.service"} & units] == []

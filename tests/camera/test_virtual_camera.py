@@ -6,10 +6,12 @@ One machine lives through the tests of this file in their order. `make test-came
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cameras import BUNDLE
 from machine import HOST_FOR_MACHINE, Image, Machine
+from test_pythons import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "camera"
@@ -74,7 +78,9 @@ def edgekd(*arguments: str, home: Path | None = None) -> Any:
 
 def agent(machine: Machine, *arguments: str) -> Any:
     """Run a command of the agent as the user that the models belong to; return its answer."""
-    return json.loads(machine.run(*AGENT, *arguments, user="edgekd", check=False, timeout_s=1800).stdout)
+    done = machine.run(*AGENT, *arguments, user="edgekd", check=False, timeout_s=1800)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 900.0) -> Any:
@@ -173,6 +179,19 @@ def test_an_older_model_is_refused_and_a_rollback_leads_one_step_back(
     detects_with(camera, 2)
 
 
+def test_a_model_that_is_never_committed_is_rolled_back_by_starts(
+    camera: Machine, model: Callable[..., Path], server: str
+) -> None:
+    agent(camera, "fetch", f"{server}/{model(4).name}", "--out", "/tmp/new")
+    camera.run("systemctl", "mask", "--runtime", "edgekd-commit.service")
+    assert agent(camera, "install", "/tmp/new", "--tries", "2")["result"]["trial"]["tries_left"] == 2
+    for _ in range(3):
+        camera.run("systemctl", "restart", "camera")
+    detects_with(camera, 2)
+    assert agent(camera, "status")["result"]["rejected"]
+    camera.run("systemctl", "unmask", "--runtime", "edgekd-commit.service")
+
+
 def test_after_a_power_cut_it_detects_with_the_same_model(camera: Machine) -> None:
     camera.cut_power()
     camera.start()
@@ -181,7 +200,7 @@ def test_after_a_power_cut_it_detects_with_the_same_model(camera: Machine) -> No
     assert agent(camera, "status")["result"]["counter"] == 3
 
 
-def test_a_rotated_key_is_taken_and_a_revoked_one_refused(
+def test_after_a_rotation_of_keys_the_old_one_counts_no_more(
     camera: Machine, image: Image, model: Callable[..., Path], work: Path, server: str
 ) -> None:
     keys = image.folder / "keys"
@@ -194,7 +213,7 @@ def test_a_rotated_key_is_taken_and_a_revoked_one_refused(
     edgekd("trust", str(work / "trust.toml"), "--out", str(work / "trust-2.json"), *signed)
     camera.send(work / "trust-2.json", "/tmp/trust-2.json")
     assert agent(camera, "trust", "/tmp/trust-2.json")["result"]["version"] == 2
-    old = model(4)
+    old = model(5)
     assert agent(camera, "fetch", f"{server}/{old.name}", "--out", "/tmp/old")["error"]["kind"] == "SignatureError"
 
 
@@ -251,3 +270,27 @@ def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> N
         options = ("--iterations", "5", "--seconds", "0.1", "--out", str(work / "fleet"))
         fleet = edgekd("engine", str(work / "model-6.edgekd"), "--fleet", str(work / "fleet.toml"), *options)
         assert [board["error"] for board in fleet["boards"]] == [None, None]
+
+
+def test_the_agents_own_tests_pass_there(camera: Machine, image: Image, work: Path) -> None:
+    """Those that a camera can run, with the agent's archive of the firmware as the only source of edgekd."""
+    packages = ("_pytest", "iniconfig", "packaging", "pluggy", "pygments", "pytest")
+    with tarfile.open(work / "tests.tar", "w") as archive:
+        for name in packages:
+            archive.add(Path(str(importlib.util.find_spec(name).origin)).parent, f"packages/{name}", filter=source)
+        for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "agent"):
+            archive.add(path, path.relative_to(ROOT), filter=source)
+        archive.add(image.folder / "model-1.edgekd", "bundle.edgekd")
+    camera.run("sh", "-c", "mkdir -p /data/suite && tar -C /data/suite -xf -", stdin=(work / "tests.tar").read_bytes())
+    path = ("/usr/lib/edgekd/agent.pyz", "/data/suite/packages", "/data/suite/tests")
+    variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
+    tests = [f"/data/suite/tests/agent/test_{name}.py" for name in NAMES]
+    flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "/data/suite/tests/agent")
+    pytest_there = ("python3", "-W", "error", "-m", "pytest", *flags, "--basetemp", "/tmp/suite", *tests)
+    done = camera.run("env", *variables, *pytest_there, user="edgekd", timeout_s=7200, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def source(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave bytecode, which is of this host's Python, out of an archive."""
+    return None if "__pycache__" in entry.name else entry

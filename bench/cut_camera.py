@@ -1,0 +1,152 @@
+"""A virtual camera that goes on from a snapshot of its memory and disk, whose writes are logged, and that loses power.
+
+A snapshot is a folder: the disk as an overlay of the one before, and the memory as QEMU migrates it.
+"""
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import HERE
+from disk_log import Survivors, count_writes, survivors, write_runs
+
+sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
+from machine import HOST, Image, Machine
+
+MONITOR_TIMEOUT_S = 120.0
+POLL_S = 0.002  # between two looks at the log: a write of the emulated disk takes longer
+CUT_TIMEOUT_S = 900.0
+SETTLED_S = 8.0  # after the end of an operation; ext4 commits its journal every 5 s
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A disk, and the memory of the machine that was stopped on it, unless that was off."""
+
+    disk: Path
+    memory: Path | None = None
+
+
+class CutCamera(Machine):
+    """A virtual camera on a disk of its own over that of a snapshot.
+
+    Args:
+        image: Its keys and boot firmware.
+        folder: For its disk and its log.
+        start: Snapshot.
+        logged: True if its writes are logged, which `cut_at` needs.
+        resumed: True if it goes on with the snapshot's memory, False if it boots.
+    """
+
+    def __init__(self, image: Image, folder: Path, start: Snapshot, *, logged: bool, resumed: bool) -> None:
+        self.log = folder / "writes.log" if logged else None
+        self._start, self._monitor = start, folder / "monitor"
+        self._memory = start.memory if resumed else None
+        folder.mkdir(parents=True)
+        new_disk(start.disk, folder / "disk.qcow2")
+        super().__init__(image, folder)
+
+    def command(self) -> list[str]:
+        """Return the command of QEMU, with its monitor, and with the log between the system and its disk."""
+        command = super().command()
+        drive = command.index("-drive")
+        disk = f"driver=qcow2,file.driver=file,file.filename={self.overlay},cache.no-flush=on"
+        if self.log is not None:
+            self.log.touch()
+            log = f"log.driver=file,log.filename={self.log},log-super-update-interval=1"
+            disk = f"driver=blklogwrites,{log}," + ",".join(f"file.{setting}" for setting in disk.split(","))
+        command[drive : drive + 2] = ["-blockdev", f"node-name=disk,{disk}"]
+        command += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
+        return [*command, "-incoming", f"file:{self._memory}"] if self._memory else command
+
+    def __enter__(self) -> "CutCamera":
+        """Turn it on, or have it go on."""
+        try:
+            self.start()
+            if self._memory:
+                self._until("query-status", "paused", "postmigrate")
+                self._ask("cont")
+        except BaseException:
+            self.cut_power()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Turn the power on; all commands share one connection, because an emulated key exchange takes seconds."""
+        super().start()
+        with self.ssh_config.open("a", encoding="utf-8") as config:
+            config.write(f"    ControlMaster auto\n    ControlPath {self.folder}/ssh\n    ControlPersist yes\n")
+
+    def save(self, folder: Path) -> Snapshot:
+        """Stop the machine for good, and return a snapshot of it in a new folder."""
+        folder.mkdir(parents=True)
+        memory = folder / "memory"
+        self._ask("stop")
+        self._ask("migrate", uri=f"file:{memory}")
+        self._until("query-migrate", "completed")
+        self.cut_power()
+        return Snapshot(self.overlay.rename(folder / "disk.qcow2"), memory)
+
+    def cut_at(self, count: int, script: str | None = None, timeout_s: float = CUT_TIMEOUT_S) -> bool:
+        """Kill QEMU once so many writes were logged; True if that was before the end of a script that is run there.
+
+        After the end of the script, or after the time, it is cut even if there were fewer writes than that.
+        """
+        assert self.log is not None
+        command = ("ssh", "-F", str(self.ssh_config), "-l", "root", HOST, script or "")
+        null = subprocess.DEVNULL
+        work = subprocess.Popen(command, stdin=null, stdout=null, stderr=null) if script else None
+        deadline, is_over = time.monotonic() + timeout_s, False
+        while count_writes(self.log) < count and time.monotonic() < deadline:
+            if work and not is_over and work.poll() is not None:
+                deadline, is_over = time.monotonic() + SETTLED_S, True
+            time.sleep(POLL_S)
+        self.cut_power()
+        if work:
+            work.kill()
+            work.wait()
+        return not is_over
+
+    def remains(self, disk: Path, lost_share: float, chance: random.Random) -> Survivors:
+        """Write what the cut left of the disk into a new image; see `disk_log`."""
+        assert self.log is not None
+        left = survivors(self.log, lost_share, chance)
+        new_disk(self._start.disk, disk)
+        write_runs(left.runs, disk)
+        return left
+
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(MONITOR_TIMEOUT_S)
+            connection.connect(str(self._monitor))
+            with connection.makefile("rw", encoding="utf-8") as stream:
+                stream.readline()  # the greeting
+                for words in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                    stream.write(json.dumps(words) + "\n")
+                    stream.flush()
+                    answer = next(found for line in stream if "event" not in (found := json.loads(line)))
+        if "error" in answer:
+            raise RuntimeError(f"{command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def _until(self, command: str, *states: str) -> None:
+        deadline = time.monotonic() + MONITOR_TIMEOUT_S
+        state = None
+        while state not in states:
+            if time.monotonic() > deadline or not self.is_on:
+                raise RuntimeError(f"{command}: {state}")
+            time.sleep(0.1)
+            if self._monitor.exists():
+                state = self._ask(command).get("status")
+
+
+def new_disk(backing: Path, disk: Path) -> None:
+    """Make a disk over another one."""
+    create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing.resolve()), str(disk))
+    subprocess.run(create, check=True)

@@ -1,0 +1,472 @@
+"""Cut the power of a virtual camera in the middle of an operation, boot it again, and check what it does.
+
+Each round goes on from a snapshot of a running camera, starts an operation there, kills QEMU with SIGKILL once the
+system has made a random number of writes, puts the disk together that a volatile write cache leaves (`disk_log`), and
+boots from it. Then the same operation runs once more, and must end like one that nobody disturbed. Single scenarios
+follow. Needs the image of `make camera`.
+"""
+
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import HERE
+from cut_camera import SETTLED_S, CutCamera, Snapshot
+from disk_log import count_writes
+from frame import (
+    Blocks,
+    Document,
+    FinishedRows,
+    Given,
+    Option,
+    Result,
+    claim,
+    claims_table,
+    head,
+    main,
+    note,
+    table,
+    yes,
+)
+
+sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
+from machine import Image
+
+LOST_SHARES = (1.0, 0.5, 0.1)  # of the sectors that were not flushed
+UPDATES = "/data/updates"  # on the camera
+STATE = "/data/edgekd"
+REPEAT_TIMEOUT_S = 900.0
+
+SHELL = f"""\
+cd /
+agent() {{ setpriv --reuid=edgekd --regid=edgekd --init-groups python3 /usr/lib/edgekd/agent.pyz "$@"; }}
+settle() {{ systemctl start edgekd-commit rauc-mark-good; }}
+detects() {{
+    until grep -q '"class"' /run/edgekd/detections.jsonl 2>/dev/null; do sleep 1; done
+    grep '"class"' /run/edgekd/detections.jsonl | tail -n 1 >&3
+}}
+state() {{
+    agent status
+    sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline
+    find {STATE} ! -type d -printf '%P %l %s\\n' | sort
+}}
+"""
+"""Functions for the camera's shell, as root. `/run/edgekd` is new with each start of the camera's program."""
+INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 5"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Work that is cut.
+
+    Args:
+        name: For people.
+        start: Name of the snapshot that it starts from.
+        script: Work on the camera; None for what it does by itself when it starts.
+        serves: Counters of the models that may be in service after a cut.
+        goal: Counter of the model in service after the next run.
+        trust: Version of the trust file after the next run.
+    """
+
+    name: str
+    start: str
+    script: str | None
+    serves: tuple[int, ...]
+    goal: int
+    trust: int = 1
+
+
+OPERATIONS = (
+    Operation("install", "running", INSTALL, (1, 2), 2),
+    Operation("install by a delta", "running", f"agent install {UPDATES}/model-2.delta --tries 5", (1, 2), 2),
+    Operation("start of a trial", "trial", "systemctl restart camera && settle", (2,), 2),
+    Operation("commit", "trial", "agent commit", (2,), 2),
+    Operation("rollback", "second", "agent rollback", (1, 2), 1),
+    Operation("trust rotation", "running", f"agent trust {UPDATES}/trust-2.json", (1,), 1, 2),
+    Operation("model by RAUC", "running", f"rauc install {UPDATES}/model-2.raucb", (1, 2), 2),
+    Operation("first boot", "factory", None, (1,), 1),
+)
+SNAPSHOTS = {
+    "running": ("factory", "settle"),
+    "trial": ("running", INSTALL),
+    "second": ("trial", "systemctl restart camera; settle"),
+}
+"""Start and script of each snapshot but that of the factory, which is a disk alone."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Trouble of another kind.
+
+    Args:
+        name: For people.
+        start: Name of the snapshot.
+        trouble: Script that makes it and works in it.
+        repair: Script that ends it, before an installation that must come to its end.
+        serves: Counters of the models that may be in service meanwhile.
+        timeout_s: After so long the connection is cut; None waits for the end.
+    """
+
+    name: str
+    start: str
+    trouble: str
+    repair: str = ":"
+    serves: tuple[int, ...] = (1,)
+    timeout_s: float | None = None
+
+
+ENGINE = """python3 -c 'import json, sys; print(json.load(sys.stdin)["result"]["active"]["engine"]["file"])'"""
+SCENARIOS = (
+    Scenario("disk full", "running", f"dd if=/dev/zero of=/data/filler bs=1M; {INSTALL}", "rm /data/filler"),
+    Scenario(
+        "remounted read only", "running", f"mount -o remount,ro /data && ! {INSTALL}", "mount -o remount,rw /data"
+    ),
+    Scenario("clock at 1970", "running", f"date -s @0; {INSTALL}", serves=(2,)),
+    Scenario("connection cut", "running", INSTALL, serves=(1, 2), timeout_s=5.0),
+    Scenario(
+        "agent killed for memory",
+        "running",
+        "systemd-run --quiet --wait -p MemoryMax=24M -p MemorySwapMax=0 -p User=edgekd "
+        f"python3 /usr/lib/edgekd/{INSTALL.replace('agent ', 'agent.pyz ')}",
+    ),
+    Scenario(
+        "corrupted block in the engine",
+        "second",
+        f"dd if=/dev/urandom of=$(agent status | {ENGINE}) bs=512 seek=2 count=1 conv=notrunc; "
+        "echo 3 >/proc/sys/vm/drop_caches",
+        serves=(1, 2),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """State of a camera as seen from outside.
+
+    Args:
+        detects: Counter of the model by which the camera detects; None where nobody waited for that.
+        status: Result of the agent's `status`.
+        slot: Root slot that runs.
+        files: Paths in the state folder, with the goals of links.
+        bytes: Size of these files.
+    """
+
+    detects: int | None
+    status: dict[str, Any]
+    slot: str
+    files: tuple[str, ...]
+    bytes: int
+
+    @property
+    def counter(self) -> int:
+        """Counter of the model in service, 0 without one."""
+        return int(self.status["active"]["counter"]) if self.status["active"] else 0
+
+    def faults(self, serves: Sequence[int], least_counter: int, least_trust: int) -> list[str]:
+        """Return what must not be after a cut."""
+        engine = self.status["active"] and self.status["active"]["engine"]
+        trust = self.status["trust"]
+        found = {
+            f"detects by {self.detects}, in service is {self.counter}": self.detects not in (None, self.counter),
+            f"in service is {self.counter}": self.counter not in serves,
+            "in service is an engine without a self-test": not (engine and engine["self_test"]["passed"]),
+            f"the counter went back to {self.status['counter']}": (self.status["counter"] or 0) < least_counter,
+            f"the trust file went back: {trust}": not trust or trust["version"] < least_trust,
+        }
+        return [text for text, is_fault in found.items() if is_fault]
+
+
+def look(camera: CutCamera, script: str) -> Sight:
+    """Run a script on the camera, and return its state after it; with `detects` in it the camera must detect."""
+    camera.wait_for_ssh(REPEAT_TIMEOUT_S)
+    command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
+    lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
+    frame = json.loads(lines.pop(0)) if '"objects"' in lines[0] else {}
+    status, slot, *found = lines
+    files = [line.rsplit(" ", 1) for line in found]
+    return Sight(
+        frame.get("counter"),
+        json.loads(status)["result"],
+        slot,
+        tuple(name.strip() for name, _ in files),
+        sum(int(size) for _, size in files),
+    )
+
+
+def next_run(operation: Operation) -> str:
+    """Return the script that repeats an operation, and ends the trial that it may leave."""
+    return f"{operation.script or ':'}; agent commit"
+
+
+class Bench:
+    """Updates and snapshots in a folder, each made when it is needed first, and the operations from there."""
+
+    def __init__(self, image: Image, work: Path) -> None:
+        self._image, self._work = image, work
+        self._undisturbed: dict[str, dict[str, Any]] = {}
+
+    def prepare(self, operations: Sequence[Operation]) -> None:
+        """Run each operation without a cut, unless that was done."""
+        for operation in operations:
+            self._undisturbed[operation.name] = self._without_cut(operation)
+
+    def _snapshot(self, name: str) -> Snapshot:
+        if name == "factory":
+            return Snapshot(self._image.disk)
+        folder = self._work / "snapshots" / name
+        if not (folder / "disk.qcow2").is_file():
+            start, script = SNAPSHOTS[name]
+            with self._camera(start, f"make-{name}", logged=False) as camera:
+                if start == "factory":
+                    look(camera, "detects")
+                    self._send_updates(camera)
+                look(camera, script)
+                camera.save(folder)
+            note(f"snapshot {name}")
+        return Snapshot(folder / "disk.qcow2", folder / "memory")
+
+    def _send_updates(self, camera: CutCamera) -> None:
+        updates = self._work / "updates"
+        if not updates.is_dir():
+            make_updates(self._image, updates)
+        packed = subprocess.run(("tar", "-C", updates, "-cf", "-", "."), capture_output=True, check=True).stdout
+        camera.run("sh", "-c", f"mkdir -p {UPDATES} && tar -C {UPDATES} -xf - && sync", stdin=packed)
+
+    def _without_cut(self, operation: Operation) -> dict[str, Any]:
+        """Return the number of writes of an operation, and what the next run leaves after it."""
+        file = self._work / "undisturbed" / f"{operation.name}.json"
+        if not file.is_file():
+            began = time.monotonic()
+            with self._camera(operation.start, "undisturbed", logged=True) as camera:
+                look(camera, operation.script or "detects; settle")
+                seconds = time.monotonic() - began
+                time.sleep(SETTLED_S)
+                assert camera.log is not None
+                writes = count_writes(camera.log)
+                sight = look(camera, next_run(operation))
+            found = {"writes": writes, "seconds": round(seconds, 1), "files": sight.files, "bytes": sight.bytes}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({**found, "status": sight.status}), "utf-8")
+            note(f"{operation.name}: {writes} writes, {seconds:.0f} s")
+        return dict(json.loads(file.read_text("utf-8")))
+
+    def _camera(self, start: str, name: str, *, logged: bool) -> CutCamera:
+        folder = self._work / "cameras" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        snapshot = self._snapshot(start)
+        return CutCamera(self._image, folder, snapshot, logged=logged, resumed=snapshot.memory is not None)
+
+    def round(self, seed: int, operations: Sequence[Operation]) -> Document:
+        """Cut an operation, boot, and return the row of it. The disk of a round with faults is kept."""
+        began, chance = time.monotonic(), random.Random(seed)
+        operation = operations[seed % len(operations)]
+        undisturbed = self._undisturbed[operation.name]
+        count, lost_share = chance.randint(0, undisturbed["writes"]), chance.choice(LOST_SHARES)
+        row = Document(seed=seed, operation=operation.name, writes=count, of=undisturbed["writes"], share=lost_share)
+        with self._camera(operation.start, f"{seed}-cut", logged=True) as camera:
+            row["in_operation"] = camera.cut_at(count, operation.script and SHELL + operation.script)
+            left = camera.remains(camera.folder / "left.qcow2", lost_share, chance)
+        row |= {"unflushed": left.unflushed, "lost": left.lost, "cut_s": round(time.monotonic() - began, 1)}
+        after = CutCamera(
+            self._image,
+            camera.folder / "after",
+            Snapshot(camera.folder / "left.qcow2"),
+            logged=False,
+            resumed=False,
+        )
+        row |= self._after(after, operation)
+        if not row["faults"]:
+            shutil.rmtree(camera.folder)
+        row["seconds"] = round(time.monotonic() - began, 1)
+        return row
+
+    def _after(self, camera: CutCamera, operation: Operation) -> dict[str, Any]:
+        """Boot what a cut left, and run the operation again; what was found, and what must not be."""
+        undisturbed, found = self._undisturbed[operation.name], dict[str, Any](faults=[])
+        least_counter = 2 if operation.start == "second" else 0 if operation.start == "factory" else 1
+        began = time.monotonic()
+        try:
+            with camera:
+                camera.wait_for_ssh(REPEAT_TIMEOUT_S)
+                found["ssh_s"] = round(time.monotonic() - began, 1)
+                first = look(camera, "detects; systemctl stop camera")  # which takes a large part of an emulated core
+                found["detects_s"] = round(time.monotonic() - began, 1)
+                found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
+                found["faults"] += first.faults(operation.serves, least_counter, 1)
+                last = look(camera, next_run(operation))
+        except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError, OSError) as error:
+            found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
+            return found
+        ended = last.faults((operation.goal,), undisturbed["status"]["counter"], operation.trust)
+        extra = sorted({*last.files} - {*undisturbed["files"]})
+        missing = sorted({*undisturbed["files"]} - {*last.files})
+        ended += [f"files left: {extra}"] if extra else []
+        ended += [f"files missing: {missing}"] if missing else []
+        found["extra_bytes"] = last.bytes - undisturbed["bytes"]
+        found["faults"] += [f"next run: {fault}" for fault in ended]
+        return found
+
+    def scenario(self, scenario: Scenario) -> Document:
+        """Make trouble, look, repair, and install a model; the row of it."""
+        began, found = time.monotonic(), Document(scenario=scenario.name, counter=None, faults=[])
+        with self._camera(scenario.start, "scenario", logged=False) as camera:
+            try:
+                script = f"{SHELL}{scenario.trouble}"
+                try:
+                    done = camera.run("sh", "-c", script, check=False, timeout_s=scenario.timeout_s or REPEAT_TIMEOUT_S)
+                    found["answer"] = answer_in(done.stdout)
+                except subprocess.TimeoutExpired:
+                    if scenario.timeout_s is None:
+                        raise
+                sight = look(camera, "systemctl restart camera; detects")
+                found["counter"] = sight.counter
+                found["faults"] += sight.faults(scenario.serves, 1, 1)
+                last = look(camera, f"{scenario.repair}; {INSTALL}; systemctl restart camera; settle; detects")
+                found["faults"] += last.faults((2,), 2, 1)
+            except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError, OSError) as error:
+                found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
+        found["seconds"] = round(time.monotonic() - began, 1)
+        return found
+
+
+def answer_in(output: str) -> str:
+    """Return the kind of the agent's last error in an output, `done`, or nothing where it has not answered."""
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    error = json.loads(lines[-1]).get("error") if lines else None
+    return error["kind"] if error else "done" if lines else ""
+
+
+def make_updates(image: Image, folder: Path) -> None:
+    """Make a second model, its delta and its RAUC bundle, and a second trust file."""
+    new = folder.with_name("updates.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    first, second = image.folder / "model-1.edgekd", new / "model-2.edgekd"
+    signed = ("--version-counter", "2", "--sign", image.key("release.key"))
+    edgekd("pack", first, "--out", second, *signed)
+    edgekd("delta", first, second, "--out", new / "model-2.delta")
+    firmware = ("--firmware-key", image.key("rauc.key"), "--firmware-cert", image.key("rauc.pem"))
+    edgekd("pack", first, "--out", new / "model-2.raucb", *signed, *firmware)
+    table_of_keys = image.key("trust.toml").read_text("utf-8").replace("version = 1", "version = 2")
+    for key in ("release", "trust"):
+        table_of_keys = table_of_keys.replace(f'"{key}.pub"', f'"{image.key(key).resolve()}.pub"')
+    (new / "trust.toml").write_text(table_of_keys, "utf-8")
+    previous = ("--previous", image.key("trust.json"), "--key", image.key("trust.key"))
+    edgekd("trust", new / "trust.toml", "--out", new / "trust-2.json", *previous)
+    new.rename(folder)
+
+
+def edgekd(*arguments: object) -> None:
+    command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
+    subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
+
+
+def page(found: Document) -> Blocks:
+    yield from head("Real power cuts", found)
+    yield f"""\
+A [virtual camera](../../docs/virtual_camera.md), an ARM64 Linux in QEMU with ext4, GRUB, RAUC and systemd, loses its
+power {len(found.rows)} times: SIGKILL once the system has made a random number of writes of an operation. Its disk has
+a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
+lost with a probability of {" or ".join(f"{share:.0%}" for share in LOST_SHARES)}, by chance. Then it boots, and the
+operation runs once more. A *fault*: it does not detect objects by a tested model that may be in service; a counter or
+the trust file goes back; the next run does not end with exactly the files of an undisturbed one."""
+    yield claims_table(found.claims, ".0f")
+    yield table(
+        "operation | cuts | before its end | sectors unflushed | lost | model in service afterwards | faults | "
+        "boot to detections, s",
+        (operation_line(name, found.rows) for name in dict.fromkeys(row.operation for row in found.rows)),
+    )
+    yield "*Model in service afterwards*: by counter, at the first look after the boot."
+    if found.scenarios:
+        yield table(
+            "scenario | agent's answer | model in service | installs afterwards | seconds",
+            (
+                f"{row.scenario} | {row.get('answer') or '–'} | {row.counter or '–'} | {yes(not row.faults, 'NO')} | "
+                f"{row.seconds:.0f}"
+                for row in found.scenarios
+            ),
+        )
+    yield table(
+        "seed | operation | cut after write | lost, of unflushed sectors | in service | slot | verdict | seconds",
+        (
+            f"{row.seed} | {row.operation} | {row.writes} of {row.of} | {row.lost} of {row.unflushed} | "
+            f"{row.get('counter', '–')}{' on trial' if row.get('trial') else ''} | {row.get('slot', '–')} | "
+            f"{'; '.join(row.faults) or 'as undisturbed'} | {row.seconds:.0f}"
+            for row in found.rows
+        ),
+    )
+
+
+def operation_line(name: str, rows: Sequence[Document]) -> str:
+    """Return the line of a table with all cuts of an operation."""
+    own = [row for row in rows if row.operation == name]
+    counters = Counter(row.get("counter") or 0 for row in own)
+    serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
+    boots = [row.detects_s for row in own if row.get("detects_s")]
+    return (
+        f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
+        f"{sum(row.lost for row in own):,} | {serves} | "
+        f"{sum(bool(row.faults) for row in own)} | {statistics.median(boots) if boots else 0:.0f}"
+    )
+
+
+def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Result:
+    rows = sorted(kept.rows, key=lambda row: row.seed)
+    faults = [fault for row in rows for fault in row.faults]
+
+    def counted(text: str, *words: str) -> dict[str, Any]:
+        count = sum(any(word in fault for word in words) for fault in faults)
+        return claim(text, count, count == 0)
+
+    return {
+        "claims": [
+            claim("cuts", len(rows), len(rows) >= rounds),
+            counted("without a tested model that may be in service", "Error", "Timeout", "in service"),
+            counted("counter or trust file gone back", "went back"),
+            counted("files left or missing after the next run", "files"),
+        ],
+        "rows": rows,
+        "scenarios": scenarios,
+        "conditions": kept.conditions,
+    }
+
+
+def run(given: Given) -> Iterator[Result]:
+    operations = [each for each in OPERATIONS if not given.only or each.name in given.only]
+    bench = Bench(Image(given.camera.absolute()), given.work.absolute())
+    bench.prepare(operations)
+    kept = FinishedRows(given.work / "rows.json", {"only": given.only}, given.threads)
+    done = {row.seed for row in kept.rows}
+    with ThreadPoolExecutor(given.threads) as pool:
+        rounds = [pool.submit(bench.round, seed, operations) for seed in range(given.rounds) if seed not in done]
+        for finished in as_completed(rounds):
+            note(json.dumps(finished.result()))
+            kept.add(finished.result())
+            yield result(kept, [], given.rounds)
+    scenarios = []
+    for scenario in SCENARIOS if given.scenarios else ():
+        scenarios.append(bench.scenario(scenario))
+        note(json.dumps(scenarios[-1]))
+        yield result(kept, scenarios, given.rounds)
+    yield result(kept, scenarios, given.rounds)
+
+
+if __name__ == "__main__":
+    options = (
+        Option("--camera", HERE.parent / "build" / "camera", "the folder that `make camera` makes"),
+        Option("--work", HERE.parent / "runs" / "real_power_cuts"),
+        Option("--rounds", 200, "cuts, one for each seed (%(default)s)"),
+        Option("--only", [], "names of operations; default: all", type=str, nargs="+"),
+        Option("--scenarios", False, "try the single scenarios, too"),
+    )
+    main(run, page, *options)

@@ -1,0 +1,128 @@
+"""SVG pictures of README.md: badges, and the chart of size against accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log
+
+FONT = "font-family='Helvetica,Arial,sans-serif'"
+LETTER_WIDTH = 6.6  # px, of a letter of 11 px in the fonts above, on average
+WIDTH, HEIGHT = 720, 376  # px
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 52  # px, margins of the chart
+LINE = 15  # px, between labels that would cover each other
+SIZES = (1, 2, 4, 8)  # ticks: times smaller than the float file
+STEP = 2  # percent, between lines
+
+
+@dataclass(frozen=True)
+class Point:
+    """A graph: how many times smaller than the float file, and its share of the float mAP."""
+
+    label: str
+    times_smaller: float
+    share: float
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a chart."""
+
+    text: str
+    faint: str
+    ours: str
+    peers: str
+
+
+LIGHT = Palette(text="#24292f", faint="#d8dee4", ours="#0969da", peers="#6e7781")
+DARK = Palette(text="#e6edf3", faint="#30363d", ours="#58a6ff", peers="#9198a1")
+
+
+def badge(label: str, value: str) -> str:
+    """Return a badge: a label on grey, its value on blue."""
+    left, right = (round(len(text) * LETTER_WIDTH + 12) for text in (label, value))
+    texts = "".join(
+        f"<text x='{x:g}' y='14' text-anchor='middle'>{escape(text)}</text>"
+        for x, text in ((left / 2, label), (left + right / 2, value))
+    )
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{left + right}' height='20' role='img'>"
+        f"<title>{escape(label)}: {escape(value)}</title>"
+        f"<rect width='{left + right}' height='20' rx='3' fill='#57606a'/>"
+        f"<path d='M{left} 0h{right - 3}a3 3 0 0 1 3 3v14a3 3 0 0 1-3 3H{left}z' fill='#0969da'/>"
+        f"<g fill='#fff' {FONT} font-size='11'>{texts}</g></svg>\n"
+    )
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where a chart shows its values: times smaller, logarithmic, from 1; percent of the float mAP."""
+
+    smallest: float
+    lowest: int
+    highest: int
+
+    def x(self, times_smaller: float) -> float:
+        """Return the place of a size from the left."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * log(times_smaller) / log(self.smallest)
+
+    def y(self, percent: float) -> float:
+        """Return the place of a share from the top."""
+        return TOP + (HEIGHT - TOP - BOTTOM) * (self.highest - percent) / (self.highest - self.lowest)
+
+
+def size_chart(title: str, points: list[Point], palette: Palette) -> str:
+    """Return a chart: to the right smaller files, upwards more of the float mAP. Our points are joined by a line."""
+    shares = [100 * point.share for point in points]
+    axes = Axes(
+        smallest=1.15 * max(point.times_smaller for point in points),
+        lowest=STEP * floor(min(shares) / STEP),
+        highest=STEP * ceil(max(shares) / STEP),
+    )
+    placed = [(point, axes.x(point.times_smaller), axes.y(100 * point.share)) for point in points]
+    ours = " ".join(f"{left:.1f},{top:.1f}" for point, left, top in placed if point.ours)
+    parts = [
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' role='img'>",
+        f"<title>{escape(title)}</title><g {FONT} font-size='13' fill='{palette.text}'>",
+        f"<text x='{LEFT}' y='24' font-size='15' font-weight='bold'>{escape(title)}</text>",
+        f"<text x='{LEFT}' y='44' fill='{palette.ours}' font-weight='bold'>edgekd</text>",
+        f"<text x='{LEFT + 60}' y='44' fill='{palette.peers}'>other tools, the best setting of each</text>",
+        *grid(axes, palette),
+        f"<polyline points='{ours}' fill='none' stroke='{palette.ours}' stroke-width='2'/>",
+        *marks(placed, palette),
+        "</g></svg>\n",
+    ]
+    return "\n".join(parts)
+
+
+def grid(axes: Axes, palette: Palette) -> Iterator[str]:
+    """Yield the lines and labels of both axes."""
+    for percent in range(axes.lowest, axes.highest + 1, STEP):
+        top = axes.y(percent)
+        yield f"<path d='M{LEFT} {top:.1f}H{WIDTH - RIGHT}' stroke='{palette.faint}'/>"
+        yield f"<text x='{LEFT - 8}' y='{top + 4:.1f}' text-anchor='end'>{percent} %</text>"
+    for times in SIZES:
+        left = axes.x(times)
+        yield f"<path d='M{left:.1f} {TOP}V{HEIGHT - BOTTOM}' stroke='{palette.faint}'/>"
+        size = f"1/{times}" if times > 1 else "1"
+        yield f"<text x='{left:.1f}' y='{HEIGHT - BOTTOM + 18}' text-anchor='middle'>{size}</text>"
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f"<text x='{middle}' y='{HEIGHT - 10}' text-anchor='middle'>size of the file, of float32's</text>"
+
+
+def marks(placed: list[tuple[Point, float, float]], palette: Palette) -> Iterator[str]:
+    """Yield the points with their labels: ours above, others to the left and apart."""
+    below = 0.0
+    for point, left, top in sorted(placed, key=lambda each: each[2]):
+        colour = palette.ours if point.ours else palette.peers
+        yield f"<circle cx='{left:.1f}' cy='{top:.1f}' r='5' fill='{colour}'/>"
+        if point.ours:
+            place = f"x='{left:.1f}' y='{top - 11:.1f}' text-anchor='middle' font-weight='bold'"
+        elif left == LEFT:  # the float file
+            place = f"x='{left + 10}' y='{top + 16:.1f}'"
+        else:
+            below = max(top + 4, below + LINE)
+            place = f"x='{left - 10:.1f}' y='{below:.1f}' text-anchor='end'"
+        yield f"<text {place} fill='{colour}'>{escape(point.label)}</text>"

@@ -1,0 +1,79 @@
+"""Take the pictures of README.md from real runs: the terminal, and the report that a browser shows.
+
+`python docs/pictures.py` runs `edgekd demo`, which goes on from what runs/demo has of it. It needs Chromium, and an
+idle machine: times are on the pictures. They are of one run, so no test compares them.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.text import Text
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+CHROMIUM = "/usr/bin/chromium"
+COLUMNS = 100  # characters; what is wider is hard to read in the width of a README
+WIDTH, HEIGHT = 1200, 940  # px, of the report's picture
+OTHER_SECTIONS_REMOVED = """
+for (const section of document.querySelectorAll("section"))
+    if (section.querySelector("h2").textContent !== "Sample detections") section.remove()
+"""
+QUALITY = 82  # of the JPEG, in percent: below 300 kB
+FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)  # rich has them loaded from a server
+
+
+def terminal(command: list[str]) -> str:
+    """Run a command as in a terminal, and return what it writes there, without what it tells of its progress."""
+    ours, its = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT)
+    os.close(its)
+    chunks = []
+    try:
+        while chunk := os.read(ours, 65536):
+            chunks.append(chunk)
+    except OSError:
+        pass  # Linux: the other side has closed the terminal
+    os.close(ours)
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
+def terminal_picture(typed: str, output: str) -> str:
+    """Return an SVG of a terminal after a command."""
+    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    console.print(Text.assemble(("$ ", "bold green"), (typed, "bold")))
+    console.print(Text.from_ansi(output))
+    return console.export_svg(title="", code_format=FONTS.sub("", CONSOLE_SVG_FORMAT), unique_id="edgekd")
+
+
+def report_picture(report: Path, picture: Path) -> None:
+    """Take a picture of a report, its head and its sample detections, in Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page.goto(report.absolute().as_uri())
+        page.evaluate(OTHER_SECTIONS_REMOVED)
+        page.screenshot(path=picture, type="jpeg", quality=QUALITY)
+        browser.close()
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    output = terminal([sys.executable, "-m", "edgekd", "demo"])
+    (PICTURES / "terminal.svg").write_text(terminal_picture("edgekd demo", output), "utf-8")
+    report_picture(ROOT / "runs" / "demo" / "report.html", PICTURES / "report.jpg")
+
+
+if __name__ == "__main__":
+    main()

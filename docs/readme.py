@@ -1,0 +1,156 @@
+"""Write what README.md takes from results: its table, the chart of size against accuracy, badges. `make schemas`.
+
+`--check` writes nothing, and fails where the files are not what would be written.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).parent))
+import drawing
+from generated import between, write
+from result_values import Row, average, by_method, detector, grouped, number, only, percent, result, score, share, table
+from results_accuracy import coded_share, coded_share_of, map_of
+
+from edgekd.core.toml import read_toml
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PICTURES = ROOT / "docs" / "pictures"
+PTQ = "edgekd, recipe `ptq`"
+PART = 8.0  # of the float file, of coded INT8 in the table
+
+
+def results() -> str:
+    """Return the table of results: six rows, also those in which edgekd is behind."""
+    rows = [*quantization(), *training(), *speed()]
+    lines = ([what, ours, theirs, f"[{name}](bench/results/{name}.md)"] for what, ours, theirs, name in rows)
+    return table(["", "edgekd", "compared with", "table"], lines) + "\n"
+
+
+def quantization() -> list[tuple[str, str, str, str]]:
+    """Return the rows about quantization without training."""
+    groups = grouped(result("calibration_draws")["rows"], lambda row: row["model"])
+    names = ", ".join(detector(model) for model in groups)
+    methods = {model: by_method(group) for model, group in groups.items()}
+    kept: dict[str, list[str]] = {}
+    seconds: dict[str, list[str]] = {}
+    for found in methods.values():
+        (whole,) = found.pop("float32")
+        for method, group in found.items():
+            kept.setdefault(method, []).append(
+                percent(mean(map_of(row, "val") for row in group) / map_of(whole, "val"))
+            )
+            seconds.setdefault(method, []).append(number(average(group, "seconds"), 1))
+    peer = next(method for method in kept if method != PTQ)
+    tool = peer.split(" ")[0]
+    coded = result("coded_weights")["models"]
+    return [
+        (
+            f"mAP50-95 kept in INT8 without training: {names}",
+            ", ".join(kept[PTQ]),
+            f"{tool} {', '.join(kept[peer])}",
+            "calibration_draws",
+        ),
+        ("seconds of that", ", ".join(seconds[PTQ]), f"{tool} {', '.join(seconds[peer])}", "calibration_draws"),
+        (
+            f"kept in 1/{PART:g} of the float file without training, {len(coded)} detectors",
+            percent(coded_share(PART)),
+            "",
+            "coded_weights",
+        ),
+    ]
+
+
+def training() -> list[tuple[str, str, str, str]]:
+    """Return the rows about pruning and distillation."""
+    recovery, distillation = result("recovery_cpu"), by_method(result("distillation_minutes_cpu")["rows"])
+    (whole,), pruned, recovered = by_method(recovery["rows"]).values()
+    ours, without = ("map50_95", "test"), distillation["no distillation"]
+    seconds = number(average(recovered, "cpu_seconds"))
+    return [
+        (
+            f"kept without {percent(recovery['ratio'], 0)} of the multiply-adds, {seconds} CPU seconds, no labels",
+            percent(share(recovered, whole, *ours)),
+            f"before recovery {percent(share(pruned, whole, *ours))}",
+            "recovery_cpu",
+        ),
+        (
+            f"mAP50-95 after {number(average(without, 'seconds'))} CPU seconds of distillation",
+            score(average(distillation["edgekd"], *ours)),
+            f"labels alone {score(average(without, *ours))}",
+            "distillation_minutes_cpu",
+        ),
+    ]
+
+
+def speed() -> list[tuple[str, str, str, str]]:
+    """Return the row about frames per second."""
+    run = result("camera_to_detections")
+    model, rows = list(run["models"].items())[-1]
+    best = max((row for row in rows if row["contender"].startswith("edgekd")), key=lambda row: float(row["fps"]))
+    peer = only(rows, contender="Ultralytics predict")
+    what = f"frames per second from JPEG, {model}, {run['cores']} CPU cores"
+    return [(what, number(best["fps"], 1), f"{peer['contender']} {number(peer['fps'], 1)}", "camera_to_detections")]
+
+
+def size_points() -> tuple[str, list[drawing.Point]]:
+    """Return the title and the points of the chart: the best setting of each tool, and edgekd at several sizes."""
+    coded = result("coded_weights")
+    rows = result("quantization_baselines")["rows"]
+    whole = {row["model"]: row for row in by_method(rows)["float32"] if row["model"] in coded["models"]}
+    points = [drawing.Point("float32", times_smaller=1.0, share=1.0)]
+    tool, best = "", dict[str, drawing.Point]()
+    for method, group in by_method(row for row in rows if row["model"] in whole).items():
+        tool = tool if method.startswith("the same") else method.partition(",")[0].partition(" `")[0]
+        point = mean_point(tool, group, whole)
+        if tool == "edgekd":
+            points.append(point)
+        elif tool != "float32" and (tool not in best or best[tool].share < point.share):
+            best[tool] = point
+    for part in coded["parts"]:
+        kept = mean(coded_share_of(model, part) for model in whole)
+        points.append(drawing.Point(f"1/{part:g}", part, kept, ours=True))
+    names = " and ".join(detector(model) for model in whole)
+    return f"mAP50-95 kept without training, mean of {names}", [*points, *best.values()]
+
+
+def mean_point(tool: str, group: list[Row], whole: dict[str, Row]) -> drawing.Point:
+    """Return the point of a method, mean of the detectors."""
+    key = "packed_bytes" if tool == "edgekd" else "bytes"
+    smaller = 1 / mean(row[key] / whole[row["model"]]["bytes"] for row in group)
+    kept = mean(map_of(row, "val") / map_of(whole[row["model"]], "val") for row in group)
+    ours = tool == "edgekd"
+    return drawing.Point(f"1/{smaller:.2g}" if ours else tool, smaller, kept, ours=ours)
+
+
+def badges() -> dict[str, str]:
+    """Return the badges: file names and pictures."""
+    project = read_toml(ROOT / "pyproject.toml")["project"]
+    return {
+        "python": drawing.badge("python", project["requires-python"].removeprefix(">=") + "+"),
+        "licence": drawing.badge("licence", project["license"]),
+        "targets": drawing.badge("targets", str(len(list((ROOT / "targets").glob("*.toml"))))),
+    }
+
+
+def main() -> None:
+    title, points = size_points()
+    pictures = {
+        "size-light": drawing.size_chart(title, points, drawing.LIGHT),
+        "size-dark": drawing.size_chart(title, points, drawing.DARK),
+        **{f"badge-{name}": picture for name, picture in badges().items()},
+    }
+    write(
+        {
+            **{PICTURES / f"{name}.svg": picture for name, picture in pictures.items()},
+            README: between(README.read_text("utf-8"), "results", results()),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""README.md is short, its pictures are there, and what is generated in it is what the results give."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from test_docs import BLOCK, ROOT, commands
+
+from edgekd import __version__
+from edgekd.core.toml import read_toml
+
+README = (ROOT / "README.md").read_text("utf-8")
+IMAGE = re.compile(r'(?:src|srcset)="([^"]+)"')
+
+
+def words_of(markdown: str) -> list[str]:
+    """Return the words that a reader sees of a line."""
+    return re.sub(r"\]\([^)]*\)|[`*|]", " ", markdown).split()
+
+
+@pytest.mark.parametrize("script", ["results.py", "readme.py"])
+def test_results_are_those_of_the_benchmarks(script: str) -> None:
+    command = [sys.executable, ROOT / "docs" / script, "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_is_read_in_minutes_and_says_at_once_what_to_install() -> None:
+    lines = README.splitlines()
+    assert len(README.split()) <= 900
+    assert len(words_of(lines[2])) <= 12, "the sentence under the title"
+    assert any(line.startswith("pip install") for line in lines[:15])
+    for line in lines:
+        assert not line.startswith("- ") or len(words_of(line[2:])) <= 20, line
+    table = README.partition("<!-- results -->\n")[2].partition("<!-- /results -->")[0]
+    assert len(table.splitlines()) <= 2 + 6
+
+
+def test_it_groups_every_command_once() -> None:
+    rows = re.findall(r"^\| (?:make|measure|ship|operate) \| (.*) \|$", README, re.MULTILINE)
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows))) == sorted(commands())
+
+
+def test_every_extra_that_it_installs_exists() -> None:
+    extras = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    for named in re.findall(r"\.\[([\w,]+)\]", README):
+        assert set(named.split(",")) <= set(extras)
+
+
+def test_its_pictures_are_there_small_and_described() -> None:
+    shown = IMAGE.findall(BLOCK.sub("", README))
+    assert {f"docs/pictures/{path.name}" for path in (ROOT / "docs" / "pictures").iterdir()} == set(shown)
+    for path in shown:
+        assert (ROOT / path).stat().st_size <= 300_000
+        assert not re.search(rb"(?:url\(|href=)['\"]?http", (ROOT / path).read_bytes()), "asks nobody else"
+    for path, text in re.findall(r'<img src="([^"]+)" alt="([^"]+)"', README):
+        assert "badge" not in path or f"<title>{text}</title>" in (ROOT / path).read_text("utf-8")
+    assert README.count("<img ") == README.count(' alt="')
+
+
+def test_what_a_forge_reads_is_well_formed() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    project = read_toml(ROOT / "pyproject.toml")["project"]
+    assert (citation["version"], citation["license"]) == (__version__, project["license"])
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for form in forms:
+        content = yaml.safe_load(form.read_text("utf-8"))
+        assert {"name", "description", "body"} <= set(content)
+        for field in content["body"]:
+            assert field["type"] == "markdown" or field["id"]
