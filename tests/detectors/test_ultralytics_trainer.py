@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from once import once
 
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
@@ -56,6 +58,10 @@ class Made:
     graph: Path
 
 
+def made_in(folder: Path) -> Made:
+    return Made(folder / "model.pt", folder / "float.onnx", folder / "fp4x.onnx")
+
+
 def make(config: str, data: Path, folder: Path, end2end: bool = False) -> Made:
     torch.manual_seed(0)
     network = tasks.DetectionModel(config, nc=2, verbose=False)
@@ -68,7 +74,7 @@ def make(config: str, data: Path, folder: Path, end2end: bool = False) -> Made:
     with torch.no_grad():  # activations vary like a trained network's after one step of batch statistics
         network.train()(torch.from_numpy(frames.astype(np.float32)))
     network.names = {0: "red", 1: "green"}
-    made = Made(folder / "model.pt", folder / "float.onnx", folder / "fp4x.onnx")
+    made = made_in(folder)
     torch.save({"model": network.eval(), "train_args": {"imgsz": SIDE}}, made.checkpoint)
     spec = export(UltralyticsDetector(made.checkpoint), made.float_graph, 17).spec
     inputs = [letterbox(read_image(sample.image), spec.preprocess)[0] for sample in samples[:4]]
@@ -86,17 +92,19 @@ def _in_fp4x(layer: QdqConvolution) -> QdqConvolution:
 
 @pytest.fixture(scope="module")
 def made(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make("yolo11n.yaml", tiny_data, tmp_path_factory.mktemp("made"))
+    return made_in(once(tmp_path_factory, "trainer-made", lambda folder: make("yolo11n.yaml", tiny_data, folder)))
 
 
 @pytest.fixture(scope="module")
-def trained(
-    made: Made, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, TrainingRun]]:
-    out = tmp_path_factory.mktemp("trained") / "out.onnx"
-    before = sorted(tiny_data.rglob("*"))
-    yield out, train(made, out, tiny_data)
-    assert sorted(tiny_data.rglob("*")) == before, "nothing may be written beside the data"
+def trained(made: Made, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingRun]:
+    def write(folder: Path) -> None:
+        before = sorted(tiny_data.rglob("*"))
+        run = train(made, folder / "out.onnx", tiny_data)
+        assert sorted(tiny_data.rglob("*")) == before, "nothing may be written beside the data"
+        (folder / "run.pickle").write_bytes(pickle.dumps(run))
+
+    folder = once(tmp_path_factory, "trainer-trained", write)
+    return folder / "out.onnx", pickle.loads((folder / "run.pickle").read_bytes())
 
 
 def train(

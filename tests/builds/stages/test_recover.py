@@ -149,7 +149,7 @@ def test_settings_without_sense_are_refused(kind: type[Recover | QuantAwareDisti
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_a_build_prunes_recovers_and_quantizes(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("ultralytics")
-    detector = write_detector(tmp_path, "yolo11n.yaml", 0.25, 64)
+    detector = write_detector(tmp_path, "yolov3-tiny.yaml", 0.125, 64)
     (tmp_path / "own.toml").write_text(RECIPE, "utf-8")
     flags = ("--data", tiny_data, "--out", tmp_path / "out", "--recipe", tmp_path / "own.toml")
     ran = edgekd("build", detector, *flags, "--json")
