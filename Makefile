@@ -2,20 +2,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written. Many wait for such a
-# process: three tests at a time keep two cores busy.
-WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
+# process: two workers on each core, where tests/conftest.py keeps them, keep it busy.
+WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 # Folder of the virtual camera: packages, keys, disk.
 CAMERA := build/camera
 
-.PHONY: demo test test-slow test-release test-camera coverage test-gpu gpu kit camera check docs schemas wheel bench clean
+.PHONY: demo test test-slow test-all test-release test-camera attacks coverage test-gpu gpu kit camera check docs \
+	schemas wheel bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
 demo: $(VENV)/demo.installed
 	$(BIN)/edgekd demo
 
-## Run the tests but the slow ones, those of a release and of the virtual camera, three at a time on two cores. They need ../shared for real models and data, or skip visibly.
+## Run the tests but the slow ones, those of a release and of the virtual camera, two at a time on each core. They need ../shared for real models and data, or skip visibly.
 test: $(VENV)/dev.installed
 	$(PYTEST) -m "not slow and not release and not camera"
 
@@ -23,10 +24,18 @@ test: $(VENV)/dev.installed
 test-slow: $(VENV)/dev.installed
 	$(PYTEST) -m slow
 
+## Run both in one session, as CI does: libraries are imported, and what tests share is made, once.
+test-all: $(VENV)/dev.installed
+	$(PYTEST) -m "not release and not camera"
+
 ## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO).
 test-release: $(VENV)/dev.installed
 	$(BIN)/pip install --quiet -e ".[libreyolo]"
 	$(PYTEST) -m release
+
+## Attack agent and build host with hostile bundles, models and data: fails where an attack succeeds.
+attacks: $(VENV)/dev.installed
+	$(BIN)/python bench/attacks.py --out runs/attacks.json
 
 ## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. About an hour.
 test-camera: camera

@@ -65,13 +65,23 @@ class CutCamera(Machine):
         command += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
         return [*command, "-incoming", f"file:{self._memory}"] if self._memory else command
 
-    def begin(self) -> None:
-        """Turn it on, or have it go on; wait for its SSH server."""
-        self.start()
-        if self._memory:
-            self._until("query-status", "paused", "postmigrate")
-            self._ask("cont")
-        self.wait_for_ssh()
+    def __enter__(self) -> "CutCamera":
+        """Turn it on, or have it go on."""
+        try:
+            self.start()
+            if self._memory:
+                self._until("query-status", "paused", "postmigrate")
+                self._ask("cont")
+        except BaseException:
+            self.cut_power()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Turn the power on; all commands share one connection, because an emulated key exchange takes seconds."""
+        super().start()
+        with self.ssh_config.open("a", encoding="utf-8") as config:
+            config.write(f"    ControlMaster auto\n    ControlPath {self.folder}/ssh\n    ControlPersist yes\n")
 
     def save(self, folder: Path) -> Snapshot:
         """Stop the machine for good, and return a snapshot of it in a new folder."""

@@ -19,7 +19,9 @@ SECTOR_BYTES = 512
 CACHE_BYTES = 32 << 20  # of DRAM in front of the flash of a large eMMC or SD card
 MAGIC = 0x6A736677736872  # of a log in the format of Linux's device mapper target log-writes
 SUPERBLOCK = struct.Struct("<QQQI")  # magic, version, number of entries, bytes of a sector
-HEADER = struct.Struct("<QQQQ")  # first sector, number of sectors, flags, bytes of data behind the header's sector
+HEADER = struct.Struct(
+    "<QQQQ"
+)  # first sector, number of sectors, flags, length of a mark; the data follow the header's sector
 FLUSH = 1  # flag: all writes before are on the disk
 FORCED = 2  # flag: the write is on the disk once it is done (FUA)
 DISCARD = 4  # flag: no data follow
@@ -60,7 +62,8 @@ def read_log(log: Path) -> Iterator[Write]:
         end, position = log.stat().st_size, SECTOR_BYTES
         while position + SECTOR_BYTES <= end:
             file.seek(position)
-            sector, _, flags, size = HEADER.unpack(file.read(HEADER.size))
+            sector, sectors, flags, _ = HEADER.unpack(file.read(HEADER.size))
+            size = sectors * SECTOR_BYTES
             position += SECTOR_BYTES
             if flags & DISCARD:
                 continue

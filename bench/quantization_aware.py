@@ -1,12 +1,13 @@
-"""Compare quantization-aware training by edgekd and by Ultralytics on the same images, with the same scorer.
+"""Train a quantized detector beside cached predictions of a float one: what it regains at a size, beside Ultralytics.
 
-All start from the same checkpoint. edgekd quantizes to INT8 and fp4x after training, and then distils from the float
-detector; Ultralytics trains with `quantize=8`. Needs `edgekd[train]`; Ultralytics' training with ModelOpt gets an
-environment of its own.
+The detector is quantized like the recipe `mixed` at a part of its float file, and trained as it will run. With
+`--student`, what was pruned from `--model` is quantized, which then is the teacher. CPU seconds are those of all
+threads. With `--peers` Ultralytics trains `--model` with `quantize=8` on the same images; it cannot train what was
+pruned. Needs `edgekd[train]`; Ultralytics' training with ModelOpt gets an environment of its own.
 """
 
 import json
-import time
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +17,20 @@ from typing import Any
 
 import training
 from common import PEERS, SPLITS, VENVS, exported, peer_python, quantize_step
-from frame import Blocks, Document, Option, cell, claim, head, main, spread, table, versions_of, yes
+from frame import Blocks, Document, Option, cell, claim, claims_table, head, main, spread, table, versions_of
 from training import DEVICE, SEEDS, JobError, Trainings, Way
 
-from edgekd.compress.weight_formats import WeightFormat
+from edgekd.builds.stages.plan import TRAINED_FILL, Attempt, fitted
+from edgekd.compress.quantization.mixed_precision import measure_costs
+from edgekd.compress.quantization.plan import Plan
+from edgekd.compress.steps import QuantAwareDistill
 from edgekd.core.formats.packed_graph import pack
 from edgekd.core.progress import PlainProgress
+from edgekd.core.toml import parse_table
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
 
-FLOAT, INT8, MIXED = "float32", "edgekd, INT8 after training", "edgekd, INT8 and fp4x after training"
-TRAINED = "edgekd, the same, quantization-aware distillation"
+TEACHER, FLOAT, QUANTIZED, TRAINED = "the teacher", "float32", "quantized", "quantized, then trained"
 GENTLE = {
     "optimizer": "AdamW",
     "lr0": 1e-4,
@@ -58,7 +62,7 @@ ULTRALYTICS = (
     Peer("Ultralytics, `quantize=8` with `distill_model=`, same epochs", distilled=True),
     Peer("Ultralytics, `quantize=8`, same epochs, as gently as edgekd", GENTLE),
 )
-METHODS = (FLOAT, INT8, MIXED, TRAINED, *(peer.name for peer in ULTRALYTICS))
+METHODS = (TEACHER, FLOAT, QUANTIZED, TRAINED, *(peer.name for peer in ULTRALYTICS))
 
 
 class Bench(Trainings):
@@ -66,43 +70,71 @@ class Bench(Trainings):
 
     Numbers of a row: bytes: of the file that ships: edgekd's packed, Ultralytics' ONNX; zipped_bytes: of Ultralytics'
     after DEFLATE; packed_bytes: of Ultralytics' if its weights were stored as INT8, and packed by edgekd, which
-    Ultralytics does not. seconds: from the float checkpoint to the graph, the calibration included; step_seconds: the
-    median of one step.
+    Ultralytics does not. cpu_seconds: of the quantization; of the training and predictions that are not cached
+    yet; seconds: of the training, and of Ultralytics' export.
     """
 
-    asked = ("epochs", "batch", "image_size", "images", "device")
-    numbers = ("bytes", "zipped_bytes", "packed_bytes", "seconds", "epochs")
+    asked = ("part", "epochs", "batch", "learning_rate", "image_size", "images", "student", "device")
+    numbers = ("bytes", "zipped_bytes", "packed_bytes", "cpu_seconds", "seconds", "epochs", "updates")
+    required = FLOAT
 
     def ways(self) -> Iterator[Way]:
-        if self.missing(MIXED) or not (self.given.work / "mixed.onnx").is_file():
-            self._quantize_after_training()
+        starts = self.given.seeds if self.given.student else [None]
+        for seed in starts:
+            yield FLOAT, seed, partial(self._float, seed)
+        yield TEACHER, None, self._teacher
+        for seed in starts:
+            yield QUANTIZED, seed, partial(self._quantized, seed)
         for seed in self.given.seeds:
-            yield TRAINED, seed, partial(self._trained_by_edgekd, seed)
-        for seed in self.given.seeds:
+            yield TRAINED, seed, partial(self._trained, seed)
+        for seed in self.given.seeds if self.given.peers else ():
             for peer in ULTRALYTICS:
                 yield peer.name, seed, partial(self._trained_by_ultralytics, peer, seed)
 
     @property
     def _checkpoint(self) -> Path:
-        return Path(self.given.work, "float.pt")
+        return Path(self.given.work, "teacher.pt")
 
-    def _quantize_after_training(self) -> None:
-        """Make the rows before training: the float graph, and what edgekd makes of it."""
-        folder = self.given.work
-        asked = {"model": self.given.model, "size": self.given.image_size, "data": self.data, "folder": folder}
-        took = self.job("quantize", quantize_job, **asked)
-        self.rows[:] = [row for row in self.rows if row.seed is not None]
-        for method, name in ((FLOAT, "float32"), (INT8, "int8"), (MIXED, "mixed")):
-            graph = folder / f"{name}.onnx"
-            size = len(graph.read_bytes() if method == FLOAT else pack(graph.read_bytes()))
-            self.add(self.with_scores(self.row(method, bytes=size, **took[name]), graph))
+    def _path(self, name: str, seed: int | None) -> Path:
+        """Return the path of a file of a seed, or of all seeds alike."""
+        return Path(self.given.work, name if seed is None else f"{name}-{seed}")
 
-    def _trained_by_edgekd(self, seed: int) -> Document:
-        given = self.given
-        graph = given.work / f"edgekd-{seed}.onnx"
-        files = {"model": self._checkpoint, "graph": given.work / "mixed.onnx", "out": graph, "data": self.data}
-        took = self.job(graph.stem, train_job, step=training.settings_of(given, seed), **files)
-        took["seconds"] += sum(row.seconds or 0.0 for row in self.rows if row.method == MIXED)
+    def _teacher(self) -> Document:
+        training.sized(self.given.model, self._checkpoint, self.given.image_size)
+        return self._exported(TEACHER, None, self._checkpoint)
+
+    def _float(self, seed: int | None) -> Document:
+        """Make the detector that is quantized: what was pruned, or the teacher itself."""
+        checkpoint = self._path("float", seed).with_suffix(".pt")
+        given = self.given.student.format(seed=seed) if self.given.student else self.given.model
+        training.sized(given, checkpoint, self.given.image_size)
+        return self._exported(FLOAT, seed, checkpoint)
+
+    def _exported(self, method: str, seed: int | None, checkpoint: Path) -> Document:
+        graph = checkpoint.with_suffix(".onnx")
+        exported(checkpoint, graph, trust_checkpoint=True)
+        return self.with_scores(self.row(method, seed, bytes=graph.stat().st_size), graph)
+
+    def _quantized(self, seed: int | None) -> Document:
+        graph = self._path("quantized", seed).with_suffix(".onnx")
+        files = {"checkpoint": self._path("float", seed).with_suffix(".pt"), "out": graph, "data": self.data}
+        took = self.job(graph.stem, quantize_job, part=self.given.part, **files)
+        return self.with_scores(self.row(QUANTIZED, seed, bytes=len(pack(graph.read_bytes())), **took), graph)
+
+    def _trained(self, seed: int) -> Document:
+        given, graph, start = self.given, self._path("trained", seed).with_suffix(".onnx"), seed
+        if not given.student:
+            start = None
+        files = {
+            "checkpoint": self._path("float", start).with_suffix(".pt"),
+            "teacher": self._checkpoint,
+            "graph": self._path("quantized", start).with_suffix(".onnx"),
+            "out": graph,
+            "data": self.data,
+            "cache": given.work / "teacher.predictions",
+        }
+        step = QuantAwareDistill(given.epochs, given.batch, given.learning_rate, seed=seed)
+        took = self.job(graph.stem, train_job, step=training.step_table(step), **files)
         row = self.row(TRAINED, seed, bytes=len(pack(graph.read_bytes())), epochs=given.epochs, **took)
         return self.with_scores(row, graph)
 
@@ -133,99 +165,100 @@ class Bench(Trainings):
         return self.with_scores(self.row(peer.name, seed, **sizes, **took), graph)
 
     def result(self) -> dict[str, Any]:
-        given = self.given
-        held = claims(training.by_method(self.rows), given.smaller, given.keep, given.aim)
-        return {"gentle": GENTLE, "claims": held}
+        return {"gentle": GENTLE, "claims": claims(training.by_method(self.rows), self.given.part)}
 
 
-def quantize_job(model: str, data: str, size: int, folder: str, **_: Any) -> dict[str, Any]:
-    """Write `float.pt`, `float32.onnx`, `int8.onnx` and `mixed.onnx` into a folder; what each took."""
-    training.sized(model, Path(folder, "float.pt"), size)  # an exported graph takes frames as large as in training
-    exact = exported(Path(folder, "float.pt"), Path(folder, "float32.onnx"), trust_checkpoint=True)
-    began = time.perf_counter()
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def quantize_job(checkpoint: str, out: str, data: str, part: float, threads: int, **_: Any) -> dict[str, Any]:
+    """Quantize like the recipe `mixed` at a part of the float graph, less the reserve of a graph to be trained."""
+    exact = exported(Path(checkpoint), Path(out).with_suffix(".float.onnx"), trust_checkpoint=True)
+    began, step = cpu_seconds(), quantize_step("mixed")
     images = choose(load_dataset(Path(data)), load_rule(), preprocess=exact.spec.preprocess).images
-    done = exact.quantized(Path(folder, "int8.onnx"), exact.frames(images), quantize_step("ptq"))
-    int8 = time.perf_counter() - began
-    # The first layers have few weights, and what they lose is lost for all.
-    plan: dict[str, WeightFormat] = {name: "int8" if at < 2 else "fp4x" for at, name in enumerate(done.int8)}
-    exact.quantized(Path(folder, "mixed.onnx"), exact.frames(images), quantize_step("mixed"), plan)
-    return {"float32": {}, "int8": {"seconds": int8}, "mixed": {"seconds": time.perf_counter() - began}}
+
+    def attempt(plan: Plan) -> Attempt[None]:
+        exact.quantized(Path(out), exact.frames(images), step, plan.forms, plan.steps)
+        return Attempt(None, Path(out), len(pack(Path(out).read_bytes())))
+
+    costs = measure_costs(exact.graph, exact.frames(images), step)
+    fitted(costs, int(exact.graph.stat().st_size / part * TRAINED_FILL), 0, attempt)
+    return {"cpu_seconds": cpu_seconds() - began}
 
 
 def train_job(
-    model: str, graph: str, out: str, data: str, step: Mapping[str, Any], threads: int, **_: Any
+    checkpoint: str,
+    teacher: str,
+    graph: str,
+    out: str,
+    data: str,
+    cache: str,
+    step: Mapping[str, Any],
+    device: str,
+    threads: int,
 ) -> dict[str, Any]:
     import torch
 
-    from edgekd.compress.steps import QuantAwareDistill
     from edgekd.detectors.ultralytics.quant_aware import distill_quantized
 
     torch.set_num_threads(threads)
-    paths = (Path(model), Path(graph), Path(out), Path(data))
-    done = distill_quantized(*paths, QuantAwareDistill(**step), trust=True, progress=PlainProgress(interval_s=30))
-    return {"seconds": done.seconds}
+    state = Path(out).with_suffix(".training")
+    state.unlink(missing_ok=True)
+    began, settings = cpu_seconds(), parse_table(QuantAwareDistill, dict(step), "step")
+    files = (Path(checkpoint), Path(teacher), Path(out), Path(data), settings, Path(cache), state)
+    done = distill_quantized(*files, True, device, PlainProgress(interval_s=30), Path(graph))
+    state.unlink()
+    return {"updates": done.updates, "cpu_seconds": cpu_seconds() - began, "seconds": done.seconds}
 
 
 def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:
     """Return how many files of these go into the float graph's."""
-    return (base[0].bytes or 0) / (training.mean(rows, "bytes") or 1)
+    return (training.mean(base, "bytes") or 0) / (training.mean(rows, "bytes") or 1)
 
 
 def share(rows: Sequence[Document], base: Sequence[Document], split: str) -> float:
     """Return the share of the float graph's mAP50-95; 0 where that is 0."""
-    whole = base[0].map50_95[split]
+    whole = training.mean_score(base, split)
     return training.mean_score(rows, split) / whole if whole else 0.0
 
 
-def claims(found: Mapping[str, Sequence[Document]], smaller: float, keep: float, aim: float) -> list[dict[str, Any]]:
-    """Return what must hold of edgekd's trained graphs, and what is aimed at; `must` tells them apart."""
-    if not {FLOAT, TRAINED} <= found.keys():
+def claims(found: Mapping[str, Sequence[Document]], part: float) -> list[dict[str, Any]]:
+    if not {FLOAT, QUANTIZED, TRAINED} <= found.keys():
         return []
-    base, mine = found[FLOAT], found[TRAINED]
-    ratio, kept = smaller_than(mine, base), share(mine, base, "test")
-    size = "the file that ships is at most 1/{:g} of float32's; found: 1/x"
-    text = f"on the split test it keeps at least {keep:.1%} of the float detector's mAP50-95, mean of the seeds"
-    rows = [
-        claim(size.format(smaller), ratio, ratio >= smaller, must=True),
-        claim(text, kept, kept >= keep, must=True),
-        claim(size.format(aim), ratio, ratio >= aim, must=False),
-    ]
-    for peer in (peer.name for peer in ULTRALYTICS if peer.name in found):
-        ahead = training.mean_score(mine, "test") - training.mean_score(found[peer], "test")
-        rows.append(claim(f"test mAP50-95 no lower than of: {peer}", ahead, ahead >= 0, must=False))
+    mine = found[TRAINED]
+    ratio = smaller_than(mine, found[FLOAT])
+    rows = [claim(f"the trained file is at most 1/{part:g} of float32's: 1/x", ratio, ratio >= part)]
+    for name in (QUANTIZED, *(peer.name for peer in ULTRALYTICS)):
+        if name in found:
+            ahead = training.mean_score(mine, "test") - training.mean_score(found[name], "test")
+            rows.append(claim(f"test mAP50-95 is higher than of: {name}", ahead, ahead > 0))
     return rows
 
 
 def page(found: Document) -> Blocks:
-    counts, methods = found.images, training.by_method(found.rows)
-    # older results do not name these settings; `warmup_bias_lr` was not among them.
-    gentle = found.get("gentle", {name: value for name, value in GENTLE.items() if name != "warmup_bias_lr"})
-    yield from head("Quantization-aware training, edgekd beside Ultralytics", found)
-    yield f"""\
-Means over the seeds; in brackets the lowest and the highest. Bytes: of the file that ships, which is ONNX for
-float32 and Ultralytics, and a packed graph for edgekd. Ultralytics stores the weights of a trained graph as
-floats that are quantized when it is loaded; so there is also what its file would be zipped, and with those
-weights stored as INT8 and packed by edgekd. Seconds: from the float checkpoint to the quantized graph, with the
-calibration, and for Ultralytics the validation after each epoch, by which it picks the epoch that it exports:
-it has looked at the split val. edgekd's defaults were compared on ppe's val, too: test is the split to compare.
-Both train in float32. As gently as edgekd:
-{", ".join(f"`{name}={value}`" for name, value in gentle.items())}; the rest are Ultralytics' defaults.
-mAP: edgekd's scorer on ONNX Runtime's CPU provider."""
-    yield f"{counts.train} images to train on; scored on {counts.val} (val) and {counts.test} (test)."
+    methods = training.by_method(found.rows)
+    yield from head("Quantization-aware training without labels", found)
+    yield """\
+Means over the seeds; in brackets the lowest and the highest. Trained: beside cached predictions of the teacher, with
+weights and activations rounded as on the camera. Bytes: of the float graph, and of packed quantized ones. CPU seconds:
+of the quantization; of the training, and of the teacher's predictions where recovery has not left them."""
+    if found.peers:
+        yield f"""\
+Ultralytics stores the weights of a trained graph as floats that are quantized when it is loaded; so there is also what
+its file would be zipped, and with those weights stored as INT8 and packed by edgekd. Its seconds are of training and
+export, with the validation after each epoch, by which it picks the epoch that it exports. As gently as edgekd:
+{", ".join(f"`{name}={value}`" for name, value in found.gentle.items())}; the rest are Ultralytics' defaults."""
+    yield training.epochs_line(found)
+    columns = " | ".join(f"{split} mAP50-95 | share of float32" for split in SPLITS)
+    packed = "zipped | INT8 weights, packed | seconds | " if found.peers else ""
     yield table(
-        "how | seeds | bytes | of float32 | zipped | INT8 weights, packed | epochs | seconds | "
-        "val mAP50-95 | share of float | test mAP50-95 | share of float",
-        (_cells(method, methods[method], methods[FLOAT]) for method in METHODS if method in methods),
+        f"how | seeds | bytes | of float32 | {packed}updates | CPU seconds | {columns}",
+        (_cells(name, methods[name], methods[FLOAT], bool(found.peers)) for name in METHODS if name in methods),
     )
     yield from training.failures(found)
-    yield "## Requirements and goals"
-    yield table(
-        " |  | found | holds",
-        (
-            f"{'must' if each.must else 'aim'} | {each.claim} | {each.found:.4f} | {yes(each.holds, '**no**')}"
-            for each in found.claims
-        ),
-    )
+    yield "## Goals"
+    yield claims_table(found.claims)
     yield "\n".join(
         f"- environment `{environment}`: {versions_of(installed, _NAMED)}"
         for environment, installed in found.packages.items()
@@ -236,28 +269,26 @@ mAP: edgekd's scorer on ONNX Runtime's CPU provider."""
 _NAMED = ("edgekd", "ultralytics", "nvidia-modelopt", "torch", "onnx", "onnxruntime")
 
 
-def _cells(method: str, rows: Sequence[Document], base: Sequence[Document]) -> str:
-    sizes = [cell(training.mean(rows, name), ",.0f") for name in ("bytes", "zipped_bytes", "packed_bytes")]
-    sizes.insert(1, f"1/{smaller_than(rows, base):.2f}")
-    took = [cell(training.mean(rows, name), ".4g") for name in ("epochs", "seconds")]
+def _cells(method: str, rows: Sequence[Document], base: Sequence[Document], peers: bool) -> str:
+    more = [cell(training.mean(rows, name), ",.0f") for name in ("zipped_bytes", "packed_bytes", "seconds")]
+    sizes = [cell(training.mean(rows, "bytes"), ",.0f"), f"1/{smaller_than(rows, base):.2f}", *(more if peers else ())]
+    took = [cell(training.mean(rows, name), ".0f") for name in ("updates", "cpu_seconds")]
     scores = [f"{spread(training.scores(rows, name))} | {share(rows, base, name):.1%}" for name in SPLITS]
     return " | ".join([method, training.seeds_of(rows), *sizes, *took, *scores])
 
 
+DEFAULT = QuantAwareDistill()
+
 if __name__ == "__main__":
     options = (
-        *training.options("quantization_aware", "the float detector", epochs=10, batch=8),
+        *training.options("quantization_aware", "the teacher", epochs=DEFAULT.epochs, batch=DEFAULT.batch),
+        Option("--student", help="a checkpoint that was pruned from it, in place of it; {seed} in it is the seed"),
+        Option("--part", 10.0, "how many times smaller than the float graph"),
+        Option("--learning-rate", DEFAULT.learning_rate),
         SEEDS,
         DEVICE,
-        Option("--smaller", 7.0, "how many times smaller the file must be"),
-        Option("--keep", 0.98, "share of the float mAP50-95 that must be left"),
-        Option("--aim", 8.0, "how many times smaller the file had better be"),
+        Option("--peers", False, "beside Ultralytics"),
         Option("--venvs", VENVS, "where Ultralytics' environment is kept"),
         Option("--peer", help="an interpreter that has what peers/requirements-ultralytics-qat.txt lists"),
     )
-    main(
-        Bench.run,
-        page,
-        *options,
-        holds=lambda found: training.none_failed(found) and all(each.holds for each in found.claims if each.must),
-    )
+    main(Bench.run, page, *options, holds=training.none_failed)

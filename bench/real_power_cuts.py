@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,20 +47,22 @@ UPDATES = "/data/updates"  # on the camera
 STATE = "/data/edgekd"
 REPEAT_TIMEOUT_S = 900.0
 
-# On the camera, as root. Detections are of this start of its program, because the folder in /run is new with each.
 SHELL = f"""\
 cd /
 agent() {{ setpriv --reuid=edgekd --regid=edgekd --init-groups python3 /usr/lib/edgekd/agent.pyz "$@"; }}
-look() {{
+settle() {{ systemctl start edgekd-commit rauc-mark-good; }}
+detects() {{
     until grep -q '"class"' /run/edgekd/detections.jsonl 2>/dev/null; do sleep 1; done
-    grep '"class"' /run/edgekd/detections.jsonl | tail -n 1
+    grep '"class"' /run/edgekd/detections.jsonl | tail -n 1 >&3
+}}
+state() {{
     agent status
     sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline
-    find {STATE} -printf '%P %l %s\\n' | sort
+    find {STATE} ! -type d -printf '%P %l %s\\n' | sort
 }}
-settle() {{ systemctl start edgekd-commit; }}
 """
-INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 3"
+"""Functions for the camera's shell, as root. `/run/edgekd` is new with each start of the camera's program."""
+INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 5"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Operation:
 
 OPERATIONS = (
     Operation("install", "running", INSTALL, (1, 2), 2),
-    Operation("install by a delta", "running", f"agent install {UPDATES}/model-2.delta --tries 3", (1, 2), 2),
+    Operation("install by a delta", "running", f"agent install {UPDATES}/model-2.delta --tries 5", (1, 2), 2),
     Operation("start of a trial", "trial", "systemctl restart camera && settle", (2,), 2),
     Operation("commit", "trial", "agent commit", (2,), 2),
     Operation("rollback", "second", "agent rollback", (1, 2), 1),
@@ -93,6 +96,12 @@ OPERATIONS = (
     Operation("model by RAUC", "running", f"rauc install {UPDATES}/model-2.raucb", (1, 2), 2),
     Operation("first boot", "factory", None, (1,), 1),
 )
+SNAPSHOTS = {
+    "running": ("factory", "settle"),
+    "trial": ("running", INSTALL),
+    "second": ("trial", "systemctl restart camera; settle"),
+}
+"""Start and script of each snapshot but that of the factory, which is a disk alone."""
 
 
 @dataclass(frozen=True)
@@ -145,94 +154,104 @@ class Sight:
     """State of a camera as seen from outside.
 
     Args:
-        counter: Counter of the model by which the camera detects.
+        detects: Counter of the model by which the camera detects; None where nobody waited for that.
         status: Result of the agent's `status`.
         slot: Root slot that runs.
         files: Paths in the state folder, with the goals of links.
         bytes: Size of these files.
     """
 
-    counter: int
+    detects: int | None
     status: dict[str, Any]
     slot: str
     files: tuple[str, ...]
     bytes: int
 
-    def faults(self, operation: Operation, least_counter: int, least_trust: int) -> list[str]:
+    @property
+    def counter(self) -> int:
+        """Counter of the model in service, 0 without one."""
+        return int(self.status["active"]["counter"]) if self.status["active"] else 0
+
+    def faults(self, serves: Sequence[int], least_counter: int, least_trust: int) -> list[str]:
         """Return what must not be after a cut."""
-        active, trust = self.status["active"], self.status["trust"]
-        engine = active and active["engine"]
+        engine = self.status["active"] and self.status["active"]["engine"]
+        trust = self.status["trust"]
         found = {
-            f"detects by {self.counter}, in service is {active and active['counter']}": not active
-            or active["counter"] != self.counter,
-            f"model {self.counter} in service": self.counter not in operation.serves,
-            "the engine in service has not passed its self-test": not (engine and engine["self_test"]["passed"]),
+            f"detects by {self.detects}, in service is {self.counter}": self.detects not in (None, self.counter),
+            f"in service is {self.counter}": self.counter not in serves,
+            "in service is an engine without a self-test": not (engine and engine["self_test"]["passed"]),
             f"the counter went back to {self.status['counter']}": (self.status["counter"] or 0) < least_counter,
             f"the trust file went back: {trust}": not trust or trust["version"] < least_trust,
         }
         return [text for text, is_fault in found.items() if is_fault]
 
 
-def look(camera: CutCamera, before: str = "") -> Sight:
-    """Run a script on the camera, wait until it detects, and return its state."""
-    script = f"{SHELL}{{\n{before or ':'}\n}} >&2\nlook"
-    done = camera.run("sh", "-c", script, timeout_s=REPEAT_TIMEOUT_S)
-    frame, status, slot, *lines = done.stdout.splitlines()
-    files = [line.rsplit(" ", 1) for line in lines]
+def look(camera: CutCamera, script: str) -> Sight:
+    """Run a script on the camera, and return its state after it; with `detects` in it the camera must detect."""
+    camera.wait_for_ssh(REPEAT_TIMEOUT_S)
+    command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
+    lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
+    frame = json.loads(lines.pop(0)) if '"objects"' in lines[0] else {}
+    status, slot, *found = lines
+    files = [line.rsplit(" ", 1) for line in found]
     return Sight(
-        json.loads(frame)["counter"],
+        frame.get("counter"),
         json.loads(status)["result"],
         slot,
-        tuple(name for name, _ in files),
+        tuple(name.strip() for name, _ in files),
         sum(int(size) for _, size in files),
     )
 
 
 def next_run(operation: Operation) -> str:
-    """Return the script that repeats an operation and waits until nothing is on trial any more."""
-    return f"{operation.script or ':'}; systemctl restart camera; settle"
+    """Return the script that repeats an operation, and ends the trial that it may leave."""
+    return f"{operation.script or ':'}; agent commit"
 
 
 class Bench:
-    """Snapshots and updates in a folder, and the operations from there."""
+    """Updates and snapshots in a folder, each made when it is needed first, and the operations from there."""
 
     def __init__(self, image: Image, work: Path) -> None:
         self._image, self._work = image, work
-        self._snapshots = {"factory": Snapshot(image.disk)}
-        self.undisturbed: dict[str, dict[str, Any]] = {}
+        self._undisturbed: dict[str, dict[str, Any]] = {}
+        first = work / "snapshots" / "running" / "disk.qcow2"
+        if first.is_file() and first.stat().st_mtime < image.disk.stat().st_mtime:
+            raise SystemExit(f"{work} is of an older image: remove it")
 
     def prepare(self, operations: Sequence[Operation]) -> None:
-        """Make the updates, the snapshots and the undisturbed operations that are not there yet."""
+        """Run each operation without a cut, unless that was done."""
+        for operation in operations:
+            self._undisturbed[operation.name] = self._without_cut(operation)
+
+    def _snapshot(self, name: str) -> Snapshot:
+        if name == "factory":
+            return Snapshot(self._image.disk)
+        folder = self._work / "snapshots" / name
+        if not (folder / "disk.qcow2").is_file():
+            start, script = SNAPSHOTS[name]
+            with self._camera(start, f"make-{name}", logged=False) as camera:
+                if start == "factory":
+                    look(camera, "detects")
+                    self._send_updates(camera)
+                look(camera, script)
+                camera.save(folder)
+            note(f"snapshot {name}")
+        return Snapshot(folder / "disk.qcow2", folder / "memory")
+
+    def _send_updates(self, camera: CutCamera) -> None:
         updates = self._work / "updates"
         if not updates.is_dir():
             make_updates(self._image, updates)
-        copied = f"mkdir -p {UPDATES} && tar -C {UPDATES} -xf - && sync"
-        for name, start, script in (
-            ("running", "factory", "settle"),
-            ("trial", "running", INSTALL),
-            ("second", "trial", "systemctl restart camera; settle"),
-        ):
-            folder = self._work / "snapshots" / name
-            if not (folder / "disk.qcow2").is_file():
-                with self._camera(start, f"make-{name}", logged=False) as camera:
-                    if start == "factory":
-                        look(camera)
-                        tar = subprocess.run(("tar", "-C", updates, "-cf", "-", "."), capture_output=True, check=True)
-                        camera.run("sh", "-c", copied, stdin=tar.stdout)
-                    look(camera, script)
-                    camera.save(folder)
-                note(f"snapshot {name}")
-            self._snapshots[name] = Snapshot(folder / "disk.qcow2", folder / "memory")
-        for operation in operations:
-            self.undisturbed[operation.name] = self._undisturbed(operation)
+        packed = subprocess.run(("tar", "-C", updates, "-cf", "-", "."), capture_output=True, check=True).stdout
+        camera.run("sh", "-c", f"mkdir -p {UPDATES} && tar -C {UPDATES} -xf - && sync", stdin=packed)
 
-    def _undisturbed(self, operation: Operation) -> dict[str, Any]:
+    def _without_cut(self, operation: Operation) -> dict[str, Any]:
         """Return the number of writes of an operation, and what the next run leaves after it."""
         file = self._work / "undisturbed" / f"{operation.name}.json"
         if not file.is_file():
             began = time.monotonic()
             with self._camera(operation.start, "undisturbed", logged=True) as camera:
-                look(camera, operation.script or "settle")
+                look(camera, operation.script or "detects; settle")
                 seconds = time.monotonic() - began
                 time.sleep(SETTLED_S)
                 assert camera.log is not None
@@ -247,14 +266,14 @@ class Bench:
     def _camera(self, start: str, name: str, *, logged: bool) -> CutCamera:
         folder = self._work / "cameras" / name
         shutil.rmtree(folder, ignore_errors=True)
-        snapshot = self._snapshots[start]
+        snapshot = self._snapshot(start)
         return CutCamera(self._image, folder, snapshot, logged=logged, resumed=snapshot.memory is not None)
 
     def round(self, seed: int, operations: Sequence[Operation]) -> Document:
         """Cut an operation, boot, and return the row of it. The disk of a round with faults is kept."""
         began, chance = time.monotonic(), random.Random(seed)
         operation = operations[seed % len(operations)]
-        undisturbed = self.undisturbed[operation.name]
+        undisturbed = self._undisturbed[operation.name]
         count, lost_share = chance.randint(0, undisturbed["writes"]), chance.choice(LOST_SHARES)
         row = Document(seed=seed, operation=operation.name, writes=count, of=undisturbed["writes"], share=lost_share)
         with self._camera(operation.start, f"{seed}-cut", logged=True) as camera:
@@ -276,24 +295,22 @@ class Bench:
 
     def _after(self, camera: CutCamera, operation: Operation) -> dict[str, Any]:
         """Boot what a cut left, and run the operation again; what was found, and what must not be."""
-        undisturbed, found = self.undisturbed[operation.name], dict[str, Any](faults=[])
+        undisturbed, found = self._undisturbed[operation.name], dict[str, Any](faults=[])
         least_counter = 2 if operation.start == "second" else 0 if operation.start == "factory" else 1
         began = time.monotonic()
         try:
             with camera:
                 camera.wait_for_ssh(REPEAT_TIMEOUT_S)
                 found["ssh_s"] = round(time.monotonic() - began, 1)
-                first = look(camera)
+                first = look(camera, "detects; systemctl stop camera")  # which takes a large part of an emulated core
                 found["detects_s"] = round(time.monotonic() - began, 1)
                 found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
-                found["faults"] += first.faults(operation, least_counter, 1)
+                found["faults"] += first.faults(operation.serves, least_counter, 1)
                 last = look(camera, next_run(operation))
         except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError, OSError) as error:
             found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
             return found
-        ended = last.faults(operation, undisturbed["status"]["counter"], operation.trust)
-        if last.counter != operation.goal or last.status["trial"]:
-            ended.append(f"ends with model {last.counter}, trial: {last.status['trial']}")
+        ended = last.faults((operation.goal,), undisturbed["status"]["counter"], operation.trust)
         extra = sorted({*last.files} - {*undisturbed["files"]})
         missing = sorted({*undisturbed["files"]} - {*last.files})
         ended += [f"files left: {extra}"] if extra else []
@@ -305,8 +322,6 @@ class Bench:
     def scenario(self, scenario: Scenario) -> Document:
         """Make trouble, look, repair, and install a model; the row of it."""
         began, found = time.monotonic(), Document(scenario=scenario.name, counter=None, faults=[])
-        install = OPERATIONS[0]
-        allowed = Operation(scenario.name, scenario.start, None, scenario.serves, 2)
         with self._camera(scenario.start, "scenario", logged=False) as camera:
             try:
                 script = f"{SHELL}{scenario.trouble}"
@@ -316,12 +331,11 @@ class Bench:
                 except subprocess.TimeoutExpired:
                     if scenario.timeout_s is None:
                         raise
-                sight = look(camera, "systemctl restart camera")
+                sight = look(camera, "systemctl restart camera; detects")
                 found["counter"] = sight.counter
-                found["faults"] += sight.faults(allowed, 1, 1)
-                last = look(camera, f"{scenario.repair}; {next_run(install)}")
-                if last.counter != 2 or last.status["trial"]:
-                    found["faults"].append(f"ends with model {last.counter}")
+                found["faults"] += sight.faults(scenario.serves, 1, 1)
+                last = look(camera, f"{scenario.repair}; {INSTALL}; systemctl restart camera; settle; detects")
+                found["faults"] += last.faults((2,), 2, 1)
             except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError, OSError) as error:
                 found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
         found["seconds"] = round(time.monotonic() - began, 1)
@@ -420,9 +434,9 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
     return {
         "claims": [
             claim("cuts", len(rows), len(rows) >= rounds),
-            counted("without a tested model in service", "Error", "Timeout", "detects by", "in service"),
+            counted("without a tested model that may be in service", "Error", "Timeout", "in service"),
             counted("counter or trust file gone back", "went back"),
-            counted("files left or missing, another end", "files", "ends with"),
+            counted("files left or missing after the next run", "files"),
         ],
         "rows": rows,
         "scenarios": scenarios,
@@ -436,11 +450,11 @@ def run(given: Given) -> Iterator[Result]:
     bench.prepare(operations)
     kept = FinishedRows(given.work / "rows.json", {"only": given.only}, given.threads)
     done = {row.seed for row in kept.rows}
-    for seed in range(given.rounds):
-        if seed not in done:
-            row = bench.round(seed, operations)
-            note(json.dumps(row))
-            kept.add(row)
+    with ThreadPoolExecutor(given.threads) as pool:
+        rounds = [pool.submit(bench.round, seed, operations) for seed in range(given.rounds) if seed not in done]
+        for finished in as_completed(rounds):
+            note(json.dumps(finished.result()))
+            kept.add(finished.result())
             yield result(kept, [], given.rounds)
     scenarios = []
     for scenario in SCENARIOS if given.scenarios else ():
@@ -458,4 +472,4 @@ if __name__ == "__main__":
         Option("--only", [], "names of operations; default: all", type=str, nargs="+"),
         Option("--scenarios", False, "try the single scenarios, too"),
     )
-    main(run, page, *options, cores=1)
+    main(run, page, *options)

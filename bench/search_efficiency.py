@@ -2,7 +2,7 @@
 
 Both search a table in which every candidate was tried: its output noise before training, then pruned networks trained
 beside cached predictions, and scored on held-out training images. `--record` makes the table or the rows that it lacks,
-which takes hours on a CPU; it goes on after a cut. Searches then run on the table for several budgets and many seeds.
+which takes an hour of a core; it goes on after a cut. Searches then run on it for several budgets and many seeds.
 """
 
 import json

@@ -11,7 +11,6 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 OLDER = {
-    "quantization_aware": ("2026-12-01T00", "weights were stored in fp4x"),
     "large_detector": ("2026-12-01T00", "weights were stored in fp4x"),
     "storage_formats": ("2026-12-01T00", "coded INT8 was not among the formats"),
     "pruning_shapes": ("2026-12-01T05", "channels were chosen by `taylor`"),

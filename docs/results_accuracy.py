@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import mean
 
 from result_values import (
+    RESULTS,
     Row,
     average,
     by_method,
@@ -133,12 +134,13 @@ def coded_share_of(model: str, part: float) -> float:
 
 
 def training() -> Iterator[str]:
-    """Yield the section about pruning, distillation and low rank."""
+    """Yield the section about pruning, distillation, low rank and searches."""
     yield "## Pruning and training"
     yield from pruning()
     yield from distillation()
     yield from quantization_aware()
     yield from shapes_and_low_rank()
+    yield from search()
 
 
 def pruning() -> Iterator[str]:
@@ -198,9 +200,9 @@ def quantization_aware() -> Iterator[str]:
     methods = by_method(sorted(run["rows"], key=lambda row: row["seed"] is not None))
     (whole,) = methods["float32"]
     yield f"""\
-Quantization-aware distillation of a YOLO11n, one epoch of {run["images"]["train"]} images, mean of
-{len(run["seeds"])} seeds
-{link("quantization_aware")}. Ultralytics picks its epoch by the split `val`; so `test` is the split to compare."""
+Quantization-aware training without labels of a YOLO11n that was pruned and recovered, in 1/{run["part"]:g} of its float
+file; epochs: {run["epochs"]}, of {run["images"]["train"]} images; seeds: {len(run["seeds"])}
+{link("quantization_aware")}. The teacher is the whole detector."""
     yield table(
         ["method", "of the float file", "`val`, of float32's mAP50-95", "`test`"],
         (
@@ -237,3 +239,15 @@ def shapes_and_low_rank() -> Iterator[str]:
 def speedups(row: Row) -> list[float]:
     """Return the speed-up on each engine."""
     return [before / after for before, after in row["latency_ms"].values()]
+
+
+def search() -> Iterator[str]:
+    """Yield how many full trials a search needs; nothing before that is measured."""
+    name = "search_efficiency"
+    if not (RESULTS / f"{name}.json").is_file():
+        return
+    run = result(name)
+    ways = (f"{way} {run['share'][way]:.2f} (at most {run['worst'][way]:.2f})" for way in run["share"])
+    yield f"""\
+- **Search.** Full trials until a candidate is near the best one within a budget, by those of random search: the median
+  of {len(run["rows"])} budgets, on a table of {run["candidates"]} candidates: {", ".join(ways)} {link(name)}."""

@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 from once import once
-from running import Built, EdgeKD, Ran, build_command
+from running import BRIEFLY, Built, EdgeKD, Ran, build_command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Ray makes itself a token when it first starts, and looks for one when it is first imported: what is where depends on
@@ -30,6 +30,10 @@ hypothesis.settings.load_profile("unhurried")
 # A shell that runs the tests in the background has SIGINT ignored in them, and so in the processes that they interrupt.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Each worker of pytest-xdist has one core, with its processes: threads on more would wait busily for those of others.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,7 +120,7 @@ def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
     def build(folder: Path) -> None:
         command = build_command(tiny_model, tiny_data, folder / "out", "--json")
         # Sets of names iterate in another order in every process; what a build writes must not.
-        environment = {**os.environ, "PYTHONHASHSEED": "1"}
+        environment = {**os.environ, **BRIEFLY, "PYTHONHASHSEED": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         (folder / "stdout.json").write_text(done.stdout, "utf-8")

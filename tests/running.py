@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,11 @@ class Ran:
         return json.loads(self.out)
 
 
-BRIEFLY = {"PYTHONPATH": str(Path(__file__).parent / "timed_briefly")}
+BRIEFLY = {
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, (str(Path(__file__).parent / "timed_briefly"), os.environ.get("PYTHONPATH")))
+    )
+}
 """Environment of processes that time each graph briefly."""
 EdgeKD = Callable[..., Ran]
 DEVICE = ("--device", "local:onnxruntime-cpu")

@@ -27,7 +27,7 @@ def log_of(path: Path, *entries: tuple[int, bytes, int]) -> Path:
     """Write a log of entries (sector, data, flags)."""
     parts = [struct.pack("<QQQI", 0x6A736677736872, 1, len(entries), SECTOR).ljust(SECTOR, b"\0")]
     for sector, data, flags in entries:
-        header = struct.pack("<QQQQ", sector, len(data) // SECTOR, flags, len(data))
+        header = struct.pack("<QQQQ", sector, len(data) // SECTOR, flags, 0)
         parts += [header.ljust(SECTOR, b"\0"), data]
     path.write_bytes(b"".join(parts))
     return path

@@ -128,7 +128,7 @@ def test_every_generation_has_a_row_and_a_file() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [FILES[0], *(pytest.param(path, marks=pytest.mark.slow) for path in FILES[1:])],  # old Pythons lack most
+    [FILES[0], *(pytest.param(path, marks=pytest.mark.release) for path in FILES[1:])],  # old Pythons lack most
     ids=VERSIONS,
 )
 def test_the_python_in_it_runs_with_the_python_and_numpy_of_the_table(

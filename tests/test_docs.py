@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from running import BRIEFLY, Built
+from running import BRIEFLY, Built, EdgeKD
 from test_json_contract import SCHEMAS, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
@@ -30,6 +31,8 @@ PAGES = sorted(
     if "node_modules" not in page.parts
 )
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+ALONE = re.compile(r"^edgekd ([^|<>&;\n]*)\n", re.MULTILINE)
+"""A line that is one call of `edgekd`, with its arguments."""
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<to>[^)\s]+)\)")
 
 
@@ -232,6 +235,33 @@ def test_the_distillation_page_explains_every_setting_and_level() -> None:
     assert not [name for name in sorted(names) if f"`{name}`" not in page]
 
 
+def write_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write `edgekd` and `python3` into a folder, where shells find them from now on."""
+    for name, arguments in (("edgekd", "-m edgekd "), ("python3", "")):
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments}"$@"\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), os.pathsep)
+    monkeypatch.setenv(*next(iter(BRIEFLY.items())))
+
+
+def run_commands(page: Path, edgekd: EdgeKD) -> str:
+    """Run the blocks `sh run` of a page in their order in the working directory, and return what was printed.
+
+    Lines that call `edgekd` alone run in this process, all others in a shell: a process takes seconds to start.
+    """
+    printed = []
+    for index, part in enumerate(ALONE.split("".join(blocks(page, "sh run")))):
+        if index % 2:
+            ran = edgekd(*shlex.split(part))
+            assert ran.code == 0, f"edgekd {part}: {ran.err[-3000:]}"
+            printed.append(ran.out)
+        elif part:
+            done = subprocess.run(["bash", "-euxc", part], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr[-3000:]
+            printed.append(done.stdout)
+    return "".join(printed)
+
+
 @pytest.fixture
 def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
     """A folder in which the commands of a page find what they speak of."""
@@ -246,17 +276,12 @@ def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
     [pytest.param(ROOT / "docs" / "guide.md", marks=pytest.mark.slow), ROOT / "docs" / "targets.md"],
     ids=lambda page: page.stem,
 )
-def test_the_commands_of_a_page_work_in_their_order(page: Path, workplace: Path) -> None:
-    scripts = blocks(page, "sh run")
-    assert scripts
-    (workplace / "edgekd").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgekd "$@"\n')
-    (workplace / "edgekd").chmod(0o755)
-    environment = {**os.environ, **BRIEFLY, "PATH": f"{workplace}:{os.environ['PATH']}"}
-    script = "set -eux\n" + "".join(scripts)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_commands_of_a_page_work_in_their_order(
+    page: Path, workplace: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_programs(workplace, monkeypatch)
+    monkeypatch.chdir(workplace)
+    assert run_commands(page, edgekd)
 
 
 def test_the_programs_of_the_python_page_work(workplace: Path) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Quantization-aware training on a GPU: trains a float YOLO on the PPE images, then lets edgekd's distillation and
-# Ultralytics' training with `quantize=8` start from it, and scores what they make. One model a call, within LIMIT
+# Quantization-aware training on a GPU: trains a float YOLO on the PPE images, then lets edgekd's training and
+# Ultralytics' with `quantize=8` start from it, and scores what they make. One model a call, within LIMIT
 # seconds; what is done by then is in $OUT (default: runs/gpu/quantization_aware), and a call with START=that folder goes
 # on: $MODEL.json and .md (the result so far), $MODEL-rows.json, and the float checkpoint in parts, $MODEL.pt.00 ...
 # Run in the repository's root. MODEL: yolo11s, yolo11m, ...; WEIGHTS: a trained float checkpoint, which is then not
@@ -42,7 +42,7 @@ split -b 15M -d "$TEACHER" "$OUT/$MODEL.pt."
 
 bench=("$python" bench/quantization_aware.py --model "$TEACHER" --data "$SHARED/data/ppe" --work "$WORK/bench")
 bench+=(--out "$OUT/$MODEL.json" --peer "$python" --device "$DEVICE" --threads "$(nproc)" --image-size "$SIZE")
-bench+=(--epochs "${EPOCHS:-20}" --batch "${BATCH:-32}" ${IMAGES:+--images "$IMAGES"} --smaller 7.5 --keep 0.99)
+bench+=(--epochs "${EPOCHS:-20}" --batch "${BATCH:-32}" ${IMAGES:+--images "$IMAGES"} --part 8 --peers)
 timeout --kill-after 10 "$((LIMIT - SECONDS))" "${bench[@]}" "$@" || echo "stopped with status $? (124: out of time)"
 (cd "$WORK/bench" && find . -maxdepth 1 -name '*.log' | tar -czf - -T -) >"$OUT/$MODEL-logs.tgz"
 cp "$WORK/bench/rows.json" "$OUT/$MODEL-rows.json"

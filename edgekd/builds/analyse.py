@@ -15,8 +15,8 @@ from edgekd.builds.run import BuildGraphs
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.quantize import QuantizeResult
+from edgekd.builds.stages.recover import TrainedResult
 from edgekd.builds.stages.score import DETECTIONS
-from edgekd.builds.stages.train import TrainedResult
 from edgekd.core.errors import EdgeKDError
 from edgekd.core.host_facts import HostFacts
 from edgekd.data.images import draw_images, read_image

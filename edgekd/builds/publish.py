@@ -28,8 +28,9 @@ from edgekd.builds.stages.calibrate import CALIBRATION
 from edgekd.builds.stages.drift_reference import DRIFT
 from edgekd.builds.stages.encode import PACKED
 from edgekd.builds.stages.quantize import CACHE, PLAN
+from edgekd.builds.stages.recover import TrainedResult
 from edgekd.builds.stages.score import ScoreResult
-from edgekd.builds.stages.train import DistillResult, TrainedResult
+from edgekd.builds.stages.train import DistillResult
 from edgekd.core.atomic_files import copy_file, write_file
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest
 from edgekd.core.bundle.manifest import (

@@ -228,18 +228,20 @@ QUANTIZE = StepKind(
 def _quant_aware_distill(
     step: QuantAwareDistill, record: BuildRecord, dataset: Dataset, context: StageContext
 ) -> BuildRecord:
-    """Train the quantized graph beside its float detector, or the given one where that is weakened."""
+    """Train the quantized graph beside predictions of the given detector, or of a student that was trained."""
     request, tensorrt = record.request, cache_version(record.request.target)
-    cache = train.CacheRequest(tensorrt, record.calibrated.frames) if tensorrt and record.calibrated else None
-    after = train.quant_aware_distill(
+    cache = recover.CacheRequest(tensorrt, record.calibrated.frames) if tensorrt and record.calibrated else None
+    given = record.weakened or request.recipe.first(Distill) is None
+    after = recover.quant_aware_distill(
         context,
         step,
-        record.detector,
-        train.quantized_stage(record.after),
+        record.detector.path,
+        request.model if given else record.detector.path,
+        recover.quantized_stage(record.after),
         dataset,
         trust=request.trust_checkpoint,
+        device=request.train_on,
         cache_request=cache,
-        teacher=request.model if record.weakened else None,
     )
     return replace(record, after=after)
 
@@ -249,7 +251,7 @@ QUANT_AWARE_DISTILL = StepKind(
     order=60,
     effect="trains a quantized detector",
     apply=_quant_aware_distill,
-    stages=(train.QUANT_AWARE_DISTILL,),
+    stages=(recover.QUANT_AWARE_DISTILL,),
     trains=True,
     capability="quant_aware_distill",
     fix="pass a recipe that quantizes after training, such as mixed",

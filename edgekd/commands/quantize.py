@@ -17,7 +17,7 @@ import numpy as np
 from edgekd.builds.gate import costliest, require_met
 from edgekd.builds.recipe import Recipe, refuse_recipe
 from edgekd.builds.stage_store import AnyStage, StageSummary, summaries
-from edgekd.builds.stages import compare, encode, export, score, train
+from edgekd.builds.stages import compare, encode, export, recover, score
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
 from edgekd.builds.stages.calibrate import CALIBRATION, Frames, calibration_source
 from edgekd.builds.stages.compare import NamedError, kept_output
@@ -234,7 +234,8 @@ def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
     for training_step in trainings:
         assert isinstance(training_step, QuantAwareDistill), "every other step is refused before"
         context.refuse_shared(dataset.split("train"), scored)
-        after = train.quant_aware_distill(context, training_step, detector, after, dataset, trust=trust)
+        checkpoint = detector.path
+        after = recover.quant_aware_distill(context, training_step, checkpoint, checkpoint, after, dataset, trust=trust)
     last = score.run(context, after, scored, data, "int8").result
     kept = last.map50_95 / first.map50_95 if first.map50_95 else None
     calibration = calibrated.stage.path / CALIBRATION
@@ -246,9 +247,7 @@ def _network(job: QuantizeJob, context: StageContext) -> Quantized:
     step = job.recipe.quantize
     assert step is not None, "refused before"
     if job.recipe.quant_aware:
-        raise SpecError(
-            f"recipe {job.recipe.name} trains on labels", fix="pass --recipe ptq or mixed, or labelled data"
-        )
+        raise SpecError(f"recipe {job.recipe.name} trains a detector", fix="pass --recipe ptq or mixed, or a data set")
     before, network_input = export.run_network(context, job.model)
     groups = _shares(job, 3 if searches(step, job.budget) else 2)
     frames, compared = (_frames(files, network_input, context) for files in (groups[0], groups[-1]))

@@ -57,8 +57,9 @@ class ReaderStatistics:
         inputs, positions = inputs * self._places, positions // self._places
         self._total = 0.0
         self._means = torch.zeros(inputs, positions, dtype=torch.float64)
-        self._channels = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self._kernel = torch.zeros(positions, positions, dtype=torch.float64)
+        # Sums in float32: what is lost is far below the ridge, and a sum in place takes half of the time.
+        self._channels = torch.zeros(inputs, inputs)
+        self._kernel = torch.zeros(positions, positions)
         self._gradients = torch.zeros(outputs, dtype=torch.float64)
 
     def add(self, read: torch.Tensor, gradients: torch.Tensor) -> None:
@@ -70,17 +71,17 @@ class ReaderStatistics:
         weight = float(by_output.sum()) / len(read)
         self._gradients += by_output
         self._total += weight * len(read)
-        self._means += weight * read.double().sum(0)
+        self._means += weight * read.sum(0)
         by_channel, by_position = (read.transpose(0, axis).flatten(1) for axis in (1, 2))
-        self._channels += weight * (by_channel @ by_channel.T).double()
-        self._kernel += weight * (by_position @ by_position.T).double()
+        self._channels.addmm_(by_channel, by_channel.T, alpha=weight)
+        self._kernel.addmm_(by_position, by_position.T, alpha=weight)
 
     def reader(self, weights: torch.Tensor) -> Reader:
         """Return the layer with weights float32 [outputs, inputs, kh * kw]."""
         total, positions = max(self._total, MIN_VARIANCE), len(self._kernel)
         means = self._means / total
-        channels = (self._channels / total - means @ means.T) / positions
-        kernel = self._kernel / total - means.T @ means
+        channels = (self._channels.double() / total - means @ means.T) / positions
+        kernel = self._kernel.double() / total - means.T @ means
         power = channels.diagonal().mean().clamp(min=MIN_VARIANCE)
         kernel = kernel / (len(channels) * power)
         inverse = torch.linalg.inv(channels + RIDGE * power * torch.eye(len(channels), dtype=torch.float64))
@@ -98,29 +99,58 @@ def elimination_losses(readers: Sequence[tuple[Reader, torch.Tensor]], channels:
 
     readers: with int64 [channels, k], the layer's input channels that are each channel.
     """
-    inverses = [reader.inverse.clone() for reader, _ in readers]
-    grams = [reader.gram.clone() for reader, _ in readers]
-    indices = [reader.inputs_of(index) for reader, index in readers]
-    losses, left = np.zeros(channels), torch.ones(channels, dtype=torch.bool)
-    last = 0.0
+    reading = [_Elimination(reader, index) for reader, index in readers]
+    losses, left, last = np.zeros(channels), list(range(channels)), 0.0
     for _ in range(channels):
-        growth = torch.zeros(channels, dtype=torch.float64)
-        for inverse, gram, index in zip(inverses, grams, indices, strict=True):
-            pairs = index[:, :, None], index[:, None, :]
-            growth += torch.linalg.solve(inverse[pairs], gram[pairs]).diagonal(dim1=1, dim2=2).sum(1)
-        channel = int(torch.where(left, growth, torch.inf).argmin())
-        last = max(last, float(growth[channel]))
-        losses[channel], left[channel] = last, False
-        for inverse, gram, index in zip(inverses, grams, indices, strict=True):
-            _eliminate(inverse, gram, index[channel])
+        growth = torch.zeros(len(left), dtype=torch.float64)
+        for each in reading:
+            growth += each.growth(len(left))
+        place = int(growth.argmin())
+        last = max(last, float(growth[place]))
+        losses[left[place]] = last
+        for each in reading:
+            each.eliminate(place, len(left))
+        left[place] = left[-1]
+        left.pop()
     return losses
 
 
-def _eliminate(inverse: torch.Tensor, gram: torch.Tensor, gone: torch.Tensor) -> None:
-    """Bring an inverse covariance and a Gram matrix up to date after inputs are gone; their rows become those of 1."""
-    moves = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # of the weights of all inputs, by those gone
-    gram -= gram[:, gone] @ moves
-    gram -= moves.T @ gram[gone]
-    inverse -= inverse[:, gone] @ moves
-    inverse[gone], inverse[:, gone] = 0, 0
-    inverse[gone, gone] = 1
+class _Elimination:
+    """Inverse covariance and Gram matrix of what a layer reads of some channels, float64 [channels * m, channels * m].
+
+    Of n channels that are left the first n * m rows and columns are up to date. What a layer reads of other channels is
+    left out: no update needs it.
+    """
+
+    def __init__(self, reader: Reader, index: torch.Tensor) -> None:
+        """index: as of `elimination_losses`."""
+        inputs = reader.inputs_of(index)
+        self._size = inputs.shape[1]
+        rows = inputs.flatten()
+        self._matrices = [each[rows[:, None], rows] for each in (reader.inverse, reader.gram)]
+
+    def growth(self, count: int) -> torch.Tensor:
+        """Return the growth of the loss without each of the `count` channels that are left, float64 [count]."""
+        shape = (count, self._size, count, self._size)
+        inverse, gram = (
+            each[: count * self._size, : count * self._size].view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            for each in self._matrices
+        )
+        if self._size == 1:
+            return (gram / inverse).flatten()
+        return torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
+
+    def eliminate(self, channel: int, count: int) -> None:
+        """Bring both up to date after a channel of the `count` that are left is gone; the last one takes its place."""
+        size, end = self._size, (count - 1) * self._size
+        here, last = slice(channel * size, (channel + 1) * size), slice(end, end + size)
+        for each in self._matrices:
+            for lines in (each, each.T):
+                lines[here], lines[last] = lines[last].clone(), lines[here].clone()
+        inverse, gram = (each[:end, :end] for each in self._matrices)
+        own_inverse, own_gram = (each[last, last] for each in self._matrices)
+        cross_inverse, cross_gram = (each[last, :end] for each in self._matrices)
+        moves = torch.linalg.solve(own_inverse, cross_inverse)  # of the weights of all inputs, by those gone
+        inverse.addmm_(cross_inverse.T, moves, alpha=-1)
+        change = cross_gram - own_gram @ moves / 2
+        gram.addmm_(torch.cat([change, moves]).T, torch.cat([moves, change]), alpha=-1)

@@ -109,31 +109,6 @@ class Quantize(_Sized):
 
 
 @dataclass(frozen=True)
-class QuantAwareDistill(Step):
-    """Training of the quantized detector with the float detector as its teacher.
-
-    Args:
-        epochs: Passes over the training split.
-        batch: Images of a step.
-        learning_rate: Largest change of a weight in a step, as a share of its channel's range.
-        image_size: Side of the training images in pixels; None for the graph's own.
-        ranges: Keep the calibrated scales (`fixed`) or train them, too (`learned`).
-        labels: Weight of the labels' loss beside the teacher's; 0 for none.
-        seed: Of the order of the images and their augmentation.
-    """
-
-    kind = "quant_aware_distill"
-
-    epochs: int = 10
-    batch: int = 8
-    learning_rate: float = 2e-4
-    image_size: int | None = None
-    ranges: Literal["fixed", "learned"] = "fixed"
-    labels: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Resize(Step):
     """Another size of the input; image_size: its side in pixels, rounded up to the detector's strides."""
 
@@ -211,6 +186,11 @@ class Prune(_Sized):
         return self.refit or self.importance != "magnitude"
 
     @property
+    def needs_weight_gradients(self) -> bool:
+        """True where importance follows from gradients of weights, and not of layers' outputs."""
+        return self.importance in ("taylor", "gradient")
+
+    @property
     def share(self) -> float:
         """Share of the multiply-adds to remove in any case."""
         default = HALF if self.max_size is None and self.min_fps is None else 0.0
@@ -253,8 +233,8 @@ class LowRank(Step):
 
 
 @dataclass(frozen=True)
-class Recover(_Cached):
-    """Training of a pruned or factorized detector to predict as the original one does, without labels.
+class _CachedTraining(_Cached):
+    """Base of a training beside cached predictions, without labels.
 
     Args:
         epochs: Passes over the images, each in one of its two views: as it is, or mirrored.
@@ -265,8 +245,6 @@ class Recover(_Cached):
         cache_size: Most disk space for predictions of the original detector, and frames, such as `2GB`.
         seed: Of the order of the images and their views.
     """
-
-    kind = "recover"
 
     epochs: int = 5
     batch: int = 8
@@ -280,6 +258,28 @@ class Recover(_Cached):
         _require_positive(self, "epochs", "batch", "learning_rate", "images", "image_size")
         _require(self, "0 or more", lambda seed: seed >= 0, "seed")
         _ = self.max_cache_bytes  # raises where it is no size
+
+
+@dataclass(frozen=True)
+class Recover(_CachedTraining):
+    """Training of a pruned or factorized detector to predict as the original one does, without labels."""
+
+    kind = "recover"
+
+
+@dataclass(frozen=True)
+class QuantAwareDistill(_CachedTraining):
+    """Training of a quantized detector to predict as the float one does, without labels.
+
+    Args:
+        learning_rate: Largest rate of the optimizer; for quantized weights as a share of the range of INT8 codes.
+        ranges: Keep the calibrated scales (`fixed`) or train them, too (`learned`).
+    """
+
+    kind = "quant_aware_distill"
+
+    learning_rate: float = 2e-4
+    ranges: Literal["fixed", "learned"] = "fixed"
 
 
 @dataclass(frozen=True)

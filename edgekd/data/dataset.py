@@ -323,12 +323,7 @@ def _name(value: object) -> str:
 
 
 def _read_coco_split(
-    name: str,
-    file: Path,
-    document: Mapping[str, Any],
-    category_ids: Sequence[int],
-    keypoints: int | None,
-    task: Task,
+    name: str, file: Path, document: Mapping[str, Any], category_ids: Sequence[int], keypoints: int | None, task: Task
 ) -> Split:
     images, annotations = document["images"], document["annotations"]
     try:

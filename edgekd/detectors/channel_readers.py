@@ -54,4 +54,5 @@ def observed_readers(network: Any, seed: int, floating: Any = None) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
-    readers.update({name: each.reader(layers[name].weight.detach().flatten(2)) for name, each in statistics.items()})
+    for name in list(statistics):  # one after the other, for both need as much memory as all weights of a wide network
+        readers[name] = statistics.pop(name).reader(layers[name].weight.detach().flatten(2))

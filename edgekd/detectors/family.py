@@ -78,8 +78,8 @@ class Family:
         predictions, named after teacher, images and size; `state`: that of a training in progress.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
-    quant_aware_distill(checkpoint, graph, out, data, step, trust, progress, teacher)
-        Train the Q/DQ graph `graph`, which was exported from `checkpoint`, beside that or `teacher`.
+    quant_aware_distill(..., graph)
+        The same for the Q/DQ graph `graph`, which was exported from `checkpoint`; `teacher` may be that.
     """
 
     name: str

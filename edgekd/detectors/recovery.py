@@ -1,4 +1,4 @@
-"""Training of a compressed detector beside the cached outputs of the original, the same for every family."""
+"""Training of a compressed detector beside cached outputs of the original, the same for every family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from edgekd.compress.distillation.loss_terms import DetectorFeatures
 from edgekd.compress.distillation.recovery import Recovery
-from edgekd.compress.steps import Recover
+from edgekd.compress.steps import QuantAwareDistill, Recover
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import Listener, Progress
 from edgekd.data.dataset import load_dataset
@@ -43,7 +43,7 @@ def recover(
     student: CompressedDetector,
     teacher: Path,
     data: Path,
-    step: Recover,
+    step: Recover | QuantAwareDistill,
     cache: Path,
     state: Path,
     progress: Progress,
@@ -58,7 +58,7 @@ def recover(
     began = time.monotonic()
     place = next(student.network.parameters()).device
     original = load_teacher(teacher, trust).to(place)
-    _require_comparable(student, original)
+    _require_comparable(student, original, step.kind)
     samples = evenly_chosen(load_dataset(data).split("train").samples, step.images)
 
     def predict(frames: torch.Tensor) -> DetectorFeatures:
@@ -76,13 +76,13 @@ def recover(
             require_finite(epoch, losses, training.last_loss, REMEDY)
             write_content(training.state(), state)
             if isinstance(progress, Listener):
-                progress.epoch("recover", epoch, losses)
+                progress.epoch(step.kind, epoch, losses)
 
         training.run(finish, progress)
     return TrainingRun(step.epochs, training.updates, tuple(training.losses), time.monotonic() - began)
 
 
-def _require_comparable(student: CompressedDetector, teacher: Teacher) -> None:
+def _require_comparable(student: CompressedDetector, teacher: Teacher, step: str) -> None:
     """Raise SpecError for a teacher with other classes or strides than the student."""
     for what, ours, theirs in (
         ("classes", student.classes, tuple(teacher.classes)),
@@ -90,4 +90,4 @@ def _require_comparable(student: CompressedDetector, teacher: Teacher) -> None:
     ):
         if ours != theirs:
             fix = "train it by a step distill"
-            raise SpecError(f"recover: {what} of the teacher", expected=str(ours), found=str(theirs), fix=fix)
+            raise SpecError(f"{step}: {what} of the teacher", expected=str(ours), found=str(theirs), fix=fix)

@@ -33,9 +33,11 @@ class System:
 
 NAMES = (
     *("camera_scheduling", "camera_tracking", "commands", "device", "fetching", "installation", "models", "parity"),
-    *("precision", "rebuild_engine", "runtimes", "strict", "trust_state", "validation", "evidence"),
+    *("precision", "rebuild_engine", "runtimes", "strict", "trust_state", "evidence"),
 )
 """Of the tests that a camera could run; not those of power cuts, which take long and are of files, not of Python."""
+PROCESSES = ("validation",)
+"""Tests that start the agent dozens of times; of them, the test of every command has a whole validation."""
 OLDEST = System("3.8", "1.17.4", "8.3.5")
 SYSTEMS = (
     OLDEST,
@@ -119,13 +121,24 @@ def test_every_command_of_the_agent_in_a_bundle(
     assert json.loads(done.stdout)["result"]["runtime"] is None, "nothing but NumPy is there"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(NAMES, marks=pytest.mark.slow, id="in-process"),
+        pytest.param(PROCESSES, marks=pytest.mark.release, id="processes"),
+    ],
+)
 @pytest.mark.parametrize("camera", [OLDEST], indirect=True, ids=lambda system: system.python)
 def test_the_agents_own_tests(
-    camera: Camera, archive: Path, tiny_build: Built, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    camera: Camera,
+    names: tuple[str, ...],
+    archive: Path,
+    tiny_build: Built,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
-    tests = [HERE / f"test_{name}.py" for name in NAMES]
+    tests = [HERE / f"test_{name}.py" for name in names]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
     of_tests = wheels(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from once import once
 from running import Built, EdgeKD
 from test_json_contract import assert_documented
 
@@ -64,25 +65,30 @@ def changed(split: Split, folder: Path, change: Change) -> Split:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_data(tmp_path_factory.mktemp("known"), train=24)
+    return once(tmp_path_factory, "adapt-known", lambda folder: tiny.write_data(folder, train=24))
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frames of other scenes in the dark; nobody labelled them."""
-    folder = tmp_path_factory.mktemp("frames")
-    scenes = load_dataset(tiny.write_data(folder / "scenes", train=24 + FRAMES)).split("train")
-    changed(Split("frames", scenes.samples[24:]), folder / "dark", dark)
-    return folder / "dark"
+
+    def write(folder: Path) -> None:
+        scenes = load_dataset(tiny.write_data(folder / "scenes", train=24 + FRAMES)).split("train")
+        changed(Split("frames", scenes.samples[24:]), folder / "dark", dark)
+
+    return once(tmp_path_factory, "adapt-frames", write) / "dark"
 
 
 @pytest.fixture(scope="module")
 def made(tiny_build: Built, data: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny bundle's variant for the dark, and what was told of it."""
-    out = tmp_path_factory.mktemp("variant") / "night.edgekd"
-    return adapt(
-        tiny_build.bundle, frames, data, name="night", out=out, version_counter=3, twins=out.parent / "twins"
-    ).document
+
+    def write(folder: Path) -> None:
+        places = {"out": folder / "night.edgekd", "twins": folder / "twins"}
+        found = adapt(tiny_build.bundle, frames, data, name="night", version_counter=3, **places)
+        (folder / "adapt.json").write_text(json.dumps(found.document), "utf-8")
+
+    return json.loads((once(tmp_path_factory, "adapt-night", write) / "adapt.json").read_bytes())
 
 
 def graph_of(bundle: Path) -> Any:

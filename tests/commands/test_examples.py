@@ -120,16 +120,16 @@ def test_smaller_detector(example: Callable[..., tuple[int, str]], tiny_data: Pa
     from edgekd.detectors.ultralytics.distill import student_network
 
     torch.manual_seed(0)
-    network = student_network(Distill("yolov8n.yaml", width=0.125), ("red", "green"), trust=False)
+    network = student_network(Distill("yolov3-tiny.yaml", width=0.125), ("red", "green"), trust=False)
     torch.save({"model": network.half(), "train_args": {"imgsz": 64}}, tmp_path / "detector.pt")
     (tmp_path / "quick.toml").write_text(
         'name = "quick"\n[[steps]]\nkind = "distill"\nbatch = 6\nimage_size = 64\nwarmup_steps = 0\n'
         '[[steps.stages]]\nname = "all"\nshare = 1\nweights = { classes = 1 }\n'
     )
-    wanted = ("--data", tiny_data, "--out", tmp_path / "out", "--target", "xavier", "--ratios", 0.6)
+    wanted = ("--data", tiny_data, "--out", tmp_path / "out", "--target", "xavier", "--ratios", 0.3)
     code, out = example(
         "smaller_detector", tmp_path / "detector.pt", *wanted, "--epochs", 1, "--recipe", tmp_path / "quick.toml"
     )
     assert code == 0
-    assert out.splitlines()[-1].startswith("60%: ")
-    assert (tmp_path / "out" / "0.6" / "int8" / "graph.packed").is_file()
+    assert out.splitlines()[-1].startswith("30%: ")
+    assert (tmp_path / "out" / "0.3" / "int8" / "graph.packed").is_file()

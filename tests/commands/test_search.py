@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 import tiny
-from running import EdgeKD
+from once import once
+from running import BRIEFLY, EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
@@ -45,22 +46,27 @@ from edgekd.hardware.target import load_target
 
 pytest.importorskip("optuna")
 LIMITS = ("--max-size", "600kB", "--keep", "90%")
+QUICK = {**os.environ, **BRIEFLY}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More scenes than others need, of which some are held out: not to be changed."""
-    return tiny.write_data(tmp_path_factory.mktemp("data"), 24, 8)
+    return once(tmp_path_factory, "search-data", lambda folder: tiny.write_data(folder, 24, 8))
 
 
 @pytest.fixture(scope="module")
 def searched(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search in a process of its own: not to be changed, but to be copied."""
-    out = tmp_path_factory.mktemp("searched") / "out"
-    done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert_documented(json.loads(done.stdout), "build")
-    return out
+
+    def run_search(folder: Path) -> None:
+        done = subprocess.run(
+            command(tiny_model, data, folder / "out"), capture_output=True, text=True, timeout=300, env=QUICK
+        )
+        assert done.returncode == 0, done.stderr
+        assert_documented(json.loads(done.stdout), "build")
+
+    return once(tmp_path_factory, "searched", run_search) / "out"
 
 
 def command(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
@@ -167,7 +173,7 @@ def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_sam
     assert result(searched)["seconds"] > 0
     assert result(out)["seconds"] == pytest.approx(result(searched)["seconds"], abs=0.02), "what tries took when made"
     fresh = command(tiny_model, data, out, "--fresh", "--workers", "2")
-    done = subprocess.run(fresh, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(fresh, capture_output=True, text=True, timeout=300, env=QUICK)
     assert done.returncode == 0, done.stderr
     assert not {path.stat().st_mtime_ns for path in trials(out)} & set(before.values())
     assert summary(out) == summary(searched)
@@ -180,7 +186,7 @@ def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_sam
     out = tmp_path / "out"
     for count, workers in ((0, 2), (2, 1), (4, 1)):
         shared = command(tiny_model, data, out, "--workers", str(workers))
-        with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=QUICK) as run:
             wait_for(count + 1, out, run)
             children = descendants(run.pid)
             run.send_signal(signal.SIGKILL)
@@ -188,7 +194,7 @@ def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_sam
         assert gone(children)
         kept = {path: path.read_bytes() for path in trials(out)}
         assert len(kept) > count
-    done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(tiny_model, data, out), capture_output=True, text=True, timeout=300, env=QUICK)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in kept} == kept, "no finished trial is repeated"
     assert summary(out) == summary(searched)

@@ -240,7 +240,7 @@ def test_gradients_are_those_of_the_loss_on_the_labels(detector: Path, tiny_data
     for each in (sample, empty):
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), None, False)
-        _accumulate(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), SILENT)
+        _accumulate(network, loss, [(each, read_image(each.image))], (SIDE, SIDE), SILENT, of_weights=True)
         found.append(float(network.model[-1].cv2[0][-1].weight.grad.abs().sum()))
         assert not network.training
         assert torch.equal(network.model[0].bn.running_mean, load_checkpoint(detector).model.model[0].bn.running_mean)
@@ -308,7 +308,7 @@ def test_a_teacher_that_says_the_same_adds_nothing_and_another_does(
     def gradient(teacher: Path | None) -> torch.Tensor:
         network = load_checkpoint(detector).model
         loss = _loss(network, ("red", "green"), teacher, False)
-        _accumulate(network, loss, images, (SIDE, SIDE), SILENT)
+        _accumulate(network, loss, images, (SIDE, SIDE), SILENT, of_weights=True)
         assert not any(layer._forward_hooks for layer in network.modules())
         assert "aids" not in dict(network.named_children())
         return network.model[-1].cv3[0][-1].weight.grad

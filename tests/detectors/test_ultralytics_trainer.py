@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from once import once
 
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
 from edgekd.compress.steps import QuantAwareDistill, Quantize
 from edgekd.core.detection.preprocess import letterbox
-from edgekd.core.errors import CompressError, DataError, SpecError
+from edgekd.core.errors import CompressError, DataError
 from edgekd.core.formats import fp4x
+from edgekd.core.progress import SILENT
 from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 from edgekd.data.labels import Truth
@@ -29,6 +32,7 @@ from edgekd.graph.view import Graph
 torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
+from edgekd.compress.distillation.recovery import total_loss  # noqa: E402
 from edgekd.detectors.results import TrainingRun  # noqa: E402
 from edgekd.detectors.ultralytics.loop import ultralytics_label  # noqa: E402
 from edgekd.detectors.ultralytics.quant_aware import (  # noqa: E402
@@ -42,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's and Ultralytics' own
 SIDE = 64
-STEP = QuantAwareDistill(epochs=3, batch=4, learning_rate=1e-3)
+STEP = QuantAwareDistill(epochs=4, batch=5, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Made:
     checkpoint: Path
     float_graph: Path
     graph: Path
+
+
+def made_in(folder: Path) -> Made:
+    return Made(folder / "model.pt", folder / "float.onnx", folder / "fp4x.onnx")
 
 
 def make(config: str, data: Path, folder: Path, end2end: bool = False) -> Made:
@@ -66,7 +74,7 @@ def make(config: str, data: Path, folder: Path, end2end: bool = False) -> Made:
     with torch.no_grad():  # activations vary like a trained network's after one step of batch statistics
         network.train()(torch.from_numpy(frames.astype(np.float32)))
     network.names = {0: "red", 1: "green"}
-    made = Made(folder / "model.pt", folder / "float.onnx", folder / "fp4x.onnx")
+    made = made_in(folder)
     torch.save({"model": network.eval(), "train_args": {"imgsz": SIDE}}, made.checkpoint)
     spec = export(UltralyticsDetector(made.checkpoint), made.float_graph, 17).spec
     inputs = [letterbox(read_image(sample.image), spec.preprocess)[0] for sample in samples[:4]]
@@ -84,17 +92,27 @@ def _in_fp4x(layer: QdqConvolution) -> QdqConvolution:
 
 @pytest.fixture(scope="module")
 def made(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make("yolo11n.yaml", tiny_data, tmp_path_factory.mktemp("made"))
+    return made_in(once(tmp_path_factory, "trainer-made", lambda folder: make("yolo11n.yaml", tiny_data, folder)))
 
 
 @pytest.fixture(scope="module")
-def trained(
-    made: Made, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, TrainingRun]]:
-    out = tmp_path_factory.mktemp("trained") / "out.onnx"
-    before = sorted(tiny_data.rglob("*"))
-    yield out, distill_quantized(made.checkpoint, made.graph, out, tiny_data, STEP, trust=True)
-    assert sorted(tiny_data.rglob("*")) == before, "nothing may be written beside the data"
+def trained(made: Made, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingRun]:
+    def write(folder: Path) -> None:
+        before = sorted(tiny_data.rglob("*"))
+        run = train(made, folder / "out.onnx", tiny_data)
+        assert sorted(tiny_data.rglob("*")) == before, "nothing may be written beside the data"
+        (folder / "run.pickle").write_bytes(pickle.dumps(run))
+
+    folder = once(tmp_path_factory, "trainer-trained", write)
+    return folder / "out.onnx", pickle.loads((folder / "run.pickle").read_bytes())
+
+
+def train(
+    made: Made, out: Path, data: Path, step: QuantAwareDistill = STEP, checkpoint: Path | None = None
+) -> TrainingRun:
+    """Train the graph beside the float detector that it was made from; checkpoint: another one in its place."""
+    known = (step, out.with_suffix(".cache"), out.with_suffix(".training"), True, "cpu", SILENT)
+    return distill_quantized(checkpoint or made.checkpoint, made.checkpoint, out, data, *known, made.graph)
 
 
 def student_of(made: Made, learned: bool = False) -> Any:
@@ -169,11 +187,14 @@ def test_a_student_that_has_learned_nothing_gives_the_graph_back(made: Made, tmp
 
 def test_training_brings_the_student_nearer(trained: tuple[Path, TrainingRun]) -> None:
     _, done = trained
-    totals = [sum(losses.values()) for losses in done.losses]
-    assert done.epochs == len(totals) == 3
-    assert done.updates == 3 * 3, "a weight update for each batch"
-    assert set(done.losses[0]) == {"class", "box", "feature"}
-    assert totals[2] < 0.8 * totals[0]
+    assert (done.epochs, len(done.losses)) == (4, 4)
+    assert done.updates == 4 * 3, "a weight update for each batch"
+    assert set(done.losses[0]) == {"classes", "boxes", "distributions", "features"}
+    assert total_of(done.losses[-1]) < 0.8 * total_of(done.losses[0])
+
+
+def total_of(losses: Mapping[str, float]) -> float:
+    return float(total_loss({name: torch.tensor(value) for name, value in losses.items()}))
 
 
 def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Path, TrainingRun]) -> None:
@@ -195,14 +216,14 @@ def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Pa
 def test_the_same_arguments_give_the_same_graph(
     made: Made, trained: tuple[Path, TrainingRun], tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, STEP, trust=True)
+    train(made, tmp_path / "out.onnx", tiny_data)
     assert (tmp_path / "out.onnx").read_bytes() == trained[0].read_bytes()
     assert capfd.readouterr().out == "", "stdout is for results"
 
 
 def test_learned_ranges_change_together(made: Made, tiny_data: Path, tmp_path: Path) -> None:
     step = replace(STEP, epochs=1, ranges="learned")
-    distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, step, trust=True)
+    train(made, tmp_path / "out.onnx", tiny_data, step)
     pairs = list(zip(read_layers(made.graph), read_layers(tmp_path / "out.onnx"), strict=True))
     moved = {(old.input_scale, new.input_scale) for old, new in pairs if old.input_scale is not None}
     assert len(moved) == len({old for old, _ in moved}), "layers that shared a scale still do"
@@ -212,32 +233,31 @@ def test_learned_ranges_change_together(made: Made, tiny_data: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_head_with_one_box_per_object_learns_from_labels_too(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_head_with_one_box_per_object_learns_from_that_branch_of_the_teacher(tiny_data: Path, tmp_path: Path) -> None:
     made = make("yolo26n.yaml", tiny_data, tmp_path, end2end=True)
-    step = replace(STEP, epochs=1, labels=0.5)
-    done = distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, step, trust=True)
-    assert done.losses[0]["labels"] > 0
+    done = train(made, tmp_path / "out.onnx", tiny_data)
     assert float_network(made.checkpoint, trust=True)[1]
+    assert total_of(done.losses[-1]) < 0.8 * total_of(done.losses[0])
 
 
 def test_another_checkpoint_than_the_graphs_is_refused(made: Made, tiny_data: Path, tmp_path: Path) -> None:
     other = tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False)
     torch.save({"model": other, "train_args": {"imgsz": SIDE}}, tmp_path / "other.pt")
     with pytest.raises(CompressError, match="the checkpoint is not what the graph was made from"):
-        distill_quantized(tmp_path / "other.pt", made.graph, tmp_path / "out.onnx", tiny_data, STEP, trust=True)
+        train(made, tmp_path / "out.onnx", tiny_data, checkpoint=tmp_path / "other.pt")
 
 
 def test_a_learning_rate_that_is_far_too_high_is_said_to_be(made: Made, tiny_data: Path, tmp_path: Path) -> None:
     step = replace(STEP, learning_rate=1e30)
     with pytest.raises(CompressError, match=r"diverged in epoch 1.*lower learning_rate"):
-        distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, step, trust=True)
+        train(made, tmp_path / "out.onnx", tiny_data, step)
     assert not (tmp_path / "out.onnx").exists()
 
 
 def test_data_without_a_training_split_is_refused(made: Made, tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(f"path: {tiny_data}\nval: images/val\nnames: [red, green]\n")
     with pytest.raises(DataError, match="no split 'train'"):
-        distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tmp_path / "data.yaml", STEP, trust=True)
+        train(made, tmp_path / "out.onnx", tmp_path / "data.yaml")
 
 
 def test_a_label_is_a_box_by_its_middle_and_crowds_are_none() -> None:
@@ -246,11 +266,3 @@ def test_a_label_is_a_box_by_its_middle_and_crowds_are_none() -> None:
     label = ultralytics_label(Sample(Path("a.png"), truth))
     assert label["cls"].tolist() == [[1]]
     assert np.allclose(label["bboxes"], [[0.2, 0.4, 0.2, 0.4]])
-
-
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch": 0}, {"learning_rate": 0.0}])
-def test_a_step_that_cannot_train_is_refused(
-    made: Made, tiny_data: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    with pytest.raises(SpecError, match=next(iter(change))):
-        distill_quantized(made.checkpoint, made.graph, tmp_path / "out.onnx", tiny_data, replace(STEP, **change))

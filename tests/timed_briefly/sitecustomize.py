@@ -1,5 +1,11 @@
-"""For tests that ask for no steady numbers: each graph is timed for few frames, and a tenth of the seconds."""
+"""For tests that ask for no steady numbers: each graph is timed for few frames, and a tenth of the seconds.
+
+`local` is ONNX Runtime, which loads a graph in a tenth of OpenVINO's time; tests of OpenVINO name it.
+"""
 
 from edgekd.core.benchmark import benchmark_interleaved
+from edgekd.deploy.devices import local
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 benchmark_interleaved.__kwdefaults__.update(min_seconds=0.2, min_iterations=20)
+local.OPENVINO_CPU = ONNXRUNTIME_CPU

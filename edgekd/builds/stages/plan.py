@@ -57,8 +57,8 @@ BYTES_PER_LAYER = 100
 """Bytes of a layer in the plan, or in the calibration cache."""
 HELD_OUT = 128
 """Images that a search judges plans on, at most."""
-TRAINED_FILL = 0.99
-"""Share of its room for a graph that will be trained: its codes may compress a little less well then."""
+TRAINED_FILL = 0.98
+"""Share of its room for a graph that will be trained: its codes compress less well then, by 1.6 % after 125 updates."""
 
 
 @dataclass(frozen=True)

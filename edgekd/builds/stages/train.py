@@ -1,23 +1,17 @@
-"""Stages `distill` and `quant_aware_distill`: a student trained beside its teacher, and a quantized graph trained."""
+"""Stage `distill`: a student trained beside its teacher."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
-from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext, shared_file
-from edgekd.builds.stages.calibrate import Frames
-from edgekd.builds.stages.quantize import CACHE, PLAN, CacheResult, QuantizedResult
+from edgekd.builds.stages.base import StageContext, shared_file
 from edgekd.compress.distillation.prediction_cache import SUFFIX
-from edgekd.compress.quantization.activation_scales import write_cache
-from edgekd.compress.steps import Distill, QuantAwareDistill
+from edgekd.compress.steps import Distill
 from edgekd.data.types import Dataset, Split
-from edgekd.detectors import Detector
 from edgekd.detectors.family import require_family, student_family
 
 Epochs = tuple[Mapping[str, float], ...]
@@ -58,30 +52,7 @@ class DistillResult(StageResult):
         return f"{sizes}; epochs: {self.epochs}, weight updates: {self.updates}"
 
 
-@dataclass(frozen=True)
-class TrainedResult(QuantizedResult):
-    """A quantized graph with trained weights; updates: their number; losses: mean losses of each epoch."""
-
-    epochs: int
-    updates: int
-    losses: Epochs
-
-    @property
-    def summary(self) -> str:
-        """The first and the last loss, and the length of the training."""
-        return training_summary(self.epochs, self.updates, self.losses)
-
-
 DISTILL = StageKind("distill", 7, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
-QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 4, TrainedResult, ("numpy", "onnx", "torch", "ultralytics"))
-
-
-@dataclass(frozen=True)
-class CacheRequest:
-    """A calibration cache to write: for a version of TensorRT, measured on calibration frames."""
-
-    tensorrt: str
-    frames: Frames
 
 
 def student_file(step: Distill) -> str:
@@ -139,59 +110,6 @@ def distill(
     stage = context.run(DISTILL, inputs, work, libraries=libraries)
     state.unlink(missing_ok=True)
     return stage
-
-
-def quant_aware_distill(
-    context: StageContext,
-    step: QuantAwareDistill,
-    detector: Detector,
-    graph: Stage[QuantizedResult],
-    dataset: Dataset,
-    *,
-    trust: bool = False,
-    cache_request: CacheRequest | None = None,
-    teacher: Path | None = None,
-) -> Stage[TrainedResult]:
-    """Train the weights of a quantized graph beside its float detector, or a teacher, on the training split."""
-
-    def work(folder: Path) -> TrainedResult:
-        distill_quantized = require_family(detector.path).capability("quant_aware_distill")
-        source, out = graph.path / GRAPH, folder / GRAPH
-        done = distill_quantized(detector.path, source, out, dataset.source, step, trust, context.progress, teacher)
-        if PLAN in graph.files:
-            shutil.copyfile(graph.path / PLAN, folder / PLAN)
-        cache = None
-        if cache_request:  # training moves activations, also those whose scales it keeps
-            counts = write_cache(out, folder / CACHE, cache_request.frames.read, cache_request.tensorrt)
-            cache = CacheResult(**counts)
-        return TrainedResult(
-            detector=graph.result.detector,
-            opset=graph.result.opset,
-            bytes=out.stat().st_size,
-            layers=graph.result.layers,
-            forms=graph.result.forms,
-            calibration_cache=cache,
-            epochs=done.epochs,
-            updates=done.updates,
-            losses=rounded(done.losses),
-        )
-
-    inputs = {
-        "graph": graph.sha256,
-        "checkpoint": context.sha256(detector.path),
-        "teacher": context.sha256(teacher) if teacher else None,
-        "train": context.fingerprint(dataset.split("train")),
-        "step": asdict(step),
-        "cache": (cache_request.tensorrt, cache_request.frames.sha256) if cache_request else None,
-    }
-    libraries = require_family(detector.path).libraries
-    return context.run(QUANT_AWARE_DISTILL, inputs, work, libraries=libraries)
-
-
-def quantized_stage(graph: GraphStage) -> Stage[QuantizedResult]:
-    """Return a graph that a recipe has quantized, as one."""
-    assert isinstance(graph.result, QuantizedResult), "recipes train only what they have quantized"
-    return cast("Stage[QuantizedResult]", graph)
 
 
 def rounded(epochs: Iterable[Mapping[str, float]]) -> Epochs:

@@ -1,4 +1,4 @@
-"""Recovery of a compressed detector: trained to predict as the original does, without labels.
+"""Recovery of a compressed detector, float or fake-quantized: trained to predict as the original does, without labels.
 
 Predictions and feature maps of the original, the teacher, are read from a cache, so a step costs as much as one without
 a teacher. What pruning leaves of a map is a subset of the teacher's channels, so no projector is needed. Every step is
@@ -23,7 +23,7 @@ from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFea
 from edgekd.compress.distillation.prediction_cache import MAPS, map_stride
 
 if TYPE_CHECKING:
-    from edgekd.compress.steps import Recover
+    from edgekd.compress.steps import QuantAwareDistill, Recover
     from edgekd.core.progress import Progress
 
 WARM_UP_SHARE = 0.05
@@ -206,7 +206,9 @@ class Recovery:
     losses: the mean of each loss in each epoch that is done; last_loss: the total loss of the last update.
     """
 
-    def __init__(self, network: torch.nn.Module, predict: Predict, records: NDArray[Any], step: Recover) -> None:
+    def __init__(
+        self, network: torch.nn.Module, predict: Predict, records: NDArray[Any], step: Recover | QuantAwareDistill
+    ) -> None:
         """predict: the network's outputs. Channels are matched by the network as it is."""
         self.losses: list[dict[str, float]] = []
         self.last_loss = 0.0
@@ -243,7 +245,7 @@ class Recovery:
     def run(self, finish: Callable[[], None], progress: Progress) -> None:
         """Train until the epochs are over. finish: called after each."""
         left = self._updates_per_epoch * self._step.epochs - self.updates
-        ticks = iter(progress.items(range(left), "recover", left))
+        ticks = iter(progress.items(range(left), self._step.kind, left))
         while len(self.losses) < self._step.epochs:
             self._train_epoch(ticks)
             finish()
@@ -270,8 +272,8 @@ class Recovery:
         """Return the losses on a batch: sums over branches, and the one of the maps."""
         features = self._predict(batch.frames)
         losses: dict[str, torch.Tensor] = {}
-        for name, target in batch.targets.items():
-            for each, value in recovery_losses(features.branches[name], target).items():
+        for name, predictions in features.branches.items():
+            for each, value in recovery_losses(predictions, batch.targets[name]).items():
                 losses[each] = losses.get(each, 0.0) + value
         losses["features"] = feature_loss(kept_maps(features), batch.maps, self._matches)
         return losses

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,19 @@ from edgekd.core.errors import CompressError
 from edgekd.graph.session import copied, cpu_session
 
 
-def observe(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> dict[str, MagnitudeHistogram]:
+def observe(
+    model: Any,
+    tensors: Sequence[str],
+    frames: Iterable[np.ndarray],
+    before: Mapping[str, MagnitudeHistogram] = MappingProxyType({}),
+) -> dict[str, MagnitudeHistogram]:
     """Return histograms of the magnitudes of `tensors` of a ModelProto over `frames`, each float32 [1, 3, h, w].
 
-    Memory: the activations of two frames and 16 KiB a tensor, however many frames there are.
+    before: histograms of earlier frames, which are added to. Memory: the activations of two frames and 16 KiB a tensor,
+    however many frames there are.
     """
-    histograms = {name: MagnitudeHistogram() for name in tensors}
-    for values in _values(model, tensors, frames):
+    histograms = {**{name: MagnitudeHistogram() for name in tensors}, **before}
+    for values in activations(model, tensors, frames):
         for name, value in values.items():
             try:
                 histograms[name].add(value)
@@ -30,7 +37,7 @@ def observe(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) ->
     return histograms
 
 
-def _values(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def activations(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Return the tensors for each frame; the next frame runs while the caller handles this one."""
     session, input_name = _session_with_outputs(model, tensors)
     watched = [name for name in tensors if name != input_name]

@@ -1,10 +1,10 @@
 """Fake quantization for training: layers that compute with rounded numbers and straight-through gradients.
 
-Weights are trained in units of INT8 codes: a weight is `scale * round(latent)`, and the optimizer moves `latent`. So
-one learning rate suits all channels, however unequal folded batch norms have left them, and the gradient of a learned
-scale needs no rule of its own. Straight-through gradients: Y. Bengio et al., "Estimating or
-Propagating Gradients Through Stochastic Neurons", 2013; learned steps of activations: S. Esser et al., "Learned Step
-Size Quantization", ICLR 2020.
+Weights are trained in units of their channel's range: a weight is `scale * round(latent)`, and the optimizer moves
+`latent / CODES_PER_UNIT`. So one learning rate suits all channels, however unequal folded batch norms have left them,
+as well as layers that stay float, and the gradient of a learned scale needs no rule of its own. Straight-through
+gradients: Y. Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013; learned steps of
+activations: S. Esser et al., "Learned Step Size Quantization", ICLR 2020.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from edgekd.core.formats import coded_int8, fp4x, int8
 
 _EXPONENT = 0x7F800000  # bits of a float32
 _ROUNDS_TO_INTEGERS = 1.5 * 2**23  # adding and subtracting it leaves no fraction in a float32
+CODES_PER_UNIT = 128.0
+"""Codes of a trained weight of 1, about the range of its channel; a power of two, so that scaling is exact."""
 _CHUNK = 2000  # blocks at a time: they fit a core's cache, and are too few for PyTorch to start threads
 
 
@@ -110,6 +112,7 @@ class ActivationRange(nn.Module):  # type: ignore[misc]
         return _grown(self.start, self.growth)
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:
+        activation = activation.float()  # kernels take no bfloat16
         if self.growth is None:
             return torch.fake_quantize_per_tensor_affine(activation, self.start, self.zero, -128, 127)
         scale = self.scale.reshape(1)
@@ -122,8 +125,9 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
     """A convolution with weights, and with a range `entry` also an input, rounded as in the engine.
 
     like: the float convolution, whose geometry and bias it takes over; latent float32 [O, I, kh, kw]: its weights in
-    codes; scales float32 [O]; form: `int8`, `coded` or `fp4x`; learned: whether the scales are trained, too; steps
-    float32 [I, 1, 1]: of the inputs in `coded`, None in other forms.
+    codes, which are trained as `weight` in units of CODES_PER_UNIT; scales float32 [O]; form: `int8`, `coded` or
+    `fp4x`; learned: whether the scales are trained, too; steps float32 [I, 1, 1]: of the inputs in `coded`, None in
+    other forms.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
         self.form = form
         self.register_buffer("steps", steps)
         self.entry = entry
-        self.weight = nn.Parameter(latent)
+        self.weight = nn.Parameter(latent / CODES_PER_UNIT)
         self.register_parameter("bias", like.bias)
         self.register_buffer("start", scales)
         self.register_parameter("growth", nn.Parameter(torch.zeros_like(scales)) if learned else None)
@@ -153,7 +157,7 @@ class FakeQuantConv2d(nn.Module):  # type: ignore[misc]
 
     def codes(self) -> torch.Tensor:
         """The INT8 codes that ship, as float32 [O, I, kh, kw]."""
-        codes: torch.Tensor = _StraightThrough.apply(self.weight, self.form, self.steps)
+        codes: torch.Tensor = _StraightThrough.apply(self.weight * CODES_PER_UNIT, self.form, self.steps)
         return codes
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:

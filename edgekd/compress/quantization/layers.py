@@ -110,8 +110,10 @@ class ConvolutionView(LayerView):
         left = (at % across * self.strides[1] - margins[1])[:, None, None] + kernel[1] * self.dilations[1]
         inside = (top >= 0) & (top < height) & (left >= 0) & (left < width)
         places = np.clip(top, 0, height - 1) * width + np.clip(left, 0, width - 1)
-        columns = values[0].reshape(values.shape[1], -1)[:, places] * inside  # [I, n, kh, kw]
-        grouped = columns.reshape(self.groups, -1, *columns.shape[1:]).transpose(0, 2, 1, 3, 4)
+        columns = values[0].reshape(values.shape[1], -1).take(places.ravel(), axis=1)
+        if not inside.all():
+            columns *= inside.ravel()
+        grouped = columns.reshape(self.groups, -1, len(at), kernel[0].size).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(grouped).reshape(self.groups, len(at), -1)
 
     @property

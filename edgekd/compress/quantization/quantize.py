@@ -41,6 +41,9 @@ from edgekd.graph.view import Graph
 
 PROBES = 8
 """Frames on which each layer's noise is measured."""
+RANGE_FRAMES = 32
+"""Frames on which the largest magnitude of every activation is measured, for float16: that takes as long as to compute
+the activations, and there is a margin for all other frames."""
 MIN_PATCHES = 3072
 """Least number of patches of a layer's input, over all frames, by which its weights are decided."""
 MIN_FEEDBACK_PATCHES = 8192
@@ -111,7 +114,9 @@ def quantize(
     kept: list[np.ndarray] = []
     probe = range_probe(graph)
     remembered = _remembering(chain(first, rest), kept, count)
-    histograms = observe(probe.model, [*placement.quantized, *probe.outputs], remembered)
+    with_largest = [*placement.quantized, *probe.outputs]
+    histograms = observe(probe.model, with_largest, islice(remembered, RANGE_FRAMES))
+    histograms = observe(graph.model, placement.quantized, remembered, histograms)
     if not kept:
         raise CompressError("quantize: nothing to calibrate with", expected="at least one frame", found="none")
     scales, snr_db = (

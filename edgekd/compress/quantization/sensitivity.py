@@ -1,25 +1,28 @@
 """Sensitivity of each layer to INT8, measured at its own output.
 
-Beside every layer of the float graph run its INT8 twins on the same float input, one for each candidate scale of the
-input. It needs no labels, and no error passes from layer to layer, so the numbers are comparable.
+Beside every layer of the float graph its INT8 twin is computed on the same float input, for each candidate scale of the
+input, at some of its outputs. It needs no labels, and no error passes from layer to layer, so the numbers are
+comparable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgekd.compress.quantization.layers import layer_of
+from edgekd.compress.quantization.calibrate import activations
+from edgekd.compress.quantization.layers import LayerView, layer_of
 from edgekd.compress.quantization.placement import QuantizerPlacement
-from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
-from edgekd.graph.session import copied, cpu_session
+from edgekd.core.formats.int8 import LEVELS, dequantize_channels, quantize_channels
 from edgekd.graph.view import Graph
 
 NOISELESS_DB = 120.0
 """Signal-to-noise ratio without noise, in dB: a number for reports."""
+PATCHES = 256
+"""Outputs of a layer in each frame by which its noise is measured, where there are more."""
 MIN_POWER = 1e-30
 """Smallest divisor of a power."""
 
@@ -44,72 +47,65 @@ def decibels(relative: float) -> float:
 
 
 def output_noise(
-    graph: Graph, placement: QuantizerPlacement, choices: Sequence[Mapping[str, float]], frames: Iterable[np.ndarray]
+    graph: Graph, placement: QuantizerPlacement, choices: Sequence[Mapping[str, float]], frames: Sequence[np.ndarray]
 ) -> OutputNoise:
-    """Measure the noise of each INT8 layer for several choices of scales, over frames float32 [1, 3, h, w]."""
+    """Measure the noise of each INT8 layer for several choices of scales, on frames float32 [1, 3, h, w].
+
+    Of each layer PATCHES outputs of a frame are computed, or all.
+    """
     by_name = {node.name: node for node in graph.nodes}
-    inputs = [by_name[name].input[0] for name in placement.layers]
-    scales = [[choice[tensor] for choice in choices] for tensor in inputs]
-    session, frame_name = _twin_session(graph, [by_name[name] for name in placement.layers], scales)
-    names = [output.name for output in session.get_outputs()]
-    power = dict.fromkeys(names, 0.0)
-    for frame in frames:
-        for name, value in zip(names, session.run(names, {frame_name: frame}), strict=True):
-            power[name] += float(value)
-    noise = [[power[_noise(c, scale)] for scale in of] for c, of in zip(placement.layers, scales, strict=True)]
-    signal = [power[f"{name}/signal"] for name in placement.layers]
-    return OutputNoise(placement.layers, np.array(noise).T, np.array(signal))
+    twins = [_Twin.of(graph, by_name[name], choices) for name in placement.layers]
+    places: list[list[np.ndarray]] = []
+    noise, signal = np.zeros((len(choices), len(twins))), np.zeros(len(twins))
+    tensors = list(dict.fromkeys(twin.tensor for twin in twins))
+    for number, values in enumerate(activations(graph.model, tensors, frames)):
+        inputs = [values[twin.tensor] for twin in twins]
+        places = places or [
+            twin.layer.draw_patches([each] * len(frames), PATCHES * len(frames))
+            for twin, each in zip(twins, inputs, strict=True)
+        ]
+        for index, twin in enumerate(twins):
+            powers = twin.powers(inputs[index], places[index][number])
+            noise[:, index] += powers[:-1]
+            signal[index] += powers[-1]
+    return OutputNoise(placement.layers, noise, signal)
 
 
-def _noise(layer: str, scale: float) -> str:
-    return f"{layer}/noise/{scale.hex()}"
+@dataclass(frozen=True, eq=False)
+class _Twin:
+    """A layer and its INT8 twin. tensor: what they read; weights float32 [g, K, o]: of the twin; bias float32 [O];
+    scales: of each choice.
+    """
 
+    layer: LayerView
+    tensor: str
+    weights: np.ndarray
+    bias: np.ndarray
+    scales: Sequence[float]
 
-def _twin_session(graph: Graph, nodes: Sequence[Any], scales: Sequence[Sequence[float]]) -> tuple[Any, str]:
-    """Return a session on the float graph that gives noise and signal of each layer, and its input's name."""
-    import onnx
-    from onnx import helper
-
-    model = copied(graph.model)
-    del model.graph.output[:]
-    outputs: list[str] = []
-    for node, choices in zip(nodes, scales, strict=True):
+    @classmethod
+    def of(cls, graph: Graph, node: Any, choices: Sequence[Mapping[str, float]]) -> _Twin:
         layer = layer_of(graph, node)
         assert layer is not None, "placement quantizes only constant weights"
-        weights = layer.stored(dequantize_channels(*quantize_channels(layer.weights)))
-        model.graph.initializer.append(_constant(f"{node.name}/twin", weights))
-        for scale in dict.fromkeys(choices):
-            twin, constants = _twin(node, scale)
-            model.graph.node.extend(twin)
-            model.graph.initializer.extend(constants)
-            outputs.append(_noise(node.name, scale))
-        outputs.append(f"{node.name}/signal")
-        power = helper.make_node("ReduceSumSquare", [node.output[0]], [outputs[-1]], keepdims=0)
-        model.graph.node.append(power)
-    model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
-    return cpu_session(model), model.graph.input[0].name
+        rounded = dequantize_channels(*quantize_channels(layer.weights)).reshape(layer.matrices.shape)
+        bias = layer.bias if layer.bias_name in node.input else np.zeros_like(layer.bias)
+        scales = [choice[node.input[0]] for choice in choices]
+        return cls(layer, node.input[0], rounded.transpose(0, 2, 1), bias, scales)
+
+    def powers(self, values: np.ndarray, places: np.ndarray) -> list[float]:
+        """Return the power of the noise for each choice, then that of the signal, at places of an input."""
+        read = self.layer.patches(values, places)
+        exact = read @ self.layer.matrices.transpose(0, 2, 1)
+        noise = {scale: _power(self._codes(read, scale) @ (self.weights * scale) - exact) for scale in set(self.scales)}
+        groups, _, outputs = exact.shape
+        return [*(noise[scale] for scale in self.scales), _power(exact + self.bias.reshape(groups, 1, outputs))]
+
+    @staticmethod
+    def _codes(read: np.ndarray, scale: float) -> np.ndarray:
+        codes = read / np.float32(scale)
+        np.rint(codes, out=codes)
+        return np.clip(codes, -LEVELS - 1, LEVELS, out=codes)
 
 
-def _twin(node: Any, scale: float) -> tuple[list[Any], list[Any]]:
-    """Return the nodes and constants of a layer's INT8 twin, up to the power of its noise."""
-    from onnx import helper
-
-    stem = f"{node.name}/twin/{scale.hex()}"
-    constants = [_constant(f"{stem}/scale", np.float32(scale)), _constant(f"{stem}/zero", np.int8(0))]
-    twin = copied(node)
-    twin.name = stem
-    twin.input[0], twin.input[1], twin.output[0] = f"{stem}/x", f"{node.name}/twin", f"{stem}/y"
-    nodes = [
-        helper.make_node("QuantizeLinear", [node.input[0], f"{stem}/scale", f"{stem}/zero"], [f"{stem}/q"]),
-        helper.make_node("DequantizeLinear", [f"{stem}/q", f"{stem}/scale", f"{stem}/zero"], [f"{stem}/x"]),
-        twin,
-        helper.make_node("Sub", [node.output[0], f"{stem}/y"], [f"{stem}/difference"]),
-        helper.make_node("ReduceSumSquare", [f"{stem}/difference"], [_noise(node.name, scale)], keepdims=0),
-    ]
-    return nodes, constants
-
-
-def _constant(name: str, value: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.asarray(value), name)
+def _power(values: np.ndarray) -> float:
+    return float(np.vdot(values, values))

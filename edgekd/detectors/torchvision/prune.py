@@ -78,7 +78,7 @@ def prune_detector(
     if step.importance != "magnitude":
         loss = _loss(network, classes, load_teacher(teacher, trust) if teacher else None)
         with observed_readers(_Dense(network), step.seed) as readers:
-            _accumulate(network, loss, samples, progress)
+            _accumulate(network, loss, samples, progress, of_weights=step.needs_weight_gradients)
     original = deepcopy(network)
     channels, convolutions = _channels(network, step, readers)
     removed = channels.prune(step, cost, max_weights)
@@ -105,7 +105,7 @@ def scan_detector(
     readers: dict[str, Reader] = {}
     if step.importance != "magnitude":
         with observed_readers(_Dense(network), step.seed) as readers:
-            _accumulate(network, loss, samples, progress)
+            _accumulate(network, loss, samples, progress, of_weights=step.needs_weight_gradients)
     channels, _ = _channels(network, step, readers)
     batches = [_batch(chosen, network.image_size) for chosen in in_batches(samples, step.batch)]
     _to_train(network)
@@ -161,12 +161,19 @@ def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teache
     return lambda batch: loss(network, batch, 0.0)[0]
 
 
-def _accumulate(network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], progress: Progress) -> None:
-    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is."""
-    _to_train(network.requires_grad_(True))
+def _accumulate(
+    network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], progress: Progress, *, of_weights: bool
+) -> None:
+    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is.
+
+    of_weights: without, only outputs get gradients, for hooks.
+    """
+    _to_train(network.requires_grad_(of_weights))
 
     def image_loss(image: LabelledImage) -> torch.Tensor:
-        return loss(_batch([image], network.image_size))
+        batch = _batch([image], network.image_size)
+        batch.frames.requires_grad_()
+        return loss(batch)
 
     accumulate_gradients(network, samples, image_loss, progress)
     network.eval()

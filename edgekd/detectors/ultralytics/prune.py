@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from edgekd.compress.channel_elimination import Reader
+from edgekd.compress.distillation import distill
 from edgekd.compress.distillation.loss_terms import shared_classes
 from edgekd.compress.pruning import CostFunction
 from edgekd.compress.quantization.fake_quant import FakeQuantConv2d
@@ -52,10 +53,12 @@ from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfuse
 from edgekd.detectors.ultralytics.features import drop_hooks, tap_points
 from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
 from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
-from edgekd.detectors.ultralytics.quant_aware import DistillationLoss, float_network, quantized_network
-from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f
+from edgekd.detectors.ultralytics.quant_aware import float_network, quantized_network
+from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f, v8DetectionLoss
 
 T = TypeVar("T")
+BOX_WEIGHT = 5.0
+"""Weight of the distance of a quantized detector's boxes; those of classes, features and labels have 1."""
 
 
 def prune_detector(
@@ -95,9 +98,10 @@ def prune_detector(
             else:
                 floating, model, loss = network, network, _loss(network, classes, teacher, trust)
             with observed_readers(model, step.seed, floating) as readers:
-                _accumulate(model, loss, samples, image_size, progress)
+                _accumulate(model, loss, samples, image_size, progress, of_weights=step.needs_weight_gradients)
             if quantized:
-                _copy_gradients(model, network)
+                if step.needs_weight_gradients:
+                    _copy_gradients(model, network)
                 readers = _renamed(readers, network)
         original = deepcopy(network).eval()
         channels = channels_of(network, size, step.importance, readers)
@@ -126,7 +130,7 @@ def scan_detector(
         readers: dict[str, Reader] = {}
         if step.importance != "magnitude":
             with observed_readers(network, step.seed) as readers:
-                _accumulate(network, loss, samples, image_size, progress)
+                _accumulate(network, loss, samples, image_size, progress, of_weights=step.needs_weight_gradients)
         channels = channels_of(network, size, step.importance, readers)
         network.model[-1].training = True  # the head alone: raw predictions
         batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
@@ -174,7 +178,30 @@ def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any, An
     floating, one_to_one = float_network(checkpoint, trust)
     network = quantized_network(floating, read_layers(graph), learned=False)
     network.args = DEFAULT_CFG
-    return floating, network, DistillationLoss(network, floating, 1.0, one_to_one)
+    return floating, network, _QuantizedLoss(network, floating, one_to_one)
+
+
+class _QuantizedLoss:
+    """The loss of a quantized detector on labels, and its distance from the float one, on a batch.
+
+    one_to_one: whether the head gives one box per object, and so has one anchor per object in the loss on labels.
+    """
+
+    def __init__(self, quantized: Any, floating: Any, one_to_one: bool) -> None:
+        self._floating, self._distances = floating, floating.model[-1].dfl
+        anchors = {"tal_topk": 7, "tal_topk2": 1} if one_to_one else {}  # as Ultralytics trains its one-to-one branch
+        self._detection = v8DetectionLoss(quantized, **anchors)
+
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor]:
+        with torch.no_grad():
+            floating = self._floating(batch["img"])[1]
+        ours, theirs = (self._distances(each["boxes"]) for each in (output, floating))
+        certainty = distill.certainty(floating["scores"])
+        classes = distill.class_loss(output["scores"], floating["scores"])
+        boxes = BOX_WEIGHT * distill.box_loss(ours, theirs, certainty)
+        features = distill.feature_loss(output["feats"], floating["feats"])
+        labels = self._detection(output, batch)[0].sum() / len(batch["img"])
+        return (classes + boxes + features + labels,)
 
 
 def _copy_gradients(quantized: Any, network: Any) -> None:
@@ -217,20 +244,30 @@ def _unfused_names(values: Mapping[str, T], network: Any) -> dict[str, T]:
 
 
 def _accumulate(
-    network: Any, loss: Any, samples: Sequence[LabelledImage], size: tuple[int, int], progress: Progress
+    network: Any,
+    loss: Any,
+    samples: Sequence[LabelledImage],
+    size: tuple[int, int],
+    progress: Progress,
+    *,
+    of_weights: bool,
 ) -> None:
-    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is."""
-    network.requires_grad_(True).eval()
+    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is.
+
+    of_weights: without, only outputs get gradients, for hooks.
+    """
+    network.requires_grad_(of_weights).eval()
     head = network.model[-1]
     head.training = True  # the head alone: raw predictions, and no statistics change
 
     def image_loss(image: LabelledImage) -> torch.Tensor:
         batch = _batch([image], size)
-        total: torch.Tensor = loss(network(batch["img"]), batch)[0].sum()
+        total: torch.Tensor = loss(network(batch["img"].requires_grad_()), batch)[0].sum()
         return total
 
     accumulate_gradients(network, samples, image_loss, progress)
     head.training = False
+    network.requires_grad_(True)
     drop_hooks(network)  # of a teacher's loss
 
 

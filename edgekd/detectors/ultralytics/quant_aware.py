@@ -1,11 +1,8 @@
-"""Quantization-aware distillation of Ultralytics detectors, inside Ultralytics' own trainer."""
+"""Quantization-aware training of Ultralytics detectors: a quantized one is trained to predict as the float one does."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -14,69 +11,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekd.compress.distillation import distill
 from edgekd.compress.quantization.fake_quant import ActivationRange, FakeQuantConv2d, latent_weights
 from edgekd.compress.quantization.half import as_short_half
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.steps import QuantAwareDistill
-from edgekd.core.errors import CompressError, SpecError
-from edgekd.core.formats import int8
-from edgekd.core.progress import SILENT, Progress
-from edgekd.data.dataset import load_dataset, require_classes
-from edgekd.data.images import readable_samples
+from edgekd.core.errors import CompressError
+from edgekd.core.progress import Progress
 from edgekd.detectors.onnx import describe
+from edgekd.detectors.recovery import recover
 from edgekd.detectors.results import TrainingRun
-from edgekd.detectors.torch_support import fitting_batches
 from edgekd.detectors.ultralytics.detector import UltralyticsDetector, keep_one_branch
-from edgekd.detectors.ultralytics.loop import Lesson, Loop, base_settings, quiet
-from edgekd.detectors.ultralytics.upstream import v8DetectionLoss
+from edgekd.detectors.ultralytics.loop import quiet
+from edgekd.detectors.ultralytics.recover import compressed
 from edgekd.graph.view import load_graph
-
-BOX_WEIGHT = 5.0
-"""Weight of the distance of boxes; those of classes and features have 1."""
-WARM_UP_SHARE = 0.05
-"""Share of the steps in which the learning rate rises; in the rest it falls to zero along a cosine."""
 
 
 def distill_quantized(
     checkpoint: Path,
-    graph: Path,
+    teacher: Path,
     out: Path,
     data: Path,
     step: QuantAwareDistill,
-    trust: bool = False,
-    progress: Progress = SILENT,
-    teacher: Path | None = None,
+    cache: Path,
+    state: Path,
+    trust: bool,
+    device: str | None,
+    progress: Progress,
+    graph: Path,
 ) -> TrainingRun:
-    """Write `out`: the Q/DQ graph `graph` with weights trained to match the float `checkpoint`, or `teacher`.
+    """Write `out`: the Q/DQ graph `graph` with weights trained so that it predicts as `teacher` does.
 
-    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
+    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`. The
+    branch of a head with two that ships is trained.
     """
-    _require_sensible(step)
-    began = time.monotonic()
-    dataset = load_dataset(data)
-    spec = describe(load_graph(graph), graph)
-    require_classes(spec, dataset)
-    samples = readable_samples(dataset.split("train").samples, progress)
-    layers = read_layers(graph)
+    layers, preprocess = read_layers(graph), describe(load_graph(graph), graph).preprocess
     floating, one_to_one = float_network(checkpoint, trust)
-    student = quantized_network(floating, layers, step.ranges == "learned")
-    teacher_network = float_network(teacher, trust)[0] if teacher else floating
-    side = step.image_size or max(spec.preprocess.height, spec.preprocess.width)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, quiet(), fitting_batches():
-        trainer = _Trainer.of(Lesson(tuple(samples), spec.classes), _settings(step, side, scratch), progress)
-        trainer.model, trainer.rate = student, step.learning_rate
-        trainer.make_loss = lambda model: DistillationLoss(model, teacher_network, step.labels, one_to_one)
-        trainer.train()
-    write_layers(graph, out, trained_layers(trainer.ema.ema, layers))
-    return TrainingRun(step.epochs, trainer.ema.updates, tuple(trainer.losses), time.monotonic() - began)
-
-
-def _require_sensible(step: QuantAwareDistill) -> None:
-    for name in ("epochs", "batch", "learning_rate"):
-        value = getattr(step, name)
-        if not value > 0:
-            raise SpecError(f"quantization-aware distillation: {name}", expected="more than 0", found=str(value))
+    network = quantized_network(floating, layers, step.ranges == "learned")
+    branch = "one2one" if one_to_one else "one2many"
+    student = compressed(network, step, [preprocess.height, preprocess.width], device, branch)
+    with quiet():
+        run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
+    write_layers(graph, out, trained_layers(network, layers))
+    return run
 
 
 def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
@@ -169,80 +145,3 @@ def _trained(module: Any, layer: QdqConvolution) -> QdqConvolution:
         bias=bias,
         input_scale=None if layer.input_scale is None else float(module.entry.scale),
     )
-
-
-class DistillationLoss:
-    """The loss of a student beside its teacher on a batch, and on labels, which count as much as `labels` says.
-
-    Called by Ultralytics with the student's raw predictions. one_to_one: whether the head gives one box per object, and
-    so learns from one anchor per object.
-    """
-
-    def __init__(self, student: Any, teacher: Any, labels: float, one_to_one: bool) -> None:
-        self._teacher = teacher.to(next(student.parameters()).device)
-        self._distances = teacher.model[-1].dfl
-        self._labels = labels
-        # As Ultralytics trains its one-to-one branch.
-        anchors = {"tal_topk": 7, "tal_topk2": 1} if one_to_one else {}
-        self._detection = v8DetectionLoss(student, **anchors) if labels else None
-
-    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the loss, and its parts by name."""
-        with torch.no_grad():
-            teacher = self._teacher(batch["img"])[1]
-        boxes, teacher_boxes = (self._distances(predictions["boxes"]) for predictions in (output, teacher))
-        certainty = distill.certainty(teacher["scores"])
-        parts = {
-            "class": distill.class_loss(output["scores"], teacher["scores"]),
-            "box": BOX_WEIGHT * distill.box_loss(boxes, teacher_boxes, certainty),
-        }
-        if all(ours.shape == theirs.shape for ours, theirs in zip(output["feats"], teacher["feats"], strict=False)):
-            parts["feature"] = distill.feature_loss(output["feats"], teacher["feats"])  # a teacher may have wider ones
-        if self._detection is not None:
-            loss, _ = self._detection(output, batch)
-            parts["labels"] = self._labels * loss.sum() / len(batch["img"])
-        return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
-
-
-def _settings(step: QuantAwareDistill, side: int, folder: str) -> dict[str, Any]:
-    """Return the settings of Ultralytics' trainer: its loop without its schedule, checks and files."""
-    return {
-        **base_settings(step, side, folder),
-        **{"amp": False, "save": False},
-        # Mild: the student has to follow its teacher where the teacher is good.
-        **{"mosaic": 0.0, "close_mosaic": 0, "scale": 0.25, "translate": 0.1, "fliplr": 0.5},
-    }
-
-
-class _Trainer(Loop):
-    """Training of a network with another loss. Its only result is its moving average, `ema`.
-
-    Set before training: `model`; `rate`, the learning rate; `make_loss`, from the model in training to its loss.
-    """
-
-    rate: float
-    make_loss: Callable[[Any], Any]
-    remedy = "lower learning_rate"
-    stage = "quant_aware_distill"
-
-    def build_optimizer(self, model: Any, *_: Any, **__: Any) -> Any:
-        """Return Adam, whose steps are as large as the learning rate, in each parameter's own unit."""
-        latent = [module.weight for module in model.modules() if isinstance(module, FakeQuantConv2d)]
-        latent_ids = set(map(id, latent))
-        others = [parameter for parameter in model.parameters() if id(parameter) not in latent_ids]
-        groups = [{"params": latent, "lr": self.rate * int8.LEVELS}, {"params": others, "lr": self.rate}]
-        return torch.optim.Adam(groups)
-
-    def _setup_train(self) -> None:
-        super()._setup_train()
-        # Only now: the moving average has copied the model, and needs no copy of the teacher.
-        self.model.criterion = self.make_loss(self.model)
-
-    def rate_factor(self) -> float:
-        done, steps = self.steps_done - 1, self.steps
-        rising = (done + 1) / max(WARM_UP_SHARE * steps, 1)
-        falling = 0.5 + 0.5 * math.cos(math.pi * done / steps)
-        return min(rising, falling)
-
-    def save_model(self) -> bool:
-        return False

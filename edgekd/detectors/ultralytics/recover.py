@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from edgekd.compress.distillation.loss_terms import DetectorFeatures
-from edgekd.compress.steps import Recover
+from edgekd.compress.steps import QuantAwareDistill, Recover
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.recovery import CompressedDetector, recover
 from edgekd.detectors.results import TrainingRun
@@ -36,18 +38,30 @@ def recover_detector(
     classes or strides are not the detector's.
     """
     network, train_args = unfused_network(checkpoint, trust)
-    strides = strides_of(network)
-    size = input_size({"imgsz": step.image_size or train_args.get("imgsz")}, max(strides))
-    network.to(one_device(device)).to(memory_format=torch.channels_last)
-    network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
-    recorder = FeatureRecorder(network)
-
-    def outputs(frames: torch.Tensor) -> DetectorFeatures:
-        return recorder.features(network(frames))
-
-    student = CompressedDetector(network, outputs, class_names(network), tuple(map(float, strides)), size)
+    student = compressed(network, step, train_args.get("imgsz"), device)
     with quiet():
         run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
     drop_hooks(network.eval().cpu())
     write_checkpoint(network, {"task": "detect", **train_args}, out)
     return run
+
+
+def compressed(
+    network: Any, step: Recover | QuantAwareDistill, size: Any, device: str | None, branch: str | None = None
+) -> CompressedDetector:
+    """Return a network as a detector to recover, moved to a device.
+
+    size: of its input, as a checkpoint states it; branch: of the teacher's head, by name, that it has as its only one;
+    None for the same ones.
+    """
+    strides = strides_of(network)
+    network.to(one_device(device)).to(memory_format=torch.channels_last)
+    network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
+    recorder = FeatureRecorder(network)
+
+    def outputs(frames: torch.Tensor) -> DetectorFeatures:
+        features = recorder.features(network(frames))
+        return features if branch is None else replace(features, branches={branch: features.branches["one2many"]})
+
+    side = input_size({"imgsz": step.image_size or size}, max(strides))
+    return CompressedDetector(network, outputs, class_names(network), tuple(map(float, strides)), side)

@@ -15,7 +15,7 @@ from running import EdgeKD
 from edgekd.builds.ledger import ledger_row
 from edgekd.builds.stages import recover
 from edgekd.builds.stages.base import StageContext
-from edgekd.compress.steps import Recover
+from edgekd.compress.steps import QuantAwareDistill, Recover
 from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import SILENT
@@ -50,7 +50,7 @@ class Runs:
             (folder / name).write_text(name)
 
     def _train(
-        self, checkpoint: Path, teacher: Path, out: Path, data: Path, step: Recover, cache: Path, state: Path, *_: Any
+        self, checkpoint: Path, teacher: Path, out: Path, data: Path, step: Any, cache: Path, state: Path, *_: Any
     ) -> Any:
         self.caches.append(cache)
         self.states.append(state)
@@ -65,6 +65,17 @@ class Runs:
         context = StageContext.within(self.folder / "out", fresh, SILENT)
         graph: Any = SimpleNamespace(result=SimpleNamespace(spec=SimpleNamespace(preprocess=Preprocess(side, side))))
         return recover.run(context, step, self.folder / student, self.folder / teacher, graph, self.dataset)
+
+    def quantized(self, step: QuantAwareDistill, graph: str) -> Any:
+        """Train a quantized graph with this content."""
+        context = StageContext.within(self.folder / "out", False, SILENT)
+        (self.folder / recover.GRAPH).write_text(graph)
+        result = SimpleNamespace(
+            spec=SimpleNamespace(preprocess=Preprocess(64, 64)), detector=None, opset=17, layers=(1, 1), forms={}
+        )
+        source: Any = SimpleNamespace(path=self.folder, files=(), sha256=graph, result=result)
+        files = self.folder / "student", self.folder / "teacher"
+        return recover.quant_aware_distill(context, step, *files, source, self.dataset)
 
 
 @pytest.fixture
@@ -83,6 +94,15 @@ def test_trainings_beside_one_teacher_share_its_predictions(runs: Runs) -> None:
     assert len(set(runs.caches)) == 4
     assert runs(replace(step, cache_size="1GB")).cached, "a limit of disk space changes no result"
     assert len(runs.caches) == 6
+
+
+def test_a_quantized_graph_is_trained_beside_the_same_predictions(runs: Runs) -> None:
+    runs(Recover())
+    steps = (QuantAwareDistill(), QuantAwareDistill(seed=1), QuantAwareDistill())
+    stages = [runs.quantized(step, graph) for step, graph in zip(steps, ("one", "one", "two"), strict=True)]
+    assert len({stage.key for stage in stages}) == 3, "the graph and the step are inputs"
+    assert len(set(runs.states)) == 4
+    assert set(runs.caches) == {runs.caches[0]}
 
 
 def test_each_training_has_a_state_of_its_own_which_is_gone_afterwards(runs: Runs) -> None:
@@ -119,16 +139,17 @@ def test_a_fresh_build_predicts_and_trains_anew(runs: Runs, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "value"), [("epochs", 0), ("batch", 0), ("learning_rate", 0.0), ("images", 0), ("cache_size", "much")]
 )
-def test_settings_without_sense_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(SpecError, match=name):
-        Recover(**{name: value})
+@pytest.mark.parametrize("kind", [Recover, QuantAwareDistill])
+def test_settings_without_sense_are_refused(kind: type[Recover | QuantAwareDistill], name: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"{kind.kind}: {name}|cache_size"):
+        kind(**{name: value})
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_a_build_prunes_recovers_and_quantizes(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("ultralytics")
-    detector = write_detector(tmp_path, "yolo11n.yaml", 0.25, 64)
+    detector = write_detector(tmp_path, "yolov3-tiny.yaml", 0.125, 64)
     (tmp_path / "own.toml").write_text(RECIPE, "utf-8")
     flags = ("--data", tiny_data, "--out", tmp_path / "out", "--recipe", tmp_path / "own.toml")
     ran = edgekd("build", detector, *flags, "--json")

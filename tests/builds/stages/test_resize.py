@@ -24,7 +24,7 @@ RESIZE = 'name = "small"\n[[steps]]\nkind = "resize"\nimage_size = {size}\n[[ste
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_detector(tmp_path_factory.mktemp("detector"), "yolov8n.yaml", 0.125, 64)
+    return write_detector(tmp_path_factory.mktemp("detector"), "yolov3-tiny.yaml", 0.125, 64)
 
 
 @pytest.mark.slow

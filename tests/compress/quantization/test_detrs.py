@@ -29,7 +29,11 @@ FLOAT = ("GridSample", "LayerNormalization", "Softmax", "TopK")
 
 @pytest.mark.parametrize(
     "config",
-    [rf_detr, *(pytest.param(each, marks=pytest.mark.slow) for each in (rt_detr, rt_detr_v2, d_fine, deimv2))],
+    [
+        rf_detr,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (rt_detr_v2, d_fine)),
+        *(pytest.param(each, marks=pytest.mark.release) for each in (rt_detr, deimv2)),  # of the same layers
+    ],
     ids=lambda each: each.__name__,
 )
 def test_all_layers_but_the_last_are_in_int8_and_the_rest_is_float(config: Callable[[], Any], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from edgekd.core.formats.int8 import dequantize_channels, quantize_channels
 torch = pytest.importorskip("torch")
 
 from edgekd.compress.quantization.fake_quant import (  # noqa: E402
+    CODES_PER_UNIT,
     ActivationRange,
     FakeQuantConv2d,
     coded_codes,
@@ -126,7 +127,8 @@ def test_rounding_is_invisible_to_the_gradient_of_the_weights(form: str) -> None
     quantized(x).square().sum().backward()
     weights = (quantized.codes() * quantized.scales[:, None, None, None]).detach().requires_grad_()
     torch.nn.functional.conv2d(quantized.entry(x), weights, quantized.bias, 2, 1).square().sum().backward()
-    assert torch.allclose(quantized.weight.grad, weights.grad * quantized.scales[:, None, None, None], rtol=1e-4)
+    wanted = weights.grad * quantized.scales[:, None, None, None] * CODES_PER_UNIT
+    assert torch.allclose(quantized.weight.grad, wanted, rtol=1e-4)
 
 
 def test_an_activation_outside_its_range_gets_no_gradient() -> None:

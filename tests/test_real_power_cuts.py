@@ -1,0 +1,73 @@
+"""The judge of `bench/real_power_cuts.py` and its page, without a virtual camera."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.fixture(name="bench", scope="module")
+def bench_module() -> Iterator[ModuleType]:
+    before = {*sys.modules}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        yield importlib.import_module("real_power_cuts")
+    for name in {*sys.modules} - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCH:
+            del sys.modules[name]
+
+
+def status(counter: int = 2, passed: bool = True) -> dict[str, Any]:
+    engine = {"self_test": {"passed": passed}}
+    return {"active": {"counter": counter, "engine": engine}, "counter": counter, "trust": {"version": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "detects", "fault"),
+    [
+        ({}, 2, ""),
+        ({}, None, ""),
+        ({}, 1, "detects by 1, in service is 2"),
+        ({"active": None}, None, "in service is 0"),
+        (status(3), 3, "in service is 3"),
+        (status(passed=False), 2, "in service is an engine without a self-test"),
+        ({"counter": 1}, 2, "the counter went back to 1"),
+        ({"counter": None}, 2, "the counter went back to None"),
+        ({"trust": None}, 2, "the trust file went back: None"),
+    ],
+)
+def test_a_fault_is_found(bench: ModuleType, changes: dict[str, Any], detects: int | None, fault: str) -> None:
+    sight = bench.Sight(detects, {**status(), **changes}, "A", (), 0)
+    assert sight.faults((1, 2), 2, 1)[:1] == ([fault] if fault else [])
+
+
+def test_functions_of_the_cameras_shell_are_accepted_by_a_shell(bench: ModuleType) -> None:
+    scripts = [each.script or ":" for each in bench.OPERATIONS]
+    scripts += [part for each in bench.SCENARIOS for part in (each.trouble, each.repair)]
+    for script in scripts:
+        subprocess.run(("sh", "-n"), input=f"{bench.SHELL}\n{script}\n", text=True, check=True)
+
+
+def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
+    frame = importlib.import_module("frame")
+    good = {"operation": "install", "writes": 3, "of": 9, "share": 0.5, "in_operation": True, "unflushed": 7, "lost": 4}
+    good |= {"cut_s": 1.0, "detects_s": 40.0, "counter": 1, "trial": False, "slot": "A", "faults": [], "seconds": 60.0}
+    bad = {**good, "faults": ["the counter went back to 0", "next run: files left: ['x']"]}
+    silent = {**good, "counter": None, "detects_s": None, "faults": ["RuntimeError: does not answer"]}
+    rows = [frame.Document(each, seed=seed) for seed, each in enumerate((good, bad, silent))]
+    found = bench.result(type("Kept", (), {"rows": rows, "conditions": {}}), [], 3)
+    assert [each["found"] for each in found["claims"]] == [3, 1, 1, 1]
+    text = "\n".join(
+        bench.page(frame.Document(found, command="c", claims=[frame.Document(c) for c in found["claims"]]))
+    )
+    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 40" in text
+    assert "0 | install | 3 of 9 | 4 of 7 | 1 | A | as undisturbed | 60" in text
