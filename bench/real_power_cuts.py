@@ -22,6 +22,7 @@ from typing import Any
 
 from common import HERE
 from cut_camera import SETTLED_S, CutCamera, Snapshot
+from cut_operations import INSTALL, OPERATIONS, SCENARIOS, SHELL, SNAPSHOTS, UPDATES, Operation, Scenario, next_run
 from disk_log import count_writes
 from frame import (
     Blocks,
@@ -43,110 +44,8 @@ sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import Image
 
 LOST_SHARES = (1.0, 0.5, 0.1)  # of the sectors that were not flushed
-UPDATES = "/data/updates"  # on the camera
-STATE = "/data/edgekd"
+SPARE_BYTES = 256 << 10  # ext4 keeps the blocks of folders that were larger once
 REPEAT_TIMEOUT_S = 900.0
-
-SHELL = f"""\
-cd /
-agent() {{ setpriv --reuid=edgekd --regid=edgekd --init-groups python3 /usr/lib/edgekd/agent.pyz "$@"; }}
-settle() {{ systemctl start edgekd-commit rauc-mark-good; }}
-detects() {{
-    until grep -q '"class"' /run/edgekd/detections.jsonl 2>/dev/null; do sleep 1; done
-    grep '"class"' /run/edgekd/detections.jsonl | tail -n 1 >&3
-}}
-state() {{
-    agent status
-    sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline
-    find {STATE} ! -type d -printf '%P %l %s\\n' | sort
-}}
-"""
-"""Functions for the camera's shell, as root. `/run/edgekd` is new with each start of the camera's program."""
-INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 5"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """Work that is cut.
-
-    Args:
-        name: For people.
-        start: Name of the snapshot that it starts from.
-        script: Work on the camera; None for what it does by itself when it starts.
-        serves: Counters of the models that may be in service after a cut.
-        goal: Counter of the model in service after the next run.
-        trust: Version of the trust file after the next run.
-    """
-
-    name: str
-    start: str
-    script: str | None
-    serves: tuple[int, ...]
-    goal: int
-    trust: int = 1
-
-
-OPERATIONS = (
-    Operation("install", "running", INSTALL, (1, 2), 2),
-    Operation("install by a delta", "running", f"agent install {UPDATES}/model-2.delta --tries 5", (1, 2), 2),
-    Operation("start of a trial", "trial", "systemctl restart camera && settle", (2,), 2),
-    Operation("commit", "trial", "agent commit", (2,), 2),
-    Operation("rollback", "second", "agent rollback", (1, 2), 1),
-    Operation("trust rotation", "running", f"agent trust {UPDATES}/trust-2.json", (1,), 1, 2),
-    Operation("model by RAUC", "running", f"rauc install {UPDATES}/model-2.raucb", (1, 2), 2),
-    Operation("first boot", "factory", None, (1,), 1),
-)
-SNAPSHOTS = {
-    "running": ("factory", "settle"),
-    "trial": ("running", INSTALL),
-    "second": ("trial", "systemctl restart camera; settle"),
-}
-"""Start and script of each snapshot but that of the factory, which is a disk alone."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Trouble of another kind.
-
-    Args:
-        name: For people.
-        start: Name of the snapshot.
-        trouble: Script that makes it and works in it.
-        repair: Script that ends it, before an installation that must come to its end.
-        serves: Counters of the models that may be in service meanwhile.
-        timeout_s: After so long the connection is cut; None waits for the end.
-    """
-
-    name: str
-    start: str
-    trouble: str
-    repair: str = ":"
-    serves: tuple[int, ...] = (1,)
-    timeout_s: float | None = None
-
-
-ENGINE = """python3 -c 'import json, sys; print(json.load(sys.stdin)["result"]["active"]["engine"]["file"])'"""
-SCENARIOS = (
-    Scenario("disk full", "running", f"dd if=/dev/zero of=/data/filler bs=1M; {INSTALL}", "rm /data/filler"),
-    Scenario(
-        "remounted read only", "running", f"mount -o remount,ro /data && ! {INSTALL}", "mount -o remount,rw /data"
-    ),
-    Scenario("clock at 1970", "running", f"date -s @0; {INSTALL}", serves=(2,)),
-    Scenario("connection cut", "running", INSTALL, serves=(1, 2), timeout_s=5.0),
-    Scenario(
-        "agent killed for memory",
-        "running",
-        "systemd-run --quiet --wait -p MemoryMax=24M -p MemorySwapMax=0 -p User=edgekd "
-        f"python3 /usr/lib/edgekd/{INSTALL.replace('agent ', 'agent.pyz ')}",
-    ),
-    Scenario(
-        "corrupted block in the engine",
-        "second",
-        f"dd if=/dev/urandom of=$(agent status | {ENGINE}) bs=512 seek=2 count=1 conv=notrunc; "
-        "echo 3 >/proc/sys/vm/drop_caches",
-        serves=(1, 2),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -158,14 +57,12 @@ class Sight:
         status: Result of the agent's `status`.
         slot: Root slot that runs.
         files: Paths in the state folder, with the goals of links.
-        bytes: Size of these files.
     """
 
     detects: int | None
     status: dict[str, Any]
     slot: str
     files: tuple[str, ...]
-    bytes: int
 
     @property
     def counter(self) -> int:
@@ -192,20 +89,8 @@ def look(camera: CutCamera, script: str) -> Sight:
     command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
     lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
     frame = json.loads(lines.pop(0)) if '"objects"' in lines[0] else {}
-    status, slot, *found = lines
-    files = [line.rsplit(" ", 1) for line in found]
-    return Sight(
-        frame.get("counter"),
-        json.loads(status)["result"],
-        slot,
-        tuple(name.strip() for name, _ in files),
-        sum(int(size) for _, size in files),
-    )
-
-
-def next_run(operation: Operation) -> str:
-    """Return the script that repeats an operation, and ends the trial that it may leave."""
-    return f"{operation.script or ':'}; agent commit"
+    status, slot, *files = lines
+    return Sight(frame.get("counter"), json.loads(status)["result"], slot, tuple(line.strip() for line in files))
 
 
 class Bench:
@@ -257,9 +142,9 @@ class Bench:
                 assert camera.log is not None
                 writes = count_writes(camera.log)
                 sight = look(camera, next_run(operation))
-            found = {"writes": writes, "seconds": round(seconds, 1), "files": sight.files, "bytes": sight.bytes}
+            found = {"writes": writes, "seconds": round(seconds, 1), "files": sight.files, "status": sight.status}
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({**found, "status": sight.status}), "utf-8")
+            file.write_text(json.dumps(found), "utf-8")
             note(f"{operation.name}: {writes} writes, {seconds:.0f} s")
         return dict(json.loads(file.read_text("utf-8")))
 
@@ -315,7 +200,8 @@ class Bench:
         missing = sorted({*undisturbed["files"]} - {*last.files})
         ended += [f"files left: {extra}"] if extra else []
         ended += [f"files missing: {missing}"] if missing else []
-        found["extra_bytes"] = last.bytes - undisturbed["bytes"]
+        found["less_bytes"] = undisturbed["status"]["disk"]["free_bytes"] - last.status["disk"]["free_bytes"]
+        ended += [f"{found['less_bytes']} bytes less are free"] if found["less_bytes"] > SPARE_BYTES else []
         found["faults"] += [f"next run: {fault}" for fault in ended]
         return found
 
@@ -386,7 +272,7 @@ the trust file goes back; the next run does not end with exactly the files of an
     yield claims_table(found.claims, ".0f")
     yield table(
         "operation | cuts | before its end | sectors unflushed | lost | model in service afterwards | faults | "
-        "boot to detections, s",
+        "most bytes less free | boot to detections, s",
         (operation_line(name, found.rows) for name in dict.fromkeys(row.operation for row in found.rows)),
     )
     yield "*Model in service afterwards*: by counter, at the first look after the boot."
@@ -416,10 +302,12 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
     boots = [row.detects_s for row in own if row.get("detects_s")]
+    less = max((row.get("less_bytes") or 0 for row in own), default=0)
     return (
         f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
         f"{sum(row.lost for row in own):,} | {serves} | "
-        f"{sum(bool(row.faults) for row in own)} | {statistics.median(boots) if boots else 0:.0f}"
+        f"{sum(bool(row.faults) for row in own)} | "
+        f"{less:,} | {statistics.median(boots) if boots else 0:.0f}"
     )
 
 
@@ -436,7 +324,7 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
             claim("cuts", len(rows), len(rows) >= rounds),
             counted("without a tested model that may be in service", "Error", "Timeout", "in service"),
             counted("counter or trust file gone back", "went back"),
-            counted("files left or missing after the next run", "files"),
+            counted("files left or missing, or space lost, after the next run", "files", "bytes less"),
         ],
         "rows": rows,
         "scenarios": scenarios,

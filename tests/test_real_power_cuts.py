@@ -46,7 +46,7 @@ def status(counter: int = 2, passed: bool = True) -> dict[str, Any]:
     ],
 )
 def test_a_fault_is_found(bench: ModuleType, changes: dict[str, Any], detects: int | None, fault: str) -> None:
-    sight = bench.Sight(detects, {**status(), **changes}, "A", (), 0)
+    sight = bench.Sight(detects, {**status(), **changes}, "A", ())
     assert sight.faults((1, 2), 2, 1)[:1] == ([fault] if fault else [])
 
 
@@ -60,7 +60,16 @@ def test_functions_of_the_cameras_shell_are_accepted_by_a_shell(bench: ModuleTyp
 def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
     frame = importlib.import_module("frame")
     good = {"operation": "install", "writes": 3, "of": 9, "share": 0.5, "in_operation": True, "unflushed": 7, "lost": 4}
-    good |= {"cut_s": 1.0, "detects_s": 40.0, "counter": 1, "trial": False, "slot": "A", "faults": [], "seconds": 60.0}
+    good |= {
+        "cut_s": 1.0,
+        "detects_s": 40.0,
+        "counter": 1,
+        "trial": False,
+        "less_bytes": 512,
+        "slot": "A",
+        "faults": [],
+        "seconds": 60.0,
+    }
     bad = {**good, "faults": ["the counter went back to 0", "next run: files left: ['x']"]}
     silent = {**good, "counter": None, "detects_s": None, "faults": ["RuntimeError: does not answer"]}
     rows = [frame.Document(each, seed=seed) for seed, each in enumerate((good, bad, silent))]
@@ -69,5 +78,5 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
     text = "\n".join(
         bench.page(frame.Document(found, command="c", claims=[frame.Document(c) for c in found["claims"]]))
     )
-    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 40" in text
+    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40" in text
     assert "0 | install | 3 of 9 | 4 of 7 | 1 | A | as undisturbed | 60" in text
