@@ -181,6 +181,7 @@ def distillation() -> Iterator[str]:
     for name, title in (
         ("distillation_minutes_cpu", "A YOLO11n from a COCO checkpoint"),
         ("distillation_pruned_cpu", "A YOLO11n without half of its multiply-adds, where `recover` reads no labels"),
+        ("distillation_few_labels_cpu", "The same with labels for a tenth of the images; `recover` uses all images"),
     ):
         methods = {method: group for method, group in by_method(result(name)["rows"]).items() if method != "teacher"}
         ranked = sorted(methods.items(), key=lambda entry: -(average(entry[1], "map50_95", "test") or 0.0))
