@@ -133,7 +133,7 @@ def test_the_ledger_says_what_every_stage_took_and_gave(tiny_build: Built, tiny_
     assert list(stages) == STAGES
     assert (document["model"], document["target"], document["bundle"]) == ("tiny.onnx", "xavier", "tiny-xavier.edgekd")
     assert document["lineage"]["model_sha256"] == file_sha256(tiny_model)
-    assert stages["benchmark"]["seconds"] > 1
+    assert stages["benchmark"]["seconds"] > 0
     assert all(not stage["cached"] and len(stage["key"]) == 64 for stage in stages.values())
     assert stages["quantize"]["files"]["graph.onnx"] == file_sha256(tiny_build.out / "graph.onnx")
     assert stages["pack"]["files"]["bundle.edgekd"] == file_sha256(tiny_build.bundle)

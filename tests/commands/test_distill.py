@@ -123,7 +123,7 @@ def test_a_build_ships_the_student_and_compares_it_with_its_teacher(
     assert_documented(ledger, "ledger")
     assert len(ledger["distillation"]["losses"]) == len(ledger["distillation"]["weights"]) == 2
     assert ledger["distillation"]["weights"][0]["classes"] > 0
-    assert set(ledger["losses"][0]) == {"class", "box", "feature"}
+    assert set(ledger["losses"][0]) == {"classes", "boxes", "distributions", "features"}
     manifest = json.loads(to_json(verify(tmp_path / "out" / "teacher-cpu.edgekd")))
     sizes = [manifest["evidence"][side]["bytes"] for side in ("before", "after")]
     assert sizes[1] < sizes[0] / 3, "before is the teacher, after the quantized student"

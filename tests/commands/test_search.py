@@ -69,6 +69,11 @@ def searched(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFact
     return once(tmp_path_factory, "searched", run_search) / "out"
 
 
+def copy_of(searched: Path, name: str) -> Path:
+    """Return a copy beside the folder of the search: what is in it names the data by relative paths."""
+    return Path(shutil.copytree(searched, searched.parents[1] / name / "out"))
+
+
 def command(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
     given = ["--data", str(data), "--out", str(out), "--search", *LIMITS, "--json", *flags]
     return [sys.executable, "-m", "edgekd", "build", str(model), *given]
@@ -163,7 +168,7 @@ def test_the_recipe_that_was_found_can_be_built_without_a_search(
 def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_same(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     before = {path: path.stat().st_mtime_ns for path in trials(out)}
     flags = ("--data", data, "--out", out, "--search", *LIMITS)
     ran = edgekd("build", tiny_model, *flags)
@@ -296,7 +301,7 @@ def test_on_a_cluster_trials_queue_for_boards_and_say_where_they_failed(
 def test_a_candidate_is_timed_on_the_board_that_answers(
     searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     lost = Board("lost", "null", python=str(tmp_path / "no-python"))
     boards = (lost, Board("bench", "null"))
     candidate = Candidate(None, 64, bits=16.0)
@@ -319,7 +324,7 @@ def test_a_candidate_is_timed_on_the_board_that_answers(
 def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_again(
     searched: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     boards = tuple(Board(name, "null") for name in ("refusing", "lost"))
     recipe = load_recipe(str(searched / "recipe.toml"))
     job = BuildRequest(tiny_model, searched / "search" / "rung0.yaml", load_target("xavier"), recipe, out)
@@ -367,7 +372,7 @@ def running(process: int) -> bool:
 def test_a_search_that_ended_by_its_time_ends_there_again(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     flags = ("--data", data, "--out", out, *LIMITS, "--time", "0.001s")
     for _ in range(2):
         assert edgekd("build", tiny_model, *flags).code == 0
@@ -393,7 +398,7 @@ def test_two_searches_in_one_folder_are_one_too_many(
 def test_a_budget_that_cannot_be_met_builds_the_nearest_and_says_so(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     limit = int(0.95 * min(point["bytes"] for point in result(searched)["points"]))  # a tenth less would be refused
     flags = ("--data", data, "--out", out, "--search", "--max-size", limit, "--keep", "50%")
     ran = edgekd("build", tiny_model, *flags)
@@ -408,7 +413,7 @@ def test_a_budget_that_cannot_be_met_builds_the_nearest_and_says_so(
 def test_a_budget_that_nothing_fits_ends_with_what_to_do(
     edgekd: EdgeKD, searched: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(searched, tmp_path / "out")
+    out = copy_of(searched, tmp_path.name)
     flags = ("--data", data, "--out", out, "--search", "--max-size", "1kB")
     assert_refused(edgekd("build", tiny_model, *flags), "nothing came of any candidate", "allow more")
     assert result(out)["winner"] is None
