@@ -199,22 +199,27 @@ def quantization_aware() -> Iterator[str]:
     """Yield the comparison of quantization-aware training."""
     run = result("quantization_aware")
     methods = by_method(sorted(run["rows"], key=lambda row: row["seed"] is not None))
-    (whole,) = methods["float32"]
+    whole = methods["float32"]
     yield f"""\
-Quantization-aware training without labels of a YOLO11n that was pruned and recovered, in 1/{run["part"]:g} of its float
-file; epochs: {run["epochs"]}, of {run["images"]["train"]} images; seeds: {len(run["seeds"])}
+Quantization-aware training without labels of a YOLO11n that was pruned and recovered; epochs: {run["epochs"]}, of
+{run["images"]["train"]} images; seeds: {len(run["seeds"])}
 {link("quantization_aware")}. The teacher is the whole detector."""
     yield table(
         ["method", "of the float file", "`val`, of float32's mAP50-95", "`test`"],
         (
             [
                 method,
-                f"1/{1 / share(group, whole, 'bytes'):.1f}",
-                *(percent(share(group, whole, "map50_95", split)) for split in ("val", "test")),
+                f"1/{1 / of_float(group, whole, 'bytes'):.1f}",
+                *(percent(of_float(group, whole, "map50_95", split)) for split in ("val", "test")),
             ]
             for method, group in methods.items()
         ),
     )
+
+
+def of_float(group: list[Row], whole: list[Row], *keys: str) -> float:
+    """Return the mean of a value over rows as a share of the float rows' mean."""
+    return (average(group, *keys) or 0.0) / (average(whole, *keys) or 1.0)
 
 
 def shapes_and_low_rank() -> Iterator[str]:
