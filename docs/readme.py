@@ -68,7 +68,7 @@ def quantization() -> list[tuple[str, str, str, str]]:
 def training() -> list[tuple[str, str, str, str]]:
     """Return the rows about pruning and distillation."""
     recovery, distillation = result("recovery_cpu"), by_method(result("distillation_minutes_cpu")["rows"])
-    (whole,), pruned, recovered = by_method(recovery["rows"]).values()
+    whole, pruned, recovered = by_method(recovery["rows"]).values()
     ours, without = ("map50_95", "test"), distillation["no distillation"]
     seconds = number(average(recovered, "cpu_seconds"))
     return [

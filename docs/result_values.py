@@ -115,9 +115,9 @@ def average(rows: Iterable[Row], *keys: str) -> float | None:
     return mean(values) if values else None
 
 
-def share(group: list[Row], whole: Row, *keys: str) -> float:
-    """Return the mean of a value over rows as a share of the same of another row."""
-    return (average(group, *keys) or 0.0) / float(average([whole], *keys) or 1.0)
+def share(group: list[Row], whole: list[Row], *keys: str) -> float:
+    """Return the mean of a value over rows as a share of its mean over other rows."""
+    return (average(group, *keys) or 0.0) / (average(whole, *keys) or 1.0)
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:

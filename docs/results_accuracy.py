@@ -148,7 +148,7 @@ def pruning() -> Iterator[str]:
     lines = []
     for name in ("recovery_30_cpu", "recovery_cpu"):
         run = result(name)
-        (whole,), *pruned = by_method(run["rows"]).values()
+        whole, *pruned = by_method(run["rows"]).values()
         for group in pruned:
             what = f"{percent(run['ratio'], 0)}, {group[0]['method']} {link(name)}"
             seconds, kept = average(group, "cpu_seconds"), average(group, "map50_95", "test")
@@ -159,7 +159,7 @@ squares (*pruned*), and trained beside cached predictions of the whole detector,
 of the
 seeds, on the split `test`, in CPU seconds of one core:"""
     yield table(["multiply-adds removed", "CPU seconds", "mAP50-95", "of the whole detector's"], lines)
-    (whole,), *pruned = by_method(result("pruning_refit")["rows"]).values()
+    whole, *pruned = by_method(result("pruning_refit")["rows"]).values()
     yield f"""\
 Before any training, with the refit by least squares and with new batch-norm statistics alone
 {link("pruning_refit")}:"""
@@ -209,17 +209,12 @@ Quantization-aware training without labels of a YOLO11n that was pruned and reco
         (
             [
                 method,
-                f"1/{1 / of_float(group, whole, 'bytes'):.1f}",
-                *(percent(of_float(group, whole, "map50_95", split)) for split in ("val", "test")),
+                f"1/{1 / share(group, whole, 'bytes'):.1f}",
+                *(percent(share(group, whole, "map50_95", split)) for split in ("val", "test")),
             ]
             for method, group in methods.items()
         ),
     )
-
-
-def of_float(group: list[Row], whole: list[Row], *keys: str) -> float:
-    """Return the mean of a value over rows as a share of the float rows' mean."""
-    return (average(group, *keys) or 0.0) / (average(whole, *keys) or 1.0)
 
 
 def shapes_and_low_rank() -> Iterator[str]:
