@@ -31,7 +31,7 @@ def every_table() -> Iterator[str]:
     """Yield the list of all tables."""
     titles = {path: path.read_text("utf-8").splitlines()[0].removeprefix("# ") for path in sorted(RESULTS.glob("*.md"))}
     yield "## Every table"
-    yield "\n".join(f"- [{title}](../bench/results/{path.name}), `{path.stem}`" for path, title in titles.items())
+    yield "\n".join(f"- [{title}](../../bench/results/{path.name}), `{path.stem}`" for path, title in titles.items())
 
 
 def main() -> None:
