@@ -27,7 +27,7 @@ LINE = 15  # px, between lines of text
 
 @dataclass(frozen=True)
 class State:
-    """A state of a bundle on a camera. shown: the fields of `status` that show it; x, y: the corner of its box, in px."""
+    """A state of a bundle on a camera. shown: the fields of `status` that show it; x, y: corner of its box, in px."""
 
     name: str
     shown: str
@@ -83,7 +83,11 @@ TRANSITIONS = (
 def lifecycle() -> str:
     """Return the diagram of the states of a bundle on a camera."""
     title = "States of a bundle on a camera"
-    notes = ["install = unpack, build, selftest, then a trial.", "boot at each start takes a try; without one left it", "rolls back. In italics: the command for the other bundle."]
+    notes = (
+        "install = unpack, build, selftest, then a trial.",
+        "boot at each start takes a try; without one left it rolls",
+        "back. In italics: the command is about the other bundle.",
+    )
     parts = [*map(arrow, TRANSITIONS), *map(state_box, STATES)]
     parts += [text(20, 484 + LINE * line, note, "note") for line, note in enumerate(notes)]
     return card(title, WIDTH, 528, parts)

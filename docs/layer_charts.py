@@ -29,7 +29,7 @@ def plan_chart(title: str, plan: Plan) -> str:
         *legend(forms),
         *panel(FIRST, "bits per weight, compressed", ceil(max(bits)), bits, [style(form) for form in forms]),
         *panel(SECOND, "share of the predicted error, %", ceil(max(shares)), shares, [style(form) for form in forms]),
-        f"<text class='note' x='{LEFT}' y='{SECOND + PANEL + 16}'>{len(forms)} layers in graph order, {size:.2f} MB</text>",
+        note(SECOND, f"{len(forms)} layers in graph order, {size:.2f} MB"),
     ]
     return card(title, WIDTH, SECOND + PANEL + 28, parts)
 
@@ -79,6 +79,10 @@ def widths_chart(title: str, widths: Mapping[str, tuple[int, int]], multiply_add
     bars = [*panel(FIRST, "channels, before and after", highest, before, ["before"] * len(before))]
     bars += [each for each in panel(FIRST, "", highest, after, ["int8"] * len(after)) if each.startswith("<rect")]
     left = multiply_adds[1] / multiply_adds[0]
-    note = f"{len(before)} units in graph order, {left:.0%} of the multiply-adds left"
-    parts = [*bars, f"<text class='note' x='{LEFT}' y='{FIRST + PANEL + 16}'>{escape(note)}</text>"]
-    return card(title, WIDTH, FIRST + PANEL + 28, parts)
+    caption = note(FIRST, f"{len(before)} units in graph order, {left:.0%} of the multiply-adds left")
+    return card(title, WIDTH, FIRST + PANEL + 28, [*bars, caption])
+
+
+def note(top: int, content: str) -> str:
+    """Return a line of text below a panel."""
+    return f"<text class='note' x='{LEFT}' y='{top + PANEL + 16}'>{escape(content)}</text>"
