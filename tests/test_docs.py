@@ -35,7 +35,6 @@ PAGES = sorted(
 )
 DOCS = ROOT / "docs"
 MOST_WORDS = 1500  # of a page outside the reference
-LONG = {"agent.md", "firmware-systems.md", "security.md", "troubleshooting.md"}  # being shortened
 GUIDES = sorted(page for folder in ("getting-started", "guides") for page in (DOCS / folder).glob("*.md"))
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 ALONE = re.compile(r"^edgekd ([^|<>&;\n]*)\n", re.MULTILINE)
@@ -255,7 +254,7 @@ def test_the_page_of_settings_has_every_setting_of_a_step_with_its_default() -> 
 
 def test_pages_are_short_but_for_the_reference() -> None:
     for page in sorted(DOCS.rglob("*.md")):
-        if DOCS / "reference" not in page.parents and page.name not in LONG:
+        if DOCS / "reference" not in page.parents:
             assert len(page.read_text("utf-8").split()) <= MOST_WORDS, page
 
 
