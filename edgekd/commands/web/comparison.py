@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,13 +15,11 @@ from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.evaluation.report import text
 
-Verdict = Literal["better", "worse", "same", "different"]
+Verdict = Literal["better", "worse", "same"]
 TIME_NOISE = 0.05
 """Relative difference of two times below which none is called better: runs at other moments differ that much."""
-_HASH = re.compile(r"[0-9a-f]{64}")
-"""A SHA-256, which says that inputs differ and not how."""
-_NO_SETTINGS = frozenset({"tools", "target"})
-"""Inputs of stages that other rows say."""
+_ASKED = ("step", "rule", "opset", "head")
+"""Inputs of stages that were asked for; the others follow from them."""
 
 
 class _Figure(NamedTuple):
@@ -32,7 +29,7 @@ class _Figure(NamedTuple):
         name: The number for people.
         key: The field of `ComparedBuild`.
         shown: Formats it.
-        sign: 1 where more is better, -1 where less is, 0 where it is neither.
+        sign: 1 where more is better, -1 where less is.
         kind: What has to be the same in both builds for the numbers to compare.
     """
 
@@ -52,7 +49,7 @@ _FIGURES = (
     _Figure("Latency of a frame, median", "p50_ms", text.milliseconds, -1, "time"),
     _Figure("Frames per second", "fps", text.rate, 1, "time"),
     _Figure("Latency on the target, predicted", "predicted_ms", text.milliseconds, -1, "prediction"),
-    _Figure("Time of all stages", "seconds", text.duration, 0, "fact"),
+    _Figure("Time of all stages", "seconds", text.duration, -1, "fact"),
 )
 
 
@@ -105,7 +102,7 @@ def _figure_row(found: Compared, figure: _Figure) -> FigureRow:
     a, b = (getattr(build, figure.key) for build in (found.a, found.b))
     shown = figure.shown(a), figure.shown(b)
     known = text.known(a) and text.known(b)
-    change = text.percent(b / a - 1) if known and a else text.MISSING
+    change = f"{b / a - 1:+.1%}".replace("-", "−") if known and a else text.MISSING
     return FigureRow(figure.name, *shown, change, _verdict(found, figure, a, b) if known else None)
 
 
@@ -117,15 +114,13 @@ def _verdict(found: Compared, figure: _Figure, a: float, b: float) -> Verdict | 
         "size": True,
         "time": found.same_host and found.a.basis == found.b.basis,
         "prediction": a_target == b_target,
-        "fact": True,
+        "fact": False,
     }
     if not comparable[figure.kind]:
         return None
     noise = TIME_NOISE * abs(a) if figure.kind == "time" else 0.0
     if figure.shown(a) == figure.shown(b) or abs(b - a) < noise:
         return "same"
-    if not figure.sign:
-        return "different"
     return "better" if figure.sign * (b - a) > 0 else "worse"
 
 
@@ -150,11 +145,11 @@ def _settings(run: Run, build: Finished) -> Iterator[tuple[str, str]]:
 
 
 def _stage_settings(run: Run, name: str, stage: LedgerStage) -> Iterator[tuple[str, str]]:
-    """Yield the inputs of a stage that are no hashes; none where its record is not there any more."""
+    """Yield what was asked of a stage; nothing where its record is not there any more."""
     try:
         folder = run.inner("stages").inner(f"{stage.name}-{stage.key[:16]}")
         for key, value in json.loads(read_text(folder, RECORD))["inputs"].items():
-            if key not in _NO_SETTINGS:
+            if key in _ASKED:
                 yield from _flat(name if key == "step" else f"{name}, {key}", value)
     except (SpecError, OSError, ValueError, LookupError, AttributeError, RecursionError):
         return
@@ -165,7 +160,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}, {key}", inner)
-    elif isinstance(value, (list, tuple)) and len(value) <= 16 and not any(isinstance(each, Mapping) for each in value):
+    elif isinstance(value, (list, tuple)):
         yield name, ", ".join(map(str, value))
-    elif isinstance(value, (str, int, float, bool)) and not _HASH.fullmatch(str(value)):
+    elif value is not None:
         yield name, str(value)
