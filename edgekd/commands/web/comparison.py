@@ -16,6 +16,8 @@ from edgekd.core.errors import SpecError
 from edgekd.evaluation.report import text
 
 Verdict = Literal["better", "worse", "same"]
+SCORE_NOISE = 0.001
+"""Difference of two scores from 0 to 1 below which none is called better: the last digit that is shown."""
 TIME_NOISE = 0.05
 """Relative difference of two times below which none is called better: runs at other moments differ that much."""
 _ASKED = ("step", "rule", "opset", "head")
@@ -118,7 +120,7 @@ def _verdict(found: Compared, figure: _Figure, a: float, b: float) -> Verdict | 
     }
     if not comparable[figure.kind]:
         return None
-    noise = TIME_NOISE * abs(a) if figure.kind == "time" else 0.0
+    noise = {"score": SCORE_NOISE, "time": TIME_NOISE * abs(a)}.get(figure.kind, 0.0)
     if figure.shown(a) == figure.shown(b) or abs(b - a) < noise:
         return "same"
     return "better" if figure.sign * (b - a) > 0 else "worse"

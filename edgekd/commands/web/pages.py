@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from edgekd.builds.run_progress import RunProgress
 from edgekd.builds.stages.quantize import PLAN
-from edgekd.commands.web.comparison import TIME_NOISE, compare_runs
+from edgekd.commands.web.comparison import SCORE_NOISE, TIME_NOISE, compare_runs
 from edgekd.commands.web.runs import REPORT, Run, RunRecord, find_runs, read_run, read_text
 from edgekd.core.errors import SpecError, first_line
 from edgekd.evaluation.report.page import environment
@@ -57,6 +57,7 @@ def run_page(run: Run) -> str:
     return _page(
         "run.html",
         record=record,
+        status=_part("status", record),
         summary=_part("summary", record) if record.build else "",
         has_report=run.has(REPORT),
         sections=[_part(macro, record) for macro in _sections(record)],
@@ -72,7 +73,16 @@ def comparison_page(runs: Sequence[Run]) -> str:
         problems = [problem for record in records for problem in record.problems]
         raise SpecError("compare", expected="two finished builds", found="; ".join(problems) or str(len(builds)))
     pair = (runs[0], runs[1])
-    return _page("comparison.html", runs=pair, comparison=compare_runs(pair, (builds[0], builds[1])), noise=TIME_NOISE)
+    try:
+        return _page(
+            "comparison.html",
+            runs=pair,
+            comparison=compare_runs(pair, (builds[0], builds[1])),
+            SCORE_NOISE=SCORE_NOISE,
+            TIME_NOISE=TIME_NOISE,
+        )
+    except Exception as error:  # numbers of a hostile file may be of any size
+        raise SpecError(f"{pair[0].title} and {pair[1].title} cannot be compared", found=first_line(error)) from error
 
 
 def problem_page(title: str, reason: str) -> str:
@@ -137,7 +147,8 @@ def templates() -> Environment:
         "address": address,
         "comparison": lambda pair: "/compare?" + urlencode([("run", run.name) for run in pair]),
         "met": verdict,
-        "when": lambda seconds: datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M"),
+        "file_moment": lambda seconds: _local_text(datetime.fromtimestamp(seconds)),
+        "utc_moment": lambda written: _local_text(datetime.fromisoformat(written)),
     }
     found.globals = {
         **report.globals,
@@ -146,6 +157,10 @@ def templates() -> Environment:
         "trial_spots": trial_spots,
     }
     return found
+
+
+def _local_text(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def address(run: Run, page: str = "run") -> str:
