@@ -23,16 +23,23 @@ function choose(event) {
   checkChosen(document);
 }
 
+// What tells an element that can have the focus from the others of its part, wherever it moves.
+function keyOf(element) {
+  const attribute = (name) => element.getAttribute(name);
+  return element.tagName + (attribute("href") || attribute("value") || attribute("aria-label") || element.textContent);
+}
+
 // What the reader has opened, focused and scrolled in a part of the page, as a function that does it in a newer one.
 function readerState(old, fresh) {
   const open = Array.from(old.querySelectorAll("details"), (each) => each.open);
   const scrolled = Array.from(old.querySelectorAll(SCROLLING), (each) => [each.scrollLeft, each.scrollTop]);
-  const focused = Array.from(old.querySelectorAll(FOCUSABLE)).indexOf(document.activeElement);
+  const focused = old.contains(document.activeElement) ? keyOf(document.activeElement) : null;
   return () => {
     checkChosen(fresh);
     fresh.querySelectorAll("details").forEach((each, at) => (each.open = open[at] ?? each.open));
     fresh.querySelectorAll(SCROLLING).forEach((each, at) => each.scrollTo(...(scrolled[at] ?? [0, 0])));
-    if (focused >= 0) fresh.querySelectorAll(FOCUSABLE)[focused]?.focus({preventScroll: true});
+    const same = focused && Array.from(fresh.querySelectorAll(FOCUSABLE)).find((each) => keyOf(each) === focused);
+    if (same) same.focus({preventScroll: true});
   };
 }
 

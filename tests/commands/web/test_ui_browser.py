@@ -18,6 +18,9 @@ from running import Built
 from edgekd.builds.run_progress import recorded
 from edgekd.core.progress import SILENT
 
+PATIENCE_MS = 120_000
+"""The machine may be busy."""
+
 
 @pytest.fixture
 def address(runs: Path) -> Iterator[str]:
@@ -53,11 +56,13 @@ def require_accessible(page: Any) -> None:
 @pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])
 def test_builds_are_watched_and_compared(browser: Any, address: str, runs: Path, size: str, scheme: str) -> None:
     page = browser.new_page(viewport=SIZES[size], color_scheme=scheme)
+    page.set_default_timeout(PATIENCE_MS)
     complaints = watched(page, address)
     page.goto(address)
     assert page.locator("h1").inner_text() == "Runs"
     boxes = page.locator(".choice input")
     boxes.first.focus()
+    (runs / "live").mkdir()
     with recorded(runs / "live", "build", "m.pt", "xavier", SILENT) as progress:
         progress.note("begun")
         page.get_by_role("link", name="live").wait_for()  # without a reload
@@ -69,7 +74,7 @@ def test_builds_are_watched_and_compared(browser: Any, address: str, runs: Path,
         page.locator("summary").click()
         progress.epoch("distill", 0, {"box_loss": 2.0})
         page.get_by_text("box_loss").first.wait_for()
-        assert page.locator("#lines").get_attribute("open") is not None
+        assert page.locator("#lines").get_attribute("open") is None, "as the reader left it"
         require_accessible(page)
     page.get_by_text("done").wait_for()
     for path in ("", "run/first", "run/tried", "run/failed"):
@@ -95,6 +100,7 @@ def test_a_third_choice_takes_the_place_of_the_first_and_a_lost_server_is_said(
 ) -> None:
     copy_build(tiny_build, runs / "third")
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.goto(address)
 
     def chosen() -> set[str]:
