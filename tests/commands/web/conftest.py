@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import browser
 from result_folders import change, copy_build, write_search
 from running import Built
 
 from edgekd.builds.run_progress import recorded
 from edgekd.core.errors import DeviceError
 from edgekd.core.progress import SILENT, Progress
-
-__all__ = ["browser"]
 
 
 def fail(progress: Progress) -> None:

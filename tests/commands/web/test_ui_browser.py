@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SIZES
 from result_folders import copy_build
 from running import Built
 
 from edgekd.builds.run_progress import recorded
 from edgekd.core.progress import SILENT
 
+SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 PATIENCE_MS = 120_000
 """The machine may be busy."""
 
