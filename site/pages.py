@@ -115,6 +115,7 @@ def moved() -> dict[str, str]:
         "examples/demo_detector/README.md": "examples/demo_detector.md",
         "examples/firmware/README.md": "examples/firmware.md",
         "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
+        "examples/tour/README.md": "examples/tour.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})
@@ -125,7 +126,8 @@ def moved() -> dict[str, str]:
 def kept() -> dict[str, str]:
     """Files outside `docs/` that are on the site as they are."""
     results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
-    return {**results, "CITATION.cff": "CITATION.cff", "site/site.css": "site.css"}
+    pictures = {f"examples/tour/{path.name}": f"examples/{path.name}" for path in (ROOT / "examples/tour").glob("*.svg")}
+    return {**results, **pictures, "CITATION.cff": "CITATION.cff", "site/site.css": "site.css"}
 
 
 def _results(pattern: str) -> Iterator[Path]:
