@@ -112,9 +112,10 @@ def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
 
 
 def test_the_guide_names_every_command_and_every_flag() -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    guide = (ROOT / "docs" / "getting-started" / "your-own-model.md").read_text("utf-8")
     pages = guide + "".join(
-        (ROOT / "docs" / name).read_text("utf-8") for name in ("json.md", "targets.md", "troubleshooting.md")
+        (ROOT / "docs" / name).read_text("utf-8")
+        for name in ("reference/json.md", "reference/target-files.md", "guides/troubleshooting.md")
     )
     for command, flags in commands().items():
         assert f"edgekd {command}" in guide
@@ -125,7 +126,7 @@ def test_the_guide_names_every_command_and_every_flag() -> None:
 
 def test_the_changelog_and_the_json_page_name_every_command() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    contract = (ROOT / "docs" / "json.md").read_text("utf-8")
+    contract = (ROOT / "docs" / "reference" / "json.md").read_text("utf-8")
     for command in commands():
         assert f"`{command}`" in changes or f"`edgekd {command}`" in changes
         assert f"edgekd {command}" in contract
@@ -154,15 +155,15 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
     ],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
-    examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
+    examples = blocks(ROOT / "docs" / "reference" / "json.md", f"json {name}")
     assert examples
     for example in examples:
         Draft202012Validator(schema_of(name)).validate(json.loads(example))
 
 
 def test_the_page_of_json_keys_links_every_schema() -> None:
-    page = (ROOT / "docs" / "json-keys.md").read_text("utf-8")
-    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(schemas/(\w+)\.json\)", page))
+    page = (ROOT / "docs" / "reference" / "json-keys.md").read_text("utf-8")
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(\.\./schemas/(\w+)\.json\)", page))
 
 
 def test_the_targets_page_explains_every_key_of_a_target() -> None:
@@ -170,14 +171,14 @@ def test_the_targets_page_explains_every_key_of_a_target() -> None:
 
     from edgekd.hardware.target import Dla, Memory, Peaks, Power, Software, Target
 
-    page = (ROOT / "docs" / "targets.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "target-files.md").read_text("utf-8")
     for kind in (Target, Software, Dla, Memory, Peaks, Power):
         for entry in fields(kind):
             assert f"`{entry.name}`" in page or f"power.{entry.name}" in page, entry.name
 
 
 def test_the_design_page_names_every_folder_of_the_package() -> None:
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "design.md").read_text("utf-8")
     for module in (ROOT / "edgekd").rglob("__init__.py"):
         folder = module.parent.relative_to(ROOT / "edgekd")
         assert folder == Path() or f"{folder.name}/" in page or f"`{folder.name}`" in page, folder
@@ -194,7 +195,7 @@ def test_modules_that_pages_name_are_there() -> None:
 
 def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
     """Each line of the picture that begins with two spaces and a name is a room, the highest first."""
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "design.md").read_text("utf-8")
     picture = page.partition("```text rooms")[2].partition("```")[0]
     drawn = re.findall(r"^  (\w+)  ", picture, re.MULTILINE)
     contract = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"][0]
@@ -207,7 +208,7 @@ def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
 def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
     from edgekd.core import errors
 
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "design.md").read_text("utf-8")
     for name in [name for name in vars(errors) if name.endswith("Error")]:
         assert name in page
 
@@ -217,7 +218,7 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
     from edgekd.compress.quantization.ranges import BINS
     from edgekd.compress.steps import Quantize
 
-    page = (ROOT / "docs" / "quantization.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "quantization.md").read_text("utf-8")
     assert f"{BINS} equal bins" in page
     assert f"first {PROBES} calibration images" in page
     assert f"`min_snr_db` ({Quantize().min_snr_db:g} by default)" in page
@@ -229,7 +230,7 @@ def test_the_distillation_page_explains_every_setting_and_level() -> None:
 
     from edgekd.compress.steps import Distill, DistillStage, Weights
 
-    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "distillation.md").read_text("utf-8")
     names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}
     names |= {entry.name for entry in fields(DistillStage)} - {"name", "weights", "share"}
     assert not [name for name in sorted(names) if f"`{name}`" not in page]
@@ -273,7 +274,10 @@ def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(ROOT / "docs" / "guide.md", marks=pytest.mark.slow), ROOT / "docs" / "targets.md"],
+    [
+        pytest.param(ROOT / "docs" / "getting-started" / "your-own-model.md", marks=pytest.mark.slow),
+        ROOT / "docs" / "reference" / "target-files.md",
+    ],
     ids=lambda page: page.stem,
 )
 def test_the_commands_of_a_page_work_in_their_order(
@@ -285,7 +289,7 @@ def test_the_commands_of_a_page_work_in_their_order(
 
 
 def test_the_programs_of_the_python_page_work(workplace: Path) -> None:
-    programs = blocks(ROOT / "docs" / "python.md", "python run")
+    programs = blocks(ROOT / "docs" / "guides" / "python.md", "python run")
     assert programs
     command = [sys.executable, "-c", "\n".join(programs)]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=600)
@@ -296,6 +300,6 @@ def test_the_programs_of_the_python_page_work(workplace: Path) -> None:
 
 
 def test_the_guide_explains_every_file_that_a_build_leaves(tiny_build: Built) -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    guide = (ROOT / "docs" / "getting-started" / "your-own-model.md").read_text("utf-8")
     for path in tiny_build.out.iterdir():
         assert f"`{path.name.replace('tiny-', 'detector-')}" in guide

@@ -18,7 +18,7 @@ from edgekd.agent.cli import COMMANDS, main
 from edgekd.agent.runtimes import AUTOMATIC, NAMED
 from edgekd.core.bundle.archive import verify
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "agent.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "agent.md"
 
 
 def test_every_command_prints_what_the_schema_says(agent: Agent, bundle: Path, newer: Path, tmp_path: Path) -> None:
