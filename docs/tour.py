@@ -1,16 +1,17 @@
 """Record the tour: run the commands of examples/tour/README.md, and take a picture of the terminal for each section.
 
-`python docs/tour.py CAMERA` takes the image that `make camera` left in the folder CAMERA, and of ../shared the
-checkpoint and the images. It needs a quarter of an hour. Pictures are of one run; a test compares their commands.
+`python docs/tour.py CAMERA FOLDER` takes what `make camera` left in the folder CAMERA, and of ../shared the checkpoint
+and the images, and works in FOLDER; a later call goes on from the stages of builds there. It needs a quarter of an
+hour. The pictures are of one run; a test compares their commands with the page's.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pictures import terminal, terminal_picture
@@ -31,6 +32,9 @@ def sections() -> list[list[str]]:
 
 def workplace(folder: Path, camera: Path) -> None:
     """Make a folder in which the commands find the files that they name, and `edgekd` and `python`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in set(folder.iterdir()) - {folder / "runs"}:
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     (folder / "build").mkdir()
     links = {"build/camera": camera, "examples": ROOT / "examples"}
     links |= {"yolo11n.pt": SHARED / "models" / "yolo11n.pt", "coco256": SHARED / "data" / "coco256"}
@@ -43,14 +47,14 @@ def workplace(folder: Path, camera: Path) -> None:
 
 
 def main() -> None:
+    camera, folder = (Path(argument).absolute() for argument in sys.argv[1:])
+    workplace(folder, camera)
     commands = sections()
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        workplace(folder, Path(sys.argv[1]))
-        # set -m: with job control, as in a terminal, a job in the background can be interrupted.
-        lines = ["set -em", *(f"printf '{MARK}'\n{command}" for part in commands for command in part), "kill -INT %%"]
-        (folder / "tour.sh").write_text("\n".join(lines), "utf-8")
-        outputs = iter(terminal(["bash", "tour.sh"], folder).split(MARK)[1:])
+    # -m: with job control, as in a terminal, a job in the background can be interrupted.
+    lines = ["set -em", "trap 'kill -INT %%' EXIT", "exec 2>errors.log"]
+    lines += [f"printf '{MARK}'\n{command}" for part in commands for command in part]
+    (folder / "tour.sh").write_text("\n".join(lines), "utf-8")
+    outputs = iter(terminal(["bash", "tour.sh"], folder).split(MARK)[1:])
     for number, part in enumerate(commands, 1):
         picture = terminal_picture([(command, next(outputs)) for command in part])
         (TOUR / f"{number}.svg").write_text(picture, "utf-8")

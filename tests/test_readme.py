@@ -35,7 +35,7 @@ def test_it_is_read_in_minutes_and_says_at_once_what_to_install() -> None:
     assert len(words_of(lines[2])) <= 12, "the sentence under the title"
     assert any(line.startswith("pip install") for line in lines[:15])
     for line in lines:
-        assert not line.startswith("- ") or len(words_of(line[2:])) <= 20, line
+        assert not line.startswith("- ") or len(words_of(line[2:])) <= 14, line
     table = README.partition("<!-- results -->\n")[2].partition("<!-- /results -->")[0]
     assert len(table.splitlines()) <= 2 + 6
 
@@ -53,7 +53,7 @@ def test_every_extra_that_it_installs_exists() -> None:
 
 def test_its_pictures_are_there_small_and_described() -> None:
     shown = IMAGE.findall(BLOCK.sub("", README))
-    assert {f"docs/pictures/{path.name}" for path in (ROOT / "docs" / "pictures").iterdir()} == set(shown)
+    assert {f"docs/pictures/{path.name}" for path in (ROOT / "docs" / "pictures").iterdir()} <= set(shown)
     for path in shown:
         assert (ROOT / path).stat().st_size <= 300_000
         assert not re.search(rb"(?:url\(|href=)['\"]?http", (ROOT / path).read_bytes()), "asks nobody else"

@@ -8,14 +8,28 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accessibility import violations
+from browser import browser
 from test_docs import PAGES, ROOT, commands
 
 import edgekd
 from edgekd import load_target, target_names
 from edgekd.hardware.target import explain
+
+__all__ = ["browser"]
+KINDS_OF_PAGES = (
+    "index",
+    "getting-started/first-bundle",
+    "guides/recipes",
+    "concepts/quantization",
+    "reference/cli",
+    "reference/json",
+    "examples/tour",
+)
 
 NO_METHODS = {"design", "security"}
 """Pages of concepts that are not about one method."""
@@ -99,3 +113,12 @@ def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
         prose = re.sub(r"<(pre|code)[^>]*>.*?</\1>", "", shown[0] if shown else "", flags=re.DOTALL)
         left = written.search(html.unescape(re.sub(r"<[^>]+>", "", prose)))
         assert left is None, (page.name, left and left[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS_OF_PAGES)
+def test_pages_are_accessible_on_a_phone_and_on_a_desk(site: Path, browser: Any, name: str) -> None:
+    page = browser.new_page()
+    page.goto((site / f"{name}.html").as_uri())
+    assert violations(page) == []
+    page.close()
