@@ -1,8 +1,8 @@
 """The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
 
-mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_page_content`. The pages in `docs/` are written to be read in the
-repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the names in
-`moved`. What follows from the code (targets, commands, Python) is made from the code.
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_page_content`. The pages in `docs/` are written to be
+read in the repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the
+names in `moved`. What follows from the code (targets, commands, Python) is made from the code.
 """
 
 from __future__ import annotations
