@@ -12,7 +12,7 @@ OPTIONS: dict[str, Any] = {"resultTypes": ["violations"], "rules": {"landmark-un
 
 
 def violations(page: Any) -> list[str]:
-    """Return what axe-core finds on an open page, and where it is too wide: light and dark, on a phone and on a desk."""
+    """Return what axe-core finds on a page, and where it is too wide: light and dark, on a phone and on a desk."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = []
