@@ -81,6 +81,7 @@ schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/results.py
 	$(BIN)/python docs/readme.py
+	$(BIN)/python docs/diagrams.py
 
 ## The wheel and the source distribution, in dist/.
 wheel: $(VENV)/bin/python

@@ -67,7 +67,7 @@ SECTIONS = {
     **{12: "A hostile camera", 13: "Secrets and other users of the build host", 14: "Files for firmware systems"},
     **{15: "Strict cameras", 16: "A full disk", 17: "One error, and its cause", 18: "The clock"},
 }
-"""Sections of docs/concepts/security.md, but for the last but one."""
+"""Sections of docs/concepts/security.md and docs/reference/security.md, but for the last but one."""
 NOT_ROOT = "needs root, to act as another user"
 _CHILD = """
 import atexit, runpy, sys

@@ -37,10 +37,10 @@ HEAD = """# Families of detectors
 
 Written by `docs/families.py` from the tests: a tick is a passing test, mostly of a small network with random weights.
 What is in an empty cell is not tested, or refused in one line. Options for each family: [by ONNX file](heads.md), by a
-checkpoint of [Ultralytics](../getting-started/your-own-model.md#3-your-own-detector),
-[transformers](../getting-started/your-own-model.md#folders-by-transformers),
-[LibreYOLO](../getting-started/your-own-model.md#checkpoints-by-libreyolo) or
-[torchvision](../getting-started/your-own-model.md#torchvision-detectors).
+checkpoint of [Ultralytics](../getting-started/your-own-model.md),
+[transformers](../guides/model-formats.md#transformers),
+[LibreYOLO](../guides/model-formats.md#libreyolo) or
+[torchvision](../guides/model-formats.md#torchvision).
 """
 
 Row = tuple[str, str]

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pictures import terminal, terminal_picture
+from pictures import PICTURES, terminal, terminal_picture
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-TOUR = ROOT / "examples" / "tour"
+PAGE = ROOT / "examples" / "tour" / "README.md"
 BLOCK = re.compile(r"^```sh (?:run|camera)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:.*\\\n)*.+\n")  # with its continued lines
 MARK = "\x1e"  # ASCII's record separator, which no program prints
@@ -26,7 +26,7 @@ MARK = "\x1e"  # ASCII's record separator, which no program prints
 
 def sections() -> list[list[str]]:
     """Return the commands of each section of the tour."""
-    parts = TOUR.joinpath("README.md").read_text("utf-8").split("\n## ")[1:]
+    parts = PAGE.read_text("utf-8").split("\n## ")[1:]
     return [COMMAND.findall("".join(BLOCK.findall(part))) for part in parts]
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     outputs = iter(terminal(["bash", "tour.sh"], folder).split(MARK)[1:])
     for number, part in enumerate(commands, 1):
         picture = terminal_picture([(command, next(outputs)) for command in part])
-        (TOUR / f"{number}.svg").write_text(picture, "utf-8")
+        (PICTURES / f"tour-{number}.svg").write_text(picture, "utf-8")
 
 
 if __name__ == "__main__":

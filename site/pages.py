@@ -34,6 +34,7 @@ IMAGE = re.compile(r'\b(?P<kind>src|srcset)="(?P<to>[^"]+)"')
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+ASSETS = ("iframe-worker.js", "site.css")
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
 
 
@@ -137,10 +138,7 @@ def moved() -> dict[str, str]:
 def kept() -> dict[str, str]:
     """Files outside `docs/` that are on the site as they are."""
     results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
-    pictures = {
-        f"examples/tour/{path.name}": f"examples/{path.name}" for path in (ROOT / "examples/tour").glob("*.svg")
-    }
-    return {**results, **pictures, "CITATION.cff": "CITATION.cff", "site/site.css": "site.css"}
+    return {**results, "CITATION.cff": "CITATION.cff", **{f"site/{name}": name for name in ASSETS}}
 
 
 def _results(pattern: str) -> Iterator[Path]:

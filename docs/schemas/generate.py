@@ -349,7 +349,7 @@ ERROR_TEXT = """# Errors
 
 <!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
 
-An error has a kind, the name of its class: `error.kind` in [what the agent prints](../guides/agent.md#what-is-printed)
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#output)
 and in the result of a [fleet](../guides/devices.md), and the class that a [Python](../guides/python.md) caller
 catches. Texts of errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise).
 New kinds may come, each derived from one that is here.

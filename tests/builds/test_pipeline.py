@@ -85,7 +85,7 @@ def test_the_pipeline_calls_each_module_at_most_twice_in_the_documented_order() 
     }
     own = {function.name for function in functions}
     path = {function.name: calls_of(function, own | modules.keys()) for function in functions}
-    page = (ROOT / "docs" / "concepts" / "design.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "build-stages.md").read_text("utf-8")
     listed = re.search(r"```text call-path\n(.*?)```", page, re.DOTALL)
     assert listed
     assert listed[1].splitlines() == [f"{name}: {', '.join(calls)}" for name, calls in path.items()]

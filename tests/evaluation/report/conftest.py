@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from browser import browser
 
 from edgekd.builds.analyse import analysis_from
 from edgekd.core.detection.types import Detections
@@ -32,7 +31,6 @@ from edgekd.evaluation.report.types import (
     Training,
 )
 
-__all__ = ["browser"]
 NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
 
 
