@@ -171,6 +171,7 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         "keygen",
         "delta",
         "adapt",
+        "ui",
     ],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:

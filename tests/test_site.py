@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from accessibility import violations
-from browser import browser
 from test_docs import PAGES, ROOT, commands
 
 import edgekd
 from edgekd import load_target, target_names
 from edgekd.hardware.target import explain
 
-__all__ = ["browser"]
 KINDS_OF_PAGES = (
     "index",
     "getting-started/first-bundle",
@@ -30,6 +28,7 @@ KINDS_OF_PAGES = (
     "reference/json",
     "examples/tour",
 )
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:

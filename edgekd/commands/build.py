@@ -10,6 +10,7 @@ from typing import Any
 from edgekd.builds import pipeline
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
 from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
@@ -129,8 +130,9 @@ def build(
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
-    job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings) if searches else job
-    return pipeline.build(job, progress, signers)
+    with recorded(job.out, "build", job.model.name, chosen.name, progress) as progress:
+        job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings) if searches else job
+        return pipeline.build(job, progress, signers)
 
 
 def _data_set(data: str | Path | None, model: Path, target: Target, progress: Progress) -> Path:

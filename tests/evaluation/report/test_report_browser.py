@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import SIZES
 
 from edgekd.evaluation.report.html import render
 from edgekd.evaluation.report.types import ClassRow, Report, for_bundle
+
+SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
 def wide(report: Report) -> Report:
