@@ -96,7 +96,7 @@ def widths_picture(model: Path, data: Path, folder: Path) -> str:
 
     step = Prune(RATIO, images=FRAMES, batch=4)
     done = prune_detector(model, folder / "pruned.pt", data, step)
-    return widths_chart(f"Channels of {model.stem}, pruned", done.widths, done.multiply_adds)
+    return widths_chart(f"Channels of {model.stem}, pruned by {RATIO:.0%}", done.widths, done.multiply_adds)
 
 
 def layer_pictures(model: Path, data: Path) -> None:
