@@ -278,7 +278,7 @@ def run_commands(page: Path, edgekd: EdgeKD) -> str:
     Lines that call `edgekd` alone run in this process, all others in a shell: a process takes seconds to start.
     """
     printed = []
-    for index, part in enumerate(ALONE.split("".join(blocks(page, "sh run")))):
+    for index, part in enumerate(ALONE.split("".join(blocks(page, "sh run")).replace("\\\n", " "))):
         if index % 2:
             ran = edgekd(*shlex.split(part))
             assert ran.code == 0, f"edgekd {part}: {ran.err[-3000:]}"
