@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 OVERLAY = EXAMPLES / "camera" / "overlay"
 SENSOR = OVERLAY / "usr" / "lib" / "camera" / "sensor.sh"
 SCRIPTS = [*sorted((EXAMPLES / "camera").glob("*.sh")), EXAMPLES / "camera" / "initramfs" / "init", SENSOR]
-DEBIAN_UNITS = {"emergency.service", "systemd-networkd", "ssh"}
+DEBIAN_UNITS = {"emergency.service", "systemd-networkd", "systemd-udev-trigger.service", "ssh"}
 
 
 @pytest.fixture
