@@ -1,4 +1,4 @@
-"""The generators of docs/results.md and of README's chart: tools that fail, older results, what is drawn."""
+"""The generators of docs/reference/results.md and of README's chart: tools that fail, older results, what is drawn."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_a_result_is_called_older_until_it_is_measured_again(monkeypatch: pytest
     monkeypatch.setattr(values, "RESULTS", tmp_path)
     monkeypatch.setattr(values, "OLDER", {"a": ("2026-12-01T05", "it was slow")})
     (tmp_path / "a.json").write_text(json.dumps({"date": "2026-12-01T04:59:00+00:00"}))
-    assert values.link("a") == "([table](../bench/results/a.md); of 2026-12-01, when it was slow)"
+    assert values.link("a") == "([table](../../bench/results/a.md); of 2026-12-01, when it was slow)"
     (tmp_path / "a.json").write_text(json.dumps({"date": "2026-12-01T05:00:00+00:00"}))
-    assert values.link("a") == "([table](../bench/results/a.md))"
+    assert values.link("a") == "([table](../../bench/results/a.md))"
 
 
 def test_a_search_is_reported_once_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from types: `make schemas`.
+"""Write the JSON schemas beside this file, and the pages of keys and of errors, from types: `make schemas`.
 
 A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
 description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
@@ -63,8 +63,8 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
-KEYS_PAGE = FOLDER.parent / "json-keys.md"
-ERROR_PAGE = FOLDER.parent / "errors.md"
+KEYS_PAGE = FOLDER.parent / "reference" / "json-keys.md"
+ERROR_PAGE = FOLDER.parent / "reference" / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -341,7 +341,7 @@ def _formatted(value: Any, indent: int) -> str:
 
 
 def keys_page() -> str:
-    """Return docs/json-keys.md. Raises SchemaError."""
+    """Return docs/reference/json-keys.md. Raises SchemaError."""
     return key_tables.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
 
 
@@ -349,10 +349,10 @@ ERROR_TEXT = """# Errors
 
 <!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
 
-An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
-and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
-errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
-come, each derived from one that is here.
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#output)
+and in the result of a [fleet](../guides/devices.md), and the class that a [Python](../guides/python.md) caller
+catches. Texts of errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise).
+New kinds may come, each derived from one that is here.
 
 | kind | derived from | meaning |
 |---|---|---|

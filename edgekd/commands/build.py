@@ -106,7 +106,7 @@ def build(
     checkpoint's training arguments name, if it exists; of `recipe` the target's own, with a plan `mixed`. Sizes may be
     numbers of bytes, shares from 0 to 1. A missed limit does not raise: `require_met()` of the result does. Raises
     SpecError before anything is computed, DataError, CompressError, DeviceError, or SignatureError for a key in `sign`,
-    and leaves nothing half-written. The command: `edgekd build`. The method: docs/recipes.md.
+    and leaves nothing half-written. The command: `edgekd build`. The method: docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)
