@@ -17,10 +17,11 @@ firmware=$here/../firmware
 suite=trixie
 boot_mb=32 slot_mb=512 data_mb=384
 
-# Debian's essential packages as far as a camera needs them; extracting takes none by itself.
+# Debian's essential packages as far as a camera needs them; extracting takes none by itself. Without iproute2, whose libbpf
+# systemd would use: it reads the types of the whole kernel again and again.
 packages=base-files,base-passwd,bash,coreutils,dash,debianutils,diffutils,findutils,grep,gzip,hostname,libc-bin,login
 packages=$packages,mount,ncurses-base,passwd,procps,sed,tar,util-linux,netbase
-packages=$packages,systemd,systemd-sysv,udev,dbus,kmod,iproute2,openssh-server,e2fsprogs,busybox-static
+packages=$packages,systemd,systemd-sysv,udev,dbus,kmod,openssh-server,e2fsprogs,busybox-static
 packages=$packages,linux-image-cloud-arm64,grub-efi-arm64-unsigned,grub-common,rauc,rauc-service
 packages=$packages,python3,libstdc++6,zlib1g
 
@@ -93,7 +94,8 @@ find "$root/usr/lib/systemd/system-generators" -type f ! -name systemd-fstab-gen
 for unit in 'dev-*' 'getty*' ldconfig.service 'proc-*' 'sys-*' 'systemd-ask-password-*' systemd-binfmt.service \
     'systemd-creds*' 'systemd-firstboot*' 'systemd-hibernate-*' 'systemd-hostnamed*' systemd-hwdb-update.service \
     systemd-initctl.socket 'systemd-journal-*' systemd-logind.service systemd-machine-id-commit.service \
-    'systemd-pcr*' 'systemd-sys*' 'systemd-tpm2*' systemd-update-done.service; do
+    systemd-modules-load.service 'systemd-pcr*' systemd-random-seed.service 'systemd-sys*' 'systemd-tpm2*' \
+    systemd-update-done.service; do
     find "$root/usr/lib/systemd/system" -path '*.target.wants/*' -name "$unit" -delete
 done
 emulated ldconfig /usr/sbin/ldconfig -C "$root/etc/ld.so.cache"

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "camera"
 AGENT = ("python3", "/usr/lib/edgekd/agent.pyz")
 DETECTIONS = "/run/edgekd/detections.jsonl"
+GRUBENV = "/boot/efi/EFI/debian/grubenv"
 RECEIVED = "/tmp"
 """Folder on the camera for what tests send there: in its memory, and writable by every user of its own."""
 pytestmark = pytest.mark.camera
@@ -118,7 +119,7 @@ def committed(machine: Machine, counter: int) -> Any:
 
 def boot_state(machine: Machine) -> dict[str, str]:
     """Variables of the boot loader."""
-    text = machine.run("grub-editenv", "/boot/efi/EFI/debian/grubenv", "list").stdout
+    text = machine.run("grub-editenv", GRUBENV, "list", check=False).stdout
     return dict(line.split("=", 1) for line in text.splitlines())
 
 
@@ -257,6 +258,17 @@ def test_a_system_that_does_not_start_gives_way_to_the_other_slot(camera: Machin
     camera.wait_for_ssh()
     assert booted_slot(camera) == "A"
     detects_with(camera, 6)
+
+
+def test_without_the_boot_loaders_variables_it_boots_and_makes_them_again(camera: Machine) -> None:
+    """Their file is empty where the power goes while RAUC writes it."""
+    camera.run("sh", "-c", f": >{GRUBENV} && sync")
+    camera.cut_power()
+    camera.start()
+    camera.wait_for_ssh()
+    assert booted_slot(camera) == "A"
+    detects_with(camera, 6)
+    until(lambda: boot_state(camera) == {"ORDER": "A B", "A_OK": "1", "A_TRY": "0", "B_OK": "1", "B_TRY": "0"})
 
 
 def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> None:
