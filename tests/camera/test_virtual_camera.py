@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from cameras import BUNDLE
 from machine import HOST_FOR_MACHINE, Image, Machine
+from running import Built
 from test_pythons import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -290,15 +291,17 @@ def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> N
         assert [board["error"] for board in fleet["boards"]] == [None, None]
 
 
-def test_the_agents_own_tests_pass_there(camera: Machine, image: Image, work: Path) -> None:
+def test_the_agents_own_tests_pass_there(camera: Machine, tiny_build: Built, work: Path) -> None:
     """Those that a camera can run, with the agent's archive of the firmware as the only source of edgekd."""
-    packages = ("_pytest", "iniconfig", "packaging", "pluggy", "pygments", "pytest")
+    packages = ("_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
     with tarfile.open(work / "tests.tar", "w") as archive:
         for name in packages:
-            archive.add(Path(str(importlib.util.find_spec(name).origin)).parent, f"packages/{name}", filter=source)
+            file = Path(str(importlib.util.find_spec(name).origin))
+            path = file.parent if file.stem == "__init__" else file
+            archive.add(path, f"packages/{path.name}", filter=source)
         for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "agent"):
             archive.add(path, path.relative_to(ROOT), filter=source)
-        archive.add(image.folder / "model-1.edgekd", "bundle.edgekd")
+        archive.add(tiny_build.bundle, "bundle.edgekd")
     camera.run("sh", "-c", "mkdir -p /data/suite && tar -C /data/suite -xf -", stdin=(work / "tests.tar").read_bytes())
     path = ("/usr/lib/edgekd/agent.pyz", "/data/suite/packages", "/data/suite/tests")
     variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
