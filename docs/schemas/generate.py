@@ -34,6 +34,7 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
+from edgekd.builds.run_progress import RunProgress
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
 from edgekd.commands.describe import Described
@@ -45,6 +46,7 @@ from edgekd.commands.keygen import NewKey
 from edgekd.commands.profile import ProfileResult
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
+from edgekd.commands.ui import Served
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
@@ -126,12 +128,14 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
     "profile": ("`edgekd profile --json`", ProfileResult),
+    "progress": ("The file progress.json of a running or ended `edgekd build` or `edgekd engine --fleet`", RunProgress),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "signed": ("`edgekd verify`, `sign`, `trust` and `pack` with `--json`", Verified),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "ui": ("`edgekd ui --json`", Served),
     "validate_report": ("`edgekd validate-report --json`", JudgedEvidence),
     "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }

@@ -49,10 +49,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = {"BuildRecord", "BuildRequest", "BuildResult", "MachineRecord", "SpecError", "Dataset", "Signer", "Progress"}
 """Names in the pipeline that are no functions of other modules."""
 RESULTS = {
+    ".progress.lock",
     "calibration.toml",
     "graph.onnx",
     "graph.packed",
     "ledger.json",
+    "progress.json",
     "report.html",
     "stages",
     "tiny-xavier.edgekd",
