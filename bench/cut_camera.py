@@ -4,6 +4,7 @@ A snapshot is a folder: the disk as an overlay of the one before, and the memory
 """
 
 import json
+import os
 import random
 import socket
 import subprocess
@@ -22,6 +23,9 @@ from machine import HOST, Image, Machine
 MONITOR_TIMEOUT_S = 120.0
 POLL_S = 0.002  # between two looks at the log: a write of the emulated disk takes longer
 CUT_TIMEOUT_S = 900.0
+NO_CONNECTION = 255  # exit code of ssh, which tries again: the machine may be booting
+RESTART_TIMEOUT_S = 600.0
+BOOT_ID = "/proc/sys/kernel/random/boot_id"  # another one after each start of the system
 SETTLED_S = 8.0  # after the end of an operation; ext4 commits its journal every 5 s
 
 
@@ -46,6 +50,7 @@ class CutCamera(Machine):
 
     def __init__(self, image: Image, folder: Path, start: Snapshot, *, logged: bool, resumed: bool) -> None:
         self.log = folder / "writes.log" if logged else None
+        self.cpu_s = 0.0  # processor time of QEMU until its power was cut
         self._start, self._monitor = start, folder / "monitor"
         self._memory = start.memory if resumed else None
         folder.mkdir(parents=True)
@@ -83,34 +88,51 @@ class CutCamera(Machine):
         with self.ssh_config.open("a", encoding="utf-8") as config:
             config.write(f"    ControlMaster auto\n    ControlPath {self.folder}/ssh\n    ControlPersist yes\n")
 
-    def save(self, folder: Path) -> Snapshot:
-        """Stop the machine for good, and return a snapshot of it in a new folder."""
-        folder.mkdir(parents=True)
-        memory = folder / "memory"
-        self._ask("stop")
-        self._ask("migrate", uri=f"file:{memory}")
-        self._until("query-migrate", "completed")
-        self.cut_power()
-        return Snapshot(self.overlay.rename(folder / "disk.qcow2"), memory)
+    def cut_power(self) -> None:
+        """Kill QEMU, and add its processor time to that of its earlier runs."""
+        if self._process is not None and self.is_on:
+            self.cpu_s += processor_s(self._process.pid)
+        super().cut_power()
 
-    def cut_at(self, count: int, script: str | None = None, timeout_s: float = CUT_TIMEOUT_S) -> bool:
+    def restart(self) -> None:
+        """Restart the system. Raises RuntimeError where it does not come back."""
+        before, deadline = self.run("cat", BOOT_ID).stdout, time.monotonic() + RESTART_TIMEOUT_S
+        self.run("systemctl", "reboot", check=False)
+        while self.run("cat", BOOT_ID, check=False).stdout in ("", before):
+            if time.monotonic() > deadline or not self.is_on:
+                raise RuntimeError(f"{self.folder}: the system was restarted, and does not come back")
+            time.sleep(1.0)
+
+    def save(self, folder: Path, *, is_on: bool) -> None:
+        """Stop the machine for good, and save its disk in a new folder, and its memory where it is to go on running."""
+        folder.mkdir(parents=True)
+        if is_on:
+            self._ask("stop")
+            self._ask("migrate", uri=f"file:{folder / 'memory'}")
+            self._until("query-migrate", "completed")
+            self.cut_power()
+        else:
+            self.shut_down()
+        self.overlay.rename(folder / "disk.qcow2")
+
+    def cut_at(self, count: int, script: str, timeout_s: float = CUT_TIMEOUT_S) -> bool:
         """Kill QEMU once so many writes were logged; True if that was before the end of a script that is run there.
 
         After the end of the script, or after the time, it is cut even if there were fewer writes than that.
         """
         assert self.log is not None
-        command = ("ssh", "-F", str(self.ssh_config), "-l", "root", HOST, script or "")
+        ssh = ("ssh", "-F", str(self.ssh_config), "-l", "root", HOST, script)
+        command = ("sh", "-c", f'while "$@"; [ $? = {NO_CONNECTION} ]; do sleep 1; done', "sh", *ssh)
         null = subprocess.DEVNULL
-        work = subprocess.Popen(command, stdin=null, stdout=null, stderr=null) if script else None
+        work = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
         deadline, is_over = time.monotonic() + timeout_s, False
         while count_writes(self.log) < count and time.monotonic() < deadline:
-            if work and not is_over and work.poll() is not None:
+            if not is_over and work.poll() is not None:
                 deadline, is_over = time.monotonic() + SETTLED_S, True
             time.sleep(POLL_S)
         self.cut_power()
-        if work:
-            work.kill()
-            work.wait()
+        work.kill()
+        work.wait()
         return not is_over
 
     def remains(self, disk: Path, lost_share: float, chance: random.Random) -> Survivors:
@@ -144,6 +166,12 @@ class CutCamera(Machine):
             time.sleep(0.1)
             if self._monitor.exists():
                 state = self._ask(command).get("status")
+
+
+def processor_s(process: int) -> float:
+    """Return the processor time of a process with all its threads."""
+    fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
 
 def new_disk(backing: Path, disk: Path) -> None:

@@ -3,23 +3,28 @@
 from dataclasses import dataclass
 
 UPDATES = "/data/updates"  # on the camera
-STATE = "/data/edgekd"  # the state folder, as root sees it
-SHELL = f"""\
+SHELL = """\
 cd /
-agent() {{ setpriv --reuid=edgekd --regid=edgekd --init-groups python3 /usr/lib/edgekd/agent.pyz "$@"; }}
-settle() {{ systemctl start edgekd-commit rauc-mark-good; }}
-detects() {{
+agent() { setpriv --reuid=edgekd --regid=edgekd --init-groups python3 /usr/lib/edgekd/agent.pyz "$@"; }
+settle() { systemctl start edgekd-commit rauc-mark-good; }
+detects() {
     until grep -q '"class"' /run/edgekd/detections.jsonl 2>/dev/null; do sleep 1; done
     grep '"class"' /run/edgekd/detections.jsonl | tail -n 1 >&3
-}}
-state() {{
+}
+is_new() { grep -q rauc.slot=B /proc/cmdline; }
+state() {
     agent status
     sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline
-    find {STATE} ! -type d -printf '%P %l\\n' | sort
-}}
+    find /data ! -type d -printf '%P %l\\n' | sort
+}
 """
 """Functions for the camera's shell, as root. `/run/edgekd` is new with each start of the camera's program."""
+FACTORY = "factory"
+"""Name of the disk as it leaves the factory, from which all snapshots come."""
+WORKS = "detects; settle"
 INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 5"
+SYSTEM = f"is_new || rauc install {UPDATES}/system-2.raucb"
+"""Where the new system runs the update is done: a further one would go into the slot of the old one."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class Operation:
     Args:
         name: For people.
         start: Name of the snapshot that it starts from.
-        script: Work on the camera; None for what it does by itself when it starts.
+        script: Work on the camera; None for what it does by itself when it starts, until it detects and has settled.
         serves: Counters of the models that may be in service after a cut.
         goal: Counter of the model in service after the next run.
         trust: Version of the trust file after the next run.
+        reboots: True if it shows its effect after a restart of the system, which ends the next run.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Operation:
     serves: tuple[int, ...]
     goal: int
     trust: int = 1
+    reboots: bool = False
 
 
 OPERATIONS = (
@@ -51,14 +58,27 @@ OPERATIONS = (
     Operation("rollback", "second", "agent rollback", (1, 2), 1),
     Operation("trust rotation", "running", f"agent trust {UPDATES}/trust-2.json", (1,), 1, 2),
     Operation("model by RAUC", "running", f"rauc install {UPDATES}/model-2.raucb", (1, 2), 2),
+    Operation("system by RAUC", "running", SYSTEM, (1, 3), 3, reboots=True),
+    Operation("first boot of a new system", "new system", None, (1, 3), 3),
     Operation("first boot", "factory", None, (1,), 1),
 )
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a snapshot is made: from another one by a script. is_on: it goes on running; else it is a disk alone."""
+
+    start: str
+    script: str
+    is_on: bool = True
+
+
 SNAPSHOTS = {
-    "running": ("factory", "settle"),
-    "trial": ("running", INSTALL),
-    "second": ("trial", "systemctl restart camera; settle"),
+    "running": Making(FACTORY, "settle"),
+    "trial": Making("running", INSTALL),
+    "second": Making("trial", "systemctl restart camera; settle"),
+    "new system": Making("running", SYSTEM, is_on=False),
 }
-"""Start and script of each snapshot but that of the factory, which is a disk alone."""
 
 
 @dataclass(frozen=True)

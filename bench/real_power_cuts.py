@@ -22,7 +22,19 @@ from typing import Any
 
 from common import HERE
 from cut_camera import SETTLED_S, CutCamera, Snapshot
-from cut_operations import INSTALL, OPERATIONS, SCENARIOS, SHELL, SNAPSHOTS, UPDATES, Operation, Scenario, next_run
+from cut_operations import (
+    FACTORY,
+    INSTALL,
+    OPERATIONS,
+    SCENARIOS,
+    SHELL,
+    SNAPSHOTS,
+    UPDATES,
+    WORKS,
+    Operation,
+    Scenario,
+    next_run,
+)
 from disk_log import count_writes
 from frame import (
     Blocks,
@@ -44,6 +56,7 @@ sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import Image
 
 LOST_SHARES = (1.0, 0.5, 0.1)  # of the sectors that were not flushed
+LAST_WRITES = 40  # among which half of the cuts fall: operations that write for long decide in their last writes
 SPARE_BYTES = 256 << 10  # ext4 keeps the blocks of folders that were larger once
 REPEAT_TIMEOUT_S = 900.0
 TROUBLE = (RuntimeError, subprocess.TimeoutExpired, ValueError, LookupError, OSError)
@@ -58,7 +71,7 @@ class Sight:
         detects: Counter of the model by which the camera detects; None where nobody waited for that.
         status: Result of the agent's `status`.
         slot: Root slot that runs.
-        files: Paths in the state folder, with the goals of links.
+        files: Paths on the data partition, with the goals of links.
     """
 
     detects: int | None
@@ -83,6 +96,15 @@ class Sight:
             f"the trust file went back: {trust}": not trust or trust["version"] < least_trust,
         }
         return [text for text, is_fault in found.items() if is_fault]
+
+
+def look_after(camera: CutCamera, operation: Operation) -> Sight:
+    """Run an operation once more, and the restart of the system that belongs to it; return the camera's state then."""
+    sight = look(camera, next_run(operation))
+    if not operation.reboots:
+        return sight
+    camera.restart()
+    return look(camera, WORKS)
 
 
 def look(camera: CutCamera, script: str) -> Sight:
@@ -111,19 +133,18 @@ class Bench:
             self._undisturbed[operation.name] = self._without_cut(operation)
 
     def _snapshot(self, name: str) -> Snapshot:
-        if name == "factory":
+        if name == FACTORY:
             return Snapshot(self._image.disk)
-        folder = self._work / "snapshots" / name
+        folder, made = self._work / "snapshots" / name, SNAPSHOTS[name]
         if not (folder / "disk.qcow2").is_file():
-            start, script = SNAPSHOTS[name]
-            with self._camera(start, f"make-{name}", logged=False) as camera:
-                if start == "factory":
+            with self._camera(made.start, f"make-{name}", logged=False) as camera:
+                if made.start == FACTORY:
                     look(camera, "detects")
                     self._send_updates(camera)
-                look(camera, script)
-                camera.save(folder)
+                look(camera, made.script)
+                camera.save(folder, is_on=made.is_on)
             note(f"snapshot {name}")
-        return Snapshot(folder / "disk.qcow2", folder / "memory")
+        return Snapshot(folder / "disk.qcow2", folder / "memory" if made.is_on else None)
 
     def _send_updates(self, camera: CutCamera) -> None:
         updates = self._work / "updates"
@@ -138,12 +159,12 @@ class Bench:
         if not file.is_file():
             began = time.monotonic()
             with self._camera(operation.start, "undisturbed", logged=True) as camera:
-                look(camera, operation.script or "detects; settle")
+                look(camera, operation.script or WORKS)
                 seconds = time.monotonic() - began
                 time.sleep(SETTLED_S)
                 assert camera.log is not None
                 writes = count_writes(camera.log)
-                sight = look(camera, next_run(operation))
+                sight = look_after(camera, operation)
             found = {"writes": writes, "seconds": round(seconds, 1), "files": sight.files, "status": sight.status}
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found), "utf-8")
@@ -161,10 +182,11 @@ class Bench:
         began, chance = time.monotonic(), random.Random(seed)
         operation = operations[seed % len(operations)]
         undisturbed = self._undisturbed[operation.name]
-        count, lost_share = chance.randint(0, undisturbed["writes"]), chance.choice(LOST_SHARES)
-        row = Document(seed=seed, operation=operation.name, writes=count, of=undisturbed["writes"], share=lost_share)
+        writes, lost_share = undisturbed["writes"], chance.choice(LOST_SHARES)
+        count = chance.randint(chance.choice((0, max(0, writes - LAST_WRITES))), writes)
+        row = Document(seed=seed, operation=operation.name, writes=count, of=writes, share=lost_share)
         with self._camera(operation.start, f"{seed}-cut", logged=True) as camera:
-            row["in_operation"] = camera.cut_at(count, operation.script and SHELL + operation.script)
+            row["in_operation"] = camera.cut_at(count, f"exec 3>&1\n{SHELL}{operation.script or WORKS}")
             left = camera.remains(camera.folder / "left.qcow2", lost_share, chance)
         row |= {"unflushed": left.unflushed, "lost": left.lost, "cut_s": round(time.monotonic() - began, 1)}
         after = CutCamera(
@@ -175,6 +197,7 @@ class Bench:
             resumed=False,
         )
         row |= self._after(after, operation, was_done=not row["in_operation"])
+        row["cpu_s"] = round(camera.cpu_s + after.cpu_s, 1)
         if not row["faults"]:
             shutil.rmtree(camera.folder)
         row["seconds"] = round(time.monotonic() - began, 1)
@@ -186,7 +209,7 @@ class Bench:
         What an operation has done that had come to its end, `was_done`, must still be done.
         """
         undisturbed, found = self._undisturbed[operation.name], dict[str, Any](faults=[])
-        least_counter = 2 if operation.start == "second" else 0 if operation.start == "factory" else 1
+        least_counter = {FACTORY: 0, "second": 2}.get(operation.start, 1)
         began = time.monotonic()
         try:
             with camera:
@@ -197,7 +220,7 @@ class Bench:
                 found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
                 serves, least_trust = ((operation.goal,), operation.trust) if was_done else (operation.serves, 1)
                 found["faults"] += first.faults(serves, least_counter, least_trust)
-                last = look(camera, next_run(operation))
+                last = look_after(camera, operation)
         except TROUBLE as error:
             found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
             return found
@@ -242,7 +265,7 @@ def answer_in(output: str) -> str:
 
 
 def make_updates(image: Image, folder: Path) -> None:
-    """Make a second model, its delta and its RAUC bundle, and a second trust file."""
+    """Make a second model, its delta, RAUC bundles of it and of a system with a third one, and a second trust file."""
     new = folder.with_name("updates.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -252,6 +275,11 @@ def make_updates(image: Image, folder: Path) -> None:
     edgekd("delta", first, second, "--out", new / "model-2.delta")
     firmware = ("--firmware-key", image.key("rauc.key"), "--firmware-cert", image.key("rauc.pem"))
     edgekd("pack", first, "--out", new / "model-2.raucb", *signed, *firmware)
+    third = new / "model-3.edgekd"
+    edgekd("pack", first, "--out", third, "--version-counter", "3", "--sign", image.key("release.key"))
+    make_update = HERE.parent / "examples" / "camera" / "make_update.sh"
+    subprocess.run((make_update, image.folder, "cut", third), check=True, stdout=subprocess.DEVNULL)
+    shutil.move(image.folder / "firmware-cut.raucb", new / "system-2.raucb")
     table_of_keys = image.key("trust.toml").read_text("utf-8").replace("version = 1", "version = 2")
     for key in ("release", "trust"):
         table_of_keys = table_of_keys.replace(f'"{key}.pub"', f'"{image.key(key).resolve()}.pub"')
@@ -279,10 +307,12 @@ exactly the files and the free space of an undisturbed one."""
     yield claims_table(found.claims, ".0f")
     yield table(
         "operation | cuts | before its end | sectors unflushed | lost | model in service afterwards | faults | "
-        "most bytes less free | boot to detections, s",
+        "most bytes less free | boot to detections, s | processor, s",
         (operation_line(name, found.rows) for name in dict.fromkeys(row.operation for row in found.rows)),
     )
-    yield "*Model in service afterwards*: by counter, at the first look after the boot."
+    yield """\
+*Model in service afterwards*: by counter, at the first look after the boot. *Boot to detections*, and *processor*, the
+time of the emulator for a round: medians."""
     if found.scenarios:
         yield table(
             "scenario | agent's answer | model in service | installs afterwards | seconds",
@@ -309,12 +339,13 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
     boots = [row.detects_s for row in own if row.get("detects_s")]
+    cpu_s = statistics.median(row.cpu_s for row in own)
     less = max((row.get("less_bytes") or 0 for row in own), default=0)
     return (
         f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
         f"{sum(row.lost for row in own):,} | {serves} | "
         f"{sum(bool(row.faults) for row in own)} | "
-        f"{less:,} | {statistics.median(boots) if boots else 0:.0f}"
+        f"{less:,} | {statistics.median(boots) if boots else 0:.0f} | {cpu_s:.0f}"
     )
 
 

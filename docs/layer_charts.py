@@ -11,7 +11,7 @@ from drawing import card
 from edgekd.compress.quantization.plan import Plan, PlannedLayer
 
 WIDTH = 380  # px: a phone shows it without scaling
-LEFT, RIGHT = 52, 14  # px, margins
+LEFT, RIGHT = 58, 14  # px, margins
 PANEL = 110  # px, height of a panel
 FIRST, SECOND = 64, 212  # px, top of each panel
 SHARES = {0: "0.001 %", 1: "0.01 %", 2: "0.1 %", 3: "1 %", 4: "10 %", 5: "100 %"}

@@ -12,6 +12,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,11 +36,11 @@ QUALITY = 82  # of the JPEG, in percent: below 300 kB
 FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)  # rich has them loaded from a server
 
 
-def terminal(command: list[str]) -> str:
-    """Run a command as in a terminal, and return what it writes there, without what it tells of its progress."""
+def terminal(command: list[str], folder: Path = ROOT) -> str:
+    """Run a command in a folder as in a terminal; return what it prints there, without its progress."""
     ours, its = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=folder)
     os.close(its)
     chunks = []
     try:
@@ -53,11 +54,12 @@ def terminal(command: list[str]) -> str:
     return b"".join(chunks).decode().replace("\r\n", "\n")
 
 
-def terminal_picture(typed: str, output: str) -> str:
-    """Return an SVG of a terminal after a command."""
+def terminal_picture(commands: Iterable[tuple[str, str]]) -> str:
+    """Return an SVG of a terminal after commands, each with its output."""
     console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
-    console.print(Text.assemble(("$ ", "bold green"), (typed, "bold")))
-    console.print(Text.from_ansi(output))
+    for typed, output in commands:
+        console.print(Text.assemble(("$ ", "bold green"), (typed.rstrip(), "bold")))
+        console.print(Text.from_ansi(output))
     return console.export_svg(title="", code_format=FONTS.sub("", CONSOLE_SVG_FORMAT), unique_id="edgekd")
 
 
@@ -109,7 +111,7 @@ def layer_pictures(model: Path, data: Path) -> None:
 def run_pictures() -> None:
     """Write the pictures of a run of the demo."""
     output = terminal([sys.executable, "-m", "edgekd", "demo"])
-    (PICTURES / "terminal.svg").write_text(terminal_picture("edgekd demo", output), "utf-8")
+    (PICTURES / "terminal.svg").write_text(terminal_picture([("edgekd demo", output)]), "utf-8")
     report_picture(ROOT / "runs" / "demo" / "report.html", PICTURES / "report.jpg")
 
 

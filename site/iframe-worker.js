@@ -5,16 +5,15 @@ if (location.protocol === "file:") {
       super()
       const frame = document.createElement("iframe")
       frame.hidden = true
+      frame.srcdoc = `<script src="${url}"></script>`
+      this.scope = new Promise(resolve => { frame.onload = () => resolve(frame.contentWindow) })
+      this.scope.then(scope => {
+        scope.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
+      })
       document.documentElement.append(frame)
-      this.scope = frame.contentWindow
-      this.scope.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
-      const script = this.scope.document.createElement("script")
-      script.src = url
-      this.loaded = new Promise(resolve => { script.onload = resolve })
-      this.scope.document.body.append(script)
     }
     postMessage(data) {
-      this.loaded.then(() => this.scope.dispatchEvent(new MessageEvent("message", { data })))
+      this.scope.then(scope => scope.dispatchEvent(new MessageEvent("message", { data })))
     }
   }
 }

@@ -1,8 +1,8 @@
 """The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
 
-mkdocs calls `on_config`, `on_files` and `on_page_markdown`. The pages in `docs/` are written to be read in the
-repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the names in
-`moved`. What follows from the code (targets, commands, Python) is made from the code.
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_page_content`. The pages in `docs/` are written to be
+read in the repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the
+names in `moved`. What follows from the code (targets, commands, Python) is made from the code.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return "".join(parts)
 
 
+def on_page_content(content: str, **_: Any) -> str:
+    """Tables as browsers of every kind can read them: no heading without a name, and scrolled by keyboard."""
+    return re.sub(r"<table>.*?</table>", accessible, content, flags=re.DOTALL)
+
+
+def accessible(table: re.Match[str]) -> str:
+    """Return a table whose empty corners are no headings, and which takes the focus where no link in it does."""
+    text = re.sub(r"<th( [^>]*)?></th>", r"<td\1></td>", table[0])
+    return text if "<a " in text else text.replace("<table>", '<table tabindex="0">', 1)
+
+
 def spaced(text: str) -> str:
     """Lists as mkdocs wants them: an empty line before, and what belongs to an item four spaces to the right."""
     lines: list[str] = []
@@ -116,6 +127,7 @@ def moved() -> dict[str, str]:
         "examples/demo_detector/README.md": "examples/demo_detector.md",
         "examples/firmware/README.md": "examples/firmware.md",
         "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
+        "examples/tour/README.md": "examples/tour.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})

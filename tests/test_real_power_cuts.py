@@ -53,6 +53,7 @@ def test_a_fault_is_found(bench: ModuleType, changes: dict[str, Any], detects: i
 def test_functions_of_the_cameras_shell_are_accepted_by_a_shell(bench: ModuleType) -> None:
     scripts = [each.script or ":" for each in bench.OPERATIONS]
     scripts += [part for each in bench.SCENARIOS for part in (each.trouble, each.repair)]
+    scripts += [each.script for each in bench.SNAPSHOTS.values()]
     for script in scripts:
         subprocess.run(("sh", "-n"), input=f"{bench.SHELL}\n{script}\n", text=True, check=True)
 
@@ -69,6 +70,7 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
         "slot": "A",
         "faults": [],
         "seconds": 60.0,
+        "cpu_s": 42.0,
     }
     bad = {**good, "faults": ["the counter went back to 0", "next run: files left: ['x']"]}
     silent = {**good, "counter": None, "detects_s": None, "faults": ["RuntimeError: does not answer"]}
@@ -78,5 +80,5 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
     text = "\n".join(
         bench.page(frame.Document(found, command="c", claims=[frame.Document(c) for c in found["claims"]]))
     )
-    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40" in text
+    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40 | 42" in text
     assert "0 | install | 3 of 9 | 4 of 7 | 1 | A | as undisturbed | 60" in text

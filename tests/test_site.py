@@ -12,11 +12,22 @@ from typing import Any
 
 import pytest
 import yaml
+from accessibility import violations
 from test_docs import PAGES, ROOT, commands
 
 import edgekd
 from edgekd import load_target, target_names
 from edgekd.hardware.target import explain
+
+KINDS_OF_PAGES = (
+    "index",
+    "getting-started/first-bundle",
+    "guides/recipes",
+    "concepts/quantization",
+    "reference/cli",
+    "reference/json",
+    "examples/tour",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +101,13 @@ def test_reading_it_asks_nobody_else(site: Path) -> None:
 
 def test_it_is_searched_from_disk_without_a_network(site: Path, browser: Any) -> None:
     page = browser.new_page()
+    page.set_default_timeout(60_000)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto((site / "guides" / "budget.html").as_uri())
-    page.fill("input[name=query]", "Hotelling")
-    found = page.locator(".md-search-result__item a").first.get_attribute("href", timeout=60_000)
+    page.fill("input[name=query]", "Hotellin")
+    page.press("input[name=query]", "g")  # search starts at key events
+    found = page.locator(".md-search-result__item a").first.get_attribute("href")
     page.close()
     assert found.startswith((site / "concepts" / "drift.html").as_uri())
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
@@ -114,3 +127,12 @@ def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
         prose = re.sub(r"<(pre|code)[^>]*>.*?</\1>", "", shown[0] if shown else "", flags=re.DOTALL)
         left = written.search(html.unescape(re.sub(r"<[^>]+>", "", prose)))
         assert left is None, (page.name, left and left[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS_OF_PAGES)
+def test_pages_are_accessible_on_a_phone_and_on_a_desk(site: Path, browser: Any, name: str) -> None:
+    page = browser.new_page()
+    page.goto((site / f"{name}.html").as_uri())
+    assert violations(page) == []
+    page.close()

@@ -172,7 +172,7 @@ def qemu_command(image: Image, disk: Path, port: int, options: Options) -> list[
         "qemu-system-aarch64",
         *("-machine", "virt", "-cpu", "cortex-a76", "-accel", "tcg,thread=multi"),
         *("-smp", str(options.cpus), "-m", str(options.memory_mb)),
-        *("-bios", str(image.firmware)),
+        *("-bios", str(image.firmware), "-boot", "menu=on,splash-time=0"),  # without it UEFI waits 5 s for a key
         *("-drive", f"if=none,id=disk,format=qcow2,file={disk},{options.drive}"),
         *("-device", "virtio-blk-pci,drive=disk,bootindex=0"),
         *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22"),

@@ -15,12 +15,13 @@ frames=$(realpath "$3")
 here=$(cd "$(dirname "$0")" && pwd)
 firmware=$here/../firmware
 suite=trixie
-boot_mb=32 slot_mb=640 data_mb=384
+boot_mb=32 slot_mb=512 data_mb=384
 
-# Debian's essential packages as far as a camera needs them; extracting takes none by itself.
+# Debian's essential packages as far as a camera needs them; extracting takes none by itself. Without iproute2, whose libbpf
+# systemd would use: it reads the types of the whole kernel again and again.
 packages=base-files,base-passwd,bash,coreutils,dash,debianutils,diffutils,findutils,grep,gzip,hostname,libc-bin,login
 packages=$packages,mount,ncurses-base,passwd,procps,sed,tar,util-linux,netbase
-packages=$packages,systemd,systemd-sysv,udev,dbus,kmod,iproute2,openssh-server,e2fsprogs,busybox-static
+packages=$packages,systemd,systemd-sysv,udev,dbus,kmod,openssh-server,e2fsprogs,busybox-static
 packages=$packages,linux-image-cloud-arm64,grub-efi-arm64-unsigned,grub-common,rauc,rauc-service
 packages=$packages,python3,libstdc++6,zlib1g
 
@@ -66,7 +67,10 @@ emulated() {
 }
 rm -rf "$root"
 mkdir "$root"
-tar -C "$root" -xf "$out/packages.tar" --no-same-owner --exclude='./var/*' --exclude='./etc/init.d'
+# Without what a camera that boots through GRUB's one file, knows its devices and reads UTF-8 has no use for.
+tar -C "$root" -xf "$out/packages.tar" --no-same-owner --exclude='./var/*' --exclude='./etc/init.d' \
+    --exclude='./usr/lib/linux-image-*' --exclude='./usr/lib/udev/hwdb.d/*' --exclude='./usr/share/grub' \
+    --exclude='./usr/lib/grub/arm64-efi/*.mod' --exclude='./usr/lib/*/gconv/*'
 cp -r "$out/wheels/." "$root/usr/lib/python3/dist-packages/"
 cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
@@ -74,7 +78,6 @@ cp "$firmware"/systemd/*.service "$firmware"/systemd/*.timer "$root/usr/lib/syst
 cp "$firmware/systemd/edgekd.sysusers" "$root/usr/lib/sysusers.d/edgekd.conf"
 mkdir -p "$root/usr/lib/edgekd" "$root/usr/share/edgekd" "$root/usr/share/camera" "$root/data" "$root/boot/efi"
 cp "$firmware"/*.py "$firmware"/*.sh "$here/../camera_service.py" "$root/usr/lib/edgekd/"
-tar -C "$root/usr/lib/edgekd" -xf "$bundle" agent.pyz
 cp -r "$here/overlay/." "$root/"
 cp "$out/keys/ssh.pub" "$root/etc/ssh/authorized_keys"
 cp "$out/keys/rauc.pem" "$root/etc/rauc/keyring.pem"
@@ -91,9 +94,11 @@ find "$root/usr/lib/systemd/system-generators" -type f ! -name systemd-fstab-gen
 for unit in 'dev-*' 'getty*' ldconfig.service 'proc-*' 'sys-*' 'systemd-ask-password-*' systemd-binfmt.service \
     'systemd-creds*' 'systemd-firstboot*' 'systemd-hibernate-*' 'systemd-hostnamed*' systemd-hwdb-update.service \
     systemd-initctl.socket 'systemd-journal-*' systemd-logind.service systemd-machine-id-commit.service \
-    'systemd-pcr*' 'systemd-sys*' 'systemd-tpm2*' systemd-update-done.service; do
+    systemd-modules-load.service 'systemd-pcr*' systemd-random-seed.service 'systemd-sys*' 'systemd-tpm2*' \
+    systemd-update-done.service; do
     find "$root/usr/lib/systemd/system" -path '*.target.wants/*' -name "$unit" -delete
 done
+emulated ldconfig /usr/sbin/ldconfig -C "$root/etc/ld.so.cache"
 emulated systemctl /usr/bin/systemctl --root="$root" set-default multi-user.target
 emulated systemctl /usr/bin/systemctl --root="$root" enable systemd-networkd ssh \
     edgekd-install edgekd-renew.timer camera rauc-mark-good
@@ -101,6 +106,14 @@ emulated systemctl /usr/bin/systemctl --root="$root" enable systemd-networkd ssh
 if command -v python3.13 >/dev/null; then compiler=python3.13; else compiler="emulated python3 /usr/bin/python3.13"; fi
 $compiler -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root/usr/lib/python3.13" \
     "$root/usr/lib/python3/dist-packages" || true # some packages bring files of other Pythons
+# Nor could it keep that of the agent, which it starts several times in each boot: it lies beside the sources.
+agent=$out/agent
+rm -rf "$agent"
+tar -C "$out" -xf "$bundle" agent.pyz
+python3 -m zipfile -e "$out/agent.pyz" "$agent"
+$compiler -m compileall -q -b --invalidation-mode unchecked-hash -s "$agent" "$agent"
+python3 -m zipapp "$agent" -o "$root/usr/lib/edgekd/agent.pyz"
+rm -r "$agent" "$out/agent.pyz"
 
 # The kernel loads a root disk's modules from an archive in memory.
 kernel=$(basename "$root"/usr/lib/modules/*)

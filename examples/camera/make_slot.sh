@@ -10,7 +10,7 @@ out=$(realpath "$1")
 version=$2
 bundle=$(realpath "$3")
 root=$out/root
-slot_mb=640
+slot_mb=512
 
 cp "$bundle" "$root/usr/share/edgekd/model.edgekd"
 echo "$version" >"$root/etc/camera-version"

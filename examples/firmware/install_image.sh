@@ -17,6 +17,17 @@ if [ -r "$conf" ]; then
     . "$conf"
 fi
 
+# A trust file may have replaced the key of the image's model since that was made, which a camera meets where it falls back
+# to an older system. That is no failure where the model in service is newer and not revoked.
+has_newer() {
+    "$python" "$agent" status --state "$state" --root "$root" | "$python" -c '
+import json, sys, tarfile
+active = json.load(sys.stdin)["result"]["active"]
+with tarfile.open(sys.argv[1]) as bundle:
+    counter = json.load(bundle.extractfile("manifest.json"))["counter"]
+sys.exit(not active or active["revoked"] or active["counter"] <= counter)' "$image"
+}
+
 done_file=$state/image.sha256
 hash=$(sha256sum <"$image") || exit 1
 [ "$hash" != "$(cat "$done_file" 2>/dev/null)" ] || exit 0
@@ -26,6 +37,10 @@ answer=$("$python" "$agent" install "$image" --state "$state" --root "$root" ${t
     echo "$answer" >&2
     case $answer in
     *'"kind": "RollbackError"'*) echo "the camera had a newer model already" >&2 ;;
+    *'"kind": "SignatureError"'*)
+        has_newer || exit 1
+        echo "not installed: the model in service is newer, and trusted" >&2
+        ;;
     *) exit 1 ;;
     esac
 }

@@ -22,9 +22,14 @@ from edgekd.agent.cameras.sources import y4m_frames
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OVERLAY = EXAMPLES / "camera" / "overlay"
-SENSOR = OVERLAY / "usr" / "lib" / "camera" / "sensor.sh"
-SCRIPTS = [*sorted((EXAMPLES / "camera").glob("*.sh")), EXAMPLES / "camera" / "initramfs" / "init", SENSOR]
-DEBIAN_UNITS = {"emergency.service", "systemd-networkd", "ssh"}
+PROGRAMS = OVERLAY / "usr" / "lib" / "camera"
+SENSOR = PROGRAMS / "sensor.sh"
+SCRIPTS = [
+    *sorted((EXAMPLES / "camera").glob("*.sh")),
+    EXAMPLES / "camera" / "initramfs" / "init",
+    *sorted(PROGRAMS.glob("*.sh")),
+]
+DEBIAN_UNITS = {"emergency.service", "systemd-networkd", "systemd-udev-trigger.service", "ssh"}
 
 
 @pytest.fixture

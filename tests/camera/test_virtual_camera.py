@@ -22,12 +22,16 @@ from typing import Any
 import pytest
 from cameras import BUNDLE
 from machine import HOST_FOR_MACHINE, Image, Machine
+from running import Built
 from test_pythons import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "camera"
 AGENT = ("python3", "/usr/lib/edgekd/agent.pyz")
 DETECTIONS = "/run/edgekd/detections.jsonl"
+GRUBENV = "/boot/efi/EFI/debian/grubenv"
+RECEIVED = "/tmp"
+"""Folder on the camera for what tests send there: in its memory, and writable by every user of its own."""
 pytestmark = pytest.mark.camera
 
 
@@ -116,7 +120,7 @@ def committed(machine: Machine, counter: int) -> Any:
 
 def boot_state(machine: Machine) -> dict[str, str]:
     """Variables of the boot loader."""
-    text = machine.run("grub-editenv", "/boot/efi/EFI/debian/grubenv", "list").stdout
+    text = machine.run("grub-editenv", GRUBENV, "list", check=False).stdout
     return dict(line.split("=", 1) for line in text.splitlines())
 
 
@@ -162,8 +166,8 @@ def test_a_delta_from_a_server_is_on_trial_until_the_camera_works_with_it(
 ) -> None:
     new = model(3)
     edgekd("delta", str(work / "model-2-release.edgekd"), str(new), "--out", str(work / "model-3.delta"))
-    assert agent(camera, "fetch", f"{server}/model-3.delta", "--out", "/tmp/update")["result"]["kind"] == "delta"
-    installed = agent(camera, "install", "/tmp/update", "--tries", "3")["result"]
+    assert agent(camera, "fetch", f"{server}/model-3.delta", "--out", f"{RECEIVED}/update")["result"]["kind"] == "delta"
+    installed = agent(camera, "install", f"{RECEIVED}/update", "--tries", "3")["result"]
     assert installed["trial"]["tries_left"] == 3
     camera.run("systemctl", "restart", "camera")
     detects_with(camera, 3)
@@ -173,8 +177,8 @@ def test_a_delta_from_a_server_is_on_trial_until_the_camera_works_with_it(
 def test_an_older_model_is_refused_and_a_rollback_leads_one_step_back(
     camera: Machine, model: Callable[..., Path], server: str
 ) -> None:
-    agent(camera, "fetch", f"{server}/model-2-release.edgekd", "--out", "/tmp/older")
-    assert agent(camera, "install", "/tmp/older")["error"]["kind"] == "RollbackError"
+    agent(camera, "fetch", f"{server}/model-2-release.edgekd", "--out", f"{RECEIVED}/older")
+    assert agent(camera, "install", f"{RECEIVED}/older")["error"]["kind"] == "RollbackError"
     agent(camera, "rollback")
     detects_with(camera, 2)
 
@@ -182,9 +186,9 @@ def test_an_older_model_is_refused_and_a_rollback_leads_one_step_back(
 def test_a_model_that_is_never_committed_is_rolled_back_by_starts(
     camera: Machine, model: Callable[..., Path], server: str
 ) -> None:
-    agent(camera, "fetch", f"{server}/{model(4).name}", "--out", "/tmp/new")
+    agent(camera, "fetch", f"{server}/{model(4).name}", "--out", f"{RECEIVED}/new")
     camera.run("systemctl", "mask", "--runtime", "edgekd-commit.service")
-    assert agent(camera, "install", "/tmp/new", "--tries", "2")["result"]["trial"]["tries_left"] == 2
+    assert agent(camera, "install", f"{RECEIVED}/new", "--tries", "2")["result"]["trial"]["tries_left"] == 2
     for _ in range(3):
         camera.run("systemctl", "restart", "camera")
     detects_with(camera, 2)
@@ -211,18 +215,19 @@ def test_after_a_rotation_of_keys_the_old_one_counts_no_more(
     (work / "trust.toml").write_text(table, "utf-8")
     signed = ("--previous", str(keys / "trust.json"), "--key", str(keys / "trust.key"))
     edgekd("trust", str(work / "trust.toml"), "--out", str(work / "trust-2.json"), *signed)
-    camera.send(work / "trust-2.json", "/tmp/trust-2.json")
-    assert agent(camera, "trust", "/tmp/trust-2.json")["result"]["version"] == 2
+    camera.send(work / "trust-2.json", f"{RECEIVED}/trust-2.json")
+    assert agent(camera, "trust", f"{RECEIVED}/trust-2.json")["result"]["version"] == 2
     old = model(5)
-    assert agent(camera, "fetch", f"{server}/{old.name}", "--out", "/tmp/old")["error"]["kind"] == "SignatureError"
+    fetched = agent(camera, "fetch", f"{server}/{old.name}", "--out", f"{RECEIVED}/old")
+    assert fetched["error"]["kind"] == "SignatureError"
 
 
 def test_a_model_arrives_as_an_update_by_rauc(camera: Machine, image: Image, work: Path) -> None:
     firmware = ("--firmware-key", str(image.key("rauc.key")), "--firmware-cert", str(image.key("rauc.pem")))
     options = ("--version-counter", "5", "--sign", str(work / "next.key"), *firmware)
     edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model.raucb"), *options)
-    camera.send(work / "model.raucb", "/tmp/model.raucb")
-    camera.run("rauc", "install", "/tmp/model.raucb", timeout_s=1800)
+    camera.send(work / "model.raucb", f"{RECEIVED}/model.raucb")
+    camera.run("rauc", "install", f"{RECEIVED}/model.raucb", timeout_s=1800)
     detects_with(camera, 5)
     committed(camera, 5)
 
@@ -256,6 +261,17 @@ def test_a_system_that_does_not_start_gives_way_to_the_other_slot(camera: Machin
     detects_with(camera, 6)
 
 
+def test_without_the_boot_loaders_variables_it_boots_and_makes_them_again(camera: Machine) -> None:
+    """Their file is empty where the power goes while RAUC writes it."""
+    camera.run("sh", "-c", f": >{GRUBENV} && sync")
+    camera.cut_power()
+    camera.start()
+    camera.wait_for_ssh()
+    assert booted_slot(camera) == "A"
+    detects_with(camera, 6)
+    until(lambda: boot_state(camera) == {"ORDER": "A B", "A_OK": "1", "A_TRY": "0", "B_OK": "1", "B_TRY": "0"})
+
+
 def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> None:
     with Machine(image, work / "second") as second:
         second.wait_for_ssh()
@@ -275,21 +291,23 @@ def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> N
         assert [board["error"] for board in fleet["boards"]] == [None, None]
 
 
-def test_the_agents_own_tests_pass_there(camera: Machine, image: Image, work: Path) -> None:
+def test_the_agents_own_tests_pass_there(camera: Machine, tiny_build: Built, work: Path) -> None:
     """Those that a camera can run, with the agent's archive of the firmware as the only source of edgekd."""
-    packages = ("_pytest", "iniconfig", "packaging", "pluggy", "pygments", "pytest")
+    packages = ("_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
     with tarfile.open(work / "tests.tar", "w") as archive:
         for name in packages:
-            archive.add(Path(str(importlib.util.find_spec(name).origin)).parent, f"packages/{name}", filter=source)
+            file = Path(str(importlib.util.find_spec(name).origin))
+            path = file.parent if file.stem == "__init__" else file
+            archive.add(path, f"packages/{path.name}", filter=source)
         for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "agent"):
             archive.add(path, path.relative_to(ROOT), filter=source)
-        archive.add(image.folder / "model-1.edgekd", "bundle.edgekd")
+        archive.add(tiny_build.bundle, "bundle.edgekd")
     camera.run("sh", "-c", "mkdir -p /data/suite && tar -C /data/suite -xf -", stdin=(work / "tests.tar").read_bytes())
     path = ("/usr/lib/edgekd/agent.pyz", "/data/suite/packages", "/data/suite/tests")
     variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
     tests = [f"/data/suite/tests/agent/test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "/data/suite/tests/agent")
-    pytest_there = ("python3", "-W", "error", "-m", "pytest", *flags, "--basetemp", "/tmp/suite", *tests)
+    pytest_there = ("python3", "-W", "error", "-m", "pytest", *flags, "--basetemp", f"{RECEIVED}/suite", *tests)
     done = camera.run("env", *variables, *pytest_there, user="edgekd", timeout_s=7200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 

@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 from firmware import OnCamera, need, run
+from signer import public, signed, trust_file
+
+from edgekd.core.bundle.archive import read_head
+from edgekd.core.bundle.signatures import key_id
 
 ROOT = Path(__file__).resolve().parents[3]
 FIRMWARE = ROOT / "examples" / "firmware"
@@ -167,6 +171,27 @@ def test_a_model_that_cannot_be_installed_is_a_failure_and_tried_again(on_camera
     for _ in range(2):
         done = install_image(on_camera, bundle)
         assert (done.returncode, "for another device" in done.stderr) == (1, True), done.stderr
+
+
+@pytest.mark.parametrize("case", ["newer and trusted", "revoked", "older", "nothing"])
+def test_an_image_whose_key_was_replaced_is_no_failure_if_a_newer_model_is_in_service_and_trusted(
+    on_camera: OnCamera, bundle: Path, newer: Path, tmp_path: Path, case: str
+) -> None:
+    image, in_service = signed(bundle, tmp_path / "image", 1), signed(newer, tmp_path / "sent", 2)
+    revoked = (read_head(newer).identity,) if case == "revoked" else ()
+    if case == "older":
+        image, in_service = signed(newer, tmp_path / "image", 1), signed(bundle, tmp_path / "sent", 2)
+    if case != "nothing":
+        on_camera.agent("install", in_service, "--runtime", "null")
+    trust = {"bundle": (2,), "revoked_keys": (key_id(public(1)),), "revoked_bundles": revoked}
+    trust_file(on_camera.folder / "root" / "etc" / "edgekd" / "trust.json", **trust)
+    done = install_image(on_camera, image)
+    assert "revoked-key" in done.stderr
+    is_fine = case == "newer and trusted"
+    assert (done.returncode, "is newer, and trusted" in done.stderr) == (not is_fine, is_fine), done.stderr
+    if is_fine:
+        assert on_camera.serves(newer)
+        assert install_image(on_camera, image).stderr == "", "once for each image"
 
 
 # --------------------------------------------------------------------------------------------------- the watchdog
