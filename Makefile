@@ -59,7 +59,7 @@ gpu: $(VENV)/gpu.installed
 kit: demo
 	$(BIN)/python kit/pack.py --bundle runs/demo/detector-xavier.edgekd --out build/edgekd-validation-kit.tar.gz
 
-## The virtual camera, from Debian's packages to detections: docs/virtual_camera.md. In build/camera.
+## The virtual camera, from Debian's packages to detections: docs/guides/virtual-camera.md. In build/camera.
 camera: $(VENV)/dev.installed
 	[ -d $(CAMERA)/scenes ] || PYTHONPATH=tests $(BIN)/python -c "import pathlib, tiny; folder = pathlib.Path('$(CAMERA)'); \
 	    tiny.write_data(folder / 'scenes'); tiny.write_model(folder / 'tiny.onnx')"
@@ -81,6 +81,7 @@ schemas: $(VENV)/dev.installed
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/results.py
 	$(BIN)/python docs/readme.py
+	$(BIN)/python docs/diagrams.py
 
 ## The wheel and the source distribution, in dist/.
 wheel: $(VENV)/bin/python

@@ -1,4 +1,6 @@
-"""Attack cameras and the build host, by every kind of hostile file, server, device and user in docs/security.md.
+"""Attack cameras and the build host, by every kind of hostile file, server, device and user.
+
+The threat model is docs/concepts/security.md.
 
 Each attack makes its input, and runs the real command in a process of its own. One fails where it succeeds, where a
 command ends in a traceback, or where it takes more memory than its limit. Some need root, to act as another user.
@@ -65,7 +67,7 @@ SECTIONS = {
     **{12: "A hostile camera", 13: "Secrets and other users of the build host", 14: "Files for firmware systems"},
     **{15: "Strict cameras", 16: "A full disk", 17: "One error, and its cause", 18: "The clock"},
 }
-"""Sections of docs/security.md, but for the last but one."""
+"""Sections of docs/concepts/security.md and docs/reference/security.md, but for the last but one."""
 NOT_ROOT = "needs root, to act as another user"
 _CHILD = """
 import atexit, runpy, sys

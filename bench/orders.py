@@ -1,11 +1,12 @@
 """Compare orders of the compressions: what a detector is worth after the same ones, run in different orders.
 
-Half of the multiply-adds are pruned, weights go to INT8, and the rest trains for as many epochs beside the original:
-before it is quantized, afterwards as it will run, or afterwards with the formats chosen before pruning. No build sees
-the split `test`. Needs `edgekd[train]`.
+Half of the multiply-adds are pruned, weights go to INT8, and the rest trains for as many epochs beside cached
+predictions of the original, without labels: before it is quantized, half before and half after, afterwards as it will
+run, or afterwards with the formats chosen before pruning. No build sees the split `test`. Needs `edgekd[train]`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from training import SEEDS, Trainings, Way
 
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.recipe_toml import recipe_toml
-from edgekd.compress.steps import Distill, Prune, QuantAwareDistill, Quantize, Step
+from edgekd.compress.steps import Prune, QuantAwareDistill, Quantize, Recover, Step
 
 WHOLE = "as it was, INT8"
 RATE = 1e-3
@@ -27,10 +28,11 @@ def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:
     size = {"image_size": given.image_size, "seed": seed}
     train = {"epochs": given.epochs, "batch": given.batch, **size}
     prune = Prune(given.ratio, images=given.gradient_images, **size)
-    distill = Distill(close_mosaic=given.epochs // 4, **train)
-    aware = QuantAwareDistill(learning_rate=RATE, **train)
+    recover, aware = Recover(**train), QuantAwareDistill(learning_rate=RATE, **train)
+    half = {"epochs": max(1, given.epochs // 2)}
     return {
-        "prune, distill, quantize": (prune, distill, Quantize()),
+        "prune, recover, quantize": (prune, recover, Quantize()),
+        "half of the training before quantize": (prune, replace(recover, **half), Quantize(), replace(aware, **half)),
         "prune, quantize, train as it runs": (prune, Quantize(), aware),
         "quantize, prune, train as it runs": (Quantize(), prune, aware),
     }
@@ -96,7 +98,7 @@ seeds; in brackets the lowest and the highest. mAP: edgekd's scorer, ONNX Runtim
 
 if __name__ == "__main__":
     options = (
-        *training.options("orders", "what is compressed", epochs=30, batch=16),
+        *training.options("orders", "what is compressed", epochs=5, batch=8),
         Option("--ratio", 0.5, "share of the multiply-adds to remove"),
         Option("--target", "xavier"),
         Option("--gradient-images", 64, "by which channels are chosen"),

@@ -54,13 +54,14 @@ MIXED = {
     for share in (5, 7)
 }
 MODELOPT = Method("ModelOpt `entropy`, same exclusions", "modelopt", "entropy", "modelopt", "ultralytics")
+NNCF = Method("NNCF, preset mixed", "nncf", "", "nncf")
 ONNXRUNTIME = Method("ONNX Runtime, min-max, all convolutions", "onnxruntime", "symmetric")
 METHODS = (
     ONNXRUNTIME,
     Method("the same, last head convolutions and DFL float", "onnxruntime", "symmetric", None, "edgekd"),
     Method("the same, activations asymmetric", "onnxruntime", "asymmetric", None, "edgekd"),
     Method("Ultralytics, `format=onnx quantize=8`", "ultralytics"),
-    Method("NNCF, preset mixed", "nncf", "", "nncf"),
+    NNCF,
     Method("ModelOpt `max`, excluding what Ultralytics does", "modelopt", "max", "modelopt", "ultralytics"),
     MODELOPT,
     RECIPE,
@@ -71,7 +72,7 @@ METHODS = (
 MEASURED = ("bytes", "seconds", "peak_bytes", "int8_convolutions", "symmetric", "packed_bytes", "noise")
 """Measured properties of a graph, None where unknown.
 
-seconds: wall time to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
+seconds: of the processor, to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
 quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: every zero point is 0,
 which TensorRT requires; packed_bytes: size in edgekd's lossless packed form; noise: relative to the float graph's
 signal, where its last convolutions end (`edgekd.evaluation.output_noise`).
@@ -230,11 +231,12 @@ def claims(rows: Sequence[Document]) -> list[dict[str, Any]]:
         for share, method in MIXED.items():
             if exact and method.name in by_method:
                 found += _claims_about_size(model, share, exact, by_method[method.name])
-        if ours and peer and ours.seconds and peer.seconds:
-            quicker = ours.seconds / peer.seconds
-            found.append(
-                frame.claim(f"{model}: at most a quarter of ModelOpt entropy's time", quicker, quicker <= 0.25)
-            )
+        found += _claims_about_time(model, ours, peer, "at most a quarter of ModelOpt entropy's time", 0.25)
+        nncf = by_method.get(NNCF.name)
+        found += _claims_about_time(model, ours, nncf, "at most NNCF's time", 1.0)
+        if ours and nncf and ours.noise and nncf.noise:
+            quieter = ours.noise / nncf.noise
+            found.append(frame.claim(f"{model}: INT8 noise by NNCF's", quieter, quieter <= 1))
     return found
 
 
@@ -247,6 +249,15 @@ def _claims_about(where: str, split: str, exact: Document, ours: Document, peer:
         frame.claim(f"{where}: INT8 keeps at least 99.5 % of the float mAP50-95", kept, kept >= 0.995),
         frame.claim(f"{where}: INT8 is not below ModelOpt entropy", ahead, ahead >= 0),
     ]
+
+
+def _claims_about_time(
+    model: str, ours: Document | None, peer: Document | None, text: str, most: float
+) -> list[dict[str, Any]]:
+    if not (ours and peer and ours.seconds and peer.seconds):
+        return []
+    share = ours.seconds / peer.seconds
+    return [frame.claim(f"{model}: {text}", share, share <= most)]
 
 
 def _claims_about_size(model: str, share: int, exact: Document, row: Document) -> list[dict[str, Any]]:
@@ -263,8 +274,8 @@ def page(found: Document) -> Blocks:
     yield from frame.head("INT8 after training, edgekd beside its peers", found)
     yield f"""\
 Every tool gets the same float32 ONNX graph and the same calibration frames, already decoded and letterboxed, and
-runs in a process of its own. Seconds: wall time from the float file to the INT8 file, imports not counted. Peak:
-resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,
+runs in a process of its own. Seconds: of the processor, from the float file to the INT8 file, imports not counted.
+Peak: resident memory of that process. INT8 convolutions: those with INT8 weights. Symmetric: every zero point is 0,
 as TensorRT requires. Packed: the graph in edgekd's lossless packed form, for every tool. Noise: relative to the
 signal, where the float graph's last convolutions end, on {JUDGED} frames of the first split. mAP: edgekd's
 scorer, on ONNX Runtime's CPU provider. Ultralytics, with `--ultralytics-val`: mAP50-95 of the same graph by its `val`

@@ -269,9 +269,9 @@ def edgekd(*arguments: object) -> None:
 def page(found: Document) -> Blocks:
     yield from head("Real power cuts", found)
     yield f"""\
-A [virtual camera](../../docs/virtual_camera.md), an ARM64 Linux in QEMU with ext4, GRUB, RAUC and systemd, loses its
-power {len(found.rows)} times: SIGKILL once the system has made a random number of writes of an operation. Its disk has
-a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
+A [virtual camera](../../docs/guides/virtual-camera.md), an ARM64 Linux in QEMU with ext4, GRUB, RAUC and systemd, loses
+its power {len(found.rows)} times: SIGKILL once the system has made a random number of writes of an operation. Its disk
+has a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
 lost with a probability of {" or ".join(f"{share:.0%}" for share in LOST_SHARES)}, by chance. Then it boots, and the
 operation runs once more. A *fault*: it does not detect objects by a tested model that may be in service, which after
 the end of the operation is the new one alone; a counter or the trust file goes back; the next run does not end with

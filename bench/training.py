@@ -35,6 +35,7 @@ Way = tuple[str, "int | None", Callable[[], Document]]  # method, seed, and what
 DEVICE = Option("--device", "cpu", "where to train: cpu, or the number of a GPU")
 SEEDS = Option("--seeds", [0, 1, 2])
 MODEL = SHARED / "models" / "yolo11n-ppe.pt"
+TRAINING_STEPS = ("distill", "recover", "quant_aware_distill")
 
 
 def options(work: str, model: str, *, epochs: int, batch: int, default: Path = MODEL) -> tuple[Option, ...]:
@@ -189,7 +190,7 @@ class Trainings:
 
 def seconds_of_training(built: Mapping[str, Any]) -> float:
     """Return the seconds of the stages of a build that train."""
-    return float(sum(each["seconds"] for each in built["stages"] if each["name"] in ("distill", "quant_aware_distill")))
+    return float(sum(each["seconds"] for each in built["stages"] if each["name"] in TRAINING_STEPS))
 
 
 def none_failed(found: Document) -> bool:

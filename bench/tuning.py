@@ -122,7 +122,7 @@ def page(found: Document) -> Blocks:
     )
     yield (
         "Why ONNX Runtime gains nothing from the Q/DQ of these detectors: "
-        "[agent.md](../../docs/agent.md#what-an-engine-really-computes-in)."
+        "[engines.md](../../docs/concepts/engines.md#precision-of-an-engine)."
     )
 
 

@@ -1,4 +1,4 @@
-"""SVG pictures of README.md: badges, and the chart of size against accuracy."""
+"""SVG pictures: badges and the chart of size against accuracy of README.md; the card around a picture of a page."""
 
 from __future__ import annotations
 
@@ -38,6 +38,33 @@ class Palette:
 
 LIGHT = Palette(text="#24292f", faint="#d8dee4", ours="#0969da", peers="#6e7781")
 DARK = Palette(text="#e6edf3", faint="#30363d", ours="#58a6ff", peers="#9198a1")
+
+
+CARD_STYLE = """\
+.card{fill:#fff;stroke:#d8dee4}.box{fill:#f6f8fa;stroke:#6e7781}.served{fill:#ddf4ff;stroke:#0969da}
+text{fill:#24292f}.note{fill:#57606a;font-size:11px}.italic{font-style:italic}.region{fill:#0969da;font-weight:bold}
+.arrow{fill:none;stroke:#6e7781;stroke-width:1.3}.head{fill:#6e7781}.grid{stroke:#d8dee4}
+.int8{fill:#0969da}.coded{fill:#54aeff}.fp4x{fill:#8250df}.float{fill:#bc4c00}.before{fill:#d0d7de}
+@media (prefers-color-scheme:dark){
+.card{fill:#0d1117;stroke:#30363d}.box{fill:#161b22;stroke:#9198a1}.served{fill:#0c2d6b;stroke:#58a6ff}
+text{fill:#e6edf3}.note{fill:#9198a1}.region{fill:#58a6ff}.arrow{stroke:#9198a1}.head{fill:#9198a1}.grid{stroke:#30363d}
+.int8{fill:#1f6feb}.coded{fill:#79c0ff}.fp4x{fill:#a371f7}.float{fill:#f0883e}.before{fill:#484f58}}"""
+"""Colours by class. A card has a background of its own, so it can be read where page and browser disagree."""
+
+
+def card(title: str, width: int, height: int, parts: list[str]) -> str:
+    """Return a picture for a page: a title, parts in the classes of CARD_STYLE, arrowheads as `url(#head)`."""
+    lines = [
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
+        f"role='img'><title>{escape(title)}</title><style>{CARD_STYLE}</style>",
+        "<defs><marker id='head' markerWidth='8' markerHeight='8' refX='6' refY='4' orient='auto'>"
+        "<path class='head' d='M0 0 8 4 0 8z'/></marker></defs>",
+        f"<rect class='card' x='.5' y='.5' width='{width - 1}' height='{height - 1}' rx='8'/>",
+        f"<g {FONT} font-size='12'><text x='16' y='24' font-size='14' font-weight='bold'>{escape(title)}</text>",
+        *parts,
+        "</g></svg>\n",
+    ]
+    return "\n".join(lines)
 
 
 def badge(label: str, value: str) -> str:

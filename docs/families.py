@@ -1,4 +1,4 @@
-"""Write docs/families.md, and the counts in README.md, from tests that are marked with `family`: `make schemas`.
+"""Write docs/reference/families.md, and the counts in README.md, from tests marked with `family`: `make schemas`.
 
 `--check` writes nothing, and fails where the files are not what would be written.
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from generated import write
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "families.md"
+PAGE = ROOT / "docs" / "reference" / "families.md"
 README = ROOT / "README.md"
 COUNTS = re.compile(r"\d+ families by ONNX file and \d+ by checkpoint")
 MARKED = re.compile(r"mark\.family|family_marks")
@@ -37,9 +37,9 @@ HEAD = """# Families of detectors
 
 Written by `docs/families.py` from the tests: ✓ is a passing test, mostly of a small network with random weights; (✓) is
 one that `make test-release` runs and CI leaves out. What is in an empty cell is not tested, or refused in one line.
-Options for each family: [by ONNX file](heads.md), by a checkpoint of [Ultralytics](guide.md#3-your-own-detector),
-[transformers](guide.md#folders-by-transformers), [LibreYOLO](guide.md#checkpoints-by-libreyolo) or
-[torchvision](guide.md#torchvision-detectors).
+Options for each family: [by ONNX file](heads.md), by a checkpoint of
+[Ultralytics](../getting-started/your-own-model.md), [transformers](../guides/model-formats.md#transformers),
+[LibreYOLO](../guides/model-formats.md#libreyolo) or [torchvision](../guides/model-formats.md#torchvision).
 """
 
 Row = tuple[str, str]

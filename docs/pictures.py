@@ -1,7 +1,8 @@
-"""Take the pictures of README.md from real runs: the terminal, and the report that a browser shows.
+"""Take pictures from real runs. They are of one run, so no test compares them.
 
-`python docs/pictures.py` runs `edgekd demo`, which goes on from what runs/demo has of it. It needs Chromium, and an
-idle machine: times are on the pictures. They are of one run, so no test compares them.
+`python docs/pictures.py` takes those of README.md, the terminal and the report that a browser shows. It runs
+`edgekd demo`, which goes on from what runs/demo has of it, and needs Chromium and an idle machine: times are on them.
+`python docs/pictures.py yolo11n.pt DATA` quantizes and prunes that detector, and draws its layers.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from layer_charts import plan_chart, widths_chart
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
@@ -25,15 +29,18 @@ OTHER_SECTIONS_REMOVED = """
 for (const section of document.querySelectorAll("section"))
     if (section.querySelector("h2").textContent !== "Sample detections") section.remove()
 """
+PLAN_SIZE = "1.35MB"  # an eighth of yolo11n's float file
+RATIO = 0.5  # of the multiply-adds that pruning removes
+FRAMES = 24  # for calibration and importance: enough to see the layers apart, in minutes
 QUALITY = 82  # of the JPEG, in percent: below 300 kB
 FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)  # rich has them loaded from a server
 
 
-def terminal(command: list[str]) -> str:
-    """Run a command as in a terminal, and return what it writes there, without what it tells of its progress."""
+def terminal(command: list[str], folder: Path = ROOT) -> str:
+    """Run a command in a folder as in a terminal; return what it prints there, without its progress."""
     ours, its = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=folder)
     os.close(its)
     chunks = []
     try:
@@ -47,11 +54,12 @@ def terminal(command: list[str]) -> str:
     return b"".join(chunks).decode().replace("\r\n", "\n")
 
 
-def terminal_picture(typed: str, output: str) -> str:
-    """Return an SVG of a terminal after a command."""
+def terminal_picture(commands: Iterable[tuple[str, str]]) -> str:
+    """Return an SVG of a terminal after commands, each with its output."""
     console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
-    console.print(Text.assemble(("$ ", "bold green"), (typed, "bold")))
-    console.print(Text.from_ansi(output))
+    for typed, output in commands:
+        console.print(Text.assemble(("$ ", "bold green"), (typed.rstrip(), "bold")))
+        console.print(Text.from_ansi(output))
     return console.export_svg(title="", code_format=FONTS.sub("", CONSOLE_SVG_FORMAT), unique_id="edgekd")
 
 
@@ -68,12 +76,44 @@ def report_picture(report: Path, picture: Path) -> None:
         browser.close()
 
 
-def main() -> None:
-    PICTURES.mkdir(exist_ok=True)
+def plan_picture(model: Path, data: Path, folder: Path) -> str:
+    """Quantize a detector for a size, on training images without labels, and return the chart of its plan."""
+    from edgekd import convert, quantize
+    from edgekd.compress.quantization.plan import load_plan
+    from edgekd.data.dataset import load_dataset
+
+    graph, frames = folder / "graph.onnx", folder / "frames"
+    convert(model, "onnx", out=graph)
+    frames.mkdir()
+    for sample in load_dataset(data).split("train").samples[:FRAMES]:
+        (frames / sample.image.name).symlink_to(sample.image.absolute())
+    quantize(graph, frames, recipe="mixed", max_size=PLAN_SIZE, out=folder / "quantized")
+    return plan_chart(f"Plan of {model.stem} for {PLAN_SIZE}", load_plan(folder / "quantized" / "plan.toml"))
+
+
+def widths_picture(model: Path, data: Path, folder: Path) -> str:
+    """Prune a detector, and return the chart of its channels."""
+    from edgekd.compress.steps import Prune
+    from edgekd.detectors.ultralytics.prune import prune_detector
+
+    step = Prune(RATIO, images=FRAMES, batch=4)
+    done = prune_detector(model, folder / "pruned.pt", data, step)
+    return widths_chart(f"Channels of {model.stem}, pruned by {RATIO:.0%}", done.widths, done.multiply_adds)
+
+
+def layer_pictures(model: Path, data: Path) -> None:
+    """Write the charts of a detector's layers."""
+    with TemporaryDirectory() as folder:
+        for name, picture in (("plan", plan_picture), ("pruned", widths_picture)):
+            (PICTURES / f"{name}.svg").write_text(picture(model, data, Path(folder)), "utf-8")
+
+
+def run_pictures() -> None:
+    """Write the pictures of a run of the demo."""
     output = terminal([sys.executable, "-m", "edgekd", "demo"])
-    (PICTURES / "terminal.svg").write_text(terminal_picture("edgekd demo", output), "utf-8")
+    (PICTURES / "terminal.svg").write_text(terminal_picture([("edgekd demo", output)]), "utf-8")
     report_picture(ROOT / "runs" / "demo" / "report.html", PICTURES / "report.jpg")
 
 
 if __name__ == "__main__":
-    main()
+    layer_pictures(*map(Path, sys.argv[1:])) if sys.argv[1:] else run_pictures()

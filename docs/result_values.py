@@ -1,4 +1,4 @@
-"""Values of bench/results/*.json, and how docs/results.md writes them."""
+"""Values of bench/results/*.json, and how docs/reference/results.md writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def result(name: str) -> dict[str, Any]:
     return dict(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
 
 
-def link(name: str, folder: str = "../", suffix: str = "md") -> str:
+def link(name: str, folder: str = "../../", suffix: str = "md") -> str:
     """Return the link to a benchmark's table, with a note where the code has changed since it ran."""
     return f"([table]({folder}bench/results/{name}.{suffix}){age(name)})"
 

@@ -1,4 +1,4 @@
-"""Write docs/results.md from bench/results/*.json: `make schemas`.
+"""Write docs/reference/results.md from bench/results/*.json: `make schemas`.
 
 No number is typed in: after a new run of a benchmark the text follows its JSON. `--check` writes nothing, and fails
 where the file is not what would be written.
@@ -16,7 +16,7 @@ from result_values import RESULTS, wrapped
 from results_accuracy import quantization, training
 from results_shipping import robustness, shipping, speed
 
-PAGE = Path(__file__).parent / "results.md"
+PAGE = Path(__file__).parent / "reference" / "results.md"
 HEAD = """\
 # Results
 
@@ -24,14 +24,14 @@ HEAD = """\
 
 Each number is from the table beside it. A table names its command, machine and date, and has the rows in which
 edgekd is behind. Nothing was measured on a Jetson: a time measured on another machine than the target is called a
-*stand-in*, here and in every report. How it is measured: [benchmarks](../bench/README.md)."""
+*stand-in*, here and in every report. How it is measured: [benchmarks](../../bench/README.md)."""
 
 
 def every_table() -> Iterator[str]:
     """Yield the list of all tables."""
     titles = {path: path.read_text("utf-8").splitlines()[0].removeprefix("# ") for path in sorted(RESULTS.glob("*.md"))}
     yield "## Every table"
-    yield "\n".join(f"- [{title}](../bench/results/{path.name}), `{path.stem}`" for path, title in titles.items())
+    yield "\n".join(f"- [{title}](../../bench/results/{path.name}), `{path.stem}`" for path, title in titles.items())
 
 
 def main() -> None:

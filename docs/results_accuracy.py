@@ -1,4 +1,4 @@
-"""Sections of docs/results.md about accuracy: quantization, pruning, training."""
+"""Sections of docs/reference/results.md about accuracy: quantization, pruning, training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ edgekd's packed file, and of the ONNX file of the others. Bold: the best graph i
 A fine-tuned detector, {fine_tuned["images"][split]} images of the split `{split}` of ppe
 {link("quantization_baselines_ppe")}:"""
         yield baselines(fine_tuned["rows"], split)
-    yield "How it works: [quantization](quantization.md)."
+    yield "How it works: [quantization](../concepts/quantization.md)."
 
 
 def baselines(rows: list[Row], split: str) -> str:

@@ -1,4 +1,4 @@
-"""Sections of docs/results.md about speed, about what ships, and about robustness."""
+"""Sections of docs/reference/results.md about speed, about what ships, and about robustness."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """edgekd: from a trained detector to a bundle for camera firmware.
 
 The names in `__all__` are the Python interface: the functions behind the command line, and the types that they take,
-return and raise. docs/python.md describes it. A name is imported when it is first used.
+return and raise. docs/guides/python.md describes it. A name is imported when it is first used.
 
 This module is shared with the device: Python 3.8, standard library only. It parses on Python 3.6, too, so
 that the entry points can refuse that.

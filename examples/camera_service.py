@@ -13,9 +13,9 @@ A line for each frame: {"camera", "frame", "time", "model", "counter", "engine",
 "score", "box"}]}: ms from capture to detections; boxes as x1, y1, x2, y2 in pixels, and of a model that has some
 "keypoints", each x, y and how visible, or "rotated", centre x, y, width, height and angle in radians; with `--track`
 the "track" of an object, null where it is new; drift above 1 where the camera sees other things than the model knows,
-null where that is not known. `--status` writes what docs/cameras.md describes. With `--commit-after` the service counts
-its starts with the agent, and ends the trial of a new model when that has worked on so many frames: one that cannot be
-run, or takes the service down, is rolled back.
+null where that is not known. `--status` writes what docs/guides/several-cameras.md describes. With `--commit-after` the
+service counts its starts with the agent, and ends the trial of a new model when that has worked on so many frames: one
+that cannot be run, or takes the service down, is rolled back.
 
 Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
 which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see

@@ -1,8 +1,8 @@
 """The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
 
-mkdocs calls `on_config`, `on_files` and `on_page_markdown`. The pages in `docs/` are written to be read in the
-repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the names in
-`moved`. What follows from the code (targets, commands, Python) is made from the code.
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_page_content`. The pages in `docs/` are written to be
+read in the repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the
+names in `moved`. What follows from the code (targets, commands, Python) is made from the code.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ IMAGE = re.compile(r'\b(?P<kind>src|srcset)="(?P<to>[^"]+)"')
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 FENCE = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+ASSETS = ("iframe-worker.js", "site.css")
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
 
 
@@ -67,13 +68,24 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """A page of the repository as one of the site: links, and blocks that say more than their language."""
     place = page.file.src_uri
     origin = {there: source for source, there in moved().items()}.get(place, f"docs/{place}")
-    if place.startswith("reference/"):
+    if not (ROOT / origin).is_file():
         return markdown
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda found: relinked(found, origin, place), spaced(part)) for part in parts[::2]]
     parts[::2] = [IMAGE.sub(lambda found: image(found, origin, place), part) for part in parts[::2]]
     parts[1::2] = [re.sub(r"\A```(\w+) .*", r"```\1", part) for part in parts[1::2]]
     return "".join(parts)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Tables as browsers of every kind can read them: no heading without a name, and scrolled by keyboard."""
+    return re.sub(r"<table>.*?</table>", accessible, content, flags=re.DOTALL)
+
+
+def accessible(table: re.Match[str]) -> str:
+    """Return a table whose empty corners are no headings, and which takes the focus where no link in it does."""
+    text = re.sub(r"<th( [^>]*)?></th>", r"<td\1></td>", table[0])
+    return text if "<a " in text else text.replace("<table>", '<table tabindex="0">', 1)
 
 
 def spaced(text: str) -> str:
@@ -106,15 +118,16 @@ def moved() -> dict[str, str]:
         "CHANGELOG.md": "changelog.md",
         "CONTRIBUTING.md": "contributing.md",
         "SECURITY.md": "security-policy.md",
-        "docker/jetson/README.md": "docker.md",
+        "docker/jetson/README.md": "guides/docker.md",
         "bench/README.md": "measured/index.md",
         "bench/validation/README.md": "measured/validation.md",
         "bench/validation/table.md": "measured/validation-table.md",
-        "calibration/cover.toml": "formats/cover.toml.md",
+        "calibration/cover.toml": "reference/formats/cover.toml.md",
         "examples/camera/README.md": "examples/camera.md",
         "examples/demo_detector/README.md": "examples/demo_detector.md",
         "examples/firmware/README.md": "examples/firmware.md",
         "examples/meta-edgekd/README.md": "examples/meta-edgekd.md",
+        "examples/tour/README.md": "examples/tour.md",
     }
     pages.update({f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.md"))})
     pages.update({f"examples/{path.name}": f"examples/{path.name}.md" for path in sorted(_examples())})
@@ -125,7 +138,7 @@ def moved() -> dict[str, str]:
 def kept() -> dict[str, str]:
     """Files outside `docs/` that are on the site as they are."""
     results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
-    return {**results, "CITATION.cff": "CITATION.cff", "site/site.css": "site.css"}
+    return {**results, "CITATION.cff": "CITATION.cff", **{f"site/{name}": name for name in ASSETS}}
 
 
 def _results(pattern: str) -> Iterator[Path]:
@@ -206,7 +219,7 @@ def targets_page() -> str:
         (f"[{name}](targets/{name}.md)", target.title, ", ".join(target.precisions.conv.value), target.engine)
         for name, target in ((name, load_target(name)) for name in target_names())
     ]
-    intro = "Made from `targets/*.toml` when this page was built. What the keys mean: [target files](../targets.md)."
+    intro = "Made from `targets/*.toml` when this page was built. What the keys mean: [target files](target-files.md)."
     return f"# Targets\n\n{intro}\n\n{table(('target', 'device', 'convolutions in', 'engine'), rows)}"
 
 
@@ -227,7 +240,7 @@ def target_page(target: Target) -> str:
 def cli_page() -> str:
     """Every command with its arguments and options, in the groups of help."""
     intro = "Made from the program when this page was built; `edgekd COMMAND --help` says the same."
-    parts = [f"# Command line\n\n{intro} Exit codes: [JSON](../json.md#exit-codes).\n"]
+    parts = [f"# Command line\n\n{intro} Exit codes: [JSON](json.md#exit-codes).\n"]
     for group in GROUPS:
         parts.append(f"## {group}\n")
         parts += [command_section(name) for name, command in COMMANDS.items() if command.group == group]
@@ -270,7 +283,7 @@ def _default(option: Any) -> str:
 
 def python_page() -> str:
     """Every public name with its signature and docstring."""
-    intro = "Made from the code when this page was built. How they go together: [Python](../python.md)."
+    intro = "Made from the code when this page was built. How they go together: [Python](../guides/python.md)."
     return "\n".join([f"# Python reference\n\n{intro}\n", *(name_section(name) for name in edgekd.__all__)])
 
 

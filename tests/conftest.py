@@ -20,6 +20,11 @@ import pytest
 from once import once
 from running import BRIEFLY, Built, EdgeKD, Ran, build_command
 
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Ray makes itself a token when it first starts, and looks for one when it is first imported: what is where depends on
 # which test came first. Clusters of tests listen on this machine alone.
@@ -128,3 +133,19 @@ def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
     folder = once(tmp_path_factory, "tiny-build", build)
     out = folder / "out"
     return Built(out, out / "tiny-xavier.edgekd", json.loads((folder / "stdout.json").read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Of one module: while it is there, an event loop runs in this process, and nobody else can run one."""
+    if not CHROMIUM.exists():
+        message = f"no browser: {CHROMIUM} is missing (apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield running
+        running.close()

@@ -1,4 +1,4 @@
-"""The packages and diffs of docs/extending.md."""
+"""The packages and diffs of docs/guides/extend.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from edgekd.core.toml import read_toml
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text("utf-8")
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "guides" / "extend.md").read_text("utf-8")
 SECTIONS: Mapping[str, str] = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 
 

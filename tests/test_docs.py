@@ -9,9 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -20,7 +22,9 @@ from running import BRIEFLY, Built, EdgeKD
 from test_json_contract import SCHEMAS, schema_of
 
 from edgekd.agent.cli import COMMANDS as AGENT
+from edgekd.builds.step_kinds import step_kinds
 from edgekd.commands.cli import COMMANDS, parser
+from edgekd.compress.steps import DistillStage, Weights
 from edgekd.core.toml import read_toml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,9 +34,25 @@ PAGES = sorted(
     for page in ROOT.glob(pattern)
     if "node_modules" not in page.parts
 )
+DOCS = ROOT / "docs"
+MOST_WORDS = 1500  # of a page outside the reference
+GUIDES = sorted(page for folder in ("getting-started", "guides") for page in (DOCS / folder).glob("*.md"))
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 ALONE = re.compile(r"^edgekd ([^|<>&;\n]*)\n", re.MULTILINE)
 """A line that is one call of `edgekd`, with its arguments."""
+IN_ORDER = (
+    "getting-started/install.md",
+    "getting-started/your-own-model.md",
+    "guides/report.md",
+    "guides/benchmark.md",
+    "guides/budget.md",
+    "guides/quantize.md",
+    "guides/calibration.md",
+    "guides/model-formats.md",
+    "guides/predict.md",
+    "guides/recipes.md",
+)
+"""Pages whose commands are run, each after those that make what it takes."""
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<to>[^)\s]+)\)")
 
 
@@ -70,7 +90,10 @@ def calls(page: Path) -> Iterator[tuple[str, list[str]]]:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in LINK.finditer(BLOCK.sub("", page.read_text("utf-8"))):
         path, _, anchor = link["to"].partition("#")
-        if "://" in path:
+        if "://" in path:  # asked of nobody: tests have no network
+            address = urlsplit(path)
+            assert address.scheme == "https", f"{page.name}: {path}"
+            assert re.fullmatch(r"([a-z\d-]+\.)+[a-z]{2,}", address.netloc), f"{page.name}: {path}"
             continue
         goal = (page.parent / path).resolve() if path else page
         assert goal.exists(), f"{page.name}: {link['to']}"
@@ -111,13 +134,10 @@ def test_every_flag_in_the_text_is_one_of_some_command(page: Path) -> None:
         assert flag in known | {"--platform"}, f"{page.name}: {flag}"
 
 
-def test_the_guide_names_every_command_and_every_flag() -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    pages = guide + "".join(
-        (ROOT / "docs" / name).read_text("utf-8") for name in ("json.md", "targets.md", "troubleshooting.md")
-    )
+def test_guides_name_every_command_and_every_option_of_a_build() -> None:
+    pages = "".join(page.read_text("utf-8") for page in [*GUIDES, DOCS / "reference" / "json.md"])
     for command, flags in commands().items():
-        assert f"edgekd {command}" in guide
+        assert f"edgekd {command}" in pages
         if command == "build":
             missing = [flag for flag in flags if flag not in pages and flag != "--resume"]
             assert not missing, f"edgekd {command}: {missing}"
@@ -125,7 +145,7 @@ def test_the_guide_names_every_command_and_every_flag() -> None:
 
 def test_the_changelog_and_the_json_page_name_every_command() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    contract = (ROOT / "docs" / "json.md").read_text("utf-8")
+    contract = (DOCS / "reference" / "json.md").read_text("utf-8")
     for command in commands():
         assert f"`{command}`" in changes or f"`edgekd {command}`" in changes
         assert f"edgekd {command}" in contract
@@ -151,33 +171,32 @@ def test_the_changelog_and_the_json_page_name_every_command() -> None:
         "keygen",
         "delta",
         "adapt",
+        "ui",
     ],
 )
 def test_examples_of_json_fit_their_schema(name: str) -> None:
-    examples = blocks(ROOT / "docs" / "json.md", f"json {name}")
+    examples = blocks(DOCS / "reference" / "json.md", f"json {name}")
     assert examples
     for example in examples:
         Draft202012Validator(schema_of(name)).validate(json.loads(example))
 
 
 def test_the_page_of_json_keys_links_every_schema() -> None:
-    page = (ROOT / "docs" / "json-keys.md").read_text("utf-8")
-    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(schemas/(\w+)\.json\)", page))
+    page = (DOCS / "reference" / "json-keys.md").read_text("utf-8")
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(re.findall(r"\(\.\./schemas/(\w+)\.json\)", page))
 
 
 def test_the_targets_page_explains_every_key_of_a_target() -> None:
-    from dataclasses import fields
-
     from edgekd.hardware.target import Dla, Memory, Peaks, Power, Software, Target
 
-    page = (ROOT / "docs" / "targets.md").read_text("utf-8")
+    page = (DOCS / "reference" / "target-files.md").read_text("utf-8")
     for kind in (Target, Software, Dla, Memory, Peaks, Power):
         for entry in fields(kind):
             assert f"`{entry.name}`" in page or f"power.{entry.name}" in page, entry.name
 
 
-def test_the_design_page_names_every_folder_of_the_package() -> None:
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+def test_the_page_of_the_source_layout_names_every_folder_of_the_package() -> None:
+    page = (DOCS / "concepts" / "source-layout.md").read_text("utf-8")
     for module in (ROOT / "edgekd").rglob("__init__.py"):
         folder = module.parent.relative_to(ROOT / "edgekd")
         assert folder == Path() or f"{folder.name}/" in page or f"`{folder.name}`" in page, folder
@@ -194,7 +213,7 @@ def test_modules_that_pages_name_are_there() -> None:
 
 def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
     """Each line of the picture that begins with two spaces and a name is a room, the highest first."""
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    page = (DOCS / "concepts" / "design.md").read_text("utf-8")
     picture = page.partition("```text rooms")[2].partition("```")[0]
     drawn = re.findall(r"^  (\w+)  ", picture, re.MULTILINE)
     contract = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"][0]
@@ -207,7 +226,7 @@ def test_the_design_page_draws_the_rooms_as_the_contract_has_them() -> None:
 def test_the_design_page_draws_the_error_tree_as_it_is() -> None:
     from edgekd.core import errors
 
-    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    page = (DOCS / "concepts" / "design.md").read_text("utf-8")
     for name in [name for name in vars(errors) if name.endswith("Error")]:
         assert name in page
 
@@ -217,22 +236,31 @@ def test_the_quantization_page_states_the_numbers_of_the_code() -> None:
     from edgekd.compress.quantization.ranges import BINS
     from edgekd.compress.steps import Quantize
 
-    page = (ROOT / "docs" / "quantization.md").read_text("utf-8")
+    page = (DOCS / "concepts" / "quantization.md").read_text("utf-8")
     assert f"{BINS} equal bins" in page
     assert f"first {PROBES} calibration images" in page
     assert f"`min_snr_db` ({Quantize().min_snr_db:g} by default)" in page
     assert f"**`{Quantize().ranges}`** (the default)" in page
 
 
-def test_the_distillation_page_explains_every_setting_and_level() -> None:
-    from dataclasses import fields
+def test_the_page_of_settings_has_every_setting_of_a_step_with_its_default() -> None:
+    page = (DOCS / "reference" / "recipe-settings.md").read_text("utf-8")
+    kinds = {f"`{kind.settings.kind}`": kind.settings for kind in step_kinds()}
+    for title, settings in {**kinds, "Stages of `distill`": DistillStage}.items():
+        section = page.partition(f"# {title}\n")[2].partition("\n#")[0]
+        listed = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", section, re.MULTILINE))
+        for entry in fields(settings):
+            default = "none" if entry.default is None else json.dumps(entry.default, default=str).strip('"')
+            if entry.default is not MISSING and not isinstance(entry.default, tuple):
+                assert listed[entry.name] == default, (title, entry.name)
+        assert listed.keys() == {entry.name for entry in fields(settings)}, title
+    assert all(f"`{entry.name}`" in page for entry in fields(Weights))
 
-    from edgekd.compress.steps import Distill, DistillStage, Weights
 
-    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
-    names = {entry.name for kind in (Distill, Weights) for entry in fields(kind)}
-    names |= {entry.name for entry in fields(DistillStage)} - {"name", "weights", "share"}
-    assert not [name for name in sorted(names) if f"`{name}`" not in page]
+def test_pages_are_short_but_for_the_reference() -> None:
+    for page in sorted(DOCS.rglob("*.md")):
+        if DOCS / "reference" not in page.parents:
+            assert len(page.read_text("utf-8").split()) <= MOST_WORDS, page
 
 
 def write_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +278,7 @@ def run_commands(page: Path, edgekd: EdgeKD) -> str:
     Lines that call `edgekd` alone run in this process, all others in a shell: a process takes seconds to start.
     """
     printed = []
-    for index, part in enumerate(ALONE.split("".join(blocks(page, "sh run")))):
+    for index, part in enumerate(ALONE.split("".join(blocks(page, "sh run")).replace("\\\n", " "))):
         if index % 2:
             ran = edgekd(*shlex.split(part))
             assert ran.code == 0, f"edgekd {part}: {ran.err[-3000:]}"
@@ -271,21 +299,34 @@ def workplace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(ROOT / "docs" / "guide.md", marks=pytest.mark.slow), ROOT / "docs" / "targets.md"],
-    ids=lambda page: page.stem,
-)
-def test_the_commands_of_a_page_work_in_their_order(
-    page: Path, workplace: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_pages(pages: Sequence[str], workplace: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the commands of pages one after the other in one folder, as somebody does who reads them in that order."""
     write_programs(workplace, monkeypatch)
     monkeypatch.chdir(workplace)
-    assert run_commands(page, edgekd)
+    for page in pages:
+        assert run_commands(DOCS / page, edgekd), page
+
+
+@pytest.mark.slow
+def test_the_commands_of_guides_work_in_their_order(
+    workplace: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pages(IN_ORDER, workplace, edgekd, monkeypatch)
+
+
+def test_every_guide_with_commands_is_run() -> None:
+    run = {page.relative_to(DOCS).as_posix() for page in GUIDES if blocks(page, "sh run")}
+    assert run - {"getting-started/first-bundle.md"} == set(IN_ORDER)
+
+
+def test_the_commands_of_the_page_of_targets_work(
+    workplace: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pages(["reference/target-files.md"], workplace, edgekd, monkeypatch)
 
 
 def test_the_programs_of_the_python_page_work(workplace: Path) -> None:
-    programs = blocks(ROOT / "docs" / "python.md", "python run")
+    programs = blocks(DOCS / "guides" / "python.md", "python run")
     assert programs
     command = [sys.executable, "-c", "\n".join(programs)]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=600)
@@ -296,6 +337,6 @@ def test_the_programs_of_the_python_page_work(workplace: Path) -> None:
 
 
 def test_the_guide_explains_every_file_that_a_build_leaves(tiny_build: Built) -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    page = (DOCS / "getting-started" / "your-own-model.md").read_text("utf-8")
     for path in tiny_build.out.iterdir():
-        assert f"`{path.name.replace('tiny-', 'detector-')}" in guide
+        assert f"`{path.name.replace('tiny-', 'detector-')}" in page

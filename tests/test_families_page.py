@@ -1,4 +1,4 @@
-"""docs/families.md and the counts in README.md are what the marks of tests say."""
+"""docs/reference/families.md and the counts in README.md are what the marks of tests say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README.md is short, its pictures are there, and what is generated in it is what the results give."""
+"""README.md is short, pictures are there, and what is generated in it is what the results give."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edgekd.core.toml import read_toml
 
 README = (ROOT / "README.md").read_text("utf-8")
 IMAGE = re.compile(r'(?:src|srcset)="([^"]+)"')
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 
 def words_of(markdown: str) -> list[str]:
@@ -22,7 +23,7 @@ def words_of(markdown: str) -> list[str]:
     return re.sub(r"\]\([^)]*\)|[`*|]", " ", markdown).split()
 
 
-@pytest.mark.parametrize("script", ["results.py", "readme.py"])
+@pytest.mark.parametrize("script", ["results.py", "readme.py", "diagrams.py"])
 def test_results_are_those_of_the_benchmarks(script: str) -> None:
     command = [sys.executable, ROOT / "docs" / script, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -35,7 +36,7 @@ def test_it_is_read_in_minutes_and_says_at_once_what_to_install() -> None:
     assert len(words_of(lines[2])) <= 12, "the sentence under the title"
     assert any(line.startswith("pip install") for line in lines[:15])
     for line in lines:
-        assert not line.startswith("- ") or len(words_of(line[2:])) <= 20, line
+        assert not line.startswith("- ") or len(words_of(line[2:])) <= 14, line
     table = README.partition("<!-- results -->\n")[2].partition("<!-- /results -->")[0]
     assert len(table.splitlines()) <= 2 + 6
 
@@ -51,12 +52,16 @@ def test_every_extra_that_it_installs_exists() -> None:
         assert set(named.split(",")) <= set(extras)
 
 
-def test_its_pictures_are_there_small_and_described() -> None:
-    shown = IMAGE.findall(BLOCK.sub("", README))
-    assert {f"docs/pictures/{path.name}" for path in (ROOT / "docs" / "pictures").iterdir()} == set(shown)
+def test_pictures_of_all_pages_are_there_small_and_described() -> None:
+    shown = {ROOT / path for path in IMAGE.findall(BLOCK.sub("", README))}
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "tour" / "README.md"]:
+        pictures = PICTURE.findall(BLOCK.sub("", page.read_text("utf-8")))
+        assert all(len(text.split()) > 3 for text, _ in pictures), page
+        shown |= {(page.parent / path).resolve() for _, path in pictures}
+    assert {*(ROOT / "docs" / "pictures").iterdir()} == shown
     for path in shown:
-        assert (ROOT / path).stat().st_size <= 300_000
-        assert not re.search(rb"(?:url\(|href=)['\"]?http", (ROOT / path).read_bytes()), "asks nobody else"
+        assert path.stat().st_size <= 300_000
+        assert not re.search(rb"(?:url\(|href=)['\"]?http", path.read_bytes()), "asks nobody else"
     for path, text in re.findall(r'<img src="([^"]+)" alt="([^"]+)"', README):
         assert "badge" not in path or f"<title>{text}</title>" in (ROOT / path).read_text("utf-8")
     assert README.count("<img ") == README.count(' alt="')

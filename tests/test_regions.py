@@ -322,6 +322,7 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("cyclonedx", "deploy/sbom.py"),
         ("libreyolo", "detectors/libreyolo/detector.py"),
         ("transformers", "detectors/transformers/detector.py"),
+        ("flask", "commands/web/app.py"),
     ):
         users = [path.relative_to(PACKAGE).as_posix() for path in sources() if package in imported_packages(path)]
         assert users == [place]

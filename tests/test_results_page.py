@@ -1,4 +1,4 @@
-"""The generators of docs/results.md and of README's chart: tools that fail, older results, what is drawn."""
+"""The generators of docs/reference/results.md and of charts: tools that fail, older results, what is drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-MODULES = ("drawing", "result_values", "results_accuracy")
+MODULES = ("drawing", "layer_charts", "result_values", "results_accuracy")
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +52,9 @@ def test_a_result_is_called_older_until_it_is_measured_again(monkeypatch: pytest
     monkeypatch.setattr(values, "RESULTS", tmp_path)
     monkeypatch.setattr(values, "OLDER", {"a": ("2026-12-01T05", "it was slow")})
     (tmp_path / "a.json").write_text(json.dumps({"date": "2026-12-01T04:59:00+00:00"}))
-    assert values.link("a") == "([table](../bench/results/a.md); of 2026-12-01, when it was slow)"
+    assert values.link("a") == "([table](../../bench/results/a.md); of 2026-12-01, when it was slow)"
     (tmp_path / "a.json").write_text(json.dumps({"date": "2026-12-01T05:00:00+00:00"}))
-    assert values.link("a") == "([table](../bench/results/a.md))"
+    assert values.link("a") == "([table](../../bench/results/a.md))"
 
 
 def test_a_search_is_reported_once_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,3 +95,35 @@ def test_a_chart_shows_every_point_within_its_frame_and_labels_apart() -> None:
     for circle in circles:
         assert drawing.LEFT <= float(circle.get("cx", 0)) <= drawing.WIDTH - drawing.RIGHT
         assert drawing.TOP <= float(circle.get("cy", 0)) <= drawing.HEIGHT - drawing.BOTTOM
+
+
+def bars_of(svg: str, name: str) -> list[float]:
+    """Return the heights of the bars of a style, in the order in which they are drawn."""
+    bars = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
+    return [float(bar.attrib["height"]) for bar in bars if bar.attrib["class"] == name][1:]  # the first is the legend
+
+
+def test_the_chart_of_a_plan_has_bits_and_error_of_every_layer() -> None:
+    from edgekd.compress.quantization.plan import Plan, PlannedLayer
+
+    charts = importlib.import_module("layer_charts")
+    layers = (
+        PlannedLayer("a", "int8", weights=1000, bytes=750, error=0.09),
+        PlannedLayer("b", "float16", weights=1000, bytes=1500, error=0.0),
+        PlannedLayer("c", "int8", weights=1000, bytes=1500, error=0.01),
+    )
+    svg = charts.plan_chart("A plan", Plan(layers, "0" * 64, predicted_bytes=3750, predicted_error=0.1))
+    assert "int8 (2)" in svg
+    assert "3 layers in graph order, 0.00 MB" in svg
+    six_bits, twelve_bits, most_error, some_error = bars_of(svg, "int8")
+    assert (six_bits, twelve_bits) == (charts.PANEL / 2, charts.PANEL)
+    assert 0 < some_error < most_error < charts.PANEL
+    assert bars_of(svg, "float") == [charts.PANEL, 0], "no error is no bar"
+
+
+def test_the_chart_of_a_pruned_network_has_channels_before_and_after() -> None:
+    charts = importlib.import_module("layer_charts")
+    svg = charts.widths_chart("Pruned", {"a": (64, 32), "b": (32, 32)}, (200, 80))
+    assert "2 units in graph order, 40% of the multiply-adds left" in svg
+    assert bars_of(svg, "before") == [charts.PANEL, charts.PANEL / 2]
+    assert bars_of(svg, "int8") == [charts.PANEL / 2, charts.PANEL / 2]

@@ -176,7 +176,7 @@ def test_the_page_of_keys_has_an_object_of_one_place_there_and_others_in_tables_
     assert "| `others` | object with values [Part](#part) | Parts by name. |" in page
     assert "### Part\n\nA part of the whole.\n" in page
     assert "| `copy` | [Box_int](#box_int) |" in page
-    assert "## Parts\n\n[Schema](schemas/list.json). Array of [Part](#part).\n" in page
+    assert "## Parts\n\n[Schema](../schemas/list.json). Array of [Part](#part).\n" in page
 
     monkeypatch.setattr(schema_generator, "DOCUMENTS", {"line": ("A line", Line)})
     page = schema_generator.keys_page()

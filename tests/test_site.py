@@ -8,14 +8,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accessibility import violations
 from test_docs import PAGES, ROOT, commands
 
 import edgekd
 from edgekd import load_target, target_names
 from edgekd.hardware.target import explain
+
+KINDS_OF_PAGES = (
+    "index",
+    "getting-started/first-bundle",
+    "guides/recipes",
+    "concepts/quantization",
+    "reference/cli",
+    "reference/json",
+    "examples/tour",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +41,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def plain(markup: str) -> str:
+    """Return the text of HTML."""
+    return html.unescape(re.sub(r"<[^>]+>", "", markup))
+
+
 def text_of(page: Path) -> str:
-    """What is on a page, without its markup."""
-    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text("utf-8")))
+    """Return the text of a page."""
+    return plain(page.read_text("utf-8"))
 
 
 def test_every_page_of_the_repository_is_on_the_site(site: Path) -> None:
+    headings = [re.search(r"<h1[^>]*>(.*?)</h1>", page.read_text("utf-8"), re.DOTALL) for page in site.rglob("*.html")]
+    titles = {plain(found[1]).removesuffix("¶").strip() for found in headings if found}
     for page in PAGES:
-        path = page.relative_to(ROOT).as_posix()
         title = next(line.removeprefix("# ") for line in page.read_text("utf-8").splitlines() if line.startswith("# "))
-        places = [site / f"{path.removeprefix('docs/').removesuffix('.md')}.html", *site.glob("*.html")]
-        places += site.glob("measured/*.html")
-        assert any(place.is_file() and title.replace("`", "") in text_of(place) for place in places), path
+        assert title.replace("`", "") in titles, page
 
 
 def test_every_number_of_every_target_is_there_with_its_source(site: Path) -> None:
@@ -69,8 +85,9 @@ def test_every_public_name_is_there(site: Path) -> None:
 def test_the_navigation_names_its_parts_and_methods_say_what_they_are_worth_and_where_they_are_from() -> None:
     plain = re.sub(r"^\s+- pymdownx.*$", "", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
     parts = {name: pages for entry in yaml.safe_load(plain)["nav"] for name, pages in entry.items()}
-    assert list(parts) == ["edgekd", "Tutorial", "How-to", "Reference", "Formats", "Methods", "Design"]
-    for page in (name for entry in parts["Methods"] for name in entry.values() if not name.startswith("@")):
+    assert list(parts) == ["edgekd", "Getting started", "Guides", "Concepts", "Reference"]
+    methods = next(entry["Compression"] for entry in parts["Concepts"] if "Compression" in entry)
+    for page in (page for entry in methods for page in entry.values()):
         text = (ROOT / "docs" / page).read_text("utf-8")
         assert "\n## Measured\n" in text, f"{page}: what is it worth?"
         assert "\n## Sources\n" in text, f"{page}: where is it from?"
@@ -80,6 +97,20 @@ def test_reading_it_asks_nobody_else(site: Path) -> None:
     for page in site.rglob("*.html"):
         for asked in re.findall(r"<(?:link|script|img|iframe)[^>]+(?:href|src)=\"([^\"]+)\"", page.read_text("utf-8")):
             assert "://" not in asked, (page.name, asked)
+
+
+def test_it_is_searched_from_disk_without_a_network(site: Path, browser: Any) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((site / "guides" / "budget.html").as_uri())
+    page.fill("input[name=query]", "Hotellin")
+    page.press("input[name=query]", "g")  # a key is what the search listens to
+    found = page.locator(".md-search-result__item a").first.get_attribute("href")
+    page.close()
+    assert found.startswith((site / "concepts" / "drift.html").as_uri())
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 def test_every_image_is_there(site: Path) -> None:
@@ -96,3 +127,12 @@ def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
         prose = re.sub(r"<(pre|code)[^>]*>.*?</\1>", "", shown[0] if shown else "", flags=re.DOTALL)
         left = written.search(html.unescape(re.sub(r"<[^>]+>", "", prose)))
         assert left is None, (page.name, left and left[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS_OF_PAGES)
+def test_pages_are_accessible_on_a_phone_and_on_a_desk(site: Path, browser: Any, name: str) -> None:
+    page = browser.new_page()
+    page.goto((site / f"{name}.html").as_uri())
+    assert violations(page) == []
+    page.close()

@@ -11,7 +11,7 @@ import yaml
 from running import EdgeKD
 from test_docs import BLOCK, ROOT, blocks, run_commands, write_programs
 
-PAGE = ROOT / "docs" / "tutorial.md"
+PAGE = ROOT / "docs" / "getting-started" / "first-bundle.md"
 REPLACED = {"sh install": "edgekd is installed already", "sh fetch": "detector and photographs lie in ../shared"}
 """The blocks that are not run here, and why."""
 PHOTOGRAPHS = 20

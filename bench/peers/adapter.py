@@ -3,9 +3,9 @@
     python adapter.py TOOL --model float.onnx --frames FOLDER --out int8.onnx [--method NAME] [--exclude NODE ...]
 
 FOLDER holds the calibration frames, one float32 [1, 3, h, w] `.npy` each. The last line on stdout is a JSON object:
-`seconds` (wall time from the float file to the quantized file, libraries already imported), `peak_bytes` (largest
-resident memory of the process) and `packages` (version of everything installed beside the tool). An environment has
-NumPy and its tool, neither edgekd nor PyTorch.
+`seconds` (of the processor, from the float file to the quantized file, libraries already imported), `peak_bytes`
+(largest resident memory of the process) and `packages` (version of everything installed beside the tool). An
+environment has NumPy and its tool, neither edgekd nor PyTorch.
 """
 
 import argparse
@@ -190,9 +190,9 @@ def main() -> None:
     quantize = TOOLS[given.tool]()
     frames = tuple(sorted(given.frames.glob("*.npy")))
     job = Job(given.model, frames, given.out, given.method, tuple(given.exclude))
-    began = time.perf_counter()
+    began = time.process_time()
     quantize(job)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     packages = {found.metadata["Name"]: found.version for found in metadata.distributions()}
     print("\n" + json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "packages": packages}))
 

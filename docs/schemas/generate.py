@@ -1,4 +1,4 @@
-"""Write the JSON schemas beside this file, docs/json-keys.md and docs/errors.md, from types: `make schemas`.
+"""Write the JSON schemas beside this file, and the pages of keys and of errors, from types: `make schemas`.
 
 A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
 description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
@@ -34,6 +34,7 @@ from edgekd.agent.tuning import TuneResult
 from edgekd.agent.validation.coordinator import ResultDocument, ValidationSummary
 from edgekd.builds.ledger import Ledger
 from edgekd.builds.run import BuildResult
+from edgekd.builds.run_progress import RunProgress
 from edgekd.commands.check import Checked
 from edgekd.commands.compare import Compared
 from edgekd.commands.describe import Described
@@ -45,6 +46,7 @@ from edgekd.commands.keygen import NewKey
 from edgekd.commands.profile import ProfileResult
 from edgekd.commands.prune import Pruned
 from edgekd.commands.quantize import Quantized
+from edgekd.commands.ui import Served
 from edgekd.commands.validate_report import JudgedEvidence
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.detection.types import DetectorSpec
@@ -63,8 +65,8 @@ from edgekd.hardware.predict.result import PredictResult
 from edgekd.hardware.target import Target
 
 FOLDER = Path(__file__).parent
-KEYS_PAGE = FOLDER.parent / "json-keys.md"
-ERROR_PAGE = FOLDER.parent / "errors.md"
+KEYS_PAGE = FOLDER.parent / "reference" / "json-keys.md"
+ERROR_PAGE = FOLDER.parent / "reference" / "errors.md"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -126,12 +128,14 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
     "profile": ("`edgekd profile --json`", ProfileResult),
+    "progress": ("The file progress.json of a running or ended `edgekd build` or `edgekd engine --fleet`", RunProgress),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),
     "search": ("The file search.json of `edgekd build --search`", SearchResult),
     "signed": ("`edgekd verify`, `sign`, `trust` and `pack` with `--json`", Verified),
     "targets": ("`edgekd targets --json` (a list) and `edgekd targets NAME --json` (one)", tuple[Target, ...] | Target),
+    "ui": ("`edgekd ui --json`", Served),
     "validate_report": ("`edgekd validate-report --json`", JudgedEvidence),
     "validation": ("The `result.json` of a validation on hardware", ResultDocument),
 }
@@ -341,7 +345,7 @@ def _formatted(value: Any, indent: int) -> str:
 
 
 def keys_page() -> str:
-    """Return docs/json-keys.md. Raises SchemaError."""
+    """Return docs/reference/json-keys.md. Raises SchemaError."""
     return key_tables.page({name: schema(name, *document) for name, document in DOCUMENTS.items()})
 
 
@@ -349,10 +353,10 @@ ERROR_TEXT = """# Errors
 
 <!-- Written by docs/schemas/generate.py (`make schemas`) from the classes of errors: do not edit. -->
 
-An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#what-is-printed)
-and in the result of a [fleet](devices.md), and the class that a [Python](python.md) caller catches. Texts of
-errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise). New kinds may
-come, each derived from one that is here.
+An error has a kind, the name of its class: `error.kind` in [what the agent prints](agent.md#output)
+and in the result of a [fleet](../guides/devices.md), and the class that a [Python](../guides/python.md) caller
+catches. Texts of errors are for people, and change; kinds and causes are [as lasting as keys](json.md#the-promise).
+New kinds may come, each derived from one that is here.
 
 | kind | derived from | meaning |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""docs/json-keys.md: a table of the keys of every JSON document, made of their schemas."""
+"""docs/reference/json-keys.md: a table of the keys of every JSON document, made of their schemas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page(schemas: Mapping[str, Mapping[str, Any]]) -> str:
     values = (list(_references(value)) for each in every for value in each.get("properties", {}).values())
     inline = {found[0] for found in values if len(found) == 1 and uses[found[0]] == 1}
     sections = [
-        f"## {each['title']}\n\n[Schema](schemas/{name}.json). {_section(each, objects, inline)}"
+        f"## {each['title']}\n\n[Schema](../schemas/{name}.json). {_section(each, objects, inline)}"
         for name, each in documents.items()
     ]
     shared = [f"### {name}\n\n{_section(objects[name], objects, inline)}" for name in sorted(objects.keys() - inline)]

@@ -34,7 +34,7 @@ class ErrorReport:
     """An error.
 
     Args:
-        kind: Class of the error, such as `HashError`: docs/errors.md lists them.
+        kind: Class of the error, such as `HashError`: docs/reference/errors.md lists them.
         what: The problem, and what it is of.
         expected: Expected value.
         found: Value found.

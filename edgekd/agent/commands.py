@@ -1,6 +1,6 @@
 """Commands of the agent: a function for each, whose result is the JSON object that the agent prints.
 
-docs/agent.md and docs/schemas/agent.json describe the results.
+docs/reference/agent.md and docs/schemas/agent.json describe the results.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A clock that was set back would make a key valid again that has expired. The last time is kept with the slots, and grows
 when a command judges something by the trust file. It never exceeds the last expiry in that file, so that a clock that
-is wrong by years costs one trust file, not all: docs/security.md.
+is wrong by years costs one trust file, not all: docs/concepts/security.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,12 @@ from edgekd.core.bundle.manifest import Origin
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import SpecError
 from edgekd.core.host_facts import HostFacts
-from edgekd.core.input_files import is_file, read_input
-from edgekd.core.typed_values import from_plain
+from edgekd.core.input_files import is_file
+from edgekd.core.json_files import read_document
 from edgekd.evaluation.search_result import SearchCounts
 from edgekd.hardware.budget import LimitResult
 
 LEDGER = "ledger.json"
-MAX_BYTES = 1 << 26
-"""Bytes of a ledger; that of the demo has 9 kB."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +177,9 @@ def write_ledger(folder: Path, ledger: Ledger) -> Path:
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Read the ledger in a result folder. Raises SpecError where no build was finished there."""
+    """Read the ledger in a result folder. Raises SpecError where no build was finished there, or it is damaged."""
     path = folder / LEDGER
     if not is_file(path):
         fix = "pass the folders that `edgekd build --out` wrote"
         raise SpecError(f"{folder}: no finished build", expected=f"a folder with a {LEDGER}", fix=fix)
-    content = read_input(path, MAX_BYTES, SpecError)
-    try:
-        return from_plain(Ledger, json.loads(content), str(path), extra=True)
-    except (ValueError, RecursionError, SpecError) as error:
-        raise SpecError(f"{path}: cannot be read", found=str(error) or type(error).__name__) from error
+    return read_document(Ledger, path)

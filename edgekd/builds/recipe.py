@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Compression steps in the order in which they run; their settings: docs/recipes.md."""
+    """Compression steps in the order in which they run; their settings: docs/reference/recipe-settings.md."""
 
     name: str
     steps: tuple[Step, ...]
@@ -85,7 +85,7 @@ class Recipe:
 def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
     """Return a shipped recipe by name, one from a `.toml` file, or one from a table with `name` and `steps`.
 
-    Raises SpecError naming what is wrong and where. What steps may say: docs/recipes.md.
+    Raises SpecError naming what is wrong and where. What steps may say: docs/reference/recipe-settings.md.
     """
     if isinstance(name, Mapping):
         return recipe_from(dict(name), "recipe")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from edgekd.core.typed_values import from_plain
 R = TypeVar("R", bound="StageResult")
 R_co = TypeVar("R_co", bound="StageResult", covariant=True)
 
-_RECORD = "stage.json"
+RECORD = "stage.json"
+_UNFINISHED = re.compile(r"\.(?P<name>.+)-[0-9a-f]{16}\.[0-9a-f]{8}\.edgekd-tmp")
+"""Name of the folder of a stage being done, by `atomic_files.new_folder`."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
     try:
         if not _trusted(path):
             return None
-        record = json.loads((path / _RECORD).read_bytes())
+        record = json.loads((path / RECORD).read_bytes())
         identity = (record["name"], record["version"], record["key"])
         times = (float(record["seconds"]), record.get("cpu_seconds"))
         stage = _stage(kind, identity, path, record["results"], _files(path), times, cached=True)
@@ -198,8 +201,17 @@ def _trusted(path: Path) -> bool:
 
 def inputs_of(stage: AnyStage) -> Mapping[str, Any]:
     """Return the inputs of a stage by name."""
-    found: Mapping[str, Any] = json.loads((stage.path / _RECORD).read_bytes())["inputs"]
+    found: Mapping[str, Any] = json.loads((stage.path / RECORD).read_bytes())["inputs"]
     return found
+
+
+def unfinished_stages(root: Path) -> list[str]:
+    """Return the names of stages in a store that are being done, or were when their process was killed."""
+    try:
+        found = [_UNFINISHED.fullmatch(entry.name) for entry in os.scandir(root)]
+    except OSError:
+        return []
+    return sorted(match["name"] for match in found if match)
 
 
 def _make(
@@ -237,7 +249,7 @@ def _make(
                 "files": {name: asdict(file) for name, file in stage.files.items()},
                 "sha256": stage.sha256,
             }
-            (folder / _RECORD).write_bytes(readable_json(record))
+            (folder / RECORD).write_bytes(readable_json(record))
         if path.exists():
             remove_folder(path)
     return stage
@@ -275,7 +287,7 @@ def _stage(
 def _files(folder: Path) -> dict[str, StageFile]:
     """Return the files in a stage's folder, but for its record. Raises OSError."""
     names = {file.relative_to(folder).as_posix(): file for file in contents(folder) if not file.is_dir()}
-    return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != _RECORD}
+    return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != RECORD}
 
 
 @dataclass(frozen=True)

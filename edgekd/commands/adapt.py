@@ -118,7 +118,7 @@ def adapt(
     Layers are fitted on the split `train` of `data`. The delta is written beside the bundle.
 
     Raises SpecError, DataError, BundleError, SignatureError, or CompressError where fitting does not help; then nothing
-    is written. The command: `edgekd adapt`. The method, with its sources: docs/adapting.md.
+    is written. The command: `edgekd adapt`. The method, with its sources: docs/guides/adapt.md.
     """
     base, copies, signers = Path(bundle), path_or_none(twins), signers_of(sign, secret_file)
     place = path_or_none(out) or Path("runs") / f"{base.stem}-{name}.edgekd"

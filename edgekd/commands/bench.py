@@ -1,7 +1,7 @@
 """`edgekd bench`: an artifact measured on this machine, alone or compared with another one.
 
-docs/measuring.md has the protocol: cold start, latency of the engine alone and from camera to detections, interleaved,
-throughput with several streams, a sustained run with its time line, energy, cost.
+docs/guides/benchmark.md has the protocol: cold start, latency of the engine alone and from camera to detections,
+interleaved, throughput with several streams, a sustained run with its time line, energy, cost.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def bench(
 
     Times are milliseconds, energies millijoules a frame. A rate that a run was too short or too noisy for is None, with
     the reason in `refused`. Raises SpecError, DataError or DeviceError. The command: `edgekd bench`. The protocol, with
-    its sources: docs/measuring.md.
+    its sources: docs/guides/benchmark.md.
     """
     table, page = path_or_none(csv), path_or_none(report)
     require_place(table, page)

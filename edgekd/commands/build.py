@@ -10,6 +10,7 @@ from typing import Any
 from edgekd.builds import pipeline
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.search.setup import SearchJob
 from edgekd.commands import search as search_module
 from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
@@ -56,6 +57,7 @@ from edgekd.core.input_files import is_file, shown_path
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
 from edgekd.deploy.fleet import load_fleet
+from edgekd.deploy.signing import Signer
 from edgekd.detectors.checkpoint_scan import training_data
 from edgekd.detectors.family import detector_file
 from edgekd.hardware.target import Target
@@ -102,11 +104,10 @@ def build(
 ) -> BuildResult:
     """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
 
-    The split `train` is calibrated and trained on, `val` is scored. The default of `data` is the YAML file that the
-    checkpoint's training arguments name, if it exists; of `recipe` the target's own, with a plan `mixed`. Sizes may be
-    numbers of bytes, shares from 0 to 1. A missed limit does not raise: `require_met()` of the result does. Raises
-    SpecError before anything is computed, DataError, CompressError, DeviceError, or SignatureError for a key in `sign`,
-    and leaves nothing half-written. The command: `edgekd build`. The method: docs/recipes.md.
+    The split `train` is calibrated and trained on, `val` is scored. `data` is by default the YAML file that the
+    checkpoint's training arguments name, `recipe` the target's own, with a plan `mixed`. Sizes may be numbers of bytes.
+    A missed limit does not raise, `require_met()` of the result does. Nothing is left half-written. Raises SpecError
+    before anything is computed, DataError, CompressError, DeviceError, or SignatureError. See docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)
@@ -129,8 +130,8 @@ def build(
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
     settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
-    job = _searched(job, time, fleet, progress, trials=trials, epochs=epochs, **settings) if searches else job
-    return pipeline.build(job, progress, signers)
+    with recorded(job.out, "build", job.model.name, chosen.name, progress) as progress:
+        return _built(job, searches, time, fleet, signers, progress, trials=trials, epochs=epochs, **settings)
 
 
 def _data_set(data: str | Path | None, model: Path, target: Target, progress: Progress) -> Path:
@@ -150,13 +151,21 @@ def trained_on(model: Path) -> Path:
     raise SpecError("--data: which data set", expected="a YAML file that is here", found=found, fix="pass --data DATA")
 
 
-def _searched(
-    job: BuildRequest, time: str | None, fleet: str | Path | None, progress: Progress, **settings: Any
-) -> BuildRequest:
-    """Return the request with the recipe that a search finds. settings: of the search. Raises SpecError."""
-    seconds = None if time is None else parse_duration(time, "--time")
-    boards = load_fleet(Path(fleet)).boards if fleet else ()
-    return search_module.run(SearchJob(job, seconds, boards=boards, **settings), progress)
+def _built(
+    job: BuildRequest,
+    searches: bool,
+    time: str | None,
+    fleet: str | Path | None,
+    signers: Sequence[Signer],
+    progress: Progress,
+    **settings: Any,
+) -> BuildResult:
+    """Build, after a search for the recipe where one is asked for. settings: of the search. Raises as `build` does."""
+    if searches:
+        seconds = None if time is None else parse_duration(time, "--time")
+        boards = load_fleet(Path(fleet)).boards if fleet else ()
+        job = search_module.run(SearchJob(job, seconds, boards=boards, **settings), progress)
+    return pipeline.build(job, progress, signers)
 
 
 def _recipe(

@@ -17,6 +17,12 @@ from edgekd.hardware.budget import verdict
 
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
 """Facts of a machine that times depend on, except its clock, which changes all the time."""
+_CAUTIONS = {
+    "same_model": "They were made of different detectors.",
+    "same_data": "They were scored on different images or labels: their scores do not compare.",
+    "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
+}
+"""What to say where a field of the comparison is false."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,11 @@ class Compared(Result):
     classes: tuple[ComparedClass, ...]
     stages: tuple[ComparedStage, ...]
 
+    @property
+    def cautions(self) -> list[str]:
+        """Sentences on what does not compare."""
+        return [sentence for key, sentence in _CAUTIONS.items() if not getattr(self, key)]
+
 
 def compare(
     first: Annotated[str | Path, Argument("Result folder of a build.", metavar="RUN_A")],
@@ -139,7 +150,11 @@ def compare(
     Sizes are bytes, times milliseconds and seconds, scores 0 to 1. Raises SpecError where no build was finished in a
     folder, BundleError for a damaged one. The command: `edgekd compare`.
     """
-    a, b = opened(Path(first)), opened(Path(second))
+    return compare_finished(opened(Path(first)), opened(Path(second)))
+
+
+def compare_finished(a: Finished, b: Finished) -> Compared:
+    """Compare two builds that were read."""
     lineages = (a.manifest.lineage, b.manifest.lineage)
     hosts = (a.ledger.host, b.ledger.host)
     return Compared(
@@ -190,11 +205,11 @@ def _classes(a: Manifest, b: Manifest) -> tuple[ComparedClass, ...]:
 
 def _stages(a: Sequence[LedgerStage], b: Sequence[LedgerStage]) -> tuple[ComparedStage, ...]:
     """Return both of each stage; the second `quantize` is compared with the second of the other."""
-    rows = (_numbered(a), _numbered(b))
+    rows = (numbered(a), numbered(b))
     return tuple(_stage(key[0], rows[0].get(key), rows[1].get(key)) for key in {**rows[0], **rows[1]})
 
 
-def _numbered(stages: Sequence[LedgerStage]) -> dict[tuple[str, int], LedgerStage]:
+def numbered(stages: Sequence[LedgerStage]) -> dict[tuple[str, int], LedgerStage]:
     """Return the stages by name and number among those of that name."""
     found: dict[tuple[str, int], LedgerStage] = {}
     for stage in stages:

@@ -94,7 +94,7 @@ def convert(
 
     Raises SpecError for invalid options, DeviceError where a converter or runtime fails, ParityError where the
     result computes something else; then nothing is written. The command: `edgekd convert`. The checks and their limits:
-    docs/converting.md.
+    docs/guides/convert.md.
     """
     path, kind = Path(artifact), format_named(to)
     request = _request(kind, precision, opset, names_of(target))

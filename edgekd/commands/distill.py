@@ -143,7 +143,7 @@ def distill(
 
     An interrupted training resumes after its last whole epoch, unless `fresh`. Raises SpecError, DataError or
     CompressError, and leaves nothing half-written. The command: `edgekd distill`. The method, with the source of each
-    loss: docs/distillation.md.
+    loss: docs/concepts/distillation.md.
     """
     settings: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
     settings["unlabelled"] = None if unlabelled is None else str(unlabelled)

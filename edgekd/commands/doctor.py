@@ -81,7 +81,7 @@ class Diagnosis:
 
     @property
     def document(self) -> list[Any]:
-        """The documented list: docs/json.md."""
+        """The documented list: docs/reference/json.md."""
         plain: list[Any] = to_plain(self.checks)
         return plain
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from edgekd.builds.run_progress import recorded
 from edgekd.commands.arguments import path_or_none, required_signatures
 from edgekd.commands.options import (
     AgentPath,
@@ -88,7 +89,9 @@ def engine(
     if fleet is None:
         return devices.run(job, progress)
     folder = path_or_none(out) or Path("runs") / f"{job.bundle.stem}-fleet"
-    return fleets.run(fleets.FleetJob(fleets.load_fleet(Path(fleet)), job, folder, fresh), progress)
+    boards = fleets.load_fleet(Path(fleet))
+    with recorded(folder, "fleet", job.bundle.name, None, progress) as progress:
+        return fleets.run(fleets.FleetJob(boards, job, folder, fresh), progress)
 
 
 def _require_one(device: str | None, fleet: str | Path | None, activate: bool, out: str | Path | None) -> None:

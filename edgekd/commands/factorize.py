@@ -58,7 +58,7 @@ def factorize(
     With a target the predicted latency decides, without one the latency measured on this machine.
 
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
-    The command: `edgekd factorize`. The method, with its sources: docs/low-rank.md.
+    The command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).stem}-factorized"
     share = None if energy is None else parse_share(energy, "--energy")

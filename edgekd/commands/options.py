@@ -31,7 +31,7 @@ MaybeTarget = Annotated[
     Option("Target (`edgekd targets`), if it is not this machine.", group="Target and recipe"),
 ]
 Head = Annotated[
-    str | None, Option("Head of an ONNX model: a kind, a family of docs/heads.md, or a .toml.", group="Input")
+    str | None, Option("Head of an ONNX model: a kind, a family of docs/reference/heads.md, or a .toml.", group="Input")
 ]
 RecipeName = Annotated[
     str | Path | Mapping[str, Any] | Recipe | None,

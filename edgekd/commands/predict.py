@@ -39,7 +39,7 @@ def predict_latency(
     `table` corrects predictions for the GPU. Nothing here is a measurement.
 
     Raises SpecError, also where the target has no figures for it, and BundleError. The command: `edgekd predict`. The
-    model, and the published measurements that it is fitted to: docs/prediction.md.
+    model, and the published measurements that it is fitted to: docs/concepts/prediction.md.
     """
     path, page, measured = Path(model), path_or_none(report), path_or_none(table)
     require_place(page)

@@ -69,7 +69,7 @@ def prune(
     target the predicted latency decides, without one the latency measured on this machine.
 
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
-    The command: `edgekd prune`. The method, with its sources: docs/pruning.md.
+    The command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).name.partition('.')[0]}-pruned"
     share, chosen = None if ratio is None else parse_share(ratio, "--ratio"), target_or_none(target)

@@ -371,7 +371,7 @@ def quantize(
     limit or a plan it is `mixed`.
 
     A missed limit does not raise: `require_met()` of the result does. Raises SpecError, DataError or CompressError, and
-    leaves nothing half-written. The command: `edgekd quantize`. The method: docs/quantization.md.
+    leaves nothing half-written. The command: `edgekd quantize`. The method: docs/concepts/quantization.md.
     """
     model = Path(model)
     # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.

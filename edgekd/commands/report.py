@@ -58,7 +58,7 @@ def analyse(
 
     Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
     scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
-    that of Zagoruyko and Komodakis (ICLR 2017): docs/report.md.
+    that of Zagoruyko and Komodakis (ICLR 2017): docs/guides/report.md.
     """
     folder, page = Path(run), path_or_none(out)
     require_place(page)

@@ -19,7 +19,7 @@ class Targets:
 
     @property
     def document(self) -> Any:
-        """The documented list of targets, or the one: docs/json.md."""
+        """The documented list of targets, or the one: docs/reference/json.md."""
         return to_plain(self.targets if self.facts is None else self.targets[0])
 
 

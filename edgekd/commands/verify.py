@@ -25,7 +25,7 @@ def verify(
     which keys it is signed.
 
     Raises HashError for a damaged file, SignatureError for one that is not signed as it has to be, BundleError,
-    SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/formats/bundle.md.
+    SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/reference/formats/bundle.md.
     """
     required = required_signatures(trust, keys)
     return signed.verify(Path(file), required.trust, required.keys)

@@ -284,7 +284,7 @@ class QuantAwareDistill(_CachedTraining):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the distillation losses, 0 for none: docs/distillation.md.
+    """Weights of the distillation losses, 0 for none: docs/concepts/distillation.md.
 
     With balanced gradients (`Distill.balance_every`) 1 pulls on the student's neck as hard as the labels do.
     """

@@ -1,8 +1,8 @@
 """Detection of data drift on a camera, by cheap statistics of frames and their record on the calibration data.
 
 The distance is Hotelling's T squared of the mean of a window of frames, in normal scores by the record. Its limit is
-drawn from the record's own frames. Consecutive frames are correlated: use one every few seconds. docs/drift.md has
-more.
+drawn from the record's own frames. Consecutive frames are correlated: use one every few seconds. More:
+docs/concepts/drift.md.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

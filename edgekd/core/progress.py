@@ -65,7 +65,7 @@ class PlainProgress:
         self._interval_s = interval_s
 
     def items(self, iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        total = _total(iterable, total)
+        total = total_of(iterable, total)
         began = reported_at = time.monotonic()
         done = 0
         for done, item in enumerate(iterable, start=1):
@@ -99,7 +99,7 @@ class RichProgress:
             rich.TimeRemainingColumn(),
         )
         with rich.Progress(*columns, console=self._console, transient=True) as bar:
-            yield from bar.track(iterable, total=_total(iterable, total), description=label)
+            yield from bar.track(iterable, total=total_of(iterable, total), description=label)
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
@@ -110,7 +110,8 @@ def for_stderr() -> Progress:
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-def _total(iterable: Iterable[object], total: int | None) -> int | None:
+def total_of(iterable: Iterable[object], total: int | None) -> int | None:
+    """Return the number of items, where it is given or known."""
     if total is None and isinstance(iterable, Sized):
         return len(iterable)
     return total

@@ -342,7 +342,9 @@ def _require_runtime(job: EngineJob, status: StatusAnswer) -> None:
 def _no_answer(device: str, command: str, code: int, stderr: str) -> DeviceError:
     last = [line[:300] for line in stderr.strip().splitlines()[-1:]]
     fix = (
-        "pass a Python that has NumPy with --python" if "numpy" in stderr else "see docs/agent.md for its requirements"
+        "pass a Python that has NumPy with --python"
+        if "numpy" in stderr
+        else "see its requirements in docs/guides/agent.md"
     )
     found = last[0] if last else f"exit code {code}"
     return DeviceError(f"{device}: {command}: the agent gave no answer", found=found, fix=fix)

@@ -1,4 +1,4 @@
-"""A variant of a bundle for other conditions: the result of `edgekd adapt`, as docs/json.md describes it."""
+"""A variant of a bundle for other conditions: the result of `edgekd adapt`, as docs/reference/json.md describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result of `edgekd bench`, as docs/json.md describes it."""
+"""The result of `edgekd bench`, as docs/reference/json.md describes it."""
 
 from __future__ import annotations
 

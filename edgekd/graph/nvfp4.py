@@ -1,6 +1,6 @@
 """NVFP4 weights in ONNX graphs: written with standard operators, and expanded for runtimes without NVFP4.
 
-docs/formats/nvfp4.md describes the nodes, and the support of each runtime.
+docs/reference/formats/nvfp4.md describes the nodes, and the support of each runtime.
 """
 
 from __future__ import annotations

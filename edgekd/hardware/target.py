@@ -165,7 +165,7 @@ class Target:
     """One device to build for.
 
     Units are in the names. Every `Figure` has the place that its value comes from; `explain` lists them all. How to
-    write a target: docs/targets.md.
+    write a target: docs/reference/target-files.md.
 
     Args:
         name: Name that `--target` takes.

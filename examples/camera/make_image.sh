@@ -6,7 +6,7 @@
 # BUNDLE: the model of this firmware, with the agent. FRAMES: a folder of pictures that the camera's sensor shows.
 # Leaves in OUT: disk.qcow2 and firmware.fd for QEMU; root/, the tree that make_slot.sh packs; keys/: those of SSH, of
 # RAUC, of the models and of the trust file. What is there already is not made again, except for the root slot.
-# docs/virtual_camera.md lists the Debian packages that it needs. It needs no root and mounts nothing.
+# docs/guides/virtual-camera.md lists the Debian packages that it needs. It needs no root and mounts nothing.
 set -eu
 
 out=$(mkdir -p "$1" && cd "$1" && pwd)

@@ -106,6 +106,6 @@ def test_a_module_is_a_target_or_a_variant_of_one() -> None:
 
 
 def test_the_documentation_has_every_part_number() -> None:
-    page = (ROOT / "docs" / "agent.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "agent.md").read_text("utf-8")
     names = [*MODULES, *(name.partition(",")[2] for name in KITS)]
     assert [name for name in names if f"`{name}`" not in page] == []

@@ -40,11 +40,11 @@ def loaded(name: str) -> Any:
 
 
 def test_every_example_is_listed() -> None:
-    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "python.md").read_text("utf-8")
     for path in EXAMPLES.iterdir():
         if path.name != "__pycache__":
             link = f"{path.name}/README.md" if path.is_dir() else path.name
-            assert f"(../examples/{link})" in page, path.name
+            assert f"(../../examples/{link})" in page, path.name
 
 
 def test_quantize_to_size(

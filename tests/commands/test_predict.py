@@ -91,7 +91,7 @@ def test_measurements_of_the_target_itself_replace_the_model(tiny_model: Path, t
     assert scaled["latency_ms"] == pytest.approx(3 * plain["latency_ms"], rel=0.01)
     with pytest.raises(Exception, match="another precision; expected int8; found fp16"):
         predict_latency(tiny_model, target=target, precision="int8", table=table)
-    doc = Path(__file__).resolve().parents[2] / "docs" / "prediction.md"
+    doc = Path(__file__).resolve().parents[2] / "docs" / "guides" / "predict.md"
     example = doc.read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
     (tmp_path / "example.toml").write_text(example.replace("yolo11n.int8.onnx", str(tiny_model)), "utf-8")
     assert predict_latency(tiny_model, target=target, table=tmp_path / "example.toml").document["measurements"] == 2

@@ -55,7 +55,7 @@ def test_every_name_is_documented(name: str) -> None:
     text = inspect.getdoc(found) or ""
     assert text
     assert text != inspect.getdoc(object)
-    assert f"`{name}" in (ROOT / "docs" / "python.md").read_text("utf-8")
+    assert f"`{name}" in (ROOT / "docs" / "guides" / "python.md").read_text("utf-8")
     if name in COMMANDS.values():
         assert "Raises" in text
         assert "docs/" in text or "bench/" in text or name in ("check_model", "compare"), "where is it from?"

@@ -25,7 +25,7 @@ from edgekd.hardware.budget import Budget
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A detector's file of a family in another installed package, the one of docs/extending.md."""
+    """A detector's file of a family in another installed package, the one of docs/guides/extend.md."""
     install_from_page("A detector family", "toy_family", tmp_path, monkeypatch)
     return write_model(tmp_path / "one.toy")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_runs import require_agent_runs, require_bundle_runs
+from bundle_runs import require_agent_runs
 from family_marks import BUILT, of_families
 from running import EdgeKD
 
@@ -38,7 +38,6 @@ SIDE = 64
 SMALL = "ssdlite320_mobilenet_v3_large"
 NAMES = {SMALL: "SSDlite", "retinanet_resnet50_fpn": "RetinaNet", "fcos_resnet50_fpn": "FCOS"}
 """Families, by one of their builders."""
-OTHERS = {builder: name for builder, name in NAMES.items() if builder != SMALL}
 
 
 def make(builder: str = SMALL, classes: tuple[str, ...] = ("red", "green")) -> TorchvisionNetwork:
@@ -106,12 +105,6 @@ def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_dat
     sizes = {stage["name"]: stage["bytes"] for stage in built.json["stages"]}
     assert sizes["encode-int8"] < sizes["export"] / 2
     require_agent_runs(Path(built.json["bundle"]), tiny_data, tmp_path)
-
-
-@pytest.mark.parametrize("builder", of_families("torchvision", OTHERS, *BUILT, release=OTHERS))
-def test_other_builders_become_bundles(builder: str, tiny_data: Path, tmp_path: Path) -> None:
-    save_network(make(builder), tmp_path / "model.tv.pt")
-    require_bundle_runs(tmp_path / "model.tv.pt", tiny_data, tmp_path)
 
 
 def test_a_recipe_that_trains_is_refused(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -1,1 +1,4 @@
-"""Several cameras in one service: capture, fair scheduling, detection, tracking and statistics; docs/cameras.md."""
+"""Several cameras in one service: capture, fair scheduling, detection, tracking and statistics.
+
+The guide is docs/guides/several-cameras.md.
+"""

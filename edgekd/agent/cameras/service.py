@@ -1,7 +1,7 @@
 """The service: the frames of several cameras through one model, by a fair scheduler.
 
 A thread for each camera reads it. Old frames of live cameras are dropped before they cost more than their capture, so
-that one that floods or dies does not slow the others. docs/cameras.md.
+that one that floods or dies does not slow the others. docs/guides/several-cameras.md.
 """
 
 from __future__ import annotations

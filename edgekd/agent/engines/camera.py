@@ -53,7 +53,7 @@ class Camera:
             raise DeviceError(
                 "nothing here can run a network",
                 expected="TensorRT or ONNX Runtime for this Python",
-                fix="use the Python and the packages of the firmware, by docs/agent.md",
+                fix="use the Python and the packages of the firmware, by docs/guides/agent.md",
             )
         return self.runtime
 

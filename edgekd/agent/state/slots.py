@@ -1,7 +1,8 @@
-"""Two slots for bundles, one of them in service, and atomic switches between them. docs/agent.md draws the folder.
+"""Two slots for bundles, one of them in service, and atomic switches between them.
 
 The link `active` alone determines what is in service. Everything else is written before the switch, and has no effect
-until then: after a power cut one of the two slots is in service, and it has passed its self-test.
+until then: after a power cut one of the two slots is in service, and it has passed its self-test. The folder is drawn
+in docs/reference/agent.md.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class ValidationSummary:
         out: Path of that file.
         complete: True where the validation came to its end.
         outcomes: Number of claims that are `confirmed`, `refuted`, `not tested`.
-        verdicts: One for each claim; docs/hardware-validation.md explains them.
+        verdicts: One for each claim; docs/guides/hardware-validation.md explains them.
     """
 
     out: Path

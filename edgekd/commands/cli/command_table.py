@@ -167,6 +167,12 @@ COMMANDS: dict[str, Command] = {
         "Compare two builds: accuracy, sizes, times, stages.",
         ("edgekd compare runs/first runs/small", "edgekd compare runs/first runs/small --json"),
     ),
+    "ui": Command(
+        "Measure",
+        "Watch and compare builds on a page in the browser.",
+        ("edgekd ui", "edgekd ui runs/nightly --port 0"),
+        "It shows builds, searches and fleets while they run, to this machine alone, until Ctrl-C.",
+    ),
     "inspect": Command(
         "Ship",
         "Verify a bundle and list its contents.",

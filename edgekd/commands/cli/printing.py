@@ -48,11 +48,6 @@ _COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("ms on the target, predicted", "predicted_ms", "{:.2f}".format),
     ("seconds of all stages", "seconds", "{:.1f}".format),
 )
-_DIFFERENT = {
-    "same_model": "They were made of different detectors.",
-    "same_data": "They were scored on different images or labels: their scores do not compare.",
-    "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
-}
 
 
 def print_quantized(result: Quantized) -> None:
@@ -218,9 +213,8 @@ def print_compared(found: Compared) -> None:
     """Print the result of `edgekd compare`."""
     rows = [_compared(name, getattr(found.a, key), getattr(found.b, key), text) for name, key, text in _COMPARED]
     print_table(["", "a", "b", "b by a"], rows)
-    for key, what in _DIFFERENT.items():
-        if not getattr(found, key):
-            print(what)
+    for sentence in found.cautions:
+        print(sentence)
     changed = [row for row in found.classes if row.gain is not None]
     if changed:
         rows = [[row.name, score_text(row.a), score_text(row.b), f"{row.gain:+.4f}"] for row in changed]
@@ -310,6 +304,7 @@ PRINTERS: Mapping[str, Callable[[Any], None]] = {
     "check": print_checked,
     "describe": print_described,
     "targets": print_targets,
+    "ui": lambda served: print(f"no more pages of {served.runs}"),
     "doctor": print_diagnosis,
     "inspect": bundle_printing.print_inspected,
     "delta": bundle_printing.print_delta,

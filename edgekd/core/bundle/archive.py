@@ -2,7 +2,7 @@
 
 A `*.edgekd` file is an uncompressed ustar archive, which any tar can list and unpack. Reading it needs no tar parser:
 every header is computed from the manifest and compared byte for byte, so that a manifest has one valid archive.
-docs/formats/bundle.md has the layout.
+docs/reference/formats/bundle.md has the layout.
 
 The trust file is not known here: the caller passes a `Judge` of the signatures, which is called after the hash of the
 manifest is checked, and before the manifest is parsed or any file is read.

@@ -1,4 +1,4 @@
-"""Deltas: a bundle as its differences to an older one. docs/formats/delta.md has the layout.
+"""Deltas: a bundle as its differences to an older one. docs/reference/formats/delta.md has the layout.
 
 A delta begins with the head of the new bundle, which is judged first. Records follow, which give every file of it piece
 by piece, by equal or similar bytes in a file of the old one. The network is split into its streams: entropy coding

@@ -1,8 +1,8 @@
 """Verification of Ed25519 signatures (RFC 8032) in plain Python, the same on cameras and hosts.
 
 Nothing here is secret, so that constant time is not needed. The host signs, by a library for it. Where RFC 8032 leaves
-a choice, docs/formats/bundle.md has this one: no cofactor, R compared as bytes, S below the group's order, and keys in
-canonical form and of the prime order only.
+a choice, docs/reference/formats/bundle.md has this one: no cofactor, R compared as bytes, S below the group's order,
+and keys in canonical form and of the prime order only.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -1,7 +1,7 @@
 """The manifest of a bundle, and its rules. No I/O.
 
 The rules are not derived from the classes that use the values, because a format must not change when a class elsewhere
-does. docs/formats/bundle.md describes them.
+does. docs/reference/formats/bundle.md describes them.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -1,7 +1,8 @@
 """The trust file: the keys whose signatures a camera accepts, how many of them, until when. No I/O.
 
 It is signed itself. A camera accepts a newer one only with enough signatures by the trust keys of its own, and by those
-of the newer one: so keys can be rotated. docs/formats/trust-file.md has the format, and the threat behind each rule.
+of the newer one: so keys can be rotated. docs/reference/formats/trust-file.md has the format, and the threat
+behind each rule.
 
 Shared with the device: Python 3.8, standard library only.
 """
@@ -28,7 +29,7 @@ MAX_VALUES = 4096
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_RENEW = "get a newer trust file: docs/signing.md"
+_RENEW = "get a newer trust file: docs/guides/sign.md"
 _REFUSALS: Mapping[Cause, tuple[str, str]] = {
     "revoked-key": ("signed by a revoked key", "edgekd sign, with a key that is not revoked"),
     "expired-key": ("signed by an expired key", "edgekd sign, with a key that has not expired, or " + _RENEW),

@@ -2,7 +2,8 @@
 
 Codes [O, I, ...] are viewed as [O, I, T]: O outputs, I inputs, T taps. A code is `step[i] * symbol`, with one integer
 step for each input. Symbols of about the same magnitude belong to one of 16 classes, and each class is coded by itself:
-its symbols have one distribution, whichever row or column they come from. docs/formats/coded-int8.md has the bytes.
+its symbols have one distribution, whichever row or column they come from. The bytes:
+docs/reference/formats/coded-int8.md.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

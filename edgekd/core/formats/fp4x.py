@@ -2,8 +2,8 @@
 
 Weights [O, ...] are viewed as [O, K] and cut into blocks of 16 along K. A weight is `s * (m * e)`: one scale `s` per
 channel, one integer `m` from 1 to 10 per block, and `e` one of the values of E2M1 (OCP Microscaling Formats, version
-1.0, 5.3.3). `2 * m * e` is an integer from -120 to 120: an INT8 code, whose scale is `s / 2`. docs/formats/fp4x.md
-describes the bytes.
+1.0, 5.3.3). `2 * m * e` is an integer from -120 to 120: an INT8 code, whose scale is `s / 2`. The bytes:
+docs/reference/formats/fp4x.md.
 """
 
 from __future__ import annotations

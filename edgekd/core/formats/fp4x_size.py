@@ -1,4 +1,4 @@
-"""Sizes of fp4x: its blocks, and the bytes of a tensor. docs/formats/fp4x.md describes the bytes.
+"""Sizes of fp4x: its blocks, and the bytes of a tensor. docs/reference/formats/fp4x.md describes the bytes.
 
 Shared with the device: Python 3.8, standard library only.
 """

@@ -1,7 +1,7 @@
 """A golden set: frames for the self-test of a network, and its output at selected candidates.
 
-Frames are stored coarsely, because only their equality on both sides matters. docs/formats/golden-set.md has the
-layout.
+Frames are stored coarsely, because only their equality on both sides matters. The layout:
+docs/reference/formats/golden-set.md.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

@@ -2,7 +2,7 @@
 
 A weight [o, k] is `e * (s * t)`: `e` one of the values of E2M1, `s` a positive number in FP8 E4M3 for each block of 16
 along k, and `t` one float32 for the tensor (E2M1 and E4M3: OCP Microscaling Formats, version 1.0, 5.3). No hardware
-runs convolutions in it. docs/formats/nvfp4.md has the bytes, and says how they stand in ONNX.
+runs convolutions in it. docs/reference/formats/nvfp4.md has the bytes, and says how they stand in ONNX.
 """
 
 from __future__ import annotations

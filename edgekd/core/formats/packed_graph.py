@@ -2,7 +2,7 @@
 
 The content of every large initializer is cut out of the file, and stored in the smallest lossless encoding; the rest is
 the skeleton. Both are compressed with DEFLATE. Expanding concatenates skeleton, tensor, skeleton, tensor.
-docs/formats/packed-graph.md has the layout.
+docs/reference/formats/packed-graph.md has the layout.
 
 Shared with the device: Python 3.8, standard library and NumPy only.
 """

@@ -1,4 +1,6 @@
-"""Layout of a packed graph: its header, its streams, and the skeleton of the ONNX file. docs/formats/packed-graph.md.
+"""Layout of a packed graph: its header, its streams, and the skeleton of the ONNX file.
+
+The format is docs/reference/formats/packed-graph.md.
 
 Shared with the device: Python 3.8, standard library only.
 """

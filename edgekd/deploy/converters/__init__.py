@@ -18,7 +18,7 @@ _ELSEWHERE = {
     "--device ssh://...`",
     **dict.fromkeys(
         ("litert", "tflite"),
-        "convert the .pt with litert-torch, in its own environment: see docs/converting.md",
+        "convert the .pt with litert-torch, in its own environment: see docs/guides/convert.md",
     ),
 }
 """Formats that are not converted to here, and what to use instead."""

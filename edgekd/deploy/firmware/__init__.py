@@ -1,6 +1,6 @@
 """Files for firmware systems, which pass a bundle, a delta or a trust file to the agent on a camera.
 
-docs/firmware-systems.md describes them. Each system is one module with a `Packager`.
+docs/guides/firmware-systems.md describes them. Each system is one module with a `Packager`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _require_keys(packaging: Packaging) -> None:
             continue
         if key.startswith("pkcs11:"):
             if "pin-value=" in key:
-                fix = "see docs/firmware-systems.md on passing the PIN to each program"
+                fix = "see docs/guides/firmware-systems.md on passing the PIN to each program"
                 raise SpecError(f"{option}: a PIN in an address, which others can read", fix=fix)
         elif not Path(key).is_file():
             raise SpecError(f"{option} {key}: no such file", fix="check the path")

@@ -311,5 +311,5 @@ def _unreadable(path: Path, found: str) -> SpecError:
         f"{path}: cannot be read as a torchvision detector",
         expected="a dictionary with family, builder, classes, image_size and state_dict, written by torch.save",
         found=found,
-        fix="docs/guide.md says how to write one",
+        fix="docs/guides/model-formats.md says how to write one",
     )

@@ -66,6 +66,11 @@ def environment() -> Environment:
     return templates
 
 
+def style_sheet() -> str:
+    """Return the styles of all pages."""
+    return _source("report.css") + _source("analysis.css")
+
+
 def _source(name: str) -> Markup:
     """Return a style sheet or script of this package."""
     return Markup((_FOLDER / name).read_text("utf-8"))

@@ -231,7 +231,7 @@ def test_an_unknown_format_names_the_bundle_and_the_fix(bundle: Path) -> None:
 
 
 def test_gnu_tar_makes_the_same_archive(bundle: Path, tmp_path: Path) -> None:
-    """The command is the one in docs/formats/bundle.md."""
+    """The command is the one in docs/reference/formats/bundle.md."""
     extract(bundle, tmp_path / "out")
     tar = "tar --format=ustar --blocking-factor=1 --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0644 -cf"
     members = ["manifest.json", "signatures.json", *sorted(CONTENTS)]

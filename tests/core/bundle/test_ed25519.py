@@ -1,4 +1,4 @@
-"""Signatures are checked as RFC 8032 says, and, of what it leaves open, as docs/formats/bundle.md says."""
+"""Signatures are checked as RFC 8032 says, and, of what it leaves open, as docs/reference/formats/bundle.md says."""
 
 from __future__ import annotations
 

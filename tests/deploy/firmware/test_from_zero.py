@@ -15,7 +15,7 @@ from running import EdgeKD
 from edgekd.core.bundle.archive import read_head
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "firmware.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "firmware.md").read_text("utf-8")
 MAX_WORDS = 1500
 STEP = re.compile(r"^```(sh keys|toml trust|sh release)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

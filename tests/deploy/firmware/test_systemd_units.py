@@ -85,7 +85,7 @@ def test_the_agent_has_one_path_everywhere() -> None:
 @pytest.mark.parametrize("page", ["agent.md", "firmware.md"])
 def test_pages_quote_units_and_settings(page: str) -> None:
     """Each quoted line is in the section of its file; what a page leaves out, it leaves out."""
-    blocks = BLOCK.findall((ROOT / "docs" / page).read_text("utf-8"))
+    blocks = BLOCK.findall((ROOT / "docs" / "guides" / page).read_text("utf-8"))
     quotes = [quote for block in blocks for quote in QUOTED.findall(block)]
     assert quotes
     for name, quoted in quotes:

@@ -44,7 +44,7 @@ threshold = 2
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with keys and a trust file, made as docs/signing.md says: not to be changed."""
+    """A folder with keys and a trust file, made as docs/guides/sign.md says: not to be changed."""
     from edgekd.deploy.signing.key_files import make_key
 
     folder = tmp_path_factory.mktemp("keys")
@@ -116,7 +116,7 @@ def test_the_same_key_signs_the_same_bytes_and_another_adds_a_signature(
 def test_openssl_can_check_a_signature_by_the_page(
     edgekd: EdgeKD, keys: Path, tiny_build: Built, tmp_path: Path
 ) -> None:
-    """docs/formats/bundle.md says what is signed: a third party needs nothing of edgekd's."""
+    """docs/reference/formats/bundle.md says what is signed: a third party needs nothing of edgekd's."""
     edgekd("sign", tiny_build.bundle, "--key", keys / "release.key", "--out", tmp_path / "s.edgekd")
     subprocess.run(["tar", "-xf", tmp_path / "s.edgekd", "-C", tmp_path], check=True)
     told = json.loads((tmp_path / "signatures.json").read_bytes())

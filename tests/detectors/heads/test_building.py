@@ -18,7 +18,7 @@ from edgekd.detectors import load
 from edgekd.detectors.export import export
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-HEADS = Path(__file__).parents[3] / "docs" / "heads.md"
+HEADS = Path(__file__).parents[3] / "docs" / "reference" / "heads.md"
 
 RAW = 'boxes = ["by.column"]\nscores = ["logits"]\ncoding = "cxcywh"\nunit = "pixels"\nclasses = ["red", "green"]\n'
 
@@ -102,7 +102,7 @@ def test_raw_outputs_become_a_bundle(
 
 @pytest.mark.slow
 def test_six_outputs_of_three_levels_become_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
-    """NanoDet's, by the description in docs/heads.md: it decodes as the shipped one does."""
+    """NanoDet's, by the description in docs/reference/heads.md: it decodes as the shipped one does."""
     family = next(each for each in FAMILIES if each.names == "NanoDet")
     model, head = family.write(tmp_path / "nanodet.onnx"), tmp_path / "head.toml"
     (text,) = re.findall(r"```toml\n(boxes = .*?)```", HEADS.read_text("utf-8"), re.DOTALL)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +31,6 @@ from edgekd.evaluation.report.types import (
     Training,
 )
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
 
 
@@ -186,19 +180,3 @@ def analysed_report(full_report: Report, analysis: Analysis) -> Report:
 def analysed_html(analysed_report: Report) -> str:
     """The page of that report: drawing its pictures takes a while."""
     return render(analysed_report)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    """Of one module: while it is there, an event loop runs in this process, and nobody else can run one."""
-    if not CHROMIUM.exists():
-        message = f"no browser: {CHROMIUM} is missing (apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield running
-        running.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accessibility import violations
 
 from edgekd.evaluation.report.types import Report
 
@@ -42,6 +43,11 @@ def test_it_opens_cleanly(browser: Any, file: Path, width: int, scheme: str) -> 
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("Array.from(document.images).every(image => image.naturalWidth > 0)")
     page.close()
+
+
+@pytest.mark.slow
+def test_it_is_accessible_on_a_phone_and_on_a_desk(page: Any) -> None:
+    assert violations(page) == []
 
 
 def shown(page: Any) -> list[dict[str, str]]:

@@ -1,0 +1,249 @@
+"""Result folders below a folder, and all that their files say. No HTML.
+
+Every file is hostile until it has been read: a broken one is a line with the reason, and nothing outside the folder is
+opened, whatever links and names in files lead to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from edgekd.builds.ledger import LEDGER, Ledger
+from edgekd.builds.run import SEARCH
+from edgekd.builds.run_progress import PROGRESS, RunProgress, State, read_progress
+from edgekd.builds.stage_store import unfinished_stages
+from edgekd.commands.compare import Finished
+from edgekd.core.bundle.archive import read_manifest
+from edgekd.core.bundle.manifest import Manifest
+from edgekd.core.errors import EdgeKDError, SpecError, first_line, printable
+from edgekd.core.input_files import read_input
+from edgekd.core.json_files import read_document
+from edgekd.deploy.fleet import BOARDS, RESULT, BoardReport, FleetReport
+from edgekd.evaluation.search_result import SearchResult
+
+T = TypeVar("T")
+REPORT = "report.html"
+_MARKS = (LEDGER, PROGRESS, SEARCH, RESULT)
+"""Files of which a result folder has one at least."""
+_INSIDE = frozenset({"stages", "search", BOARDS})
+"""Folders in result folders that have no further ones, but thousands of files."""
+MAX_DEPTH = 4
+"""Levels of folders below the given one."""
+MAX_RUNS = 2000
+"""Result folders on a page."""
+MAX_TEXT_BYTES = 1 << 20
+"""Bytes of a plan; that of a network with 300 layers has 30 kB."""
+_CACHED = 4096
+"""Files whose content is kept: those of MAX_RUNS folders."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result folder.
+
+    Args:
+        root: The folder that is shown; resolved.
+        name: Path below it, with forward slashes; empty for the folder itself.
+    """
+
+    root: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Its path."""
+        return self.root / self.name
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return printable(self.name or self.root.name)
+
+    def inner(self, name: str) -> Run:
+        """Return a folder in it as a result folder. Raises SpecError where a name or a link leads out of the root."""
+        self.file(name)
+        return Run(self.root, f"{self.name}/{name}".lstrip("/"))
+
+    def has(self, name: str) -> bool:
+        """Return whether a file lies there, and not outside by a link."""
+        try:
+            return self.file(name).is_file()
+        except (OSError, SpecError):
+            return False
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder. Raises SpecError where a name or a link leads out of the root."""
+        path = self.folder / name
+        try:
+            inside = Path(name).name == name != ".." and path.resolve().is_relative_to(self.root)
+        except (OSError, ValueError, RuntimeError):  # a null byte; a circle of links
+            inside = False
+        if not inside:
+            raise SpecError(f"{self.title}: {name!r} is not shown", expected=f"a file below {self.root}")
+        return path
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that the files of a result folder say; None for what is not there.
+
+    Args:
+        changed_at: Time of the last change of a file, in seconds since 1970.
+        progress: How far the last command came.
+        build: The finished build.
+        search: The search for its recipe.
+        boards: The boards of a fleet, by the result of the fleet or, while it runs, by those of the boards.
+        fleet: The result of a fleet.
+        unfinished: Names of the stages that are being done, or were when the command was stopped.
+        problems: Files that cannot be read, and why.
+    """
+
+    run: Run
+    changed_at: float
+    progress: RunProgress | None
+    build: Finished | None
+    search: SearchResult | None
+    fleet: FleetReport | None
+    boards: tuple[BoardReport, ...]
+    unfinished: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def state(self) -> State:
+        """The state of the last command; a folder by an older edgekd, which kept no progress, is done."""
+        return self.progress.state if self.progress else "done"
+
+    @property
+    def is_fleet(self) -> bool:
+        """True for a fleet, else it is a build."""
+        if self.progress:
+            return self.progress.command == "fleet"
+        return self.fleet is not None
+
+
+def find_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """Return the result folders in a folder, itself included, sorted by name, and the problems of finding them."""
+    root = root.resolve()
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder, files in _folders(root, problems):
+        if not any(name in files for name in _MARKS):
+            continue
+        name = folder.relative_to(root).as_posix()
+        if not _is_utf8(name):
+            problems.append(f"{printable(name)}: not shown, because its name is not UTF-8")
+        elif len(runs) == MAX_RUNS:
+            problems.append(f"only {MAX_RUNS} result folders are shown")
+            break
+        else:
+            runs.append(Run(root, "" if name == "." else name))
+    return runs, problems
+
+
+def _folders(root: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield folders down to MAX_DEPTH and the names of their files, without the inner ones of result folders."""
+
+    def refuse(error: OSError) -> None:
+        problems.append(printable(f"{error.filename}: cannot be listed: {error.strerror}"))
+
+    for place, folders, files in os.walk(root, onerror=refuse):
+        folder = Path(place)
+        deep = len(folder.relative_to(root).parts) >= MAX_DEPTH
+        folders[:] = [] if deep else sorted(name for name in folders if name[0] != "." and name not in _INSIDE)
+        yield folder, files
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_run(run: Run) -> RunRecord:
+    """Read a result folder; what cannot be read is a problem of the record."""
+    problems: list[str] = []
+
+    def read(name: str, reader: Callable[[Path], T]) -> T | None:
+        return _read(run, name, reader, problems)
+
+    progress = read(PROGRESS, lambda path: read_progress(path.parent))  # not kept: its state depends on a lock
+    search = read(SEARCH, lambda path: _document(SearchResult, *_version(path)))
+    fleet = read(RESULT, lambda path: _document(FleetReport, *_version(path)))
+    build = read(LEDGER, lambda path: _finished(run, path))
+    ended = progress is None or progress.state == "done"
+    boards = fleet.boards if fleet and ended else _boards(run, problems)
+    unfinished = None if ended else read("stages", unfinished_stages)
+    times = [run.file(name).stat().st_mtime for name in _MARKS if run.has(name)]
+    return RunRecord(
+        run=run,
+        changed_at=max(times, default=0.0),
+        progress=progress,
+        build=build,
+        search=search,
+        fleet=fleet,
+        boards=boards,
+        unfinished=tuple(unfinished or ()),
+        problems=tuple(problems),
+    )
+
+
+def read_text(run: Run, name: str) -> str:
+    """Return the text of a file. Raises SpecError."""
+    content = read_input(run.file(name), MAX_TEXT_BYTES, SpecError)
+    return content.decode("utf-8", "replace")
+
+
+def _finished(run: Run, ledger_path: Path) -> Finished:
+    ledger = _document(Ledger, *_version(ledger_path))
+    return Finished(run.folder, ledger, _manifest(*_version(run.file(ledger.bundle))))
+
+
+def _boards(run: Run, problems: list[str]) -> tuple[BoardReport, ...]:
+    """Return what boards of a fleet gave so far, the last of each, by the name of the board."""
+    try:
+        boards = run.inner(BOARDS)
+        names = sorted(entry.name for entry in os.scandir(boards.folder))[:MAX_RUNS]
+    except (OSError, SpecError):
+        return ()
+    found = [_read(boards, name, lambda path: _document(BoardReport, *_version(path)), problems) for name in names]
+    reports = sorted(filter(None, found), key=lambda board: board.measured_at)
+    last = {board.name: board for board in reports}
+    return tuple(last[name] for name in sorted(last))
+
+
+def _read(run: Run, name: str, reader: Callable[[Path], T], problems: list[str]) -> T | None:
+    """Return what a reader makes of a file; None without the file, and with a problem where it cannot."""
+    if not os.path.lexists(run.folder / name):
+        return None
+    try:
+        return reader(run.file(name))
+    except EdgeKDError as error:
+        problems.append(str(error))
+    except Exception as error:  # of a reader that met something unforeseen in a hostile file
+        problems.append(printable(f"{run.title}/{name}: cannot be read: {first_line(error)}"))
+    return None
+
+
+def _version(path: Path) -> tuple[Path, tuple[int, int, int]]:
+    """Return a path, and what changes when the content of its file does. Raises OSError."""
+    status = path.stat()
+    return path, (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(_CACHED)
+def _document(kind: type[T], path: Path, version: tuple[int, int, int]) -> T:
+    """Return the document in this version of a file."""
+    return read_document(kind, path)
+
+
+@lru_cache(_CACHED)
+def _manifest(path: Path, version: tuple[int, int, int]) -> Manifest:
+    """Return the manifest of this version of a bundle."""
+    return read_manifest(path)
