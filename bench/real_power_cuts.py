@@ -71,12 +71,14 @@ class Sight:
         detects: Counter of the model by which the camera detects; None where nobody waited for that.
         status: Result of the agent's `status`.
         slot: Root slot that runs.
+        failed: Names of units that have failed.
         files: Paths on the data partition, with the goals of links.
     """
 
     detects: int | None
     status: dict[str, Any]
     slot: str
+    failed: str
     files: tuple[str, ...]
 
     @property
@@ -113,8 +115,9 @@ def look(camera: CutCamera, script: str) -> Sight:
     command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
     lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
     frame = json.loads(lines.pop(0)) if '"objects"' in lines[0] else {}
-    status, slot, *files = lines
-    return Sight(frame.get("counter"), json.loads(status)["result"], slot, tuple(line.strip() for line in files))
+    status, slot, failed, *files = lines
+    files = sorted(line.strip() for line in files)
+    return Sight(frame.get("counter"), json.loads(status)["result"], slot, failed.strip(), tuple(files))
 
 
 class Bench:
@@ -220,6 +223,7 @@ class Bench:
                 found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
                 serves, least_trust = ((operation.goal,), operation.trust) if was_done else (operation.serves, 1)
                 found["faults"] += first.faults(serves, least_counter, least_trust)
+                found["faults"] += [f"units failed: {first.failed}"] if first.failed else []
                 last = look_after(camera, operation)
         except TROUBLE as error:
             found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
@@ -302,8 +306,8 @@ its power {len(found.rows)} times: SIGKILL once the system has made a random num
 has a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
 lost with a probability of {" or ".join(f"{share:.0%}" for share in LOST_SHARES)}, by chance. Then it boots, and the
 operation runs once more. A *fault*: it does not detect objects by a tested model that may be in service, which after
-the end of the operation is the new one alone; a counter or the trust file goes back; the next run does not end with
-exactly the files and the free space of an undisturbed one."""
+the end of the operation is the new one alone; a unit fails; a counter or the trust file goes back; the next run does
+not end with exactly the files and the free space of an undisturbed one."""
     yield claims_table(found.claims, ".0f")
     yield table(
         "operation | cuts | before its end | sectors unflushed | lost | model in service afterwards | faults | "
@@ -362,6 +366,7 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
             claim("cuts", len(rows), len(rows) >= rounds),
             counted("without a tested model that may be in service", "Error", "Timeout", "in service"),
             counted("counter or trust file gone back", "went back"),
+            counted("units failed after the boot", "units failed"),
             counted("files left or missing, or space lost, after the next run", "files", "bytes less"),
         ],
         "rows": rows,
