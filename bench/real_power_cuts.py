@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from common import HERE
@@ -126,14 +127,17 @@ class Bench:
     def __init__(self, image: Image, work: Path) -> None:
         self._image, self._work = image, work
         self._undisturbed: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()  # of what all rounds share
         first = work / "snapshots" / "running" / "disk.qcow2"
         if first.is_file() and first.stat().st_mtime < image.disk.stat().st_mtime:
             raise SystemExit(f"{work} is of an older image: remove it")
 
-    def prepare(self, operations: Sequence[Operation]) -> None:
-        """Run each operation without a cut, unless that was done."""
-        for operation in operations:
-            self._undisturbed[operation.name] = self._without_cut(operation)
+    def undisturbed(self, operation: Operation) -> dict[str, Any]:
+        """Run an operation once without a cut; return its number of writes, and what the next run leaves after it."""
+        with self._lock:
+            if operation.name not in self._undisturbed:
+                self._undisturbed[operation.name] = self._without_cut(operation)
+            return self._undisturbed[operation.name]
 
     def _snapshot(self, name: str) -> Snapshot:
         if name == FACTORY:
@@ -157,7 +161,6 @@ class Bench:
         camera.run("sh", "-c", f"mkdir -p {UPDATES} && tar -C {UPDATES} -xf - && sync", stdin=packed)
 
     def _without_cut(self, operation: Operation) -> dict[str, Any]:
-        """Return the number of writes of an operation, and what the next run leaves after it."""
         file = self._work / "undisturbed" / f"{operation.name}.json"
         if not file.is_file():
             began = time.monotonic()
@@ -182,9 +185,9 @@ class Bench:
 
     def round(self, seed: int, operations: Sequence[Operation]) -> Document:
         """Cut an operation, boot, and return the row of it. The disk of a round with faults is kept."""
-        began, chance = time.monotonic(), random.Random(seed)
         operation = operations[seed % len(operations)]
-        undisturbed = self._undisturbed[operation.name]
+        undisturbed = self.undisturbed(operation)
+        began, chance = time.monotonic(), random.Random(seed)
         writes, lost_share = undisturbed["writes"], chance.choice(LOST_SHARES)
         count = chance.randint(chance.choice((0, max(0, writes - LAST_WRITES))), writes)
         row = Document(seed=seed, operation=operation.name, writes=count, of=writes, share=lost_share)
@@ -211,7 +214,7 @@ class Bench:
 
         What an operation has done that had come to its end, `was_done`, must still be done.
         """
-        undisturbed, found = self._undisturbed[operation.name], dict[str, Any](faults=[])
+        undisturbed, found = self.undisturbed(operation), dict[str, Any](faults=[])
         least_counter = {FACTORY: 0, "second": 2}.get(operation.start, 1)
         began = time.monotonic()
         try:
@@ -378,7 +381,6 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
 def run(given: Given) -> Iterator[Result]:
     operations = [each for each in OPERATIONS if not given.only or each.name in given.only]
     bench = Bench(Image(given.camera.absolute()), given.work.absolute())
-    bench.prepare(operations)
     kept = FinishedRows(given.work / "rows.json", {"only": given.only}, given.threads)
     done = {row.seed for row in kept.rows}
     with ThreadPoolExecutor(given.threads) as pool:
