@@ -106,7 +106,7 @@ def test_it_is_searched_from_disk_without_a_network(site: Path, browser: Any) ->
     page.on("request", lambda request: asked.append(request.url))
     page.goto((site / "guides" / "budget.html").as_uri())
     page.fill("input[name=query]", "Hotellin")
-    page.press("input[name=query]", "g")  # a key is what the search listens to
+    page.press("input[name=query]", "g")  # search starts at key events
     found = page.locator(".md-search-result__item a").first.get_attribute("href")
     page.close()
     assert found.startswith((site / "concepts" / "drift.html").as_uri())

@@ -128,7 +128,10 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "ledger": ("The file ledger.json of a build", Ledger),
     "predict": ("`edgekd predict --json`", PredictResult),
     "profile": ("`edgekd profile --json`", ProfileResult),
-    "progress": ("The file progress.json of a running or ended `edgekd build` or `edgekd engine --fleet`", RunProgress),
+    "progress": (
+        "The file progress.json of `edgekd build`, `distill` and `engine --fleet`",
+        RunProgress,
+    ),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),
     "quantize": ("`edgekd quantize --json`, and the file quantize.json", Quantized),
     "report": ("`edgekd report --json`", Analysed),

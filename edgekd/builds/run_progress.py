@@ -1,4 +1,4 @@
-"""The file `progress.json` in a result folder: how far a build, its search or a fleet is, for a page that watches it.
+"""The file `progress.json` in a result folder: how far a build, its search, a training or a fleet is.
 
 OUT/
   progress.json     replaced every second while something changes, and at the end
@@ -42,7 +42,7 @@ MAX_STAGES = 200
 LOCK_WAIT_S = 1.0
 """A reader that looks at the lock holds it for some microseconds."""
 
-Command = Literal["build", "fleet"]
+Command = Literal["build", "distill", "fleet"]
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -81,9 +81,9 @@ class RunProgress:
     """A running or ended command.
 
     Args:
-        command: The command: `build`, also with a search, or `fleet`.
-        model: File name of the detector or bundle.
-        target: Name of the target; null for a fleet.
+        command: The command: `build`, also with a search, `distill`, or `fleet`.
+        model: File name of the detector, of the student, or of the bundle.
+        target: Name of the target; null where there is none, as for a fleet.
         began_at: Start, UTC, ISO 8601.
         changed_at: Last change, UTC, ISO 8601.
         state: `running`, `done`, `failed` by an error, or `stopped` by Ctrl-C. A command that was killed stays
@@ -143,7 +143,12 @@ class RecordedProgress:
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
         """Record a stage, and pass it on."""
         stage = StageProgress(name, round(seconds, 3), results.get("map50_95"))
-        self._change(lambda now: replace(now, stages=(*now.stages, stage)[-MAX_STAGES:], loop=None))
+        losses = {name: tuple(results["losses"])} if results.get("losses") else {}  # with those of an interrupted run
+        self._change(
+            lambda now: replace(
+                now, stages=(*now.stages, stage)[-MAX_STAGES:], epochs={**now.epochs, **losses}, loop=None
+            )
+        )
         if isinstance(self._progress, Listener):
             self._progress.stage(name, results, seconds)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from edgekd.builds.recipe import refuse_recipe
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import export, score, train
 from edgekd.builds.stages.base import GraphStage, StageContext
@@ -153,30 +154,31 @@ def distill(
     refuse_recipe(steps, Budget(), teacher)
     load(teacher)  # a path that leads nowhere should not cost the hashing of the data
     dataset = load_dataset(Path(data))
-    context = StageContext.within(folder, fresh, progress)
-    scored = dataset.split(SCORED) if SCORED in dataset.splits else None
-    if scored:
-        context.refuse_shared(dataset.split("train"), scored)
-    stage = train.distill(context, step, teacher, dataset, trust=trust_checkpoint, device=device)
-    before = _teachers_scores(teacher, step, dataset, scored, context, trust_checkpoint)
-    file = train.student_file(step)
-    after: Maps = NOT_SCORED
-    if scored:
-        after = _scores(_graph(stage.path / file, dataset, context, trust_checkpoint), scored, context)
-    trained = stage.result
-    result = Distilled(
-        teacher=teacher.name,
-        student=Path(str(step.student)).name,
-        recipe=steps.name,
-        checkpoint=folder / file,
-        kept=after[0] / before[0] if after[0] is not None and before[0] else None,
-        before=ScoredDetector(trained.teacher_parameters, *before),
-        after=ScoredDetector(trained.parameters, *after),
-        epochs=trained.epochs,
-        updates=trained.updates,
-        losses=trained.losses,
-        weights=trained.weights,
-        stages=summaries(context.done),
-    )
-    write_result(folder, RESULT, result, {file: stage.path / file})
-    return result
+    with recorded(folder, "distill", Path(str(step.student)).name, None, progress) as progress:
+        context = StageContext.within(folder, fresh, progress)
+        scored = dataset.split(SCORED) if SCORED in dataset.splits else None
+        if scored:
+            context.refuse_shared(dataset.split("train"), scored)
+        stage = train.distill(context, step, teacher, dataset, trust=trust_checkpoint, device=device)
+        before = _teachers_scores(teacher, step, dataset, scored, context, trust_checkpoint)
+        file = train.student_file(step)
+        after: Maps = NOT_SCORED
+        if scored:
+            after = _scores(_graph(stage.path / file, dataset, context, trust_checkpoint), scored, context)
+        trained = stage.result
+        result = Distilled(
+            teacher=teacher.name,
+            student=Path(str(step.student)).name,
+            recipe=steps.name,
+            checkpoint=folder / file,
+            kept=after[0] / before[0] if after[0] is not None and before[0] else None,
+            before=ScoredDetector(trained.teacher_parameters, *before),
+            after=ScoredDetector(trained.parameters, *after),
+            epochs=trained.epochs,
+            updates=trained.updates,
+            losses=trained.losses,
+            weights=trained.weights,
+            stages=summaries(context.done),
+        )
+        write_result(folder, RESULT, result, {file: stage.path / file})
+        return result

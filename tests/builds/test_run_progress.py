@@ -73,6 +73,9 @@ def test_loops_and_epochs_can_be_followed(tmp_path: Path) -> None:
 
     found = record(tmp_path, work)
     assert found.epochs == {"distill": ({"boxes": 3.0}, {"boxes": 1.5})}
+    whole = [{"boxes": 4.0}, {"boxes": 3.0}]
+    found = record(tmp_path, lambda progress: progress.stage("distill", {"losses": whole}, 9.0))
+    assert found.epochs == {"distill": tuple(whole)}, "of a training that went on after a kill"
     assert (found.state, found.loop) == ("done", None)
 
 

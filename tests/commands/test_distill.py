@@ -73,6 +73,10 @@ def test_a_student_is_trained_and_scored_and_is_a_detector_like_any(
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "distill")
     assert json.loads((out / "distill.json").read_bytes()) == ran.json
+    progress = json.loads((out / "progress.json").read_bytes())
+    assert_documented(progress, "progress")
+    assert (progress["command"], progress["model"], progress["state"]) == ("distill", "yolo11n.yaml", "done")
+    assert progress["epochs"] == {"distill": ran.json["losses"]}
     assert ran.json["epochs"] == len(ran.json["losses"]) == len(ran.json["weights"]) == 1
     assert ran.json["before"]["parameters"] > ran.json["after"]["parameters"] > 0
     assert next(stage["name"] for stage in ran.json["stages"]) == "distill"
