@@ -74,6 +74,13 @@ def test_every_unit_is_enabled_or_pulled_in_by_another() -> None:
         assert "Install" in unit_of(unit) or pulled_in or timed, unit.name
 
 
+def test_units_of_the_agent_that_a_boot_starts_take_turns() -> None:
+    """The agent refuses a second operation at the same time, and a start that it refuses is not counted."""
+    units = {name: unit_of(FIRMWARE / "systemd" / f"edgekd-{name}.service")["Unit"] for name in ("install", "renew")}
+    assert "edgekd-boot.service" in units["install"]["Before"].split()
+    assert {"edgekd-install.service", "edgekd-boot.service"} <= {*units["renew"]["After"].split()}
+
+
 def test_no_command_hides_its_failure() -> None:
     for unit in SERVICES:
         assert not re.search(r"^Exec\w+=[@:+!]*-", unit.read_text("utf-8"), re.MULTILINE), unit.name
