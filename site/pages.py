@@ -29,7 +29,7 @@ from edgekd.core.progress import SILENT
 from edgekd.hardware.target import Target, explain, load_target, target_names
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(?<!!)(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
+LINK = re.compile(r"(\[[^\[\]]*\])\((?P<to>[^)\s]+)\)")
 IMAGE = re.compile(r'\b(?P<kind>src|srcset)="(?P<to>[^"]+)"')
 PAGE = re.compile(r"docs/([\w/-]+\.md)")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
