@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 NAMES = {rt_detr: "RT-DETR", rt_detr_v2: "RT-DETRv2", d_fine: "D-FINE", deimv2: "DEIMv2", rf_detr: "RF-DETR"}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of image processors with `do_normalize`."""
-TEACHERS = {rt_detr: "RT-DETR", d_fine: "D-FINE", rf_detr: "RF-DETR"}
+TEACHERS = {rt_detr: "RT-DETR", d_fine: "D-FINE"}
 OTHERS = {config: name for config, name in NAMES.items() if config is not d_fine}
 
 
