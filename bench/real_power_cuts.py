@@ -346,13 +346,13 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
     boots = [row.detects_s for row in own if row.get("detects_s")]
-    cpu_s = statistics.median(row.cpu_s for row in own)
+    cpu_s = [row.cpu_s for row in own if row.get("cpu_s")]
     less = max((row.get("less_bytes") or 0 for row in own), default=0)
     return (
         f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
         f"{sum(row.lost for row in own):,} | {serves} | "
         f"{sum(bool(row.faults) for row in own)} | "
-        f"{less:,} | {statistics.median(boots) if boots else 0:.0f} | {cpu_s:.0f}"
+        f"{less:,} | {statistics.median(boots) if boots else 0:.0f} | {f'{statistics.median(cpu_s):.0f}' if cpu_s else '–'}"
     )
 
 
