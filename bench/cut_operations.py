@@ -15,6 +15,7 @@ is_new() { grep -q rauc.slot=B /proc/cmdline; }
 state() {
     agent status
     sed 's/.*rauc.slot=\\([AB]\\).*/\\1/' /proc/cmdline
+    echo $(systemctl --failed --plain --no-legend | cut -d ' ' -f 1)
     find /data ! -type d -printf '%P %l\\n' | sort
 }
 """

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from common import HERE
@@ -43,6 +44,7 @@ from frame import (
     Given,
     Option,
     Result,
+    cell,
     claim,
     claims_table,
     head,
@@ -71,12 +73,14 @@ class Sight:
         detects: Counter of the model by which the camera detects; None where nobody waited for that.
         status: Result of the agent's `status`.
         slot: Root slot that runs.
+        failed: Names of units that have failed.
         files: Paths on the data partition, with the goals of links.
     """
 
     detects: int | None
     status: dict[str, Any]
     slot: str
+    failed: str
     files: tuple[str, ...]
 
     @property
@@ -113,8 +117,9 @@ def look(camera: CutCamera, script: str) -> Sight:
     command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
     lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
     frame = json.loads(lines.pop(0)) if '"objects"' in lines[0] else {}
-    status, slot, *files = lines
-    return Sight(frame.get("counter"), json.loads(status)["result"], slot, tuple(line.strip() for line in files))
+    status, slot, failed, *files = lines
+    files = sorted(line.strip() for line in files)
+    return Sight(frame.get("counter"), json.loads(status)["result"], slot, failed.strip(), tuple(files))
 
 
 class Bench:
@@ -123,14 +128,17 @@ class Bench:
     def __init__(self, image: Image, work: Path) -> None:
         self._image, self._work = image, work
         self._undisturbed: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()  # of what all rounds share
         first = work / "snapshots" / "running" / "disk.qcow2"
         if first.is_file() and first.stat().st_mtime < image.disk.stat().st_mtime:
             raise SystemExit(f"{work} is of an older image: remove it")
 
-    def prepare(self, operations: Sequence[Operation]) -> None:
-        """Run each operation without a cut, unless that was done."""
-        for operation in operations:
-            self._undisturbed[operation.name] = self._without_cut(operation)
+    def undisturbed(self, operation: Operation) -> dict[str, Any]:
+        """Run an operation once without a cut; return its number of writes, and what the next run leaves after it."""
+        with self._lock:
+            if operation.name not in self._undisturbed:
+                self._undisturbed[operation.name] = self._without_cut(operation)
+            return self._undisturbed[operation.name]
 
     def _snapshot(self, name: str) -> Snapshot:
         if name == FACTORY:
@@ -154,7 +162,6 @@ class Bench:
         camera.run("sh", "-c", f"mkdir -p {UPDATES} && tar -C {UPDATES} -xf - && sync", stdin=packed)
 
     def _without_cut(self, operation: Operation) -> dict[str, Any]:
-        """Return the number of writes of an operation, and what the next run leaves after it."""
         file = self._work / "undisturbed" / f"{operation.name}.json"
         if not file.is_file():
             began = time.monotonic()
@@ -179,9 +186,9 @@ class Bench:
 
     def round(self, seed: int, operations: Sequence[Operation]) -> Document:
         """Cut an operation, boot, and return the row of it. The disk of a round with faults is kept."""
-        began, chance = time.monotonic(), random.Random(seed)
         operation = operations[seed % len(operations)]
-        undisturbed = self._undisturbed[operation.name]
+        undisturbed = self.undisturbed(operation)
+        began, chance = time.monotonic(), random.Random(seed)
         writes, lost_share = undisturbed["writes"], chance.choice(LOST_SHARES)
         count = chance.randint(chance.choice((0, max(0, writes - LAST_WRITES))), writes)
         row = Document(seed=seed, operation=operation.name, writes=count, of=writes, share=lost_share)
@@ -208,7 +215,7 @@ class Bench:
 
         What an operation has done that had come to its end, `was_done`, must still be done.
         """
-        undisturbed, found = self._undisturbed[operation.name], dict[str, Any](faults=[])
+        undisturbed, found = self.undisturbed(operation), dict[str, Any](faults=[])
         least_counter = {FACTORY: 0, "second": 2}.get(operation.start, 1)
         began = time.monotonic()
         try:
@@ -220,6 +227,7 @@ class Bench:
                 found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
                 serves, least_trust = ((operation.goal,), operation.trust) if was_done else (operation.serves, 1)
                 found["faults"] += first.faults(serves, least_counter, least_trust)
+                found["faults"] += [f"units failed: {first.failed}"] if first.failed else []
                 last = look_after(camera, operation)
         except TROUBLE as error:
             found["faults"].append(f"{type(error).__name__}: {error}"[:1000])
@@ -302,8 +310,8 @@ its power {len(found.rows)} times: SIGKILL once the system has made a random num
 has a volatile write cache. What was flushed is there; of the rest, at most the last 32 MiB, each sector of 512 bytes is
 lost with a probability of {" or ".join(f"{share:.0%}" for share in LOST_SHARES)}, by chance. Then it boots, and the
 operation runs once more. A *fault*: it does not detect objects by a tested model that may be in service, which after
-the end of the operation is the new one alone; a counter or the trust file goes back; the next run does not end with
-exactly the files and the free space of an undisturbed one."""
+the end of the operation is the new one alone; a unit fails; a counter or the trust file goes back; the next run does
+not end with exactly the files and the free space of an undisturbed one."""
     yield claims_table(found.claims, ".0f")
     yield table(
         "operation | cuts | before its end | sectors unflushed | lost | model in service afterwards | faults | "
@@ -338,15 +346,18 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
     own = [row for row in rows if row.operation == name]
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
-    boots = [row.detects_s for row in own if row.get("detects_s")]
-    cpu_s = statistics.median(row.cpu_s for row in own)
     less = max((row.get("less_bytes") or 0 for row in own), default=0)
+    times = " | ".join(median_of(own, name) for name in ("detects_s", "cpu_s"))
     return (
         f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
-        f"{sum(row.lost for row in own):,} | {serves} | "
-        f"{sum(bool(row.faults) for row in own)} | "
-        f"{less:,} | {statistics.median(boots) if boots else 0:.0f} | {cpu_s:.0f}"
+        f"{sum(row.lost for row in own):,} | {serves} | {sum(bool(row.faults) for row in own)} | {less:,} | {times}"
     )
+
+
+def median_of(rows: Sequence[Document], name: str) -> str:
+    """Return the median of a time as text, a dash where no row has it."""
+    values = [row[name] for row in rows if row.get(name)]
+    return cell(statistics.median(values) if values else None, ".0f")
 
 
 def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Result:
@@ -362,6 +373,7 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
             claim("cuts", len(rows), len(rows) >= rounds),
             counted("without a tested model that may be in service", "Error", "Timeout", "in service"),
             counted("counter or trust file gone back", "went back"),
+            counted("units failed after the boot", "units failed"),
             counted("files left or missing, or space lost, after the next run", "files", "bytes less"),
         ],
         "rows": rows,
@@ -373,7 +385,6 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
 def run(given: Given) -> Iterator[Result]:
     operations = [each for each in OPERATIONS if not given.only or each.name in given.only]
     bench = Bench(Image(given.camera.absolute()), given.work.absolute())
-    bench.prepare(operations)
     kept = FinishedRows(given.work / "rows.json", {"only": given.only}, given.threads)
     done = {row.seed for row in kept.rows}
     with ThreadPoolExecutor(given.threads) as pool:

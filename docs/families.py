@@ -35,24 +35,24 @@ CAPABILITIES = {
 """What a column of the table means; what a test shows."""
 HEAD = """# Families of detectors
 
-Written by `docs/families.py` from the tests: a tick is a passing test, mostly of a small network with random weights.
-What is in an empty cell is not tested, or refused in one line. Options for each family: [by ONNX file](heads.md), by a
-checkpoint of [Ultralytics](../getting-started/your-own-model.md),
-[transformers](../guides/model-formats.md#transformers),
-[LibreYOLO](../guides/model-formats.md#libreyolo) or
-[torchvision](../guides/model-formats.md#torchvision).
+Written by `docs/families.py` from the tests: ✓ is a passing test, mostly of a small network with random weights; (✓) is
+one that `make test-release` runs and CI leaves out. What is in an empty cell is not tested, or refused in one line.
+Options for each family: [by ONNX file](heads.md), by a checkpoint of
+[Ultralytics](../getting-started/your-own-model.md), [transformers](../guides/model-formats.md#transformers),
+[LibreYOLO](../guides/model-formats.md#libreyolo) or [torchvision](../guides/model-formats.md#torchvision).
 """
 
 Row = tuple[str, str]
 """Package, and names of the families."""
-Table = dict[Row, set[str]]
+Table = dict[Row, dict[str, bool]]
+"""Capabilities of each row that a test shows; True where CI runs one, False where only `make test-release` does."""
 
 
 class Collector:
     """Plugin of pytest that notes the marks of collected tests."""
 
     def __init__(self) -> None:
-        self.table: Table = defaultdict(set)
+        self.table: Table = defaultdict(dict)
         self.families: dict[str, set[str]] = defaultdict(set)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
@@ -62,7 +62,8 @@ class Collector:
             unknown = set(capabilities) - set(CAPABILITIES)
             if unknown:
                 raise ValueError(f"{item.nodeid}: unknown capabilities {sorted(unknown)}")
-            self.table[package, names + form].update(capabilities)
+            shown, in_ci = self.table[package, names + form], item.get_closest_marker("release") is None
+            shown.update({each: in_ci or shown.get(each, False) for each in capabilities})
             self.families["graph" if package == ONNX else "checkpoint"].update(names.split(", "))
 
 
@@ -77,25 +78,26 @@ def collected() -> Collector:
     return collector
 
 
-def page(table: Table) -> str:
+def page(found: Collector) -> str:
     """Return the page: a table of graphs, and one of checkpoints."""
     meanings = "".join(f"- **{name}**: {meaning}\n" for name, meaning in CAPABILITIES.items())
-    graphs = {row: found for row, found in table.items() if row[0] == ONNX}
-    checkpoints = {row: found for row, found in sorted(table.items()) if row[0] != ONNX}
+    graphs = {row: shown for row, shown in found.table.items() if row[0] == ONNX}
+    checkpoints = {row: shown for row, shown in sorted(found.table.items()) if row[0] != ONNX}
     of_graphs, of_checkpoints = list(CAPABILITIES)[:5], list(CAPABILITIES)
+    forms = f"{len(found.families['graph'])} families, and {len(graphs)} forms of what they export: a row each.\n\n"
     return (
-        f"{HEAD}\n{meanings}\n## By ONNX file\n\n"
-        + _rows(["family", *of_graphs], ([names, *_ticks(found, of_graphs)] for (_, names), found in graphs.items()))
+        f"{HEAD}\n{meanings}\n## By ONNX file\n\n{forms}"
+        + _rows(["family", *of_graphs], ([names, *_ticks(shown, of_graphs)] for (_, names), shown in graphs.items()))
         + "\n## By checkpoint\n\n"
         + _rows(
             ["package", "family", *of_checkpoints],
-            ([*row, *_ticks(found, of_checkpoints)] for row, found in checkpoints.items()),
+            ([*row, *_ticks(shown, of_checkpoints)] for row, shown in checkpoints.items()),
         )
     )
 
 
-def _ticks(found: set[str], columns: list[str]) -> list[str]:
-    return ["✓" if name in found else "" for name in columns]
+def _ticks(shown: dict[str, bool], columns: list[str]) -> list[str]:
+    return [("✓" if shown[name] else "(✓)") if name in shown else "" for name in columns]
 
 
 def _rows(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -106,7 +108,7 @@ def main() -> None:
     found = collected()
     by_graph, by_checkpoint = (len(found.families[kind]) for kind in ("graph", "checkpoint"))
     counts = f"{by_graph} families by ONNX file and {by_checkpoint} by checkpoint"
-    write({PAGE: page(found.table), README: COUNTS.sub(counts, README.read_text("utf-8"))})
+    write({PAGE: page(found), README: COUNTS.sub(counts, README.read_text("utf-8"))})
 
 
 if __name__ == "__main__":

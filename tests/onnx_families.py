@@ -220,6 +220,12 @@ def _damo_yolo(net: Network) -> None:
     net.give("boxes", net.corners(net.decoded()))
 
 
+def _yolo_nas(net: Network) -> None:
+    """Numbers are the names that PyTorch gives outputs."""
+    net.give("913", net.corners(net.decoded()))
+    net.give("904", net.scores())
+
+
 def _pp_yoloe(net: Network) -> None:
     down, across = net.add("Split", ["scale_factor"], outputs=2, axis=1)
     factors = net.join([across, down, across, down], 1)
@@ -321,6 +327,7 @@ FAMILIES = (
     OnnxFamily("PicoDet", _picodet, _of_picodet, head="picodet"),
     OnnxFamily("RTMDet", _rtmdet, _of_rtmdet, head="rtmdet"),
     OnnxFamily("DAMO-YOLO", _damo_yolo, lambda raw, size: (raw["boxes"][0], raw["output"][0]), head="damo-yolo"),
+    OnnxFamily("YOLO-NAS", _yolo_nas, lambda raw, size: (raw["913"][0], raw["904"][0])),
     OnnxFamily(
         "PP-YOLOE",
         _pp_yoloe,

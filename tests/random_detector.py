@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+GENERATIONS = {
+    "yolov3-tiny": "YOLOv3u",
+    "yolov5n": "YOLOv5u",
+    "yolov6n": "YOLOv6u",
+    "yolov8n": "YOLOv8",
+    "yolov9t": "YOLOv9",
+    "yolov10n": "YOLOv10",
+    "yolo11n": "YOLO11",
+    "yolo12n": "YOLO12",
+    "yolo26n": "YOLO26",
+}
+"""Families of YOLO by Ultralytics, by the smallest model of each."""
+WIDTHS = {**dict.fromkeys(GENERATIONS, 0.125), "yolov9t": 0.5, "yolov10n": 0.25, "yolo12n": 0.25}
+"""Factor of the channels of each, for a network that is small: the attention of the last two takes no smaller one."""
+
 
 def write_detector(folder: Path, model: str, width: float | None, side: int) -> Path:
     """Write an untrained detector of two classes; side: of its input in pixels."""

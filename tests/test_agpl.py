@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from importlib.metadata import distributions, packages_distributions
+from importlib.metadata import distributions, packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from running import build_command
 
 torch = pytest.importorskip("torch")
@@ -48,8 +50,8 @@ kind = "quantize"
 """
 
 
-def agpl_modules() -> list[str]:
-    """Return the installed modules whose distribution says that it is under the AGPL."""
+def agpl_packages() -> set[str]:
+    """Return the installed packages that say that they are under the AGPL."""
     names = set()
     for each in distributions():
         fields = ("License", "License-Expression", "Classifier")
@@ -57,7 +59,35 @@ def agpl_modules() -> list[str]:
         # A long text is that of all licences of bundled libraries.
         if any("AGPL" in text or "Affero" in text for text in licences if len(text) < 200):
             names.add(each.metadata["Name"])
+    return names
+
+
+def agpl_modules() -> list[str]:
+    """Return the modules of these packages."""
+    names = agpl_packages()
     return sorted(module for module, owners in packages_distributions().items() if names & {*owners})
+
+
+def installed_with(extra: str) -> set[str]:
+    """Return the packages that `pip install edgekd[extra]` installs, as far as they are installed here."""
+    here = {canonicalize_name(each.metadata["Name"]) for each in distributions()}
+    pending, seen = [("edgekd", extra)], set[tuple[str, str]]()
+    while pending:
+        package = pending.pop()
+        if package in seen or package[0] not in here:
+            continue
+        seen.add(package)
+        for each in map(Requirement, requires(package[0]) or ()):
+            if not each.marker or each.marker.evaluate({"extra": package[1]}):
+                pending += [(canonicalize_name(each.name), name) for name in ("", *each.extras)]
+    return {name for name, _ in seen}
+
+
+def test_the_extra_for_torchvision_installs_no_agpl_package() -> None:
+    licensed = {canonicalize_name(name) for name in agpl_packages()}
+    assert {"torch", "torch-pruning", "torchvision"} <= installed_with("torchvision")
+    assert not installed_with("torchvision") & licensed
+    assert "ultralytics" in installed_with("train") & licensed or not find_spec("ultralytics")
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def status(counter: int = 2, passed: bool = True) -> dict[str, Any]:
     ],
 )
 def test_a_fault_is_found(bench: ModuleType, changes: dict[str, Any], detects: int | None, fault: str) -> None:
-    sight = bench.Sight(detects, {**status(), **changes}, "A", ())
+    sight = bench.Sight(detects, {**status(), **changes}, "A", "", ())
     assert sight.faults((1, 2), 2, 1)[:1] == ([fault] if fault else [])
 
 
@@ -72,11 +72,11 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
         "seconds": 60.0,
         "cpu_s": 42.0,
     }
-    bad = {**good, "faults": ["the counter went back to 0", "next run: files left: ['x']"]}
+    bad = {**good, "faults": ["the counter went back to 0", "units failed: a.service", "next run: files left: ['x']"]}
     silent = {**good, "counter": None, "detects_s": None, "faults": ["RuntimeError: does not answer"]}
     rows = [frame.Document(each, seed=seed) for seed, each in enumerate((good, bad, silent))]
     found = bench.result(type("Kept", (), {"rows": rows, "conditions": {}}), [], 3)
-    assert [each["found"] for each in found["claims"]] == [3, 1, 1, 1]
+    assert [each["found"] for each in found["claims"]] == [3, 1, 1, 1, 1]
     text = "\n".join(
         bench.page(frame.Document(found, command="c", claims=[frame.Document(c) for c in found["claims"]]))
     )

@@ -154,7 +154,7 @@ def refuse_task(recipe: Recipe, spec: DetectorSpec, postprocess: Postprocess = "
 def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
     """Raise SpecError for a recipe without a limit to plan for, or for a detector that cannot take its steps."""
     family, name = family_of(model), model.name
-    if recipe.trains and not (family and family.trains):
+    if recipe.trains and (family is None or family.is_graph):
         raise SpecError(
             f"recipe {recipe.name} trains the detector",
             expected="the .pt checkpoint that it was exported from, and labelled training data",

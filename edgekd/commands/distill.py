@@ -24,6 +24,7 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Split
 from edgekd.detectors import load
+from edgekd.detectors.family import detector_file
 from edgekd.evaluation.coco import Score
 from edgekd.hardware.budget import Budget
 from edgekd.hardware.target import EXPORT_OPSET
@@ -116,7 +117,7 @@ def _maps(found: Score) -> Maps:
 
 
 def distill(
-    teacher: Annotated[str | Path, Argument("Trained .pt: YOLO, RT-DETR, torchvision.")],
+    teacher: Annotated[str | Path, Argument("Trained .pt, or a folder by transformers.")],
     student: Annotated[str | Path, Argument("A .pt, yolo11n.yaml, or torchvision/NAME.", parse=str)],
     data: Data,
     *,
@@ -148,7 +149,8 @@ def distill(
     settings: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
     settings["unlabelled"] = None if unlabelled is None else str(unlabelled)
     names = (Path(name).stem.removesuffix(".tv") for name in (student, teacher))
-    folder, teacher = path_or_none(out) or Path("runs") / "-from-".join(names), Path(teacher)
+    folder = path_or_none(out) or Path("runs") / "-from-".join(names)
+    given, teacher = Path(teacher), detector_file(Path(teacher))
     steps = recipe_of(recipe or "distill").with_settings(Distill, **settings)
     step = steps.only(Distill)
     refuse_recipe(steps, Budget(), teacher)
@@ -167,7 +169,7 @@ def distill(
             after = _scores(_graph(stage.path / file, dataset, context, trust_checkpoint), scored, context)
         trained = stage.result
         result = Distilled(
-            teacher=teacher.name,
+            teacher=given.name,
             student=Path(str(step.student)).name,
             recipe=steps.name,
             checkpoint=folder / file,

@@ -1,7 +1,8 @@
-"""Networks of PyTorch whose raw outputs a description of their head explains: exported with the decoding of boxes."""
+"""Networks of PyTorch whose raw outputs a description of their head explains: exported with decoded boxes; teachers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.core.detection.types import Head
+from edgekd.compress.distillation.anchors import Grid
+from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
+from edgekd.core.detection.types import Head, Preprocess
 from edgekd.detectors.heads.decoding import OUTPUT, append_decoding
 from edgekd.detectors.heads.description import HeadDescription
 from edgekd.detectors.torch_support import write_onnx
@@ -61,10 +64,17 @@ class _FixedShapes(nn.Module):  # type: ignore[misc]
 
 def decoded(module: Any, described: HeadDescription, size: tuple[int, int], batch: np.ndarray) -> np.ndarray:
     """Return the outputs of a module for a batch float32 [1, 3, h, w], decoded as the exported graph does."""
+    with torch.no_grad():
+        return _decoded_outputs(described, size, module(torch.from_numpy(batch)))
+
+
+def _decoded_outputs(
+    described: HeadDescription, size: tuple[int, int], values_by_output: Sequence[torch.Tensor]
+) -> np.ndarray:
+    """Return raw outputs of one frame decoded, float32 [1, 4 + classes, n], by a graph that does only that."""
     from onnx import TensorProto, helper
 
-    with torch.no_grad():
-        found = [output.numpy() for output in module(torch.from_numpy(batch))]
+    found = [values.float().cpu().numpy() for values in values_by_output]
     outputs = dict(zip(output_names(described), found, strict=True))
 
     def values(suffix: str) -> list[Any]:
@@ -77,3 +87,39 @@ def decoded(module: Any, described: HeadDescription, size: tuple[int, int], batc
     append_decoding(model, described, size, "decoding")
     feeds = {f"{name}.raw": value for name, value in outputs.items()}
     return np.asarray(cpu_session(model).run([OUTPUT], feeds)[0])
+
+
+class DescribedTeacher(nn.Module):  # type: ignore[misc]
+    """A network as a teacher of boxes and classes, without anchors and feature maps; see `Teacher`.
+
+    Args:
+        module: As of `export_described`.
+        described: The description of its head, complete.
+        preprocess: What the module expects of a frame.
+    """
+
+    widths: tuple[int, ...] = ()
+    strides: tuple[float, ...] = ()
+
+    def __init__(self, module: nn.Module, described: HeadDescription, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.module = module.eval().requires_grad_(False)
+        self.classes = described.classes
+        self.image_size = (preprocess.height, preprocess.width)
+        self._described, self._preprocess = described, preprocess
+        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).reshape(3, 1, 1))
+
+    def forward(self, frames: torch.Tensor) -> DetectorFeatures:
+        """Return the objects in frames float32 [b, 3, h, w] of its own size, RGB, 0 to 1."""
+        height, width = self.image_size
+        ordered = frames.flip(1) if self._preprocess.color == "bgr" else frames
+        batch = (ordered * (255 * self._preprocess.scale) - self.mean) / self.std
+        with torch.autocast(frames.device.type, enabled=False):  # boxes are places in the whole frame
+            raw = self.module(batch.float())
+        one_each = zip(*(values.split(1) for values in raw), strict=True)
+        rows = np.concatenate([_decoded_outputs(self._described, self.image_size, one) for one in one_each])
+        found = torch.from_numpy(rows).to(frames.device)
+        boxes = found[:, :4] / found.new_tensor([width, height, width, height])[:, None]
+        objects = Predictions(found[:, 4:].logit(MIN_PROBABILITY), boxes)
+        return DetectorFeatures(Grid(((height, width),), (1.0,)), (), (), {}, objects)

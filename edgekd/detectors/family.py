@@ -103,8 +103,8 @@ class Family:
 
     @property
     def trains(self) -> bool:
-        """True for files with networks to train, False for graphs."""
-        return any((self.teacher, self.distill, self.prune, self.factorize, self.quant_aware_distill))
+        """True for files with networks to train, False for graphs and for networks that at most teach."""
+        return any((self.distill, self.prune, self.factorize, self.quant_aware_distill))
 
     def capability(self, name: str) -> Callable[..., Any]:
         """Return a capability. Raises SpecError where the family lacks it."""

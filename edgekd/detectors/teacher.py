@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgekd.core.errors import SpecError
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,7 +18,7 @@ class Teacher(Protocol):
     """A network that never changes.
 
     image_size: height and width of its own frames; widths, strides: channels, and pixels between neighbours, of the
-    maps that its head reads.
+    maps that its head reads; empty for a teacher of objects alone, in frames of its own size.
     """
 
     classes: tuple[str, ...]
@@ -43,14 +45,25 @@ def paired_aids(
     teacher: Teacher,
     step: Distill,
     texts: torch.Tensor | None = None,
+    *,
+    live: bool = True,
 ) -> Aids:
-    """Return the modules trained beside a student with maps of these widths and strides; equal for equal seeds."""
+    """Return the modules trained beside a student with maps of these widths and strides; equal for equal seeds.
+
+    live: the teacher runs on the batches of the training. Raises SpecError where such a teacher has no maps.
+    """
     import torch
 
     from edgekd.compress.distillation.anchors import nearest_levels
     from edgekd.compress.distillation.loss_terms import Aids
 
-    levels = nearest_levels(strides, teacher.strides)
+    if live and not teacher.widths:
+        raise SpecError(
+            "distill: a teacher of this family has no feature maps, and teaches from a cache",
+            expected="a student by Ultralytics, and weights of classes and boxes alone",
+            fix='leave out the other weights, and teacher = "live"',
+        )
+    levels = nearest_levels(strides, teacher.strides) if teacher.strides else ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
         return Aids(widths, [teacher.widths[index] for index in levels], texts)

@@ -146,6 +146,35 @@ def test_the_sensor_shows_its_film_again_and_again(tmp_path: Path) -> None:
     assert [round(float(frame.mean()) / 40) for frame in frames] == [1, 5, 1, 5, 1]
 
 
+EDITENV = """#!/bin/sh
+file=$1 command=$2
+shift 2
+case $command in
+    list) [ -s "$file" ] ;;
+    create) echo new >"$file" ;;
+    set) echo "$*" >>"$file" ;;
+esac
+"""
+"""In place of `grub-editenv`, which writes a binary file."""
+
+
+@pytest.mark.parametrize(
+    ("before", "slot", "after"),
+    [("ORDER=A B\n", "B", "ORDER=A B\n"), ("", "A", "new\nORDER=A B {}\n"), ("", "B", "new\nORDER=B A {}\n")],
+)
+def test_boot_variables_that_a_power_cut_has_emptied_are_made_again(
+    tmp_path: Path, before: str, slot: str, after: str
+) -> None:
+    editenv, variables, cmdline = (tmp_path / name for name in ("grub-editenv", "grubenv", "cmdline"))
+    editenv.write_text(EDITENV, "ascii")
+    editenv.chmod(0o755)
+    variables.write_text(before, "ascii")
+    cmdline.write_text(f"root=PARTLABEL=root-{slot} rauc.slot={slot} ro\n", "ascii")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", PROGRAMS / "repair_grubenv.sh", variables, cmdline], env=environment, check=True)
+    assert variables.read_text("ascii") == after.format("A_OK=1 A_TRY=0 B_OK=1 B_TRY=0")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path) -> None:
     if shutil.which("shellcheck") is None:

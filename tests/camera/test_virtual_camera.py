@@ -307,6 +307,7 @@ def test_the_agents_own_tests_pass_there(camera: Machine, tiny_build: Built, wor
     variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
     tests = [f"/data/suite/tests/agent/test_{name}.py" for name in NAMES]
     flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "/data/suite/tests/agent")
+    flags = (*flags, "-o", "markers=slow")
     pytest_there = ("python3", "-W", "error", "-m", "pytest", *flags, "--basetemp", f"{RECEIVED}/suite", *tests)
     done = camera.run("env", *variables, *pytest_there, user="edgekd", timeout_s=7200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

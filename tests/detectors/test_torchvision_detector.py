@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_runs import require_agent_runs
-from family_marks import of_families
+from family_marks import BUILT, of_families
 from running import EdgeKD
 
 from edgekd.core.detection.decode import Thresholds, decode
@@ -92,7 +92,7 @@ def test_the_graph_finds_what_torchvision_itself_finds(builder: str, tiny_data: 
 
 
 @pytest.mark.slow
-@pytest.mark.family("SSDlite", "eval", "INT8", "bundle", "agent", package="torchvision")
+@pytest.mark.family("SSDlite", *BUILT, package="torchvision")
 def test_it_is_a_detector_to_every_command(edgekd: EdgeKD, saved: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(load(saved), TorchvisionDetector)
     scored = edgekd("eval", saved, "--data", tiny_data, "--json")

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from bundle_runs import require_agent_runs
-from family_marks import of_families
+from bundle_runs import require_agent_runs, require_bundle_runs
+from family_marks import BUILT, of_families
 from running import EdgeKD
 from tiny_detrs import SIDE, d_fine, deimv2, processor_of, rf_detr, rt_detr, rt_detr_v2, save_detr
 
+from edgekd.compress.steps import Distill
 from edgekd.core.bundle.archive import verify
 from edgekd.core.canonical import file_sha256
 from edgekd.core.detection.decode import SCORING, decode
@@ -22,6 +24,8 @@ from edgekd.core.detection.preprocess import letterbox
 from edgekd.core.errors import SpecError
 from edgekd.detectors import load
 from edgekd.detectors.export import TOLERANCE, export
+from edgekd.detectors.family import detector_file, load_teacher
+from edgekd.detectors.teacher import paired_aids
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.hardware.compatibility import check_graph
 from edgekd.hardware.target import load_target, opset_for
@@ -34,6 +38,10 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PyTorch's own
 
 NAMES = {rt_detr: "RT-DETR", rt_detr_v2: "RT-DETRv2", d_fine: "D-FINE", deimv2: "DEIMv2", rf_detr: "RF-DETR"}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of image processors with `do_normalize`."""
+TEACHERS = {rt_detr: "RT-DETR", d_fine: "D-FINE"}
+OTHERS = {config: name for config, name in NAMES.items() if config is not d_fine}
 
 
 @pytest.fixture
@@ -118,7 +126,7 @@ def test_pickled_weights_are_not_taken(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.family("D-FINE", "eval", "INT8", "bundle", "agent", package="transformers")
+@pytest.mark.family("D-FINE", *BUILT, package="transformers")
 def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
     model = save_detr(d_fine(("red", "green")), tmp_path / "finder")
     ran = edgekd("build", model, "--data", tiny_data, "--target", "cpu", "--out", tmp_path / "out", "--json")
@@ -132,3 +140,46 @@ def test_a_folder_becomes_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Pa
     assert given["map50_95"] == manifest.evidence.before.map50_95
     assert shipped["map50_95"] == manifest.evidence.after.map50_95
     require_agent_runs(bundle, tiny_data, tmp_path)
+
+
+@pytest.mark.parametrize("config", of_families("transformers", OTHERS, *BUILT, release=OTHERS))
+def test_other_folders_become_bundles(config: Callable[..., Any], tiny_data: Path, tmp_path: Path) -> None:
+    require_bundle_runs(save_detr(config(("red", "green")), tmp_path / "finder"), tiny_data, tmp_path)
+
+
+@pytest.mark.parametrize("config", of_families("transformers", TEACHERS, "teach", release=TEACHERS))
+def test_a_folder_teaches_what_it_predicts(config: Callable[..., Any], tiny_data: Path, tmp_path: Path) -> None:
+    distill = pytest.importorskip("edgekd.detectors.ultralytics.distill")
+    path = detector_file(save_detr(config(("red", "green")), tmp_path / "teacher", do_normalize=True))
+    teacher, expected = load_teacher(path), load(path)
+    frames = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        objects = teacher(frames).objects
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in IMAGENET)
+    for index, frame in enumerate(frames.numpy()):
+        output = expected.reference(((frame - mean) / std).astype(np.float32)[None])[0]
+        np.testing.assert_allclose(objects.boxes[index] * SIDE, output[:4], rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(objects.scores[index].sigmoid(), output[4:], atol=1e-4)
+    step = Distill("yolo11n.yaml", width=0.06, epochs=1, batch=6, image_size=64, warmup_steps=0)
+    done = distill.distill_student(path, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")
+    assert min(done.losses[0]["classes"], done.losses[0]["boxes"]) > 0
+    assert done.teacher_parameters == sum(each.numel() for each in teacher.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.family("RT-DETR", "teach", package="transformers")
+def test_a_student_learns_from_a_folder(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
+    teacher, out = save_detr(rt_detr(("red", "green")), tmp_path / "finder"), tmp_path / "out"
+    flags = ("--data", tiny_data, "--width", 0.06, "--epochs", 1, "--out", out, "--json")
+    ran = edgekd("distill", teacher, "yolo11n.yaml", *flags)
+    assert ran.code == 0, ran.err
+    assert (ran.json["teacher"], ran.json["checkpoint"]) == ("finder", str(out / "student.pt"))
+    assert min(ran.json["losses"][0][name] for name in ("classes", "boxes")) > 0
+    assert ran.json["before"]["map50_95"] is not None
+
+
+def test_a_teacher_without_maps_is_refused_where_maps_are_compared() -> None:
+    teacher = SimpleNamespace(widths=(), strides=())
+    with pytest.raises(SpecError, match="no feature maps"):
+        paired_aids((8,), (8.0,), teacher, Distill("yolo11n.yaml"))
+    assert not paired_aids((8,), (8.0,), teacher, Distill("yolo11n.yaml"), live=False).projectors

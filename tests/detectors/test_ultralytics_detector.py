@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from family_marks import of_families
+from random_detector import GENERATIONS
 from real_graphs import real_graph
 
 from edgekd.core.detection.decode import Thresholds, decode
@@ -33,17 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
 )  # PyTorch's and Ultralytics' own
 SIDE = 128
-GENERATIONS = {
-    "yolov3-tiny.yaml": "YOLOv3u",
-    "yolov5n.yaml": "YOLOv5u",
-    "yolov6n.yaml": "YOLOv6u",
-    "yolov8n.yaml": "YOLOv8",
-    "yolov9t.yaml": "YOLOv9",
-    "yolov10n.yaml": "YOLOv10",
-    "yolo11n.yaml": "YOLO11",
-    "yolo12n.yaml": "YOLO12",
-    "yolo26n.yaml": "YOLO26",
-}
 
 
 def random_network(config: str, classes: int = 3) -> Any:
@@ -77,9 +67,9 @@ def run(graph: Path, batch: np.ndarray) -> np.ndarray:
         return session.run(batch)
 
 
-@pytest.mark.parametrize("config", of_families("Ultralytics", GENERATIONS, "describe"))
-def test_each_generation_exports_what_it_computes(config: str, tmp_path: Path) -> None:
-    network = random_network(config)
+@pytest.mark.parametrize("model", of_families("Ultralytics", GENERATIONS, "describe"))
+def test_each_generation_exports_what_it_computes(model: str, tmp_path: Path) -> None:
+    network = random_network(f"{model}.yaml")
     detector = UltralyticsDetector(saved(network, tmp_path))
     found = export(detector, tmp_path / "graph.onnx", 13)
     assert found.opset == 13

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from family_marks import of_families
 from hashed_words import hashed_words
+from random_detector import GENERATIONS, WIDTHS
 
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.core.detection.decode import SCORING, decode
@@ -281,6 +283,20 @@ def test_other_families_strides_and_class_lists_teach(student: str, teacher_mode
     loss.sum().backward()
     assert all(items[entry.name] > 0 for entry in fields(Weights))
     assert torch.isfinite(loss).all()
+    assert network.model[0].conv.weight.grad.abs().max() > 0
+
+
+OTHERS = {model: name for model, name in GENERATIONS.items() if model not in ("yolo11n", "yolo26n")}
+
+
+@pytest.mark.parametrize("model", of_families("Ultralytics", OTHERS, "distill", "teach", release=OTHERS))
+def test_further_generations_teach_and_learn(model: str, tmp_path: Path) -> None:
+    width, names = WIDTHS[model], {0: "red", 1: "green"}
+    checkpoint = write_checkpoint(tmp_path / "teacher.pt", f"{model}.yaml", width, names)
+    network, batch = lesson_on(replace(STEP, student=f"{model}.yaml", width=width), checkpoint)
+    loss, items = network.criterion(network(batch["img"]), batch)
+    loss.sum().backward()
+    assert all(items[entry.name] > 0 for entry in fields(Weights))
     assert network.model[0].conv.weight.grad.abs().max() > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekd.builds.stage_store import Stage, StageKind, StageResult
 from edgekd.builds.stages import label
@@ -12,7 +13,7 @@ from edgekd.builds.stages.base import StageContext, shared_file
 from edgekd.compress.distillation.prediction_cache import SUFFIX
 from edgekd.compress.steps import Distill
 from edgekd.data.types import Dataset, Split
-from edgekd.detectors.family import require_family, student_family
+from edgekd.detectors.family import files_beside, require_family, student_family
 
 Epochs = tuple[Mapping[str, float], ...]
 """Values of each epoch by name."""
@@ -75,11 +76,13 @@ def distill(
         device: Where it is trained, which is no input.
     """
     frames = label.run(context, step, teacher, dataset, trust=trust) if step.unlabelled else ()
-    predicted = {
+    predicted: dict[str, Any] = {
         "teacher": context.sha256(teacher),
         "train": context.fingerprint(dataset.split("train")),
         "unlabelled": context.fingerprint(Split("unlabelled", frames)) if frames else None,
     }
+    if beside := {path.name: context.sha256(path) for path in files_beside(teacher)}:
+        predicted["beside"] = beside
     elsewhere = ("student", "unlabelled", "labeller", "cache_size")
     inputs = {
         **predicted,

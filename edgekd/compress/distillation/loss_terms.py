@@ -67,9 +67,13 @@ class Aids(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int], texts: torch.Tensor | None = None) -> None:
-        """student, teacher: channels of the neck maps, level by level, already in pairs; texts: as of `RegionText`."""
+        """Build the modules.
+
+        student, teacher: channels of the neck maps, level by level, already in pairs; the teacher's are empty where its
+        maps are not compared. texts: as of `RegionText`.
+        """
         super().__init__()
-        self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=True))
+        self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=bool(teacher)))
         self.words = None if texts is None else RegionText(student, texts)
 
 

@@ -19,7 +19,7 @@ from edgekd.core.detection.checked_spec import checked_classes, checked_spec
 from edgekd.core.detection.types import DetectorSpec, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.checkpoint_scan import scan_checkpoint
-from edgekd.detectors.described import decoded, export_described
+from edgekd.detectors.described import DescribedTeacher, decoded, export_described
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.graph.rehearsal import rehearse_call
 
@@ -149,8 +149,7 @@ class LibreyoloDetector:
         module = load_network(self.path)
         where = f"{self.path}: detector"
         head = export_described(module, module.described, module.size, graph, opset, where)
-        preprocess = module.described.preprocess(Preprocess(*module.size))
-        return checked_spec(DetectorSpec(module.described.classes, preprocess, head), where)
+        return checked_spec(DetectorSpec(module.described.classes, module.preprocess, head), where)
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the decoded outputs of the checkpoint's network, float32, for a batch [1, 3, h, w]."""
@@ -171,8 +170,19 @@ class RawOutputs(nn.Module):  # type: ignore[misc]
         self.size = size
         self._outputs = head.outputs
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """What it expects of a frame."""
+        return self.described.preprocess(Preprocess(*self.size))
+
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self._outputs(self.network(frames)))
+
+
+def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
+    """Load a checkpoint as a teacher. Raises SpecError."""
+    module = load_network(checkpoint)
+    return DescribedTeacher(module, module.described, module.preprocess)
 
 
 def load_network(path: Path) -> RawOutputs:

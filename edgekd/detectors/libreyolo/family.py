@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from edgekd.detectors.family import Family, Imported
 
+_HERE = "edgekd.detectors.libreyolo.detector"
+_NEEDS = ("reading it needs PyTorch and libreyolo", "libreyolo")
+"""Message where a library is missing, and the extra that brings it."""
+
 FAMILY = Family(
     name="libreyolo",
     title="LibreYOLO",
     suffix=".libreyolo.pt",
-    load=Imported(
-        "edgekd.detectors.libreyolo.detector:LibreyoloDetector", "reading it needs PyTorch and libreyolo", "libreyolo"
-    ),
+    libraries=("libreyolo",),
+    load=Imported(f"{_HERE}:LibreyoloDetector", *_NEEDS),
+    teacher=Imported(f"{_HERE}:load_teacher", *_NEEDS),
 )

@@ -22,7 +22,7 @@ from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, first_line
 from edgekd.core.input_files import read_input, regular_file
 from edgekd.detectors.checkpoint_scan import MAX_BYTES
-from edgekd.detectors.described import decoded, export_described
+from edgekd.detectors.described import DescribedTeacher, decoded, export_described
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.detectors.transformers.family import CONFIG, PREPROCESSOR
 from edgekd.graph.rehearsal import rehearse_call
@@ -91,14 +91,19 @@ class ModelFolder:
             classes=tuple(names[str(number)] for number in used),
         )
 
-    def spec(self, head: Head) -> DetectorSpec:
-        """Return the contract of the exported graph. head: of its output. Raises SpecError."""
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preprocessing by the image processor. Raises SpecError."""
         frames = self.frames
         scale = frames.get("rescale_factor", 1 / 255) if frames.get("do_rescale", True) else 1.0
         preprocess = Preprocess(*self.size, scale=scale, stretch=True)
         if frames.get("do_normalize"):
             preprocess = replace(preprocess, mean=self._three("image_mean"), std=self._three("image_std"))
-        return checked_spec(DetectorSpec(self.head.classes, preprocess, head), f"{self.weights.parent}: detector")
+        return preprocess
+
+    def spec(self, head: Head) -> DetectorSpec:
+        """Return the contract of the exported graph. head: of its output. Raises SpecError."""
+        return checked_spec(DetectorSpec(self.head.classes, self.preprocess, head), f"{self.weights.parent}: detector")
 
     def _three(self, key: str) -> tuple[float, float, float]:
         """Return a value of the image processor for each channel. Raises SpecError."""
@@ -106,6 +111,12 @@ class ModelFolder:
         if not isinstance(values, list) or [type(value) for value in values] != [float] * 3:
             raise _refusal(self.weights, PREPROCESSOR, f"{key}: three numbers", f"{values!r:.80}")
         return values[0], values[1], values[2]
+
+
+def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
+    """Load a folder, by the file with its weights, as a teacher. Raises SpecError."""
+    folder = _read(checkpoint)
+    return DescribedTeacher(_RawOutputs(load_network(folder), folder.size), folder.head, folder.preprocess)
 
 
 def load_network(folder: ModelFolder) -> Any:

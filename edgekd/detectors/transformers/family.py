@@ -9,14 +9,16 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 """File of a model's folder with the size and the normalisation of its frames."""
 
+_HERE = "edgekd.detectors.transformers.detector"
+_NEEDS = ("reading it needs PyTorch and transformers", "transformers")
+"""Message where a library is missing, and the extra that brings it."""
+
 FAMILY = Family(
     name="transformers",
     title="transformers",
     suffix=".safetensors",
     files=("model.safetensors", CONFIG, PREPROCESSOR),
-    load=Imported(
-        "edgekd.detectors.transformers.detector:TransformersDetector",
-        "reading it needs PyTorch and transformers",
-        "transformers",
-    ),
+    libraries=("transformers",),
+    load=Imported(f"{_HERE}:TransformersDetector", *_NEEDS),
+    teacher=Imported(f"{_HERE}:load_teacher", *_NEEDS),
 )

@@ -91,7 +91,7 @@ def distill_student(
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
     taps = tap_points(trained)
-    trained.aids = paired_aids(taps.widths, taps.strides, network_of_teacher, step, texts)
+    trained.aids = paired_aids(taps.widths, taps.strides, network_of_teacher, step, texts, live=not step.uses_cache)
     lesson = StudentLesson(
         (*samples, *frames), dataset.classes, step, network_of_teacher, pairs, state, frames=len(frames)
     )

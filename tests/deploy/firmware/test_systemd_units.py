@@ -74,6 +74,13 @@ def test_every_unit_is_enabled_or_pulled_in_by_another() -> None:
         assert "Install" in unit_of(unit) or pulled_in or timed, unit.name
 
 
+def test_units_of_the_agent_that_a_boot_starts_take_turns() -> None:
+    """The agent refuses a second operation at the same time, and a start that it refuses is not counted."""
+    units = {name: unit_of(FIRMWARE / "systemd" / f"edgekd-{name}.service")["Unit"] for name in ("install", "renew")}
+    assert "edgekd-boot.service" in units["install"]["Before"].split()
+    assert {"edgekd-install.service", "edgekd-boot.service"} <= {*units["renew"]["After"].split()}
+
+
 def test_no_command_hides_its_failure() -> None:
     for unit in SERVICES:
         assert not re.search(r"^Exec\w+=[@:+!]*-", unit.read_text("utf-8"), re.MULTILINE), unit.name
@@ -171,6 +178,16 @@ def test_a_model_that_cannot_be_installed_is_a_failure_and_tried_again(on_camera
     for _ in range(2):
         done = install_image(on_camera, bundle)
         assert (done.returncode, "for another device" in done.stderr) == (1, True), done.stderr
+
+
+def test_an_image_with_an_older_model_is_no_failure_while_a_newer_one_is_on_trial(
+    in_service: OnCamera, bundle: Path, newer: Path
+) -> None:
+    """As where the boot loader goes back to the old system during the first start of a new one."""
+    assert in_service.agent("install", newer, "--runtime", "null")["trial"]
+    done = install_image(in_service, bundle)
+    assert (done.returncode, "is newer, and trusted" in done.stderr) == (0, True), done.stderr
+    assert in_service.serves(newer)
 
 
 @pytest.mark.parametrize("case", ["newer and trusted", "revoked", "older", "nothing"])

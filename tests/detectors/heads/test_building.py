@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,15 @@ import onnx
 import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
+from onnx_families import FAMILIES
 from running import Built, EdgeKD
 
 from edgekd.core.bundle.archive import verify
+from edgekd.detectors import load
+from edgekd.detectors.export import export
+from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
+
+HEADS = Path(__file__).parents[3] / "docs" / "reference" / "heads.md"
 
 RAW = 'boxes = ["by.column"]\nscores = ["logits"]\ncoding = "cxcywh"\nunit = "pixels"\nclasses = ["red", "green"]\n'
 
@@ -91,6 +98,27 @@ def test_raw_outputs_become_a_bundle(
     assert evidence.after.map50_95 > 0.98 * usual.after.map50_95
     scored = edgekd("eval", bundle, "--data", tiny_data, "--json").json
     assert scored["map50_95"] == evidence.after.map50_95
+
+
+@pytest.mark.slow
+def test_six_outputs_of_three_levels_become_a_bundle(edgekd: EdgeKD, tiny_data: Path, tmp_path: Path) -> None:
+    """NanoDet's, by the description in docs/reference/heads.md: it decodes as the shipped one does."""
+    family = next(each for each in FAMILIES if each.names == "NanoDet")
+    model, head = family.write(tmp_path / "nanodet.onnx"), tmp_path / "head.toml"
+    (text,) = re.findall(r"```toml\n(boxes = .*?)```", HEADS.read_text("utf-8"), re.DOTALL)
+    assert len(onnx.load(model).graph.output) == 6
+    assert len(text.splitlines()) <= 15
+    head.write_text(text.replace('["person", "helmet"]', str(list(tiny.CLASSES))), "ascii")
+    frame = np.random.default_rng(0).normal(0, 1, (1, 3, *family.size)).astype(np.float32)
+    outputs = []
+    for name in (str(head), family.head):
+        export(load(model, name), tmp_path / "decoded.onnx", 17)
+        with ONNXRUNTIME_CPU.load(tmp_path / "decoded.onnx") as session:
+            outputs.append(session.run(frame))
+    np.testing.assert_array_equal(*outputs)
+    ran = edgekd("build", model, "--head", head, "--data", tiny_data, "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert verify(Path(ran.json["bundle"])).detector["classes"] == tiny.CLASSES
 
 
 @pytest.mark.slow

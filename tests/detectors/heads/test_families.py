@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from bundle_runs import require_bundle_runs
+from family_marks import BUILT
 from onnx_families import CLASSES, FAMILIES, OnnxFamily
 
 from edgekd.core.detection.decode import Thresholds, decode
@@ -78,7 +79,7 @@ def test_candidates_are_those_of_the_familys_own_rules(family: OnnxFamily, tmp_p
 
 
 @pytest.mark.slow
-@families("eval", "INT8", "bundle", "agent")
+@families(*BUILT)
 def test_each_family_becomes_a_bundle_in_int8_that_the_agent_runs(
     family: OnnxFamily, tiny_data: Path, tmp_path: Path
 ) -> None:
