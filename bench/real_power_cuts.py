@@ -44,6 +44,7 @@ from frame import (
     Given,
     Option,
     Result,
+    cell,
     claim,
     claims_table,
     head,
@@ -345,15 +346,18 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
     own = [row for row in rows if row.operation == name]
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
-    boots = [row.detects_s for row in own if row.get("detects_s")]
-    cpu_s = statistics.median(row.cpu_s for row in own)
     less = max((row.get("less_bytes") or 0 for row in own), default=0)
+    times = " | ".join(median_of(own, name) for name in ("detects_s", "cpu_s"))
     return (
         f"{name} | {len(own)} | {sum(row.in_operation for row in own)} | {sum(row.unflushed for row in own):,} | "
-        f"{sum(row.lost for row in own):,} | {serves} | "
-        f"{sum(bool(row.faults) for row in own)} | "
-        f"{less:,} | {statistics.median(boots) if boots else 0:.0f} | {cpu_s:.0f}"
+        f"{sum(row.lost for row in own):,} | {serves} | {sum(bool(row.faults) for row in own)} | {less:,} | {times}"
     )
+
+
+def median_of(rows: Sequence[Document], name: str) -> str:
+    """Return the median of a time as text, a dash where no row has it."""
+    values = [row[name] for row in rows if row.get(name)]
+    return cell(statistics.median(values) if values else None, ".0f")
 
 
 def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Result:

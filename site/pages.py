@@ -1,6 +1,6 @@
 """The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
 
-mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_page_content`. The pages in `docs/` are written to be
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_post_page`. The pages in `docs/` are written to be
 read in the repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the
 names in `moved`. What follows from the code (targets, commands, Python) is made from the code.
 """
@@ -77,9 +77,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return "".join(parts)
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Tables as browsers of every kind can read them: no heading without a name, and scrolled by keyboard."""
-    return re.sub(r"<table>.*?</table>", accessible, content, flags=re.DOTALL)
+def on_post_page(output: str, **_: Any) -> str:
+    """Return a page of the theme as screen readers and keyboards need it: tables, and the name of the search."""
+    output = output.replace('="search" role="dialog"', '="search" role="dialog" aria-label="Search"')
+    return re.sub(r"<table>.*?</table>", accessible, output, flags=re.DOTALL)
 
 
 def accessible(table: re.Match[str]) -> str:

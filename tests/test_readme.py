@@ -14,6 +14,7 @@ from edgekd import __version__
 from edgekd.core.toml import read_toml
 
 README = (ROOT / "README.md").read_text("utf-8")
+TOUR = ROOT / "examples" / "tour" / "README.md"
 IMAGE = re.compile(r'(?:src|srcset)="([^"]+)"')
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
@@ -54,7 +55,8 @@ def test_every_extra_that_it_installs_exists() -> None:
 
 def test_pictures_of_all_pages_are_there_small_and_described() -> None:
     shown = {ROOT / path for path in IMAGE.findall(BLOCK.sub("", README))}
-    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "tour" / "README.md"]:
+    shown |= {(TOUR.parent / path).resolve() for path in IMAGE.findall(TOUR.read_text("utf-8"))}
+    for page in (ROOT / "docs").rglob("*.md"):
         pictures = PICTURE.findall(BLOCK.sub("", page.read_text("utf-8")))
         assert all(len(text.split()) > 3 for text, _ in pictures), page
         shown |= {(page.parent / path).resolve() for _, path in pictures}

@@ -17,8 +17,8 @@ if [ -r "$conf" ]; then
     . "$conf"
 fi
 
-# A trust file may have replaced the key of the image's model since that was made, which a camera meets where it falls back
-# to an older system. That is no failure where the model in service is newer and not revoked.
+# An older system that a camera falls back to brings an older model. That is refused where its key was replaced meanwhile, or
+# while the newer one is on trial, which is no failure where that is in service and not revoked.
 has_newer() {
     "$python" "$agent" status --state "$state" --root "$root" | "$python" -c '
 import json, sys, tarfile
@@ -37,11 +37,10 @@ answer=$("$python" "$agent" install "$image" --state "$state" --root "$root" ${t
     echo "$answer" >&2
     case $answer in
     *'"kind": "RollbackError"'*) echo "the camera had a newer model already" >&2 ;;
-    *'"kind": "SignatureError"'*)
+    *)
         has_newer || exit 1
         echo "not installed: the model in service is newer, and trusted" >&2
         ;;
-    *) exit 1 ;;
     esac
 }
 printf '%s' "$hash" >"$done_file.new" && sync "$done_file.new" && mv "$done_file.new" "$done_file"

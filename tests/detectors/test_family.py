@@ -94,7 +94,7 @@ def test_a_family_of_another_package_is_used_like_any(toy: Path, tmp_path: Path)
 
 def test_a_family_of_another_package_is_offered_what_it_has_alone(toy: Path) -> None:
     refuse_recipe(Recipe("own", (Resize(96),)), Budget(), toy)
-    with pytest.raises(SpecError, match="trains the detector"):
+    with pytest.raises(SpecError, match="removes channels; expected a detector by Ultralytics or torchvision"):
         refuse_recipe(Recipe("own", (Prune(),)), Budget(), toy)
     with pytest.raises(SpecError, match="a detector by Ultralytics or Toys"):
         refuse_recipe(Recipe("own", (Resize(96),)), Budget(), Path("a.tv.pt"))

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_runs import require_bundle_runs
-from family_marks import BUILT, of_families
+from family_marks import of_families
 
 from edgekd.compress.steps import Distill
 from edgekd.core.detection.decode import Thresholds, decode
@@ -44,7 +43,6 @@ NAMES = {
     "LibreYOLO9": "YOLOv9",
     "LibreYOLOX": "YOLOX",
 }
-BUNDLED = {"LibreYOLOX": "YOLOX"}
 TEACHERS = {"LibrePICODET": "PicoDet"}
 DENSE = ("LibrePICODET", "LibrePPYOLOE", "LibreRTMDet", "LibreYOLO9", "LibreYOLOX")
 """Those that predict at each cell."""
@@ -120,12 +118,6 @@ def test_a_graph_predicts_what_libreyolo_predicts(builder: str, tmp_path: Path) 
     np.testing.assert_array_equal(ours.classes[:count][clear], np.array(theirs["classes"])[clear])
     boxes = without_negative_sides(ours.boxes[:count])
     np.testing.assert_allclose(boxes[clear], np.clip(theirs["boxes"], 0, side)[clear], atol=1e-4 * side)
-
-
-@pytest.mark.parametrize("builder", of_families("LibreYOLO", BUNDLED, *BUILT, release=NAMES))
-def test_a_checkpoint_becomes_a_bundle(builder: str, tiny_data: Path, tmp_path: Path) -> None:
-    _, path = saved(builder, tmp_path, ("red", "green"))
-    require_bundle_runs(path, tiny_data, tmp_path)
 
 
 @pytest.mark.parametrize("builder", of_families("LibreYOLO", TEACHERS, "teach", release=NAMES))

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 NAMES = {rt_detr: "RT-DETR", rt_detr_v2: "RT-DETRv2", d_fine: "D-FINE", deimv2: "DEIMv2", rf_detr: "RF-DETR"}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of image processors with `do_normalize`."""
-TEACHERS = {rt_detr: "RT-DETR", d_fine: "D-FINE", rf_detr: "RF-DETR"}
+TEACHERS = {rt_detr: "RT-DETR", d_fine: "D-FINE"}
 OTHERS = {config: name for config, name in NAMES.items() if config is not d_fine}
 
 
@@ -158,7 +158,7 @@ def test_a_folder_teaches_what_it_predicts(config: Callable[..., Any], tiny_data
     mean, std = (np.reshape(values, (3, 1, 1)) for values in IMAGENET)
     for index, frame in enumerate(frames.numpy()):
         output = expected.reference(((frame - mean) / std).astype(np.float32)[None])[0]
-        np.testing.assert_allclose(objects.boxes[index] * SIDE, output[:4], atol=1e-2)
+        np.testing.assert_allclose(objects.boxes[index] * SIDE, output[:4], rtol=1e-4, atol=1e-2)
         np.testing.assert_allclose(objects.scores[index].sigmoid(), output[4:], atol=1e-4)
     step = Distill("yolo11n.yaml", width=0.06, epochs=1, batch=6, image_size=64, warmup_steps=0)
     done = distill.distill_student(path, tmp_path / "student.pt", tiny_data, step, tmp_path / "state")

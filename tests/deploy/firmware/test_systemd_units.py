@@ -180,6 +180,16 @@ def test_a_model_that_cannot_be_installed_is_a_failure_and_tried_again(on_camera
         assert (done.returncode, "for another device" in done.stderr) == (1, True), done.stderr
 
 
+def test_an_image_with_an_older_model_is_no_failure_while_a_newer_one_is_on_trial(
+    in_service: OnCamera, bundle: Path, newer: Path
+) -> None:
+    """As where the boot loader goes back to the old system during the first start of a new one."""
+    assert in_service.agent("install", newer, "--runtime", "null")["trial"]
+    done = install_image(in_service, bundle)
+    assert (done.returncode, "is newer, and trusted" in done.stderr) == (0, True), done.stderr
+    assert in_service.serves(newer)
+
+
 @pytest.mark.parametrize("case", ["newer and trusted", "revoked", "older", "nothing"])
 def test_an_image_whose_key_was_replaced_is_no_failure_if_a_newer_model_is_in_service_and_trusted(
     on_camera: OnCamera, bundle: Path, newer: Path, tmp_path: Path, case: str

@@ -118,7 +118,7 @@ def test_six_outputs_of_three_levels_become_a_bundle(edgekd: EdgeKD, tiny_data: 
     np.testing.assert_array_equal(*outputs)
     ran = edgekd("build", model, "--head", head, "--data", tiny_data, "--out", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
-    assert verify(Path(ran.json["bundle"])).detector["classes"] == list(tiny.CLASSES)
+    assert verify(Path(ran.json["bundle"])).detector["classes"] == tiny.CLASSES
 
 
 @pytest.mark.slow
