@@ -12,6 +12,7 @@ LETTER_WIDTH = 6.6  # px, of a letter of 11 px in the fonts above, on average
 WIDTH, HEIGHT = 720, 376  # px
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 52  # px, margins of the chart
 LINE = 15  # px, between labels that would cover each other
+LABEL_WIDTH = 35  # px, of a label of ours
 SIZES = (1, 2, 4, 8)  # ticks: times smaller than the float file
 STEP = 2  # percent, between lines
 
@@ -140,13 +141,15 @@ def grid(axes: Axes, palette: Palette) -> Iterator[str]:
 
 
 def marks(placed: list[tuple[Point, float, float]], palette: Palette) -> Iterator[str]:
-    """Yield the points with their labels: ours above, others to the left and apart."""
-    below = 0.0
+    """Yield the points with their labels: ours above, or below beside another one, others to the left and apart."""
+    below, above = 0.0, list[float]()
     for point, left, top in sorted(placed, key=lambda each: each[2]):
         colour = palette.ours if point.ours else palette.peers
         yield f"<circle cx='{left:.1f}' cy='{top:.1f}' r='5' fill='{colour}'/>"
         if point.ours:
-            place = f"x='{left:.1f}' y='{top - 11:.1f}' text-anchor='middle' font-weight='bold'"
+            beside = any(abs(left - other) < LABEL_WIDTH for other in above)
+            above += [] if beside else [left]
+            place = f"x='{left:.1f}' y='{top + (22 if beside else -11):.1f}' text-anchor='middle' font-weight='bold'"
         elif left == LEFT:  # the float file
             place = f"x='{left + 10}' y='{top + 16:.1f}'"
         else:

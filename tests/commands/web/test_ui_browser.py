@@ -18,6 +18,8 @@ from edgekd.builds.run_progress import recorded
 from edgekd.core.progress import SILENT
 
 SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+ABORTED = "net::ERR_ABORTED"
+"""Of a request for news of a page that is left."""
 PATIENCE_MS = 120_000
 """The machine may be busy."""
 
@@ -41,7 +43,7 @@ def watched(page: Any, address: str) -> list[str]:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.on("requestfailed", lambda request: None if request.failure == ABORTED else complaints.append(request.url))
     page.on("request", lambda asked: None if asked.url.startswith((address, "data:")) else complaints.append(asked.url))
     return complaints
 
