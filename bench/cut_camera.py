@@ -50,7 +50,7 @@ class CutCamera(Machine):
 
     def __init__(self, image: Image, folder: Path, start: Snapshot, *, logged: bool, resumed: bool) -> None:
         self.log = folder / "writes.log" if logged else None
-        self.cpu_s = 0.0  # processor time of QEMU until its power was cut
+        self._past_cpu_s = 0.0  # of QEMU until its power was cut
         self._start, self._monitor = start, folder / "monitor"
         self._memory = start.memory if resumed else None
         folder.mkdir(parents=True)
@@ -88,10 +88,16 @@ class CutCamera(Machine):
         with self.ssh_config.open("a", encoding="utf-8") as config:
             config.write(f"    ControlMaster auto\n    ControlPath {self.folder}/ssh\n    ControlPersist yes\n")
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of QEMU so far."""
+        if self._process is None or not self.is_on:
+            return self._past_cpu_s
+        return self._past_cpu_s + processor_s(self._process.pid)
+
     def cut_power(self) -> None:
-        """Kill QEMU, and add its processor time to that of its earlier runs."""
-        if self._process is not None and self.is_on:
-            self.cpu_s += processor_s(self._process.pid)
+        """Kill QEMU, and keep its processor time."""
+        self._past_cpu_s = self.cpu_s
         super().cut_power()
 
     def restart(self) -> None:

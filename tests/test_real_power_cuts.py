@@ -70,6 +70,7 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
         "slot": "A",
         "faults": [],
         "seconds": 60.0,
+        "ssh_cpu_s": 14.0,
         "cpu_s": 42.0,
     }
     bad = {**good, "faults": ["the counter went back to 0", "units failed: a.service", "next run: files left: ['x']"]}
@@ -80,5 +81,5 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
     text = "\n".join(
         bench.page(frame.Document(found, command="c", claims=[frame.Document(c) for c in found["claims"]]))
     )
-    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40 | 42" in text
+    assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40 | 14 | 42" in text
     assert "0 | install | 3 of 9 | 4 of 7 | 1 | A | as undisturbed | 60" in text
