@@ -164,8 +164,8 @@ class Bench:
     def _without_cut(self, operation: Operation) -> dict[str, Any]:
         file = self._work / "undisturbed" / f"{operation.name}.json"
         if not file.is_file():
-            began = time.monotonic()
             with self._camera(operation.start, "undisturbed", logged=True) as camera:
+                began = time.monotonic()
                 look(camera, operation.script or WORKS)
                 seconds = time.monotonic() - began
                 time.sleep(SETTLED_S)
