@@ -44,9 +44,9 @@ def assert_refused(ran: Ran, *words: str) -> None:
 
 
 def assert_nothing_left(out: Path) -> None:
-    """No result, and no half-written file; stages that were complete may stay."""
+    """No result, and no half-written file; stages that were complete, and how far it came, may stay."""
     found = {path.name for path in out.iterdir()} if out.exists() else set()
-    assert found <= {"stages"}
+    assert found <= {"stages", "progress.json", ".progress.lock"}
     assert not [path for path in out.rglob("*") if path.name.endswith("-tmp")]
     assert all((stage / "stage.json").is_file() for stage in out.glob("stages/[!.]*/"))
 

@@ -129,7 +129,7 @@ def test_no_markdown_is_left_as_it_was_written(site: Path) -> None:
         assert left is None, (page.name, left and left[0])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", KINDS_OF_PAGES)
 def test_pages_are_accessible_on_a_phone_and_on_a_desk(site: Path, browser: Any, name: str) -> None:
     page = browser.new_page()

@@ -46,7 +46,7 @@ def test_the_pictures_are_of_these_commands(sections: list[list[str]]) -> None:
     assert sum(map(len, pictures)) <= MAX_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_part_on_the_host_works(
     shared: Path, tmp_path: Path, edgekd: EdgeKD, monkeypatch: pytest.MonkeyPatch
 ) -> None:

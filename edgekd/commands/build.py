@@ -107,7 +107,8 @@ def build(
     The split `train` is calibrated and trained on, `val` is scored. `data` is by default the YAML file that the
     checkpoint's training arguments name, `recipe` the target's own, with a plan `mixed`. Sizes may be numbers of bytes.
     A missed limit does not raise, `require_met()` of the result does. Nothing is left half-written. Raises SpecError
-    before anything is computed, DataError, CompressError, DeviceError, or SignatureError. See docs/guides/recipes.md.
+    before anything is computed, DataError, CompressError, DeviceError, or SignatureError. The command: `edgekd build`.
+    The method: docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgekd.core.formats.coded_int8 import CLASSES, MAX_SIZE, MAX_SYMBOL, CodedInt8, Columns, decode, encode, side_bytes
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "coded-int8.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "formats" / "coded-int8.md"
 RNG = np.random.default_rng(0)
 SHAPES = st.sampled_from([(0, 4), (1, 40), (40, 1), (16, 10), (33, 17), (4, 2, 3, 3), (12, 5, 1, 1), (9, 1, 5, 5)])
 

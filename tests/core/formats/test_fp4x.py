@@ -27,7 +27,7 @@ from edgekd.core.formats.fp4x import (
     unpack,
 )
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "fp4x.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "formats" / "fp4x.md"
 E2M1 = np.array(MAGNITUDES)
 CODES = {int(2 * e * m * sign) for e in E2M1 for m in range(1, MULTIPLIERS + 1) for sign in (1, -1)}
 SIDES = st.sampled_from([0, 1, 2, 3, 15, 16, 17, 33])

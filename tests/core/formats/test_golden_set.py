@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from edgekd.core.canonical import canonical_json
 from edgekd.core.formats.golden_set import BITS, MAX_BYTES, GoldenSet, coarse, from_bytes, to_bytes
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "golden-set.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "formats" / "golden-set.md"
 PREFIX = struct.Struct("<8sII")
 SIDES = st.integers(1, 9)
 

@@ -170,7 +170,7 @@ def test_damaged_bytes_are_refused(nibbles: bytes, scales: bytes, scale: float, 
 
 
 def test_the_vectors_of_the_documentation() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "formats" / "nvfp4.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "formats" / "nvfp4.md").read_text("utf-8")
     rows = re.findall(r"^\| `\[(.+?)\]` \| `(.+?)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|$", page, re.MULTILINE)
     assert len(rows) == 3
     for shape, given_, nibbles, scales, scale in rows:

@@ -42,7 +42,7 @@ from edgekd.core.formats.packed_layout import MAX_BYTES, MAX_HEADER
 from edgekd.core.formats.packed_layout import SYMBOLS as SYMBOL_STREAMS
 from edgekd.graph.view import Graph
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats" / "packed-graph.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "formats" / "packed-graph.md"
 PREFIX = struct.Struct("<8sIIII")
 RNG = np.random.default_rng(0)
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
