@@ -86,7 +86,7 @@ class CutCamera(Machine):
         """Turn the power on; all commands share one connection, because an emulated key exchange takes seconds."""
         super().start()
         with self.ssh_config.open("a", encoding="utf-8") as config:
-            config.write(f"    ControlMaster auto\n    ControlPath {self.folder}/ssh\n    ControlPersist yes\n")
+            config.write(f'    ControlMaster auto\n    ControlPath "{self.folder}/ssh"\n    ControlPersist yes\n')
 
     @property
     def cpu_s(self) -> float:

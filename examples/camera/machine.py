@@ -195,9 +195,9 @@ def write_ssh_settings(image: Image, home: Path, port: int) -> None:
         "HostName": "127.0.0.1",
         "Port": port,
         "User": "edgekd",
-        "IdentityFile": folder / "id_ed25519",
+        "IdentityFile": f'"{folder}/id_ed25519"',  # quoted: a path may have spaces
         "IdentitiesOnly": "yes",
-        "UserKnownHostsFile": folder / "known_hosts",
+        "UserKnownHostsFile": f'"{folder}/known_hosts"',
         "ConnectTimeout": 60,
         "ServerAliveInterval": 5,
     }

@@ -69,9 +69,10 @@ def test_nobody_greets_at_a_closed_port() -> None:
     assert not greets(port)
 
 
-def test_ssh_knows_the_machine_by_its_key_alone(image: Image, tmp_path: Path) -> None:
-    write_ssh_settings(image, tmp_path / "home", 2200)
-    folder = tmp_path / "home" / ".ssh"
+@pytest.mark.parametrize("name", ["home", "new home"])
+def test_ssh_knows_the_machine_by_its_key_alone(image: Image, tmp_path: Path, name: str) -> None:
+    write_ssh_settings(image, tmp_path / name, 2200)
+    folder = tmp_path / name / ".ssh"
     shown = subprocess.run(["ssh", "-G", "-F", folder / "config", "camera"], capture_output=True, text=True, check=True)
     settings = dict(line.split(" ", 1) for line in shown.stdout.splitlines())
     assert {name: settings[name] for name in ("hostname", "port", "user")} == {
