@@ -22,7 +22,7 @@ _CAUTIONS = {
     "same_data": "They were scored on different images or labels: their scores do not compare.",
     "same_host": "They were timed on machines, or with libraries, that differ: their times do not compare.",
 }
-"""What to say where a field of the comparison is false."""
+"""Cautions by the field of the comparison that is false."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ PAGE_POLICY = f"{_OWN}; base-uri 'none'; form-action 'self'; frame-ancestors 'no
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 )
-"""Of reports, which are files: one by somebody else can neither read these pages nor ask anybody."""
+"""Content-Security-Policy of reports: a report by somebody else reads no page of ours and opens no connection."""
 HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Opener-Policy": "same-origin",

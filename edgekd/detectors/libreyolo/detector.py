@@ -172,7 +172,7 @@ class RawOutputs(nn.Module):  # type: ignore[misc]
 
     @property
     def preprocess(self) -> Preprocess:
-        """What it expects of a frame."""
+        """Preparation of a frame for the network."""
         return self.described.preprocess(Preprocess(*self.size))
 
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
