@@ -1,7 +1,8 @@
 """Compare edgekd's distillation with none and with Ultralytics' own: same start, same scorer.
 
 No epoch is chosen on `val`. `--unlabelled 0.5` removes the labels of half of the training images, and adds a student
-that also learns from these, labelled by the teacher. `--recover 6` is for a student that was pruned from the teacher:
+that also learns from these, labelled by the teacher at `--teacher-size`; with `--pseudo-labels` from labels alone, and
+a build quantizes it. `--recover 6` is for a student that was pruned from the teacher:
 edgekd trains it by its step `recover`, six epochs, and the others get as many CPU seconds for the same seed; with
 `--unlabelled` `recover` sees every image, the others those with labels. Needs `edgekd[train]`. Single levels:
 `distillation_levels.py`.
@@ -30,16 +31,26 @@ from edgekd.evaluation.coco import Score, tail_score
 
 TEACHER, NONE, BUILT_IN, OURS = "teacher", "no distillation", "Ultralytics, `distill_model=`, `dis=6`", "edgekd"
 OURS_UNLABELLED = "edgekd, with unlabelled frames"
+QUANTIZED = "the same in INT8, the file of a bundle"
 RECOVERED = "edgekd, `recover`"
 SIZED_TEACHER = "teacher-sized.pt"
 """The teacher, whose own size is that of the training."""
 MAX_WARMUP_EPOCHS = 3.0
 """Of Ultralytics' trainings by default."""
+UNLABELLED_SHARE = 0.75
+"""Share of each batch with `--pseudo-labels`."""
 BUILT_IN_GAIN = 0.03
 """mAP50-95 that is aimed at beyond Ultralytics' own distillation."""
+TEACHERS_LABELS = (
+    "edgekd's student learns from labels alone: those of the teacher, which detects in frames of {} pixels, are three "
+    "quarters of each batch. The others see the teacher in frames of the student's size, or not at all. INT8: by "
+    "`edgekd build` with the recipe `ptq`; bytes of the packed graph in its bundle."
+)
 FROM_TEACHER = (
     "The student was pruned from the teacher. `recover` sees no labels and mirrors images, the others augment them."
 )
+QUARTER = 0.25
+"""Largest share of the teacher's bytes and multiply-adds of a quantized student."""
 OVERHEAD = 1.15
 """Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
 
@@ -54,7 +65,7 @@ class Bench(Trainings):
 
     asked = (
         *("student", "width", "epochs", "minutes", "cpu_time", "batch", "image_size", "images", "close_mosaic"),
-        *("cached", "recover", "unlabelled", "device"),
+        *("cached", "recover", "unlabelled", "pseudo_labels", "teacher_size", "device"),
     )
     numbers = ("parameters", "multiply_adds", "bytes", "epochs", "updates", "seconds", "step_seconds")
     required = TEACHER
@@ -65,15 +76,25 @@ class Bench(Trainings):
         steps: dict[str, Distill | Recover | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
         if self.given.recover:  # first: the others get its time
             steps = {RECOVERED: Recover(self.given.recover), NONE: training.on_labels(step), BUILT_IN: None}
+        elif self.given.pseudo_labels:
+            del steps[OURS]
+            steps[OURS_UNLABELLED] = replace(training.on_labels(step), **self._frames())
         elif self.given.unlabelled:
-            steps[OURS_UNLABELLED] = replace(step, unlabelled=str(self.data.parent / FRAMES))
+            steps[OURS_UNLABELLED] = replace(step, unlabelled=self._frames()["unlabelled"])
         for seed in self.given.seeds:
             for method, step in steps.items():
                 yield method, seed, partial(self._student, method, step, seed)
+            if self.given.pseudo_labels:
+                yield QUANTIZED, seed, partial(self._quantized, seed)
+
+    def _frames(self) -> dict[str, Any]:
+        """Return the settings of a step by which it has the frames without labels as often as their share is."""
+        return {"unlabelled": str(self.data.parent / FRAMES), "unlabelled_share": UNLABELLED_SHARE}
 
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
-        asked = {"model": given.model, "size": given.image_size, "batch": given.batch, "cpu_time": given.cpu_time}
+        size = given.teacher_size or given.image_size
+        asked = {"model": given.model, "size": size, "batch": given.batch, "cpu_time": given.cpu_time}
         took = self.job("teacher", teacher_job, out=graph, **asked)
         return self.with_scores(self.row(TEACHER, bytes=graph.stat().st_size, **took), graph)
 
@@ -90,9 +111,8 @@ class Bench(Trainings):
         return start, json.loads(sizes.read_text("utf-8"))
 
     def _student(self, method: str, step: Distill | Recover | None, seed: int) -> Document:
-        given = self.given
-        name = f"{''.join(letter if letter.isalnum() else '-' for letter in method)}-{seed}"
-        (start, sizes), out = self._start(seed), given.work / f"{name}.pt"
+        given, out = self.given, self._path(method, seed)
+        name, (start, sizes) = out.stem, self._start(seed)
         settings = training.settings_of(given, seed)
         files = {"teacher": given.work / SIZED_TEACHER, "out": out, "data": self.data, "cpu_time": given.cpu_time}
         if step is None:
@@ -111,6 +131,21 @@ class Bench(Trainings):
             took = self.job(name, training.edgekd_job, **asked, **files)
         graph = out.with_suffix(".onnx")
         return self.with_scores(self.row(method, seed, **{**sizes, "bytes": graph.stat().st_size, **took}), graph)
+
+    def _path(self, method: str, seed: int) -> Path:
+        return Path(self.given.work, f"{''.join(letter if letter.isalnum() else '-' for letter in method)}-{seed}.pt")
+
+    def _quantized(self, seed: int) -> Document:
+        """Return the row of what a build ships of a student: its packed graph, as large as in the bundle."""
+        out, (_, sizes) = self._path(OURS_UNLABELLED, seed), self._start(seed)
+        build = ("build", out, "--data", self.data, "--recipe", "ptq", "--out", out.with_suffix(".build"))
+        # Its pickle was written by this script.
+        built = self.edgekd(f"quantized-{seed}", *build, "--target", "xavier", "--trust-checkpoint")
+        size = next(stage["bytes"] for stage in built["stages"] if stage["name"] == "encode-int8")
+        asked = ("eval", built["bundle"], "--data", self.data)
+        scores = {split: self.edgekd(f"quantized-{seed}-{split}", *asked, "--split", split) for split in SPLITS}
+        known = {key: {split: score[key] for split, score in scores.items()} for key in ("map50_95", "map50")}
+        return self.row(QUANTIZED, seed, **{**sizes, "bytes": size, **known})
 
     def _every_image(self) -> Path:
         """Return data whose training split has every image: `recover` reads no labels."""
@@ -185,7 +220,7 @@ def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> l
 
 
 def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[str, Any]]:
-    ours = RECOVERED if RECOVERED in found else OURS
+    ours = next((name for name in (RECOVERED, OURS, OURS_UNLABELLED) if name in found), OURS)
     if not {ours, NONE, TEACHER} <= found.keys():
         return []
     mine, none, teacher = found[ours], found[NONE], found[TEACHER]
@@ -200,8 +235,13 @@ def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[st
     whole = training.mean_score(teacher, "test")
     kept = training.mean_score(mine, "test") / whole if whole else 0.0
     made.append(frame.claim("at least 98 % of the teacher's mAP50-95, mean of the seeds", kept, kept >= 0.98))
+    if quantized := found.get(QUANTIZED):
+        for name in ("bytes", "multiply_adds"):
+            share = (training.mean(quantized, name) or 0.0) / teacher[0][name]
+            text = f"{name.replace('_', '-')} of the INT8 student: at most a quarter of the teacher's"
+            made.append(frame.claim(text, share, share <= QUARTER))
     steps = [rows[0].step_seconds for rows in (mine, none, teacher)]
-    if all(steps):
+    if all(steps) and ours != OURS_UNLABELLED:  # which the teacher labels before the training
         ratio = steps[0] / (steps[1] + steps[2])
         text = f"a step, first seed, takes at most {OVERHEAD} times one without distillation and the teacher's pass"
         made.append(frame.claim(text, ratio, ratio <= OVERHEAD))
@@ -226,6 +266,7 @@ to compare. Bytes: of the float32 graph. mAP: edgekd's scorer, ONNX Runtime's CP
     yield (
         f"Trained for {length} on {counts.train} images; scored on {counts.val} (val) and {counts.test} (test)."
         + (f"\n{unlabelled}" if found.unlabelled else "")
+        + (f"\n{TEACHERS_LABELS.format(found.teacher_size or found.image_size)}" if found.get("pseudo_labels") else "")
         + ("\nedgekd compares predictions alone, beside cached objects of the teacher." if found.get("cached") else "")
         + (f"\n{FROM_TEACHER}" if found.get("recover") else "")
     )
@@ -274,6 +315,8 @@ if __name__ == "__main__":
         Option("--recover", type=int, help="epochs of edgekd's step `recover`; the others get as many CPU seconds"),
         SEEDS,
         Option("--unlabelled", 0.0, "share of the training images that loses its labels"),
+        Option("--pseudo-labels", False, "edgekd learns from labels alone, those of the teacher among them; then INT8"),
+        Option("--teacher-size", type=int, help="side of the teacher's own frames in pixels; default: --image-size"),
         DEVICE,
         Option("--gain", 0.05, "mAP50-95 that is aimed at beyond no distillation"),
     )
