@@ -178,8 +178,12 @@ class FinishedRows:
         kept = read(file.read_text("utf-8"))
         if kept.settings != self._settings:
             raise SystemExit(f"{file} is of another run ({kept.settings}): remove it, or pass another --work")
+        self.take_over(kept)
+
+    def take_over(self, kept: Document) -> None:
+        """Go on from the rows of a run, and from its conditions."""
         self.rows = [row for row in kept.rows if not row.get("error")]
-        cpu, self.conditions, self.packages = self.conditions["host"]["cpu"], kept.conditions, kept.packages
+        cpu, self.conditions, self.packages = self.conditions["host"]["cpu"], kept.conditions, kept.get("packages", {})
         cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
         if cpu not in cpus:
             self.conditions["taken_up_on"] = [*cpus[1:], cpu]

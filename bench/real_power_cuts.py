@@ -6,6 +6,7 @@ boots from it. Then the same operation runs once more, and must end like one tha
 follow. Needs the image of `make camera`.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -50,14 +51,18 @@ from frame import (
     head,
     main,
     note,
+    read,
     table,
     yes,
 )
+
+from edgekd.core.canonical import file_sha256
 
 sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import Image
 
 LOST_SHARES = (1.0, 0.5, 0.1)  # of the sectors that were not flushed
+SOFTWARE = ("examples/camera", "edgekd/agent", "edgekd/core")
 LAST_WRITES = 40  # among which half of the cuts fall: operations that write for long decide in their last writes
 SPARE_BYTES = 256 << 10  # ext4 keeps the blocks of folders that were larger once
 REPEAT_TIMEOUT_S = 900.0
@@ -378,14 +383,35 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
         ],
         "rows": rows,
         "scenarios": scenarios,
+        "software": software(),
         "conditions": kept.conditions,
     }
+
+
+def software() -> str:
+    """Return a hash of what a camera runs of this checkout: rows of the same software may stand in one table."""
+    root, lines = HERE.parent, []
+    for file in sorted(file for folder in SOFTWARE for file in (root / folder).rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            lines.append(f"{file.relative_to(root)} {file_sha256(file)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def finished_rows(given: Given) -> FinishedRows:
+    """Return the rows of the work folder; in a new one those of the last result, where the software is the same."""
+    settings = {"only": given.only, "software": software()}
+    kept = FinishedRows(given.work / "rows.json", settings, given.threads)
+    if not kept.rows and given.out.is_file():
+        last = read(given.out.read_text("utf-8"))
+        if {name: last.get(name) for name in settings} == settings:
+            kept.take_over(last)
+    return kept
 
 
 def run(given: Given) -> Iterator[Result]:
     operations = [each for each in OPERATIONS if not given.only or each.name in given.only]
     bench = Bench(Image(given.camera.absolute()), given.work.absolute())
-    kept = FinishedRows(given.work / "rows.json", {"only": given.only}, given.threads)
+    kept = finished_rows(given)
     done = {row.seed for row in kept.rows}
     with ThreadPoolExecutor(given.threads) as pool:
         rounds = [pool.submit(bench.round, seed, operations) for seed in range(given.rounds) if seed not in done]

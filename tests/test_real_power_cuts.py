@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,3 +85,13 @@ def test_claims_count_rounds_with_faults(bench: ModuleType) -> None:
     )
     assert "install | 3 | 3 | 21 | 12 | 0: 1, 1: 2 | 2 | 512 | 40 | 14 | 42" in text
     assert "0 | install | 3 of 9 | 4 of 7 | 1 | A | as undisturbed | 60" in text
+
+
+def test_rows_of_the_last_result_count_where_the_software_is_the_same(bench: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "cuts.json"
+    given = argparse.Namespace(only=[], out=out, threads=1)
+    written = {"only": [], "software": bench.software(), "rows": [{"seed": 3}], "conditions": {"host": {"cpu": "any"}}}
+    for software, seeds in ((written["software"], [3]), ("0" * 64, [])):
+        out.write_text(json.dumps({**written, "software": software}), "utf-8")
+        given.work = tmp_path / software
+        assert [row.seed for row in bench.finished_rows(given).rows] == seeds
