@@ -12,7 +12,6 @@ from typing import Any
 
 import frame
 import numpy as np
-from calibration_draws import SHARE
 from common import OPSET, SHARED, VENVS, Detector
 from frame import IMAGES, Blocks, Document, Given, Option, Result
 from quantization_baselines import FRAMES as WRITTEN
@@ -22,6 +21,7 @@ from edgekd.graph.session import cpu_session
 
 SPLITS = ("val", "test")
 FRAMES = 64  # calibration frames, evenly taken from the training split, of which each draw takes its share
+SHARE = 0.75
 MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
 KEEP = 0.985  # least share of the float graph's mAP50-95
 MODEL = "detr.onnx"

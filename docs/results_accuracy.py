@@ -41,7 +41,7 @@ No labels; the same float graph, {images["calibration"]} calibration frames and 
 {run["host"]["threads"]} CPU cores; scored on {images["val"]} other COCO images {link("quantization_baselines")}. MB: of
 edgekd's packed file, and of the ONNX file of the others. Bold: the best graph in plain INT8."""
     yield baselines(run["rows"], "val")
-    yield from calibration_draws(run["rows"])
+    yield from noise(run["rows"])
     yield from coded_weights()
     for split in fine_tuned["scored"]:
         yield f"""\
@@ -79,25 +79,18 @@ def map_of(row: Row, split: str) -> float:
     return float(row["scores"][split][0])
 
 
-def calibration_draws(beside: list[Row]) -> Iterator[str]:
-    """Yield the comparison on several draws of calibration images, and the noise at the end of the network."""
-    rows = result("calibration_draws")["rows"]
-    draws = {row["draw"] for row in rows} - {None}
+def noise(rows: list[Row]) -> Iterator[str]:
+    """Yield the noise at the end of the network, by tool."""
     yield f"""\
-These images are few: scores move by several thousandths with small changes of the rounding. So some were also
-calibrated on {len(draws)} draws of the same images {link("calibration_draws")}. Noise: of the outputs of the last
-convolutions, relative to their signal {link("quantization_baselines")}."""
+These images are few: scores move by several thousandths with small changes of the rounding. The noise of the outputs of
+the last convolutions, relative to their signal, says more {link("quantization_baselines")}:"""
+    models = grouped(rows, lambda row: row["model"])
     lines = []
-    for model, of_model in grouped(rows, lambda row: row["model"]).items():
-        methods = by_method(of_model)
-        (whole,) = methods.pop("float32")
-        for method, group in methods.items():
-            shares = [map_of(row, "val") / map_of(whole, "val") for row in group]
-            noise = average((row for row in beside if (row["model"], row["method"]) == (model, method)), "noise")
-            lines.append(
-                [detector(model), method, percent(mean(shares)), number(average(group, "seconds"), 1), score(noise)]
-            )
-    yield table(["detector", "tool", "share of float32's mAP50-95", "seconds", "noise"], lines)
+    for method, group in by_method(rows).items():
+        values = {row["model"]: row["noise"] for row in group if row["noise"]}
+        if values:
+            lines.append([method, *(score(values[model]) if model in values else "–" for model in models)])
+    yield table(["tool", *map(detector, models)], lines)
 
 
 def coded_weights() -> Iterator[str]:
@@ -159,6 +152,23 @@ squares (*pruned*), and trained beside cached predictions of the whole detector,
 of the
 seeds, on the split `test`, in CPU seconds of one core:"""
     yield table(["multiply-adds removed", "CPU seconds", "mAP50-95", "of the whole detector's"], lines)
+    run = result("orders")
+    whole, *orders = by_method(run["rows"]).values()
+    yield f"""\
+Half of its multiply-adds pruned, INT8, and {run["epochs"]} epochs without labels on {run["images"]["train"]}
+images, in different orders; the bundle's score, of the whole detector in INT8 {link("orders")}:"""
+    yield table(
+        ["order", "seeds", "mAP50-95", "of the whole detector's"],
+        (
+            [
+                group[0]["method"],
+                str(len(group)),
+                score(average(group, "map50_95", "test")),
+                percent(share(group, whole, "map50_95", "test")),
+            ]
+            for group in orders
+        ),
+    )
     whole, *pruned = by_method(result("pruning_refit")["rows"]).values()
     yield f"""\
 Before any training, with the refit by least squares and with new batch-norm statistics alone
@@ -182,16 +192,16 @@ def distillation() -> Iterator[str]:
         ("distillation_minutes_cpu", "A YOLO11n from a COCO checkpoint"),
         ("distillation_pruned_cpu", "A YOLO11n without half of its multiply-adds, where `recover` reads no labels"),
         ("distillation_few_labels_cpu", "The same with labels for a tenth of the images; `recover` uses all images"),
+        ("distillation_pseudo_labels_cpu", "The same, longer, where the teacher at 640 px labels the other images"),
     ):
         methods = {method: group for method, group in by_method(result(name)["rows"]).items() if method != "teacher"}
-        ranked = sorted(methods.items(), key=lambda entry: -(average(entry[1], "map50_95", "test") or 0.0))
         seconds = average((row for group in methods.values() for row in group), "seconds")
         yield f"""\
 {title}: scores on the split `test` of ppe after about {number(seconds)} CPU seconds of training by each method
 {link(name)}."""
         yield table(
             ["method", "seeds", "mAP50-95"],
-            ([method, str(len(group)), score(average(group, "map50_95", "test"))] for method, group in ranked),
+            ([method, str(len(group)), score(average(group, "map50_95", "test"))] for method, group in methods.items()),
         )
 
 
