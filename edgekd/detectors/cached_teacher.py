@@ -76,7 +76,7 @@ def cached_predictions(
 def cached_objects(
     teacher: Teacher, samples: Sequence[Sample], cache: Path, limit: int, progress: Progress
 ) -> NDArray[Any]:
-    """Return the objects that a teacher detects in images at its own size: records of `object_record_type`.
+    """Return the objects that a teacher detects in images, in frames of its own: records of `object_record_type`.
 
     Args:
         cache: The file, whose name follows from teacher and images.
@@ -85,12 +85,12 @@ def cached_objects(
     Raises SpecError where the cache would be too large; DataError.
     """
     teacher.to(memory_format=torch.channels_last)
-    kind, preprocess = object_record_type(len(teacher.classes)), Preprocess(*teacher.image_size)
+    kind = object_record_type(len(teacher.classes))
     positions = {sample: index for index, sample in enumerate(samples)}
 
     def compute(first: int) -> Iterator[Any]:
         for chunk in _chunks(samples[first:], progress):
-            frames, placements = zip(*(letterbox(image, preprocess) for _, image in chunk), strict=True)
+            frames, placements = zip(*(letterbox(image, teacher.preprocess) for _, image in chunk), strict=True)
             found = predicted_boxes(_features(teacher, np.concatenate(frames)))
             arrays = (each.float().mT.cpu().numpy() for each in (found.scores, found.boxes))
             for (sample, _), placement, *predicted in zip(chunk, placements, *arrays, strict=True):

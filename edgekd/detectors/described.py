@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
-from edgekd.core.detection.types import Head, Preprocess
+from edgekd.core.detection.checked_spec import checked_spec
+from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.detectors.heads.decoding import OUTPUT, append_decoding
 from edgekd.detectors.heads.description import HeadDescription
 from edgekd.detectors.torch_support import write_onnx
@@ -22,6 +24,10 @@ from edgekd.graph.view import load_graph
 _OPSET = 17
 _IR_VERSION = 8
 """Opset and IR version of the graph that only decodes: ONNX Runtime 1.20 and newer take both."""
+
+
+Outputs = Callable[[Any], Sequence[torch.Tensor]]
+"""From what a network returns to its outputs, in the order of `output_names`."""
 
 
 def output_names(described: HeadDescription) -> tuple[str, ...]:
@@ -49,6 +55,35 @@ def export_described(
     head = append_decoding(model, described, size, where)
     onnx.save(model, graph)
     return head
+
+
+class RawOutputs(nn.Module):  # type: ignore[misc]
+    """A network in evaluation mode, from frames float32 [1, 3, h, w] to its raw outputs.
+
+    described: its head and classes; size: height and width of the frames.
+    """
+
+    def __init__(self, network: Any, described: HeadDescription, size: tuple[int, int], outputs: Outputs) -> None:
+        super().__init__()
+        self.network = network.float().eval()
+        self.described, self.size, self._outputs = described, size, outputs
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preparation of a frame for the network."""
+        return self.described.preprocess(Preprocess(*self.size))
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._outputs(self.network(frames)))
+
+    def export(self, graph: Path, opset: int, where: str) -> DetectorSpec:
+        """Write it as `export_described`; return the contract of the graph. Raises CompressError, SpecError."""
+        head = export_described(self, self.described, self.size, graph, opset, where)
+        return checked_spec(DetectorSpec(self.described.classes, self.preprocess, head), where)
+
+    def teacher(self) -> DescribedTeacher:
+        """Return it as a teacher."""
+        return DescribedTeacher(self, self.described, self.preprocess)
 
 
 class _FixedShapes(nn.Module):  # type: ignore[misc]
@@ -105,20 +140,21 @@ class DescribedTeacher(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.module = module.eval().requires_grad_(False)
         self.classes = described.classes
-        self.image_size = (preprocess.height, preprocess.width)
-        self._described, self._preprocess = described, preprocess
+        usual = Preprocess(preprocess.height, preprocess.width)
+        self.preprocess = replace(preprocess, color=usual.color, scale=usual.scale, mean=usual.mean, std=usual.std)
+        self._described, self._expected = described, preprocess
         self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).reshape(3, 1, 1))
 
     def forward(self, frames: torch.Tensor) -> DetectorFeatures:
-        """Return the objects in frames float32 [b, 3, h, w] of its own size, RGB, 0 to 1."""
-        height, width = self.image_size
-        ordered = frames.flip(1) if self._preprocess.color == "bgr" else frames
-        batch = (ordered * (255 * self._preprocess.scale) - self.mean) / self.std
+        """Return the objects in frames float32 [b, 3, h, w] of its own, RGB, 0 to 1."""
+        size = height, width = self.preprocess.height, self.preprocess.width
+        ordered = frames.flip(1) if self._expected.color == "bgr" else frames
+        batch = (ordered * (255 * self._expected.scale) - self.mean) / self.std
         with torch.autocast(frames.device.type, enabled=False):  # boxes are places in the whole frame
             raw = self.module(batch.float())
         one_each = zip(*(values.split(1) for values in raw), strict=True)
-        rows = np.concatenate([_decoded_outputs(self._described, self.image_size, one) for one in one_each])
+        rows = np.concatenate([_decoded_outputs(self._described, size, one) for one in one_each])
         found = torch.from_numpy(rows).to(frames.device)
         boxes = found[:, :4] / found.new_tensor([width, height, width, height])[:, None]
         objects = Predictions(found[:, 4:].logit(MIN_PROBABILITY), boxes)

@@ -12,17 +12,19 @@ if TYPE_CHECKING:
 
     from edgekd.compress.distillation.loss_terms import Aids, DetectorFeatures
     from edgekd.compress.steps import Distill
+    from edgekd.core.detection.types import Preprocess
 
 
 class Teacher(Protocol):
     """A network that never changes.
 
-    image_size: height and width of its own frames; widths, strides: channels, and pixels between neighbours, of the
-    maps that its head reads; empty for a teacher of objects alone, in frames of its own size.
+    preprocess: preparation of its own frames, float32 in RGB from 0 to 1, at the size and in the place in which it was
+    trained; it normalises them itself. widths, strides: channels, and pixels between neighbours, of the maps that its
+    head reads; empty for a teacher of objects alone, in frames of its own.
     """
 
     classes: tuple[str, ...]
-    image_size: tuple[int, int]
+    preprocess: Preprocess
     widths: tuple[int, ...]
     strides: tuple[float, ...]
 

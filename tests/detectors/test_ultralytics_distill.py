@@ -646,6 +646,11 @@ def test_a_transformers_graph_finds_what_ultralytics_finds(transformer: Path, tm
     assert found.classes[:20].tolist() == rows[:, 5].tolist()
 
 
+def test_frames_of_a_transformer_are_those_that_it_was_trained_on(transformer: Path, tmp_path: Path) -> None:
+    spec = export(UltralyticsDetector(transformer), tmp_path / "graph.onnx", 17).spec
+    assert load_teacher(transformer).preprocess == spec.preprocess
+
+
 def test_mixed_precision_does_not_round_a_transformers_boxes(transformer: Path) -> None:
     """Their places in the frame would have steps of 1/256 of it: 2.5 of 640 pixels."""
     found, frames = load_teacher(transformer), torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ They are read with the weights-only loader: nothing in them is executed, and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,15 @@ from typing import Any
 import libreyolo
 import numpy as np
 import torch
-from torch import nn
 
-from edgekd.core.detection.checked_spec import checked_classes, checked_spec
-from edgekd.core.detection.types import DetectorSpec, Preprocess
+from edgekd.core.detection.checked_spec import checked_classes
+from edgekd.core.detection.types import DetectorSpec
 from edgekd.core.errors import SpecError, first_line
 from edgekd.detectors.checkpoint_scan import scan_checkpoint
-from edgekd.detectors.described import DescribedTeacher, decoded, export_described
+from edgekd.detectors.described import DescribedTeacher, Outputs, RawOutputs, decoded
 from edgekd.detectors.heads.description import HeadDescription, read_description
 from edgekd.graph.rehearsal import rehearse_call
 
-Outputs = Callable[[Any], Sequence[torch.Tensor]]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -146,10 +144,7 @@ class LibreyoloDetector:
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
         """Write the network as float32 ONNX, with the decoding of its boxes and scores."""
-        module = load_network(self.path)
-        where = f"{self.path}: detector"
-        head = export_described(module, module.described, module.size, graph, opset, where)
-        return checked_spec(DetectorSpec(module.described.classes, module.preprocess, head), where)
+        return load_network(self.path).export(graph, opset, f"{self.path}: detector")
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
         """Return the decoded outputs of the checkpoint's network, float32, for a batch [1, 3, h, w]."""
@@ -157,32 +152,9 @@ class LibreyoloDetector:
         return decoded(module, module.described, module.size, batch)
 
 
-class RawOutputs(nn.Module):  # type: ignore[misc]
-    """A network in evaluation mode, from frames float32 [1, 3, h, w] to its raw outputs.
-
-    described: its head and classes; size: height and width of the frames.
-    """
-
-    def __init__(self, network: Any, head: LibreHead, classes: tuple[str, ...], size: tuple[int, int]) -> None:
-        super().__init__()
-        self.network = network.float().eval()
-        self.described = replace(head.described, classes=classes)
-        self.size = size
-        self._outputs = head.outputs
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """Preparation of a frame for the network."""
-        return self.described.preprocess(Preprocess(*self.size))
-
-    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._outputs(self.network(frames)))
-
-
 def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
     """Load a checkpoint as a teacher. Raises SpecError."""
-    module = load_network(checkpoint)
-    return DescribedTeacher(module, module.described, module.preprocess)
+    return load_network(checkpoint).teacher()
 
 
 def load_network(path: Path) -> RawOutputs:
@@ -214,7 +186,8 @@ def _loaded(path: Path) -> RawOutputs:
     side = model.input_size
     size = (side[0], side[1]) if isinstance(side, (list, tuple)) else (side, side)
     head = HEADS[content["model_family"]]()
-    return RawOutputs(model.model, head, checked_classes(names, f"{path}: names"), size)
+    described = replace(head.described, classes=checked_classes(names, f"{path}: names"))
+    return RawOutputs(model.model, described, size, head.outputs)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def distill_student(
     samples = readable_samples(dataset.split("train").samples, progress)
     network_of_teacher = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, network_of_teacher.classes, step.same_classes)
-    network = student_network(step, dataset.classes, step.image_size or max(network_of_teacher.image_size))
+    frames_of_teacher = network_of_teacher.preprocess
+    side = step.image_size or max(frames_of_teacher.height, frames_of_teacher.width)
+    network = student_network(step, dataset.classes, side)
     training = _Training(network, network_of_teacher, step, pairs, torch_device)
     if (kept := read_state(state, torch_device)) is not None:
         training.restore(kept)

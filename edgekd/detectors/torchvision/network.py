@@ -36,8 +36,9 @@ STEP = 32
 class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     """A one-stage detector by torchvision. Frames are float32 [b, 3, h, w], RGB, 0 to 1, of `image_size`.
 
-    widths, strides: channels, and pixels between neighbours, of the maps that the head reads. mean, std: of
-    torchvision's normalisation. Raises SpecError for an unknown builder and a size that does not fit.
+    preprocess: as in `Teacher`. widths, strides: channels, and pixels between neighbours, of the maps that the head
+    reads. mean, std: of torchvision's normalisation. Raises SpecError for an unknown builder and a size that does not
+    fit.
     """
 
     def __init__(self, builder: str, classes: Sequence[str], image_size: tuple[int, int]) -> None:
@@ -48,6 +49,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         if not all(side > 0 and side % STEP == 0 for side in image_size):
             raise SpecError("torchvision: image_size", expected=f"multiples of {STEP}", found=str(list(image_size)))
         self.builder, self.classes, self.image_size = builder, tuple(classes), image_size
+        self.preprocess = Preprocess(*image_size)
         self.names = dict(enumerate(classes))
         self.model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
         self.model.transform.fixed_size = (image_size[1], image_size[0])  # width first; no frame is resized then

@@ -86,7 +86,8 @@ def distill_student(
     samples = readable_samples(dataset.split("train").samples, progress)
     network_of_teacher = load_teacher(teacher, trust)
     pairs = shared_classes(dataset.classes, network_of_teacher.classes, step.same_classes)
-    step = replace(step, image_size=step.image_size or max(network_of_teacher.image_size))
+    frames_of_teacher = network_of_teacher.preprocess
+    step = replace(step, image_size=step.image_size or max(frames_of_teacher.height, frames_of_teacher.width))
     network = student_network(step, dataset.classes, trust)
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None

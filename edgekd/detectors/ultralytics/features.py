@@ -15,6 +15,7 @@ from torch import nn
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
+from edgekd.core.detection.types import Preprocess
 from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 from edgekd.detectors.ultralytics.detector import (
     class_names,
@@ -144,7 +145,8 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
                 network.fuse(verbose=False)  # which would drop one branch of a head with two
             head.training = True  # the head alone, for that is when it does not decode
         self.network = network
-        self.image_size = input_size(loaded.train_args, max(strides_of(network)))
+        size = input_size(loaded.train_args, max(strides_of(network)))
+        self.preprocess = Preprocess(*size, stretch=not self._anchors)  # frames of an RT-DETR are stretched
         self.classes = class_names(network)
         self._recorder = FeatureRecorder(network)
         self.widths, self.strides = self._recorder.taps.widths, self._recorder.taps.strides
