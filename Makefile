@@ -28,9 +28,9 @@ test-slow: $(VENV)/dev.installed
 test-all: $(VENV)/dev.installed
 	$(PYTEST) -m "not release and not camera"
 
-## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO).
+## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO, rfdetr).
 test-release: $(VENV)/dev.installed
-	$(BIN)/pip install --quiet -e ".[libreyolo]"
+	$(BIN)/pip install --quiet -e ".[libreyolo,rfdetr]"
 	$(PYTEST) -m release
 
 ## Attack agent and build host with hostile bundles, models and data: fails where an attack succeeds.

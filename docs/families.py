@@ -39,7 +39,8 @@ Written by `docs/families.py` from the tests: ✓ is a passing test, mostly of a
 one that `make test-release` runs and CI leaves out. What is in an empty cell is not tested, or refused in one line.
 Options for each family: [by ONNX file](heads.md), by a checkpoint of
 [Ultralytics](../getting-started/your-own-model.md), [transformers](../guides/model-formats.md#transformers),
-[LibreYOLO](../guides/model-formats.md#libreyolo) or [torchvision](../guides/model-formats.md#torchvision).
+[LibreYOLO](../guides/model-formats.md#libreyolo), [rfdetr](../guides/model-formats.md#rfdetr) or
+[torchvision](../guides/model-formats.md#torchvision).
 """
 
 Row = tuple[str, str]

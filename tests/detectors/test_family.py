@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
@@ -71,13 +72,24 @@ def test_a_capability_takes_the_same_arguments_in_each_family(name: str) -> None
         stand_in = getattr(family, name)
         if not isinstance(stand_in, Imported):
             continue
-        if family.name == "libreyolo" and find_spec("libreyolo") is None:  # tested by `make test-release`
+        if family.name in ("libreyolo", "rfdetr") and find_spec(family.name) is None:  # see `make test-release`
             continue
         module, _, function = stand_in.reference.partition(":")
         signature = inspect.signature(getattr(import_module(module), function))
         orders.append([each.name for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD])
     longest = max(orders, key=len)
     assert all(order == longest[: len(order)] or name == "load" for order in orders)
+
+
+def test_a_missing_library_of_a_family_is_named_with_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setitem(sys.modules, "rfdetr", None)
+    monkeypatch.delitem(sys.modules, "edgekd.detectors.rfdetr.detector", raising=False)
+    (tmp_path / "best.pth").touch()
+    with pytest.raises(SpecError, match=r"a checkpoint of RF-DETR, needs PyTorch and rfdetr.*edgekd\[rfdetr\]"):
+        load(tmp_path / "best.pth")
 
 
 def test_a_family_of_another_package_is_used_like_any(toy: Path, tmp_path: Path) -> None:
@@ -98,7 +110,7 @@ def test_a_family_of_another_package_is_offered_what_it_has_alone(toy: Path) -> 
         refuse_recipe(Recipe("own", (Prune(),)), Budget(), toy)
     with pytest.raises(SpecError, match="a detector by Ultralytics or Toys"):
         refuse_recipe(Recipe("own", (Resize(96),)), Budget(), Path("a.tv.pt"))
-    with pytest.raises(SpecError, match=r"expected \.pt or \.onnx or \.safetensors or \.toy"):
+    with pytest.raises(SpecError, match=r"expected \.pt or \.onnx or \.safetensors or \.pth or \.toy"):
         require_family("a.other")
     with pytest.raises(SpecError, match="a detector by Ultralytics;"):
         refuse_recipe(Recipe("own", (QuantAwareDistill(),)), Budget(), Path("a.tv.pt"))
