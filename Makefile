@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 # Tests start hundreds of processes, and each would compile edgekd anew if no bytecode were written. Many wait for such a
 # process: two workers on each core, where tests/conftest.py keeps them, keep it busy.
 WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+ONE_PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := $(ONE_PYTEST) --numprocesses=$(WORKERS) --dist=worksteal
 
 # Folder of the virtual camera: packages, keys, disk.
 CAMERA := build/camera
 
-.PHONY: demo test test-slow test-all test-release test-camera attacks coverage test-gpu gpu kit camera check docs \
+.PHONY: demo collected test test-slow test-all test-release test-camera attacks coverage test-gpu gpu kit camera check docs \
 	schemas wheel bench clean
 
 ## Run the main job on rendered scenes: installs into .venv, ends with the paths of the bundle and the report.
@@ -28,7 +29,11 @@ test-slow: $(VENV)/dev.installed
 test-all: $(VENV)/dev.installed
 	$(PYTEST) -m "not release and not camera"
 
-## Run what is left to a release: further Pythons and shells, detectors by packages that `dev` does not bring (LibreYOLO, rfdetr).
+# Collect the tests, and so compile them and what they import: workers that start at once would each compile all of it.
+collected: $(VENV)/dev.installed
+	$(ONE_PYTEST) --collect-only -qq
+
+## Run what is left to a release: further Pythons, shells and cases of a kind, detectors by packages that `dev` does not bring (LibreYOLO, rfdetr).
 test-release: $(VENV)/dev.installed
 	$(BIN)/pip install --quiet -e ".[libreyolo,rfdetr]"
 	$(PYTEST) -m release

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -44,6 +45,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files at the top: some of their tests take minutes, and would run alone at the end."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+def pytest_collection_finish() -> None:
+    """Take what tests have imported out of garbage collection: it stays, and each full collection would visit it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

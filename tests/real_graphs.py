@@ -23,10 +23,13 @@ WIDE_NAMES = (*NAMES, "yolov8n.yaml", DEMO)
 
 
 def swept(*names: str, values: Sequence[object] = ()) -> list[Any]:
-    """Return a parameter for each detector, with its value: slow where PyTorch has to export it."""
+    """Return a parameter for each detector, with its value.
+
+    Slow where PyTorch has to export it; left to a release where it also has random weights: its layers are YOLO11's.
+    """
     rows = zip(names, values, strict=True) if values else ((name,) for name in names)
-    slow, quick = (pytest.mark.slow,), ()
-    return [pytest.param(*row, marks=quick if row[0].endswith(".onnx") else slow) for row in rows]
+    marks = {".onnx": (), ".pt": (pytest.mark.slow,), ".yaml": (pytest.mark.release,)}
+    return [pytest.param(*row, marks=marks[Path(row[0]).suffix]) for row in rows]
 
 
 @dataclass(frozen=True)

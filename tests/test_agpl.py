@@ -19,6 +19,8 @@ pytest.importorskip("torchvision")
 pytest.importorskip("torch_pruning")
 
 REFUSAL = """
+import importlib
+import runpy
 import sys
 
 class Refusal:
@@ -27,9 +29,19 @@ class Refusal:
         if name.partition(".")[0] in {modules!r}:
             raise ImportError(f"{{name}} is under the AGPL")
 
+def run_here(function, arguments, *_, **__):
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
 sys.meta_path.insert(0, Refusal)
+from edgekd.core import limited_process
+limited_process.run_limited = run_here
+runpy.run_path({briefly!r})
 """
-"""Content of a module that each Python process imports first: the child processes of a build, too."""
+"""Content of a module that Python imports first.
+
+Children with limits start isolated, without this module: what they do is done in the process of the build.
+"""
 RECIPE = """
 name = "all"
 [[steps]]
@@ -100,7 +112,8 @@ def test_no_agpl_package_is_needed_to_prune_recover_distill_and_quantize(tiny_da
     recipe.write_text(RECIPE, "ascii")
     modules = agpl_modules()
     assert "ultralytics" in modules or not find_spec("ultralytics")
-    (tmp_path / "sitecustomize.py").write_text(REFUSAL.format(modules=modules), "ascii")
+    briefly = str(Path(__file__).parent / "timed_briefly" / "sitecustomize.py")
+    (tmp_path / "sitecustomize.py").write_text(REFUSAL.format(modules=modules, briefly=briefly), "utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     command = build_command(model, tiny_data, tmp_path / "out", "--recipe", str(recipe), "--json")
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)

@@ -30,7 +30,8 @@ class Wire:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def after(self, count: int, act: Callable[[], None]) -> None:
         """Do something, such as `cut`, once when `count` more bytes have been sent."""
@@ -53,7 +54,9 @@ class Wire:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._listener.close()
+        with self._listener:
+            self._listener.shutdown(socket.SHUT_RDWR)  # or the thread would wait for connections for ever
+        self._accepting.join()
         self.cut()
 
     def _accept(self) -> None:

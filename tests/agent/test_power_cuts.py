@@ -21,8 +21,9 @@ from edgekd.agent.state.slots import Slot, State
 from edgekd.agent.trust_state import held_trust, minimum_counter
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
-BOTH = [pytest.param(False, marks=pytest.mark.slow), True]
+BOTH = [pytest.param(False, marks=pytest.mark.release), True]
 """Without and with what was not flushed being lost."""
+SLOW = [BOTH[0], pytest.param(True, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +115,7 @@ def test_a_power_cut_while_rolling_back(
     assert count > 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("forgetful", SLOW)
 def test_a_power_cut_while_an_engine_is_replaced(
     installed: Path, bundle: Path, tmp_path: Path, forgetful: bool
 ) -> None:
@@ -189,10 +189,13 @@ def test_a_power_cut_while_a_trust_file_is_replaced(installed: Path, tmp_path: P
     assert seen == {1, 2}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "forgetful"),
-    [({}, False), ({}, True), ({"error": 0.5, "float_error": 0.0}, True)],
+    [
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param({}, True, marks=pytest.mark.release),
+        pytest.param({"error": 0.5, "float_error": 0.0}, True, marks=pytest.mark.slow),
+    ],
     ids=["int8", "int8-forgetful", "float-forgetful"],
 )
 def test_a_power_cut_while_an_engine_is_renewed(

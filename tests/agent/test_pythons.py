@@ -139,7 +139,8 @@ def test_the_agents_own_tests(
 ) -> None:
     """The tests beside this one that a camera could run, with the archive as the only source of edgekd."""
     tests = [HERE / f"test_{name}.py" for name in names]
-    flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", HERE, "--basetemp", tmp_path / "tests")
+    flags = ("-q", "-m", "not slow and not release", "-p", "no:cacheprovider", "--confcutdir", HERE)
+    flags += ("--basetemp", tmp_path / "tests")
     told = {BUNDLE: str(tiny_build.bundle), "OPENBLAS_NUM_THREADS": "1"}  # threads and processes of one's own clash
     of_tests = wheels(
         tmp_path_factory, camera.system.python, f"pytest=={camera.system.pytest}", "exceptiongroup", "tomli"

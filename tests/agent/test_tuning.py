@@ -343,9 +343,10 @@ def tune_and_activate(folder: Path) -> None:
     activate(camera)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a power cut is played by a process of its own")
-@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize(
+    "forgetful", [pytest.param(False, marks=pytest.mark.release), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_power_cut_while_tuning_leaves_a_whole_tested_engine_in_service(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: bool
 ) -> None:

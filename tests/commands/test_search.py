@@ -184,12 +184,19 @@ def test_again_nothing_is_tried_and_fresh_everything_by_workers_who_find_the_sam
     assert summary(out) == summary(searched)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(((0, 2), (2, 1)), marks=pytest.mark.slow, id="twice"),
+        pytest.param(((0, 2), (2, 1), (4, 1)), marks=pytest.mark.release, id="thrice"),
+    ],
+)
 def test_a_search_that_is_killed_ends_with_its_workers_goes_on_and_finds_the_same(
-    searched: Path, tiny_model: Path, data: Path, tmp_path: Path
+    searched: Path, tiny_model: Path, data: Path, tmp_path: Path, kills: tuple[tuple[int, int], ...]
 ) -> None:
+    """kills: how many trials are done before each, and its number of workers."""
     out = tmp_path / "out"
-    for count, workers in ((0, 2), (2, 1), (4, 1)):
+    for count, workers in kills:
         shared = command(tiny_model, data, out, "--workers", str(workers))
         with subprocess.Popen(shared, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=QUICK) as run:
             wait_for(count + 1, out, run)
@@ -494,7 +501,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught")
     start = write_detector(folder, "yolov8n.yaml", 0.125, 64)
     labels = (DistillStage("labels", 1.0, Weights()),)
-    step = Distill(str(start), epochs=40, batch=6, image_size=64, learning_rate=0.01, stages=labels)
+    step = Distill(str(start), epochs=12, batch=3, image_size=64, learning_rate=0.01, stages=labels)
     step = replace(step, warmup_steps=0, mosaic=0.0, final_rate=0.1, amp=False)
     distill_student(start, folder / "taught.pt", data, step, folder / "state")
     return folder / "taught.pt"

@@ -263,13 +263,13 @@ def lesson_on(
         pytest.param(
             "yolov8n.yaml", "yolo11n.yaml", marks=pytest.mark.family("YOLOv8", "distill", package="Ultralytics")
         ),
-        pytest.param("yolo26n.yaml", "yolo11n.yaml", marks=pytest.mark.slow),
+        pytest.param("yolo26n.yaml", "yolo11n.yaml", marks=pytest.mark.release),
         pytest.param(
             "yolo26n.yaml",
             "yolo26n.yaml",
             marks=[pytest.mark.slow, pytest.mark.family("YOLO26", "distill", "teach", package="Ultralytics")],
         ),
-        pytest.param("yolo11n.yaml", "yolo26n.yaml", marks=pytest.mark.slow),
+        pytest.param("yolo11n.yaml", "yolo26n.yaml", marks=pytest.mark.release),
         pytest.param("yolo11n.yaml", "yolov8-p6.yaml", marks=pytest.mark.slow),
         ("yolov8-p2.yaml", "yolo11n.yaml"),
     ],

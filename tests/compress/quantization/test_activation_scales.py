@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from real_graphs import WIDE_NAMES, RealGraph, real_graph
+from real_graphs import DEMO, RealGraph, real_graph
 from small_graph import small_model
 
 from edgekd.compress.quantization import activation_scales as module
@@ -66,8 +66,13 @@ def node(operator: str, inputs: list[str], *outputs: str, **attributes: object) 
     return helper.make_node(operator, inputs, list(outputs), outputs[0], **attributes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WIDE_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolo11n.pt", "yolox_nano.onnx", DEMO)),
+        *(pytest.param(name, marks=pytest.mark.release) for name in ("yolo26n.pt", "yolov8n.yaml")),
+    ],
+)
 def test_no_activation_of_a_real_detector_is_missing(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

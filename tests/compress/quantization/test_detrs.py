@@ -31,8 +31,9 @@ FLOAT = ("GridSample", "LayerNormalization", "Softmax", "TopK")
     "config",
     [
         rf_detr,
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (rt_detr_v2, d_fine)),
-        *(pytest.param(each, marks=pytest.mark.release) for each in (rt_detr, deimv2)),  # of the same layers
+        pytest.param(d_fine, marks=pytest.mark.slow),
+        # Of the same layers.
+        *(pytest.param(each, marks=pytest.mark.release) for each in (rt_detr, rt_detr_v2, deimv2)),
     ],
     ids=lambda each: each.__name__,
 )

@@ -41,7 +41,10 @@ STEP = Quantize(min_snr_db=-1000)
 """Nothing is too noisy."""
 RANGES = [*METHODS, "best"]
 MIXED: Mapping[str, WeightFormat] = {"stem": "int8", "body": "fp4x", "neck": "float16"}
-DETECTORS = ["yolo11n.pt", "yolox_nano.onnx"]
+DETECTORS = [
+    pytest.param("yolo11n.pt", marks=pytest.mark.release),
+    pytest.param("yolox_nano.onnx", marks=pytest.mark.slow),
+]
 
 
 def quantized(
@@ -467,7 +470,6 @@ def test_calibration_memory_does_not_grow_with_the_frames(
     assert max(resident[20:]) - max(resident[:20]) < 32 << 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_real_detectors_still_find_what_they_were_sure_of(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

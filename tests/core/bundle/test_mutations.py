@@ -27,7 +27,7 @@ def mutations() -> Iterator[Any]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("each", [30, pytest.param(900, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("each", [30, pytest.param(900, marks=pytest.mark.release)])
 @pytest.mark.parametrize("number", range(PARSERS))
 def test_nothing_mutated_is_taken(
     mutations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, each: int

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import yaml
 from qdq_models import int8_constants
-from real_graphs import real_graph, swept
+from real_graphs import real_graph
 from running import EdgeKD
 from test_json_contract import assert_documented
 from tiny_int8 import INPUT_SCALES
@@ -404,7 +404,7 @@ def test_formats_have_names_of_their_own() -> None:
     assert all(issubclass(kind, EdgeKDError) for kind in (ParityError, SpecError))
 
 
-@pytest.mark.parametrize("name", swept("yolo11n.pt", "yolox_nano.onnx"))
+@pytest.mark.parametrize("name", [pytest.param("yolo11n.pt", marks=pytest.mark.release), "yolox_nano.onnx"])
 def test_a_real_detector_in_ncnn_keeps_its_numbers(
     name: str, shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -307,7 +307,7 @@ def test_two_at_a_time_do_not_mix(camera: Camera, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "share", [pytest.param(0.2, marks=pytest.mark.slow), 0.6, pytest.param(0.95, marks=pytest.mark.slow)]
+    "share", [pytest.param(0.2, marks=pytest.mark.release), 0.6, pytest.param(0.95, marks=pytest.mark.release)]
 )
 def test_a_wire_that_is_cut_during_the_upload(camera: Camera, wire: Wire, share: float) -> None:
     device, size = camera.device(wire.port), camera.bundle.stat().st_size
