@@ -74,7 +74,7 @@ def rows_of(given: Given) -> Iterator[Document]:
         network = student_network(Distill(f"{model}.yaml"), ("a", "b", "c", "d", "e"), trust=False)
         torch.save({"model": network, "train_args": {"imgsz": 640}}, given.scratch / "random.pt")
         for ratio in given.ratios:
-            step = Prune(ratio, importance="magnitude", ranking="isomorphic")
+            step = Prune(ratio, importance="magnitude", ranking="isomorphic", refit=False)
             yield prune(model, given.scratch / "random.pt", step, given)
     for ratio in given.ratios if given.trained else ():
         yield prune(given.trained.name, given.trained, Prune(ratio, images=given.images, batch=1), given)
@@ -112,8 +112,8 @@ TIMES_HEADER = " | ".join(f"{name}, ms: before, after" for name in CPU_ENGINES)
 def page(found: Document) -> Blocks:
     yield from head("Pruned detectors: shapes and time", found)
     yield """\
-Random weights by magnitude among layers built alike; trained ones as `edgekd prune` does by default, by
-training images. 640 x 640 pixels, 5 classes, widths in multiples of 16. Seconds: of pruning, from file to file.
+Random weights by magnitude among layers built alike, without a refit; trained ones as `edgekd prune` does by default,
+by training images. 640 x 640 pixels, 5 classes, widths in multiples of 16. Seconds: of pruning, from file to file.
 Milliseconds: median of a frame from letterbox to boxes, both graphs interleaved, on this machine's CPU."""
     yield table(
         f"detector | goal | parameters | multiply-adds | seconds | {TIMES_HEADER}",
