@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -50,12 +52,26 @@ def conv_pair(
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Return what ONNX Runtime computes, node by node as written. feeds: for `conv_pair` the same noise by default."""
+    noise = {"x": np.random.default_rng(1).normal(0, 1, [1, CHANNELS, 6, 6]).astype(np.float32)}
+    output: np.ndarray = _session(model).run(None, feeds or noise)[0]
+    return output
+
+
+def every_value(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the inputs and every float value that ONNX Runtime computes in a Q/DQ graph as written, by name."""
+    model = onnx.load(path)
+    known = {output.name for output in model.graph.output}
+    tensors = [name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.output]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    session = _session(model)
+    names = [output.name for output in session.get_outputs()]
+    return {**feeds, **dict(zip(names, session.run(names, feeds), strict=True))}
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    noise = {"x": np.random.default_rng(1).normal(0, 1, [1, CHANNELS, 6, 6]).astype(np.float32)}
-    output: np.ndarray = session.run(None, feeds or noise)[0]
-    return output
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def int8_constants(model: onnx.ModelProto) -> list[str]:

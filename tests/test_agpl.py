@@ -59,6 +59,10 @@ epochs = 1
 batch = 4
 [[steps]]
 kind = "quantize"
+[[steps]]
+kind = "quant_aware_distill"
+epochs = 1
+batch = 4
 """
 
 
@@ -103,7 +107,7 @@ def test_the_extra_for_torchvision_installs_no_agpl_package() -> None:
 
 
 @pytest.mark.slow
-def test_no_agpl_package_is_needed_to_prune_recover_distill_and_quantize(tiny_data: Path, tmp_path: Path) -> None:
+def test_no_agpl_package_is_needed_to_compress_and_train_a_detector(tiny_data: Path, tmp_path: Path) -> None:
     from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network
 
     torch.manual_seed(0)
@@ -119,4 +123,5 @@ def test_no_agpl_package_is_needed_to_prune_recover_distill_and_quantize(tiny_da
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     ledger = json.loads((tmp_path / "out" / "ledger.json").read_bytes())
-    assert {"prune", "recover", "distill", "quantize"} <= {stage["name"] for stage in ledger["stages"]}
+    steps = {"prune", "recover", "distill", "quantize", "quant_aware_distill"}
+    assert steps <= {stage["name"] for stage in ledger["stages"]}

@@ -28,8 +28,8 @@ REMEDY = "lower learning_rate"
 class CompressedDetector:
     """A detector to recover, on the device where it is trained.
 
-    network: its module, all of whose weights are trained; outputs: of a batch, as of `Predict`; size: height and width
-    of its frames in pixels.
+    network: its module, whose parameters with gradients are trained; outputs: of a batch, as of `Predict`; size: height
+    and width of its frames in pixels.
     """
 
     network: torch.nn.Module
@@ -67,7 +67,7 @@ def recover(
 
     with fitting_batches():
         records = cached_predictions(original, samples, student.size, cache, step.max_cache_bytes, progress)
-        training = Recovery(student.network.requires_grad_(True), predict, records, step)
+        training = Recovery(student.network, predict, records, step)
         if (kept := read_state(state, place)) is not None:
             training.restore(kept)
 

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from once import once
+from qdq_models import every_value
 
 from edgekd.compress.quantization.qdq import QdqConvolution, read_layers, write_layers
 from edgekd.compress.quantization.quantize import quantize
@@ -33,13 +34,14 @@ torch = pytest.importorskip("torch")
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 from edgekd.compress.distillation.recovery import total_loss  # noqa: E402
+from edgekd.compress.quantization.fake_quant_network import trained_layers  # noqa: E402
 from edgekd.detectors.results import TrainingRun  # noqa: E402
 from edgekd.detectors.ultralytics.loop import ultralytics_label  # noqa: E402
 from edgekd.detectors.ultralytics.quant_aware import (  # noqa: E402
     distill_quantized,
     float_network,
+    module_of,
     quantized_network,
-    trained_layers,
 )
 
 pytestmark = pytest.mark.filterwarnings(
@@ -123,14 +125,8 @@ def student_of(made: Made, learned: bool = False) -> Any:
 @pytest.fixture(scope="module")
 def computed(made: Made) -> tuple[Any, dict[str, np.ndarray]]:
     """The quantized graph, and every float value in it for one frame."""
-    model = onnx.load(made.graph)
-    watched = onnx.load(made.graph)
-    tensors = [name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.output]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name != "output0")
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
     frame = np.random.default_rng(0).uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
-    return Graph(model), dict(zip(names, session.run(names, {"images": frame}), strict=True))
+    return Graph(onnx.load(made.graph)), every_value(made.graph, {"images": frame})
 
 
 def assert_same(layer: Any, given: np.ndarray, wanted: np.ndarray) -> None:
@@ -145,7 +141,7 @@ def test_each_layer_computes_what_the_graph_computes(made: Made, computed: tuple
     student, (graph, values) = student_of(made), computed
     for layer in read_layers(made.graph):
         node = next(node for node in graph.nodes if node.name == layer.node)
-        module = student.get_submodule(layer.parameter.removesuffix(".weight"))
+        module = student.get_submodule(module_of(layer))
         assert_same(module, values[node.input[0]], values[node.output[0]])
 
 
@@ -179,7 +175,7 @@ def test_the_whole_student_is_much_nearer_to_the_graph_than_the_float_network(ma
 
 def test_a_student_that_has_learned_nothing_gives_the_graph_back(made: Made, tmp_path: Path) -> None:
     layers = read_layers(made.graph)
-    write_layers(made.graph, tmp_path / "same.onnx", trained_layers(student_of(made), layers))
+    write_layers(made.graph, tmp_path / "same.onnx", trained_layers(student_of(made), layers, module_of))
     for before, after in zip(layers, read_layers(tmp_path / "same.onnx"), strict=True):
         assert np.allclose(before.values, after.values, rtol=1e-3)  # float layers are stored in half precision
         assert before.scales is None or np.array_equal(before.weights, after.weights)

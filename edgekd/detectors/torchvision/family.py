@@ -28,4 +28,5 @@ FAMILY = Family(
     prune=Imported(f"{_HERE}.prune:prune_detector", _PRUNES, _EXTRA),
     scan=Imported(f"{_HERE}.prune:scan_detector", _PRUNES, _EXTRA),
     recover=Imported(f"{_HERE}.recover:recover_detector", _TRAINS, _EXTRA),
+    quant_aware_distill=Imported(f"{_HERE}.quant_aware:distill_quantized", _TRAINS, _EXTRA),
 )

@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
-from edgekd.compress.steps import Prune, Recover
+from edgekd.compress.steps import Prune, QuantAwareDistill, Recover
 from edgekd.core.detection.checked_spec import checked_spec
 from edgekd.core.detection.types import DetectorSpec, Head, Preprocess
 from edgekd.core.errors import SpecError, did_you_mean, first_line
@@ -69,7 +69,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
             if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(weight, torch.Tensor):
                 _resize(layer, weight.shape)
 
-    def require_own_size(self, step: Prune | Recover) -> None:
+    def require_own_size(self, step: Prune | Recover | QuantAwareDistill) -> None:
         """Raise SpecError for a step with images of another size than the network's, for which its anchors are."""
         height, width = self.image_size
         if step.image_size and (step.image_size, step.image_size) != self.image_size:

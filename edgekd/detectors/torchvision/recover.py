@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekd.compress.steps import Recover
+from edgekd.compress.steps import QuantAwareDistill, Recover
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.recovery import CompressedDetector, recover
 from edgekd.detectors.results import TrainingRun
 from edgekd.detectors.torch_support import one_device
 from edgekd.detectors.torchvision.detector import TorchvisionDetector
-from edgekd.detectors.torchvision.network import save_network
+from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network
 
 
 def recover_detector(
@@ -30,11 +30,21 @@ def recover_detector(
     Arguments: `Family.recover`. Of several anchors at a place the most certain one is trained, as in distillation.
     Raises SpecError for a teacher whose classes or strides are not the detector's.
     """
-    network = TorchvisionDetector(checkpoint).network()
-    network.require_own_size(step)
-    network.eval().to(one_device(device))  # batch norms keep their statistics
-    strides = tuple(map(float, network.strides))
-    student = CompressedDetector(network, network.features, network.classes, strides, network.image_size)
+    network = TorchvisionDetector(checkpoint).network().requires_grad_(True)
+    student = compressed(network, step, device)
     run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
     save_network(network.cpu(), out)
     return run
+
+
+def compressed(
+    network: TorchvisionNetwork, step: Recover | QuantAwareDistill, device: str | None
+) -> CompressedDetector:
+    """Return a network as a detector to recover, moved to a device.
+
+    Raises SpecError for a step with images of another size.
+    """
+    network.require_own_size(step)
+    network.eval().to(one_device(device))  # batch norms keep their statistics
+    strides = tuple(map(float, network.strides))
+    return CompressedDetector(network, network.features, network.classes, strides, network.image_size)

@@ -38,7 +38,7 @@ def recover_detector(
     classes or strides are not the detector's.
     """
     network, train_args = unfused_network(checkpoint, trust)
-    student = compressed(network, step, train_args.get("imgsz"), device)
+    student = compressed(network.requires_grad_(True), step, train_args.get("imgsz"), device)
     with quiet():
         run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
     drop_hooks(network.eval().cpu())
