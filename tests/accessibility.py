@@ -1,4 +1,4 @@
-"""Accessibility of pages: the rules of axe-core, in a real browser."""
+"""Accessibility of pages, in a real browser: the rules of axe-core, and what they do not cover."""
 
 from __future__ import annotations
 
@@ -8,10 +8,28 @@ from typing import Any
 SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 # Material for MkDocs adds a navigation without a name beside each block of code; a screen reader reads its buttons.
 OPTIONS: dict[str, Any] = {"resultTypes": ["violations"], "rules": {"landmark-unique": {"enabled": False}}}
+# Letters fill neither the height nor the sides of their box: two that share a pixel or two are told apart.
+OVERLAPS = """Array.from(document.querySelectorAll('svg')).flatMap(chart => {
+    const box = label => [label.textContent, label.getBoundingClientRect()];
+    const labels = Array.from(chart.querySelectorAll('text.tick'), box);
+    return labels.flatMap(([one, a], at) => labels.slice(at + 1)
+        .filter(([, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+            && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+        .map(([other]) => `${one} / ${other}`));
+})"""
+
+
+def overlaps(page: Any) -> list[str]:
+    """Return the pairs of labels of a chart that cover each other."""
+    found: list[str] = page.evaluate(OVERLAPS)
+    return found
 
 
 def violations(page: Any) -> list[str]:
-    """Return what axe-core finds on a page, and where it is too wide: light and dark, on a phone and on a desk."""
+    """Return what axe-core finds on a page, where it is too wide, and labels of charts that overlap.
+
+    Light and dark, on a phone and on a desk.
+    """
     from axe_playwright_python.sync_playwright import Axe
 
     found = []
@@ -20,8 +38,10 @@ def violations(page: Any) -> list[str]:
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=scheme)
             page.reload()
+            page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
             if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 found.append(f"{name}, {scheme}: wider than the screen")
+            found += [f"{name}, {scheme}: labels overlap: {pair}" for pair in overlaps(page)]
             for rule in Axe().run(page, options=OPTIONS).response["violations"]:
                 nodes = [node["html"][:200] for node in rule["nodes"][:3]]
                 found.append(f"{name}, {scheme}: {rule['id']}: {rule['help']}: {json.dumps(nodes)}")

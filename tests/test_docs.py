@@ -195,6 +195,14 @@ def test_the_targets_page_explains_every_key_of_a_target() -> None:
             assert f"`{entry.name}`" in page or f"power.{entry.name}" in page, entry.name
 
 
+def test_the_page_of_installation_has_every_extra() -> None:
+    extras = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    page = (DOCS / "getting-started" / "install.md").read_text("utf-8")
+    table = page.partition("\n## Extras\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert sorted(listed) == sorted(extras)
+
+
 def test_the_page_of_the_source_layout_names_every_folder_of_the_package() -> None:
     page = (DOCS / "concepts" / "source-layout.md").read_text("utf-8")
     for module in (ROOT / "edgekd").rglob("__init__.py"):
