@@ -1,4 +1,4 @@
-"""For tests that ask for no steady numbers: each graph is timed for few frames, and a tenth of the seconds.
+"""For tests that ask for no steady numbers: each graph is timed for few frames after fewer, and a tenth of the seconds.
 
 `local` is ONNX Runtime, which loads a graph in a tenth of OpenVINO's time; tests of OpenVINO name it.
 """
@@ -7,5 +7,5 @@ from edgekd.core.benchmark import benchmark_interleaved
 from edgekd.deploy.devices import local
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-benchmark_interleaved.__kwdefaults__.update(min_seconds=0.2, min_iterations=20)
+benchmark_interleaved.__kwdefaults__.update(min_seconds=0.2, min_iterations=20, warmup=3)
 local.OPENVINO_CPU = ONNXRUNTIME_CPU
