@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -21,6 +22,67 @@ head:
   - [4, 1, Conv, [32, 1, 1]]
   - [[5, 6, 7], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 1, 64]]
 """
+BLOCKS = """nc: {classes}
+backbone:
+  - [-1, 1, HGStem, [8, 16]]
+  - [-1, 2, HGBlock, [8, 32, 3]]
+  - [-1, 1, DWConv, [32, 3, 2, 1, False]]
+  - [-1, 2, HGBlock, [16, 48, 3]]
+  - [-1, 1, DWConv, [48, 3, 2, 1, False]]
+  - [-1, 2, HGBlock, [16, 64, 5, True, False]]
+  - [-1, 2, HGBlock, [16, 64, 5, True, True]]
+  - [-1, 1, DWConv, [64, 3, 2, 1, False]]
+  - [-1, 2, HGBlock, [24, 64, 5, True, False]]
+head:
+  - [-1, 1, Conv, [32, 1, 1, None, 1, 1, False]]
+  - [-1, 1, AIFI, [64, 4]]
+  - [-1, 1, Conv, [32, 1, 1]]
+  - [-1, 1, nn.Upsample, [None, 2, "nearest"]]
+  - [6, 1, Conv, [32, 1, 1, None, 1, 1, False]]
+  - [[-2, -1], 1, Concat, [1]]
+  - [-1, 2, RepC3, [32]]
+  - [-1, 1, Conv, [32, 1, 1]]
+  - [-1, 1, nn.Upsample, [None, 2, "nearest"]]
+  - [3, 1, Conv, [32, 1, 1, None, 1, 1, False]]
+  - [[-2, -1], 1, Concat, [1]]
+  - [-1, 2, RepC3, [32]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [[-1, 16], 1, Concat, [1]]
+  - [-1, 2, RepC3, [32]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [[-1, 11], 1, Concat, [1]]
+  - [-1, 2, RepC3, [32]]
+  - [[20, 23, 26], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 2, 64]]
+"""
+"""The layers of rtdetr-l, with fewer of them and fewer channels."""
+
+
+def write_sure(
+    path: Path, frames: Any, layers: str = LAYERS, classes: Sequence[str] = ("red", "green"), noise: float = 0.0
+) -> Path:
+    """Write a checkpoint of one with these layers that is sure of something here and there.
+
+    frames: float32 [b, 3, side, side], to which batch norms are fitted; noise: share by which weights are disturbed.
+    """
+    description = path.with_suffix(".yaml")
+    description.write_text(layers.format(classes=len(classes)), "ascii")
+    torch.manual_seed(0)
+    network = RTDETRDetectionModel(str(description), nc=len(classes), verbose=False)
+    network.names = dict(enumerate(classes))
+    head = network.model[-1]
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network.train()(frames)
+        for scores in (head.enc_score_head, *head.dec_score_head):
+            scores.weight.normal_(0, 0.3)
+            scores.bias.fill_(-1)
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight += noise * layer.weight.std() * torch.randn_like(layer.weight)
+    torch.save({"model": network.eval(), "train_args": {"imgsz": frames.shape[-1]}}, path)
+    return path
 
 
 def write_rtdetr(path: Path, classes: Sequence[str], side: int) -> Path:

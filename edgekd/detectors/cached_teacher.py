@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgekd.compress.distillation.anchors import Grid
 from edgekd.compress.distillation.loss_terms import DetectorFeatures, Predictions
 from edgekd.compress.distillation.prediction_cache import (
     MAPS,
+    MAX_BOX_ANCHORS,
     VIEWS,
     BranchShape,
     object_record_type,
@@ -24,7 +26,6 @@ from edgekd.compress.distillation.prediction_cache import (
 from edgekd.compress.distillation.recovery import kept_maps, mean_predictions, mirror
 from edgekd.compress.distillation.teacher_objects import distinct_objects, predicted_boxes
 from edgekd.core.detection.preprocess import Placement, letterbox, to_frame
-from edgekd.core.detection.types import Preprocess
 from edgekd.core.errors import SpecError
 from edgekd.core.progress import Progress
 from edgekd.data.images import Image, ReadableImages
@@ -42,7 +43,7 @@ def cached_predictions(
     """Return a teacher's predictions and maps for images and their mirror images: records of a `prediction_cache`.
 
     Args:
-        size: Height and width of the frames.
+        size: Height and width of the frames, which are else the teacher's own.
         cache: The file, whose name follows from teacher, images and size.
         limit: Most bytes of all caches in its folder.
 
@@ -51,15 +52,18 @@ def cached_predictions(
     teacher.to(memory_format=torch.channels_last)
     blank = _features(teacher, np.zeros((1, 3, *size), np.float32))
     if not blank.branches:
-        raise SpecError("recover: the teacher predicts without anchors", expected="a detector with a grid of anchors")
-    shapes = {name: _shape(each) for name, each in blank.branches.items()}
+        expected = "a detector of the student's own family"
+        raise SpecError("recover: the teacher has no feature maps, and gives objects alone", expected=expected)
+    queries = blank.objects is not None
+    preprocess = replace(teacher.preprocess, height=size[0], width=size[1])
+    shapes = {name: _shape(each, every_box=queries) for name, each in blank.branches.items()}
     kind = record_type(*size, shapes, [each.shape[1:] for each in kept_maps(blank)])
 
     positions = {sample: index for index, sample in enumerate(samples)}
 
     def compute(first: int) -> Iterator[Any]:
         for chunk in _chunks(samples[first:], progress):
-            frames = np.concatenate([letterbox(image, Preprocess(*size))[0] for _, image in chunk])
+            frames = np.concatenate([letterbox(image, preprocess)[0] for _, image in chunk])
             features = _features(teacher, np.concatenate([frames, frames[..., ::-1]]))
             views = {name: _views(name, each, features.grid) for name, each in features.branches.items()}
             maps = [torch.stack(each.cpu().chunk(VIEWS)) for each in kept_maps(features)]
@@ -146,9 +150,10 @@ def _views(branch: str, predictions: Predictions, grid: Grid) -> Predictions:
     return Predictions(torch.stack([first.scores, second.scores]), torch.stack([first.boxes, second.boxes]))
 
 
-def _shape(predictions: Predictions) -> BranchShape:
+def _shape(predictions: Predictions, *, every_box: bool) -> BranchShape:
     _, classes, anchors = predictions.scores.shape
-    return BranchShape(classes, predictions.boxes.shape[1], anchors)
+    boxes = anchors if every_box else min(anchors, MAX_BOX_ANCHORS)
+    return BranchShape(classes, predictions.boxes.shape[1], anchors, boxes)
 
 
 def _record(

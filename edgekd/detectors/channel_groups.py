@@ -226,7 +226,7 @@ def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[
 def _unsupported(found: str) -> CompressError:
     return CompressError(
         "pruning: the coupling of channels in this network cannot be followed",
-        expected="blocks such as YOLOv8, YOLO11, YOLO26 and torchvision's detectors have",
+        expected="blocks such as YOLOv8, YOLO11, YOLO26, RT-DETR and torchvision's detectors have",
         found=found,
         fix="leave pruning out, and take a smaller model or fewer bits",
     )

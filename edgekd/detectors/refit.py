@@ -18,6 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgekd.compress.distillation.anchors import Grid, inside
+from edgekd.compress.distillation.loss_terms import DetectorFeatures
+from edgekd.compress.distillation.teacher_objects import predicted_boxes
 from edgekd.compress.least_squares import LeastSquares, Window, patches
 from edgekd.core.errors import CompressError
 from edgekd.core.progress import SILENT, Progress
@@ -95,9 +98,12 @@ def refit(
 def object_certainty(teacher: Teacher, frames: torch.Tensor) -> torch.Tensor:
     """Return the largest class probability around each cell of a detector's finest grid, [b, 1, h, w].
 
-    The maximum of 3 x 3 cells of every level, so that what surrounds an object counts, too.
+    The maximum of 3 x 3 cells of every level, so that what surrounds an object counts, too; without anchors that of the
+    boxes around the cell.
     """
     features = teacher(frames)
+    if features.objects is not None:
+        return _certainty_in_boxes(features)
     scores = list(features.branches.values())[-1].scores.amax(1, keepdim=True).sigmoid()
     sizes = features.grid.sizes
     levels = scores.split([height * width for height, width in sizes], 2)
@@ -106,6 +112,17 @@ def object_certainty(teacher: Teacher, frames: torch.Tensor) -> torch.Tensor:
         for level, size in zip(levels, sizes, strict=True)
     ]
     return torch.stack(maps).amax(0)
+
+
+def _certainty_in_boxes(features: DetectorFeatures) -> torch.Tensor:
+    """Return the largest class probability of the boxes around each cell of the finest grid, [b, 1, h, w]."""
+    grid, found = features.grid, predicted_boxes(features)
+    points, _ = Grid(grid.sizes[:1], grid.strides[:1]).points(found.boxes.device)
+    maps = [
+        (inside(points, boxes.T) * scores.amax(0).sigmoid()[:, None]).amax(0).view(1, *grid.sizes[0])
+        for boxes, scores in zip(found.boxes, found.scores, strict=True)
+    ]
+    return torch.stack(maps)
 
 
 def _layers_run(network: Any, frame: torch.Tensor) -> dict[str, _Layer]:

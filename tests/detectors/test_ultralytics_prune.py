@@ -96,7 +96,7 @@ def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path)
         for name, groups in traced._groups.items():
             gone[name] = groups[0].channels // 4
             for group in groups:
-                _silence(group, gone[name], layers)
+                silence(group, gone[name], layers)
         frames = torch.rand(2, 3, SIDE, SIDE)
         wanted = output(network, frames)
         traced.remove(gone)
@@ -106,7 +106,7 @@ def test_channels_that_do_nothing_go_without_a_trace(model: str, tmp_path: Path)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def _silence(group: Any, count: int, layers: dict[str, Any]) -> None:
+def silence(group: Any, count: int, layers: dict[str, Any]) -> None:
     """The first channels of a group read with weights of zero, and written with zeros, batch norm included."""
     for name, writes, own, roots in group.parts:
         silent = [channel for channel, root in zip(own, roots, strict=True) if root < count]

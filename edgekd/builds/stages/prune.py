@@ -64,7 +64,7 @@ class SensitivityResult(StageResult):
     units: Mapping[str, tuple[float, ...]]
 
 
-_TOOLS = ("numpy", "torch", "torch-pruning", "torchvision", "ultralytics")
+_TOOLS = ("numpy", "scipy", "torch", "torch-pruning", "torchvision", "ultralytics")
 PRUNE = StageKind("prune", 7, PruneResult, _TOOLS)
 SENSITIVITY = StageKind("sensitivity", 3, SensitivityResult, _TOOLS)
 

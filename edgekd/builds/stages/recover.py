@@ -55,7 +55,7 @@ class TrainedResult(QuantizedResult):
         return training_summary(self.epochs, self.updates, self.losses)
 
 
-TOOLS = ("numpy", "opencv-python-headless", "torch", "torchvision", "ultralytics")
+TOOLS = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "ultralytics")
 """Libraries on whose versions predictions and trainings depend."""
 RECOVER = StageKind("recover", 2, RecoverResult, TOOLS)
 QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 5, TrainedResult, (*TOOLS, "onnx"))

@@ -53,7 +53,7 @@ class DistillResult(StageResult):
         return f"{sizes}; epochs: {self.epochs}, weight updates: {self.updates}"
 
 
-DISTILL = StageKind("distill", 8, DistillResult, ("numpy", "torch", "torchvision", "ultralytics"))
+DISTILL = StageKind("distill", 8, DistillResult, ("numpy", "scipy", "torch", "torchvision", "ultralytics"))
 
 
 def student_file(step: Distill) -> str:

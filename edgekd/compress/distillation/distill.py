@@ -8,7 +8,7 @@ level     compared                        function
 neuron    activation pattern of a channel pattern_loss
 layer     spatial attention of a layer    attention_loss
 feature   the maps themselves             feature_loss, correlation_loss, channel_loss
-task      classes and boxes               class_loss, box_loss, overlap_loss, distribution_loss
+task      classes and boxes               class_loss, box_loss, overlap_loss, distribution_loss, query_box_loss
 relation  distances between objects       relation_loss
 """
 
@@ -22,6 +22,10 @@ from torch.nn import functional
 Maps = Sequence[torch.Tensor]
 BOX_TEMPERATURE = 10.0
 """Temperature of the distributions of box sides: as in LD."""
+QUERY_DISTANCE_WEIGHT = 5.0
+"""Weight of the distance of a query's box: as in DETR."""
+QUERY_OVERLAP_WEIGHT = 2.0
+"""Weight of the overlap of a query's box: as in DETR."""
 
 
 def certainty(teacher: torch.Tensor) -> torch.Tensor:
@@ -189,10 +193,37 @@ def overlap_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Ten
     Arguments as for `box_loss`. Weighted by the teacher's certainty it is the box loss of BCKD, with GIoU in place of
     IoU, whose gradient does not vanish for boxes that are off their anchor.
     """
-    common, union = overlaps(student, teacher)
-    around = _area(torch.maximum(student, teacher))
-    overlap = common / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
-    return ((1 - overlap) * weight).sum() / _mass(weight)
+    return ((1 - generalized_iou(student, teacher)) * weight).sum() / _mass(weight)
+
+
+def generalized_iou(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the GIoU, -1 to 1, [b, ...], of boxes at the same points, given by sides [b, 4, ...]."""
+    common, union = overlaps(ours, theirs)
+    around = _area(torch.maximum(ours, theirs))
+    return common / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
+
+
+def query_box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean distance of the boxes of queries, 0 or more: `query_box_distance` of each pair.
+
+    student, teacher: float32 [b, 4, queries]; weight: float32 [b, queries].
+    """
+    return (query_box_distance(student, teacher) * weight).sum() / _mass(weight)
+
+
+def query_box_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the distance [b, ...] of boxes [b, 4, ...]: middle x and y, width and height as shares of the frame.
+
+    5 |b_s - b_t| + 2 (1 - GIoU), as DETR compares boxes with labels: Carion and others, arXiv 2005.12872.
+    """
+    overlap = generalized_iou(*(_sides_from_origin(boxes) for boxes in (ours, theirs)))
+    return QUERY_DISTANCE_WEIGHT * (ours - theirs).abs().sum(dim=1) + QUERY_OVERLAP_WEIGHT * (1 - overlap)
+
+
+def _sides_from_origin(boxes: torch.Tensor) -> torch.Tensor:
+    """Return the distances of the sides of boxes [b, 4, ...] from the frame's corner at 0, as from an anchor."""
+    middle, half = boxes[:, :2], boxes[:, 2:] / 2
+    return torch.cat([half - middle, middle + half], dim=1)
 
 
 def overlaps(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ Composed of the pure losses in `distill.py`, for any training loop. A loop that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -31,6 +32,8 @@ ASSIGN_TOPK = 10
 """Most anchors that each of them is assigned to, as many as labels are; in a one-to-one branch it is one."""
 MIN_PROBABILITY = 1e-6
 """Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
+MATCH_CLASS_WEIGHT = 2.0
+"""Weight of the distance of class probabilities where queries are matched: as in DETR."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class DetectorFeatures:
 
     neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
     each of them, of about the same size; branches: predictions of its heads, `one2many` and, where there is one,
-    `one2one`; objects: predictions of a head without anchors instead, as of `assign_objects`.
+    `one2one`; objects: predictions of a head without anchors instead, with boxes as of `assign_objects`. Its branches
+    are its layers in their order, where they are known, the last one with the objects.
     """
 
     grid: Grid
@@ -139,12 +143,13 @@ class DistillationTerms:
         """Return the losses whose weight in the stage is not 0.
 
         branch_weights: how much the labels count in each branch, where that differs; so much count the losses there.
+        A student without anchors has losses beside a teacher's objects, none of them at anchors.
         """
         teacher = _nearest_maps(student.grid, teacher)
         grid = teacher.grid if teacher.objects is None else student.grid
         index = nearest_anchors(student.grid, grid, student.neck[0].device)
         pairs = self._pairs(student, teacher, index, self._step.alpha if stage.adaptive else "off")
-        first = pairs["one2many"]
+        first = pairs["one2many"] if student.objects is None else list(pairs.values())[-1]
         weight = first.certainty * first.share
         parts = [branch_weights.get(name, 1.0) for name in pairs]
         parts = [part / sum(parts) for part in parts]
@@ -164,7 +169,12 @@ class DistillationTerms:
                 ]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "boxes":
-                of_branches = [_box_loss(student.grid, grid, index, each) for each in pairs.values()]
+                of_branches = [
+                    _box_loss(student.grid, grid, index, each)
+                    if student.objects is None
+                    else distill.query_box_loss(each.ours.boxes, each.theirs.boxes, each.certainty * each.share)
+                    for each in pairs.values()
+                ]
                 losses[name] = _weighted_sum(of_branches, parts)
             elif name == "features":
                 losses[name] = self._feature_loss(student, teacher, weight)
@@ -179,9 +189,13 @@ class DistillationTerms:
     def _pairs(
         self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor, reading: Reading
     ) -> dict[str, _Pair]:
-        """Return the predictions of both for the shared classes at the student's anchors, by branch."""
+        """Return the predictions of both for the shared classes at the student's anchors or queries, by branch."""
         predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
-        if teacher.objects is not None:
+        if student.objects is not None and teacher.objects is not None:
+            objects = _select_classes(teacher.objects, self._theirs)
+            matched = at_queries(objects, match_queries(list(predictions.values())[-1], objects))
+            theirs = dict.fromkeys(predictions, matched)
+        elif teacher.objects is not None:
             objects = _select_classes(teacher.objects, self._theirs)
             theirs = {
                 name: assign_objects(objects, ours, student.grid, 1 if name == "one2one" else ASSIGN_TOPK)
@@ -306,6 +320,40 @@ def _assignment(fit: torch.Tensor, overlap: torch.Tensor, topk: int) -> torch.Te
     best, index = fit.topk(min(topk, fit.shape[2]), dim=2)
     share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, index).amax(dim=2, keepdim=True)
     return torch.zeros_like(fit).scatter_(2, index, share)
+
+
+def match_queries(student: Predictions, teacher: Predictions) -> torch.Tensor:
+    """Return for each query of a student the index of the teacher's prediction that it is matched with, -1 for none.
+
+    Both have boxes as of `assign_objects`; the result is int64 [b, queries]. Matches have the least total cost, as in
+    DETR (Carion and others, arXiv 2005.12872): the distance of the boxes, and 2 sum |p_t - p_s| of the class
+    probabilities, for a teacher's are no labels. A query keeps its number through the layers of a decoder, so a match
+    of the last layer holds for all. Predictions without certainty, by which a batch's objects are padded, match none.
+    """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    with torch.no_grad():
+        ours, theirs = (each.scores.float().sigmoid().mT for each in (student, teacher))
+        distance = distill.query_box_distance(student.boxes.float()[..., None], teacher.boxes.float()[:, :, None])
+        costs = (MATCH_CLASS_WEIGHT * torch.cdist(ours, theirs, p=1.0) + distance).cpu()
+        costs = costs.nan_to_num(0.0, 0.0, 0.0)  # of a training that diverges, which its losses say
+        present = (distill.certainty(teacher.scores) > 2 * MIN_PROBABILITY).cpu()
+        index = torch.full(costs.shape[:2], -1)
+        for frame, cost in enumerate(costs):
+            known = present[frame].nonzero()[:, 0]
+            rows, columns = linear_sum_assignment(cost[:, known].numpy())
+            index[frame, torch.from_numpy(rows)] = known[torch.from_numpy(columns)]
+    return index.to(student.scores.device)
+
+
+def at_queries(teacher: Predictions, index: torch.Tensor) -> Predictions:
+    """Return the teacher's predictions in the order of the student's queries; no class is there without a match.
+
+    index: of `match_queries`.
+    """
+    place = index.clamp(min=0)[:, None]
+    scores, boxes = (each.gather(2, place.expand(-1, each.shape[1], -1)) for each in (teacher.scores, teacher.boxes))
+    return Predictions(scores.masked_fill(index[:, None] < 0, math.log(MIN_PROBABILITY)), boxes)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:

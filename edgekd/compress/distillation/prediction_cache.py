@@ -46,16 +46,15 @@ Record = Any
 
 @dataclass(frozen=True)
 class BranchShape:
-    """Numbers of the predictions of one branch of a head: `sides` is 4, or 4 * bins of distributions."""
+    """Numbers of the predictions of one branch of a head.
+
+    sides: 4, or 4 * bins of distributions; boxes: number of anchors, or queries, whose box is kept.
+    """
 
     classes: int
     sides: int
     anchors: int
-
-    @property
-    def boxes(self) -> int:
-        """Number of anchors whose box is kept."""
-        return min(MAX_BOX_ANCHORS, self.anchors)
+    boxes: int
 
 
 def map_stride(height: int, width: int) -> int:

@@ -8,7 +8,7 @@ one update of the weights; batch norms keep their statistics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,15 @@ from torch.nn import functional
 
 from edgekd.compress.distillation import distill
 from edgekd.compress.distillation.anchors import Grid
-from edgekd.compress.distillation.loss_terms import MIN_PROBABILITY, DetectorFeatures, Predictions
+from edgekd.compress.distillation.loss_terms import (
+    MIN_PROBABILITY,
+    DetectorFeatures,
+    Predictions,
+    at_queries,
+    match_queries,
+)
 from edgekd.compress.distillation.prediction_cache import MAPS, map_stride
+from edgekd.core.errors import SpecError
 
 if TYPE_CHECKING:
     from edgekd.compress.steps import QuantAwareDistill, Recover
@@ -128,6 +135,28 @@ def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Te
     return losses
 
 
+def query_losses(student: Mapping[str, Predictions], teacher: Mapping[str, Target]) -> dict[str, torch.Tensor]:
+    """Return the losses of a head without anchors, of classes and of boxes: means over its layers.
+
+    The queries of the last layer are matched, and all layers compared with the same ones of the teacher.
+    """
+    theirs = {name: _in_order(teacher[name]) for name in student}
+    last = list(student)[-1]
+    index = match_queries(student[last], theirs[last])
+    pairs = [(student[name], at_queries(theirs[name], index)) for name in student]
+    boxes = [distill.query_box_loss(one.boxes, other.boxes, distill.certainty(other.scores)) for one, other in pairs]
+    return {
+        "classes": distill.mean([distill.class_loss(one.scores, other.scores) for one, other in pairs]),
+        "boxes": distill.mean(boxes),
+    }
+
+
+def _in_order(target: Target) -> Predictions:
+    """Return a target whose boxes are all known as predictions in the order of its scores."""
+    index = target.anchors[:, None].expand(-1, target.boxes.shape[1], -1)
+    return Predictions(target.scores, torch.zeros_like(target.boxes).scatter(2, index, target.boxes))
+
+
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the weighted sum of losses."""
     weights = {"distributions": DISTRIBUTION_WEIGHT, "features": FEATURE_WEIGHT}
@@ -200,6 +229,15 @@ def rate_at(update: int, updates: int) -> float:
     return min(rising, 0.5 + 0.5 * math.cos(math.pi * update / updates))
 
 
+def _require_same_branches(student: Collection[str], teacher: Collection[str], step: str) -> None:
+    """Raise SpecError where a teacher's head lacks a branch, or a layer, of the student's."""
+    if not set(student) <= set(teacher):
+        expected, found = (", ".join(each) for each in (student, teacher))
+        raise SpecError(
+            f"{step}: the teacher has another head", expected=expected, found=found, fix="train it by a step distill"
+        )
+
+
 class Recovery:
     """Training of a network on the records of a `prediction_cache`, epoch by epoch.
 
@@ -220,8 +258,9 @@ class Recovery:
         first = np.arange(min(MATCHING_IMAGES, len(records)))
         batch = read_batch(records, first, np.zeros(len(first), bool), self._device)
         with torch.no_grad():
-            maps = kept_maps(predict(batch.frames))
-        self._matches = [match_channels(*pair) for pair in zip(maps, batch.maps, strict=True)]
+            features = predict(batch.frames)
+        _require_same_branches(features.branches, batch.targets, step.kind)
+        self._matches = [match_channels(*pair) for pair in zip(kept_maps(features), batch.maps, strict=True)]
 
     @property
     def updates(self) -> int:
@@ -272,8 +311,11 @@ class Recovery:
         """Return the losses on a batch: sums over branches, and the one of the maps."""
         features = self._predict(batch.frames)
         losses: dict[str, torch.Tensor] = {}
-        for name, predictions in features.branches.items():
-            for each, value in recovery_losses(predictions, batch.targets[name]).items():
-                losses[each] = losses.get(each, 0.0) + value
+        if features.objects is not None:
+            losses = query_losses(features.branches, batch.targets)
+        else:
+            for name, predictions in features.branches.items():
+                for each, value in recovery_losses(predictions, batch.targets[name]).items():
+                    losses[each] = losses.get(each, 0.0) + value
         losses["features"] = feature_loss(kept_maps(features), batch.maps, self._matches)
         return losses

@@ -67,6 +67,23 @@ def batch_objects(
     """
     found, rows = divmod(numbers.cpu().numpy(), MAX_OBJECTS)
     scores = torch.from_numpy(records["scores"][found, rows].astype(np.float32)).to(boxes.device)
+    return _padded(scores, boxes, images, batch)
+
+
+def detected_objects(features: DetectorFeatures) -> Predictions:
+    """Return the distinct objects of a batch as a head without anchors predicts them, from the features of any head."""
+    found, (height, width) = predicted_boxes(features), features.grid.frame
+    device, size = found.boxes.device, found.boxes.new_tensor([width, height, width, height])
+    arrays = (each.float().mT.cpu().numpy() for each in (found.scores, found.boxes))
+    frames = [tuple(map(torch.from_numpy, distinct_objects(*each))) for each in zip(*arrays, strict=True)]
+    scores, corners_of = (torch.cat(each).to(device) for each in zip(*frames, strict=True))
+    low, high = corners_of[:, :2], corners_of[:, 2:]
+    images = torch.cat([torch.full((len(boxes),), index) for index, (_, boxes) in enumerate(frames)]).to(device)
+    return _padded(scores, torch.cat([(low + high) / 2, high - low], dim=1) / size, images, len(frames))
+
+
+def _padded(scores: torch.Tensor, boxes: torch.Tensor, images: torch.Tensor, batch: int) -> Predictions:
+    """Return objects by frame. scores: [n, classes]; boxes, images, batch: as of `batch_objects`."""
     counts = torch.bincount(images, minlength=batch)
     column = torch.arange(len(images), device=boxes.device) - (counts.cumsum(0) - counts)[images]
     most = max(int(counts.max()), 1)

@@ -1,1 +1,1 @@
-"""Ultralytics detectors (YOLOv8, 11, 26; RT-DETR as teacher). Only this folder imports Ultralytics (AGPL-3.0)."""
+"""Ultralytics detectors (YOLOv3 to 26, RT-DETR). Only this folder imports Ultralytics (AGPL-3.0)."""

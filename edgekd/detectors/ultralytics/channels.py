@@ -3,6 +3,8 @@
 torch-pruning follows channels through the network, but not through blocks that compute one convolution and split its
 output in halves (C2f and those derived from it). While such a network is pruned, these blocks have a convolution for
 each half; both lose as many channels, and are joined again afterwards. The result consists of Ultralytics' own layers.
+
+Of an RT-DETR backbone and neck lose channels. Attention, decoder and embeddings keep their widths.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import nn
 from edgekd.compress.channel_elimination import Reader
 from edgekd.compress.pruning import Convolution
 from edgekd.detectors.channel_groups import Channels, convolutions_run
-from edgekd.detectors.ultralytics.upstream import C2PSA, AAttn, Attention, C2f, PSABlock
+from edgekd.detectors.ultralytics.upstream import AIFI, C2PSA, AAttn, Attention, C2f, PSABlock
 
 TRACED = 256
 """Side in pixels of the frame by which layers are followed; the groups do not depend on it."""
@@ -94,25 +96,34 @@ def channels_of(
     firsts = [name for name, _ in network.named_modules() if name.endswith(".halves.0.conv")]
     pairs = [(name, name.replace(".halves.0.conv", ".halves.1.conv")) for name in firsts]
     convolutions = convolutions_of(network, size)
-    with branches_alone(network):
+    with branches_alone(network), _encoders_skipped(network):
         frame = torch.zeros(1, 3, TRACED, TRACED)
         return Channels(network, frame, convolutions, _fixed_outputs(network), importance, pairs, readers)
 
 
 def _fixed_outputs(network: Any) -> list[Any]:
-    """List the convolutions that keep their outputs: the last of each branch, and those that attention splits."""
-    layers = [branch[level][-1] for branch in _branches(network) for level in range(len(branch))]
+    """List the convolutions that keep their outputs: the last of each branch, and those that attention splits or reads.
+
+    Attention over a whole map (AIFI) reads what the layer before it writes.
+    """
+    layers = [_convolutions_in(level)[-1] for branch in _branches(network) for level in branch]
     for module in network.modules():
         if isinstance(module, (Attention, AAttn, PSABlock)):
-            layers += [each for each in module.modules() if isinstance(each, nn.Conv2d)]
+            layers += _convolutions_in(module)
         elif isinstance(module, C2PSA):
             layers.append(module.cv1.conv)
+        elif isinstance(module, AIFI):
+            layers += _convolutions_in(network.model[module.f if module.f >= 0 else module.i + module.f])
     return layers
 
 
+def _convolutions_in(module: Any) -> list[Any]:
+    return [each for each in module.modules() if isinstance(each, nn.Conv2d)]
+
+
 def _branches(network: Any) -> list[Any]:
-    """List the head's branches: of boxes and of classes, once or twice."""
-    names = ("cv2", "cv3", "one2one_cv2", "one2one_cv3")
+    """List the head's branches: of boxes and of classes, once or twice, or the projections that a decoder reads."""
+    names = ("cv2", "cv3", "one2one_cv2", "one2one_cv3", "input_proj")
     return [branch for name in names if (branch := getattr(network.model[-1], name, None)) is not None]
 
 
@@ -121,17 +132,29 @@ def branches_alone(network: Any) -> Iterator[None]:
     """Have the head run its branches and decode nothing. A second branch then reads the same maps as the first one,
     to which in training it would not hand gradients.
     """
-    network.model[-1].forward = lambda maps: [
+    network.model[-1].forward = lambda maps, batch=None: [
         branch[level](each) for branch in _branches(network) for level, each in enumerate(maps)
     ]
     yield
     del network.model[-1].forward
 
 
+@contextmanager
+def _encoders_skipped(network: Any) -> Iterator[None]:
+    """Have attention over whole maps pass its input on: what it computes cannot be followed, and keeps its widths."""
+    encoders = [each for each in network.modules() if isinstance(each, AIFI)]
+    for each in encoders:
+        each.forward = lambda maps: maps
+    yield
+    for each in encoders:
+        del each.forward
+
+
 def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolution]:
     """Return a network's convolutions by name, for frames of `size`; those that a camera skips have no positions."""
-    shipped_names = ("one2one_cv2", "one2one_cv3") if network.model[-1].end2end else ("cv2", "cv3")
-    shipped = {id(getattr(network.model[-1], name)) for name in shipped_names}
+    head = network.model[-1]
+    names = ("one2one_cv2", "one2one_cv3") if getattr(head, "end2end", False) else ("cv2", "cv3", "input_proj")
+    shipped = {id(getattr(head, name, None)) for name in names}
     skipped = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
     with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))

@@ -34,7 +34,9 @@ _EXPORTED = {
     _MASKS: ("Segment", "Segment26"),
     _TRANSFORMER: ("RTDETRDecoder",),
 }
-"""Models by class, with the classes of their last layers. Only detectors of boxes at anchors are trained."""
+"""Models by class, with the classes of their last layers."""
+STUDENTS = {**_TRAINED, _TRANSFORMER: _EXPORTED[_TRANSFORMER]}
+"""Those that are distilled, pruned and recovered. Only detectors of boxes at anchors are quantized by training."""
 _ONE_TO_ONE = "one2one_"
 """Prefix of the names of layers in the branch of a head that gives one box for each object."""
 DEFAULT_SIDE = 640
@@ -107,9 +109,9 @@ class UltralyticsDetector:
             return joined(found.numpy(), prototypes.numpy())
         return np.asarray(prediction.numpy())
 
-    def network(self) -> tuple[Any, Mapping[str, Any]]:
-        """Return the network, which predicts boxes at anchors, and the arguments of its training. Raises SpecError."""
-        return self._checked(_TRAINED)
+    def network(self, kinds: Mapping[str, Sequence[str]] = _TRAINED) -> tuple[Any, Mapping[str, Any]]:
+        """Return the network, and the arguments of its training. Raises SpecError. kinds: of `require_box_detector`."""
+        return self._checked(kinds)
 
     def _checked(self, kinds: Mapping[str, Sequence[str]]) -> tuple[Any, Mapping[str, Any]]:
         model_classes(self.path)
@@ -194,9 +196,14 @@ def _join_outputs(graph: Path, path: Path) -> Masks:
     return masks
 
 
-def unfused_network(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any]]:
-    """Return a network that can be trained, and the arguments of its training. Raises SpecError."""
-    network, train_args = UltralyticsDetector(checkpoint, trust).network()
+def unfused_network(
+    checkpoint: Path, trust: bool, kinds: Mapping[str, Sequence[str]] = _TRAINED
+) -> tuple[Any, dict[str, Any]]:
+    """Return a network that can be trained, and the arguments of its training. Raises SpecError.
+
+    kinds: of `require_box_detector`.
+    """
+    network, train_args = UltralyticsDetector(checkpoint, trust).network(kinds)
     if network.is_fused():
         raise SpecError(f"{checkpoint}: batch norms are folded in", fix="pass the checkpoint that was trained")
     return network, dict(train_args)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from edgekd.compress.distillation import text
 from edgekd.compress.distillation.gradient_conflict import projector
@@ -44,18 +43,24 @@ from edgekd.detectors.torch_support import (
     write_content,
 )
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
-from edgekd.detectors.ultralytics.detector import HEADS, class_names, unfused_network
+from edgekd.detectors.ultralytics.classes import with_classes
+from edgekd.detectors.ultralytics.detector import STUDENTS, is_transformer, unfused_network
 from edgekd.detectors.ultralytics.features import tap_points
 from edgekd.detectors.ultralytics.loop import Batches, Loop, base_settings, quiet, ultralytics_label
-from edgekd.detectors.ultralytics.loss import WEIGHT_PREFIX, StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics.loss import WEIGHT_PREFIX, StudentLesson, StudentLoss, install_loss
 from edgekd.detectors.ultralytics.objects import labels_with_objects
-from edgekd.detectors.ultralytics.upstream import RANK, DetectionModel, init_seeds, unwrap_model, yaml_model_load
+from edgekd.detectors.ultralytics.upstream import (
+    RANK,
+    DetectionModel,
+    RTDETRDetectionModel,
+    init_seeds,
+    unwrap_model,
+    yaml_model_load,
+)
 from edgekd.graph.runtimes.types import import_problem
 
 EPOCHS_SEED = 1009
 """Distance between the seeds of two epochs: more than there are processes."""
-UNKNOWN_CLASS_LOGIT = -4.6
-"""Initial logit of a class that a student's checkpoint does not have: a probability of 1 %."""
 
 
 def distill_student(
@@ -89,6 +94,9 @@ def distill_student(
     frames_of_teacher = network_of_teacher.preprocess
     step = replace(step, image_size=step.image_size or max(frames_of_teacher.height, frames_of_teacher.width))
     network = student_network(step, dataset.classes, trust)
+    if is_transformer(network):
+        _require_no_anchors(step)
+        step = replace(step, amp=False)  # half precision would round boxes: see `full_precision`
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
     taps = tap_points(trained)
@@ -145,6 +153,24 @@ def _require_one_process(step: Distill, device: str | None) -> None:
             raise SpecError(f"distill: {name} is for one GPU", found=f"device {device}", fix=fix)
 
 
+def _require_no_anchors(step: Distill) -> None:
+    """Raise SpecError for a setting by which an RT-DETR cannot be trained: it compares what lies at anchors."""
+    weights = [stage.weights for stage in step.stages]
+    for name, given, fix in (
+        ("relations", any(each.relations for each in weights), "leave it out"),
+        (
+            'features = "weighted"',
+            step.features == "weighted" and any(each.features for each in weights),
+            'features = "correlation" or "channels"',
+        ),
+        ("text", bool(step.text), "leave it out"),
+        ("unlabelled", step.unlabelled is not None, "leave it out"),
+    ):
+        if given:
+            expected = "a student with anchors, such as a YOLO"
+            raise SpecError(f"distill: {name}", expected=expected, found="an RT-DETR as student", fix=fix)
+
+
 def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any:
     """Return the student before training: from a checkpoint, or with random weights. Raises SpecError."""
     if step.student is None:
@@ -155,18 +181,20 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
     if step.student.endswith(".pt"):
         if step.width is not None:
             raise SpecError(f"{step.student}: has its width", fix="leave out width, or name a .yaml model")
-        network, _ = unfused_network(Path(step.student), trust)
-        return _with_classes(network, classes)
+        network, _ = unfused_network(Path(step.student), trust, STUDENTS)
+        return with_classes(network, classes)
     name = step.student if step.student.endswith((".yaml", ".yml")) else f"{step.student}.yaml"
     try:
         with quiet():
-            network = DetectionModel(_description(name, step.width), nc=len(classes), verbose=False)
+            described = _description(name, step.width)
+            kind = RTDETRDetectionModel if described["head"][-1][2] == "RTDETRDecoder" else DetectionModel
+            network = kind(described, nc=len(classes), verbose=False)
     except Exception as error:  # a description names what is called, so it can fail in any way
         expected = "a .pt checkpoint, a model by Ultralytics such as yolo11n.yaml, or a description in a .yaml file"
         raise SpecError(f"{step.student}: no student", expected=expected, found=str(error)[:200]) from error
-    head = type(network.model[-1]).__name__
-    if head not in HEADS:
-        raise SpecError(f"{step.student}: not a box detector", expected=" or ".join(HEADS), found=head)
+    head, heads = type(network.model[-1]).__name__, STUDENTS[type(network).__name__]
+    if head not in heads:
+        raise SpecError(f"{step.student}: not a box detector", expected=" or ".join(heads), found=head)
     network.names = dict(enumerate(classes))
     return network
 
@@ -180,30 +208,6 @@ def _description(name: str, width: float | None) -> dict[str, Any]:
         return {**model, "width_multiple": width}
     depth, _, max_channels = model["scales"].get(model.get("scale")) or next(iter(model["scales"].values()))
     return {**model, "scales": {"own": [depth, width, max_channels]}, "scale": "own"}
-
-
-def _with_classes(network: Any, classes: tuple[str, ...]) -> Any:
-    """Give a network other classes: weights of classes of the same name stay, the others are to be learned."""
-    known = class_names(network)
-    if known == classes:
-        return network
-    head = network.model[-1]
-    for branch in filter(None, (head.cv3, getattr(head, "one2one_cv3", None))):
-        for level in branch:
-            old = level[-1]
-            new = nn.Conv2d(old.in_channels, len(classes), 1)
-            new.bias.data.fill_(UNKNOWN_CLASS_LOGIT)
-            for index, name in enumerate(classes):
-                if name in known:
-                    new.weight.data[index], new.bias.data[index] = (
-                        old.weight[known.index(name)],
-                        old.bias[known.index(name)],
-                    )
-            level[-1] = new
-    head.nc, head.no = len(classes), len(classes) + 4 * head.reg_max
-    network.names, network.nc = dict(enumerate(classes)), len(classes)
-    network.yaml = {**network.yaml, "nc": len(classes)}
-    return network
 
 
 class _StudentTrainer(Loop):
@@ -262,9 +266,10 @@ class _StudentTrainer(Loop):
         student = unwrap_model(self.model)
         if self.device.type == "cpu":
             self._speed_up_on_cpu(student)
-        student.criterion = StudentLoss(student, self.lesson, self.share_done)
+        self._loss = StudentLoss(student, self.lesson, self.share_done)
+        install_loss(student, self._loss)
         if self._state:
-            student.criterion.restore(self._state["criterion"], self.start_epoch)
+            self._loss.restore(self._state["criterion"], self.start_epoch)
 
     def _speed_up_on_cpu(self, student: Any) -> None:
         """Use the channels-last layout and mixed precision, which Ultralytics does on GPUs alone."""
@@ -318,7 +323,7 @@ class _StudentTrainer(Loop):
             "updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "criterion": student.criterion.state(),
+            "criterion": self._loss.state(),
             "losses": self.losses,
             "weights": self.weights,
             "epoch": self.epoch,

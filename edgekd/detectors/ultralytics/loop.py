@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgekd.core.progress import SILENT, Listener, PlainProgress, Progress
 from edgekd.data.types import Sample
 from edgekd.detectors.torch_support import require_finite
+from edgekd.detectors.ultralytics.detector import is_transformer
 from edgekd.detectors.ultralytics.upstream import (
     DEFAULT_CFG,
     LOGGER,
@@ -27,6 +28,7 @@ from edgekd.detectors.ultralytics.upstream import (
     DetectionTrainer,
     YOLODataset,
     get_default_callbacks,
+    unwrap_model,
 )
 
 _LESSON = "edgekd"
@@ -69,6 +71,13 @@ def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, A
         "normalized": True,
         "bbox_format": "xywh",
     }
+
+
+class StretchedImages(LabelledImages):
+    """Samples for an RT-DETR, which are stretched to a square, as the camera stretches frames."""
+
+    def load_image(self, i: int, *_: Any, **__: Any) -> Any:
+        return super().load_image(i, rect_mode=False)
 
 
 class Batches:
@@ -180,7 +189,8 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
         settings = {"cache": self.args.cache, "hyp": self.args, "data": self.data, "batch_size": batch}
-        return LabelledImages(img_path, self.args.imgsz, **settings)
+        kind = StretchedImages if is_transformer(unwrap_model(self.model)) else LabelledImages
+        return kind(img_path, self.args.imgsz, **settings)
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         if mode == "val":

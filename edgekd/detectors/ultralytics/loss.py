@@ -6,7 +6,7 @@ The losses are in `compress/`; this module takes their inputs from networks that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from edgekd.compress.distillation.loss_terms import (
 )
 from edgekd.compress.distillation.loss_weighting import Balance
 from edgekd.compress.distillation.region_text import confidence, contrastive_loss, modality_weights, relation_loss
+from edgekd.compress.distillation.teacher_objects import detected_objects
 from edgekd.compress.steps import Distill, DistillStage, Weights
 from edgekd.data.long_tail import class_weights, epoch_order, instances, repeat_factors
 from edgekd.data.pseudo_labels import mixed_order
 from edgekd.data.types import Sample
 from edgekd.detectors.teacher import Teacher
+from edgekd.detectors.ultralytics.detector import is_transformer
 from edgekd.detectors.ultralytics.features import FeatureRecorder
 from edgekd.detectors.ultralytics.loop import Lesson
 from edgekd.detectors.ultralytics.objects import split_objects
@@ -101,16 +103,44 @@ class RegionTextLoss:
     images: torch.Tensor
 
 
+class LabelsOfQueries:
+    """Ultralytics' own loss of an RT-DETR on labels: that of all layers, and in training of denoising queries."""
+
+    def __init__(self, student: Any) -> None:
+        student.nc = student.model[-1].nc  # which else only Ultralytics' trainer sets
+        self._student, self._criterion, self._loss = student, student.init_criterion(), type(student).loss
+
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss [1], and its parts by name. output: None for one to be computed with denoising queries."""
+        attributes = vars(self._student)
+        own = attributes.get("criterion")
+        attributes["criterion"] = self._criterion  # for this call alone: a network with it cannot be written
+        try:
+            total, items = self._loss(self._student, batch, output if self._student.training else (None, output))
+        finally:
+            attributes["criterion"] = own
+        return total[None], items
+
+
+def install_loss(student: Any, loss: StudentLoss) -> None:
+    """Have Ultralytics' loop train a student by a loss."""
+    student.criterion = loss
+    if is_transformer(student):
+        student.loss = lambda batch, output=None: loss(output, batch)
+
+
 class StudentLoss:
     """The loss of a student on a batch: Ultralytics' own, and those of its teacher, stage by stage.
 
-    Called by Ultralytics with the student's raw predictions. progress: returns the share of the training that is done.
+    Called by Ultralytics with the student's raw predictions, which are None for an RT-DETR in training: its denoising
+    queries follow from the labels. progress: returns the share of the training that is done.
     """
 
     def __init__(self, student: Any, lesson: StudentLesson, progress: Callable[[], float]) -> None:
         step, device = lesson.step, next(student.parameters()).device
         self._step, self._progress = step, progress
-        self._labels_loss = student.init_criterion()
+        self._queries = is_transformer(student)
+        self._labels_loss: Any = LabelsOfQueries(student) if self._queries else student.init_criterion()
         self._balance = Balance(step.balance_every)
         self._distills = any(stage.weights.any for stage in step.stages)
         self._classes, self._has_ignored = len(lesson.classes), lesson.frames > 0
@@ -129,7 +159,10 @@ class StudentLoss:
         self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)
 
     def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the losses times the batch's size, and each loss, its weight, and what that follows from, by name."""
+        """Return the losses times the batch's size, and each loss, its weight, and what that follows from, by name.
+
+        Those of an RT-DETR are not multiplied, as Ultralytics does not.
+        """
         objects = None
         if self._objects is not None:
             batch, objects = split_objects(batch, self._objects, self._classes)
@@ -146,7 +179,7 @@ class StudentLoss:
         losses = {**(teacher.losses if teacher else {}), **({"text": text.loss} if text else {})}
         if not losses:
             return torch.cat([labels, zero[None]]), items
-        size, weights = len(batch["img"]), {}
+        size, weights = 1 if self._queries else len(batch["img"]), {}
         factors = self._balance(labels.sum() / size, losses, self._recorder.neck)
         by_text, by_teacher = self._modality_weights(teacher, text)
         if teacher:
@@ -174,8 +207,11 @@ class StudentLoss:
         else:
             with torch.no_grad():
                 teacher = self._teacher(images)
+                if self._queries:
+                    teacher = replace(teacher, objects=detected_objects(teacher))
         with torch.autocast(images.device.type, enabled=False):
-            return self._compare(self._recorder.features(output), teacher, stage, self._branch_shares())
+            student = self._recorder.features(self._recorder.output if output is None else output)
+            return self._compare(student, teacher, stage, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
         """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""

@@ -49,10 +49,10 @@ from edgekd.detectors.teacher import paired_aids
 from edgekd.detectors.torch_support import parameters_in
 from edgekd.detectors.ultralytics.channels import branches_alone, channels_of, convolutions_of, in_halves
 from edgekd.detectors.ultralytics.checkpoint import checkpoint_bytes, write_checkpoint
-from edgekd.detectors.ultralytics.detector import input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import drop_hooks, tap_points
+from edgekd.detectors.ultralytics.detector import STUDENTS, input_size, is_transformer, strides_of, unfused_network
+from edgekd.detectors.ultralytics.features import drop_anchors, drop_hooks, predict_raw, tap_points
 from edgekd.detectors.ultralytics.loop import quiet, ultralytics_label
-from edgekd.detectors.ultralytics.loss import StudentLesson, StudentLoss
+from edgekd.detectors.ultralytics.loss import LabelsOfQueries, StudentLesson, StudentLoss
 from edgekd.detectors.ultralytics.quant_aware import float_network, quantized_network
 from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f, v8DetectionLoss
 
@@ -89,6 +89,7 @@ def prune_detector(
         excess = len(checkpoint_bytes(deepcopy(network), train_args)) - step.max_bytes
         max_weights = weights_to_keep(network, excess, 2, rounds)
     image_size = _gradient_size(step, network, size)
+    batch = partial(_batch, size=image_size, stretch=is_transformer(network))
     classes, samples = pruning_images(data, step, progress) if step.needs_images else ((), [])
     with quiet(), in_halves(network):
         readers: dict[str, Reader] = {}
@@ -108,11 +109,12 @@ def prune_detector(
         with branches_alone(network), branches_alone(original):
             removed = channels.prune(step, cost, max_weights)
             if step.refit:
-                frames = torch.cat([_batch([each], image_size)["img"] for each in samples])
+                frames = torch.cat([batch([each])["img"] for each in samples])
                 certainty = partial(object_certainty, load_teacher(checkpoint, trust))
                 refit(network, original, channels.kept_outputs(removed), frames, certainty, step.seed, progress)
             else:
-                renew_statistics(network, samples, step.batch, lambda chosen: _batch(chosen, image_size)["img"])
+                renew_statistics(network, samples, step.batch, lambda chosen: batch(chosen)["img"])
+    drop_anchors(network.model[-1])
     network.zero_grad(set_to_none=True)
     after = convolutions_of(network, size).values()
     write_checkpoint(network, train_args, out)
@@ -132,8 +134,9 @@ def scan_detector(
             with observed_readers(network, step.seed) as readers:
                 _accumulate(network, loss, samples, image_size, progress, of_weights=step.needs_weight_gradients)
         channels = channels_of(network, size, step.importance, readers)
-        network.model[-1].training = True  # the head alone: raw predictions
-        batches = [_batch(chosen, image_size) for chosen in in_batches(samples, step.batch)]
+        predict_raw(network)
+        batch = partial(_batch, size=image_size, stretch=is_transformer(network))
+        batches = [batch(chosen) for chosen in in_batches(samples, step.batch)]
 
         def measure() -> float:
             return sum(float(loss(network(each["img"]), each)[0].sum()) for each in batches) / len(batches)
@@ -143,7 +146,7 @@ def scan_detector(
 
 def _load(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int, int]]:
     """Return a network that can be pruned, its training's arguments, and its input's size. Raises SpecError."""
-    network, train_args = unfused_network(checkpoint, trust)
+    network, train_args = unfused_network(checkpoint, trust, STUDENTS)
     if not all(hasattr(block.cv1, "conv") for block in network.modules() if isinstance(block, C2f)):
         raise SpecError(f"{checkpoint}: has factorized layers", fix="prune first, and factorize what is left")
     return network, train_args, input_size(train_args, max(strides_of(network)))
@@ -160,7 +163,7 @@ def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: b
     network.args = DEFAULT_CFG  # weights of the parts of the loss
     try:
         if teacher is None:
-            return network.init_criterion()
+            return LabelsOfQueries(network) if is_transformer(network) else network.init_criterion()
         loaded = load_teacher(teacher, trust)
         pairs = shared_classes(classes, loaded.classes)
         lesson = StudentLesson((), classes, PREDICTIONS_ONLY, loaded, pairs, state=Path())
@@ -257,25 +260,25 @@ def _accumulate(
     of_weights: without, only outputs get gradients, for hooks.
     """
     network.requires_grad_(of_weights).eval()
-    head = network.model[-1]
-    head.training = True  # the head alone: raw predictions, and no statistics change
+    predict_raw(network)
 
     def image_loss(image: LabelledImage) -> torch.Tensor:
-        batch = _batch([image], size)
+        batch = _batch([image], size, stretch=is_transformer(network))
         total: torch.Tensor = loss(network(batch["img"].requires_grad_()), batch)[0].sum()
         return total
 
     accumulate_gradients(network, samples, image_loss, progress)
-    head.training = False
-    network.requires_grad_(True)
+    network.eval().requires_grad_(True)
     drop_hooks(network)  # of a teacher's loss
 
 
-def _batch(samples: Sequence[LabelledImage], size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Return letterboxed images with their labels, as Ultralytics' losses take them."""
+def _batch(
+    samples: Sequence[LabelledImage], size: tuple[int, int], *, stretch: bool = False
+) -> dict[str, torch.Tensor]:
+    """Return letterboxed images, or stretched ones, with their labels, as Ultralytics' losses take them."""
     frames, classes, boxes, owners = [], [], [], []
     for index, (sample, image) in enumerate(samples):
-        frame, place = letterbox(image, Preprocess(*size))
+        frame, place = letterbox(image, Preprocess(*size, stretch=stretch))
         shares = (to_input(sample.truth.boxes, place) / (size[::-1] * 2)).astype(np.float32)
         label = ultralytics_label(replace(sample, truth=replace(sample.truth, boxes=shares)))
         frames.append(frame[0])

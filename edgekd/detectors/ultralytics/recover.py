@@ -15,8 +15,14 @@ from edgekd.detectors.recovery import CompressedDetector, recover
 from edgekd.detectors.results import TrainingRun
 from edgekd.detectors.torch_support import one_device
 from edgekd.detectors.ultralytics.checkpoint import write_checkpoint
-from edgekd.detectors.ultralytics.detector import class_names, input_size, strides_of, unfused_network
-from edgekd.detectors.ultralytics.features import FeatureRecorder, drop_hooks
+from edgekd.detectors.ultralytics.detector import STUDENTS, class_names, input_size, strides_of, unfused_network
+from edgekd.detectors.ultralytics.features import (
+    FeatureRecorder,
+    drop_anchors,
+    drop_hooks,
+    full_precision,
+    predict_raw,
+)
 from edgekd.detectors.ultralytics.loop import quiet
 
 
@@ -34,14 +40,15 @@ def recover_detector(
 ) -> TrainingRun:
     """Write `out`, the detector in `checkpoint` trained to predict as `teacher` does: again an Ultralytics checkpoint.
 
-    Arguments: `Family.recover`. Both branches of a head with two are trained. Raises SpecError for a teacher whose
-    classes or strides are not the detector's.
+    Arguments: `Family.recover`. Both branches of a head with two, and all layers of an RT-DETR, are trained. Raises
+    SpecError for a teacher whose classes, strides or layers are not the detector's.
     """
-    network, train_args = unfused_network(checkpoint, trust)
+    network, train_args = unfused_network(checkpoint, trust, STUDENTS)
     student = compressed(network.requires_grad_(True), step, train_args.get("imgsz"), device)
     with quiet():
         run = recover(student, teacher, data, step, cache, state, progress, trust=trust)
     drop_hooks(network.eval().cpu())
+    drop_anchors(network.model[-1])
     write_checkpoint(network, {"task": "detect", **train_args}, out)
     return run
 
@@ -54,14 +61,14 @@ def compressed(
     size: of its input, as a checkpoint states it; branch: of the teacher's head, by name, that it has as its only one;
     None for the same ones.
     """
-    strides = strides_of(network)
     network.to(one_device(device)).to(memory_format=torch.channels_last)
-    network.model[-1].training = True  # the head alone: raw predictions, and no statistics change
+    predict_raw(network)
     recorder = FeatureRecorder(network)
 
     def outputs(frames: torch.Tensor) -> DetectorFeatures:
-        features = recorder.features(network(frames))
+        with full_precision(network, frames):
+            features = recorder.features(network(frames))
         return features if branch is None else replace(features, branches={branch: features.branches["one2many"]})
 
-    side = input_size({"imgsz": step.image_size or size}, max(strides))
-    return CompressedDetector(network, outputs, class_names(network), tuple(map(float, strides)), side)
+    side = input_size({"imgsz": step.image_size or size}, max(strides_of(network)))
+    return CompressedDetector(network, outputs, class_names(network), recorder.taps.strides, side)

@@ -18,7 +18,9 @@ with redirect_stdout(sys.stderr):
     from ultralytics.nn.modules.block import PSABlock as PSABlock
     from ultralytics.nn.modules.conv import Conv as Conv
     from ultralytics.nn.modules.conv import RepConv as RepConv
+    from ultralytics.nn.modules.transformer import AIFI as AIFI
     from ultralytics.nn.tasks import DetectionModel as DetectionModel
+    from ultralytics.nn.tasks import RTDETRDetectionModel as RTDETRDetectionModel
     from ultralytics.nn.tasks import yaml_model_load as yaml_model_load
     from ultralytics.utils import DEFAULT_CFG as DEFAULT_CFG
     from ultralytics.utils import LOGGER as LOGGER

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.compress.distillation.prediction_cache import MAX_BOX_ANCHORS, BranchShape, open_cache, record_type
+from edgekd.compress.distillation.prediction_cache import BranchShape, open_cache, record_type
 from edgekd.core.errors import SpecError
 
-KIND = record_type(8, 8, {"one2many": BranchShape(2, 4, 21)})
+KIND = record_type(8, 8, {"one2many": BranchShape(2, 4, 21, 21)})
 COUNT = 6
 AMPLE = 1 << 20
 
@@ -61,10 +61,10 @@ def test_predictions_are_computed_once(tmp_path: Path) -> None:
 
 
 def test_a_record_holds_boxes_of_the_most_certain_anchors_only() -> None:
-    large = record_type(64, 96, {"one2many": BranchShape(3, 64, 8400)})
+    large = record_type(64, 96, {"one2many": BranchShape(3, 64, 8400, 256)})
     assert large["frame"].shape == (64, 96, 3)
     assert large["one2many"]["scores"].shape == (2, 3, 8400)
-    assert large["one2many"]["boxes"].shape == (2, 64, MAX_BOX_ANCHORS)
+    assert large["one2many"]["boxes"].shape == (2, 64, 256)
     assert KIND["one2many"]["anchors"].shape == (2, 21)
 
 

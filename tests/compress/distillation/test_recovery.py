@@ -120,7 +120,7 @@ def test_the_mean_of_two_predictions_is_that_of_probabilities_and_sides(bins: in
 
 def records(count: int) -> Any:
     """Records whose left pixels are the image's index, and whose logits and map are the number of the view."""
-    made = np.zeros(count, record_type(2, 4, {"one2many": BranchShape(1, 4, 5)}, [(2, 1, 2)]))
+    made = np.zeros(count, record_type(2, 4, {"one2many": BranchShape(1, 4, 5, 5)}, [(2, 1, 2)]))
     made["frame"][:, :, 0] = np.arange(count)[:, None, None]
     made["one2many"]["scores"] = np.arange(2)[:, None, None]
     made["one2many"]["anchors"] = 3
