@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -299,5 +300,5 @@ def test_a_recipe_trains_what_it_has_quantized(
     flags = ("--data", tiny_data, *target, "--recipe", tmp_path / "own.toml", "--out", tmp_path / "out", "--json")
     done = edgekd(command, made.checkpoint, *flags)
     assert done.code == 0, done.err
-    (row,) = [stage for stage in done.json["stages"] if stage["name"] == "quant_aware_distill"]
-    assert row["updates"] == 2 * IMAGES // 4
+    (record,) = (tmp_path / "out" / "stages").glob("quant_aware_distill-*/stage.json")
+    assert json.loads(record.read_bytes())["results"]["updates"] == 2 * IMAGES // 4
