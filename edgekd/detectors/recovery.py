@@ -19,7 +19,14 @@ from edgekd.detectors.cached_teacher import cached_predictions, evenly_chosen
 from edgekd.detectors.family import load_teacher
 from edgekd.detectors.results import TrainingRun
 from edgekd.detectors.teacher import Teacher
-from edgekd.detectors.torch_support import fitting_batches, in_bfloat16, read_state, require_finite, write_content
+from edgekd.detectors.torch_support import (
+    fitting_batches,
+    in_bfloat16,
+    read_state,
+    require_finite,
+    require_finite_weights,
+    write_content,
+)
 
 REMEDY = "lower learning_rate"
 
@@ -74,6 +81,7 @@ def recover(
         def finish() -> None:
             epoch, losses = len(training.losses) - 1, training.losses[-1]
             require_finite(epoch, losses, training.last_loss, REMEDY)
+            require_finite_weights(epoch, student.network, REMEDY)
             write_content(training.state(), state)
             if isinstance(progress, Listener):
                 progress.epoch(step.kind, epoch, losses)

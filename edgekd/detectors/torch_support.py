@@ -110,6 +110,18 @@ def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy:
     )
 
 
+def require_finite_weights(epoch: int, network: Any, remedy: str) -> None:
+    """Raise CompressError where an epoch has left a weight that is not finite. epoch: counted from 0.
+
+    Losses may be finite then: of a weight that saw nothing but padding.
+    """
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise CompressError(
+                f"training diverged in epoch {epoch + 1}", expected="finite weights", found=name, fix=remedy
+            )
+
+
 def warmup_factor(update: int, warmup_steps: int, share: float) -> float:
     """Return the factor of the learning rate at a weight update: it rises linearly to 1, at once without warm-up.
 

@@ -248,7 +248,8 @@ class _Training:
         self._rate = step.learning_rate or DEFAULT_RATE
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
         self._loss = TorchvisionStudentLoss(teacher.to(device), step, pairs, aids)
-        self._mixed = step.amp and fast_in_bfloat16(device)
+        # Not on CPUs: see `compressed` of recover.py.
+        self._mixed = step.amp and device.type != "cpu" and fast_in_bfloat16(device)
 
     @property
     def updates(self) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from edgekd.compress.distillation.loss_terms import DetectorFeatures
 from edgekd.compress.steps import QuantAwareDistill, Recover
 from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.recovery import CompressedDetector, recover
@@ -47,4 +50,10 @@ def compressed(
     network.require_own_size(step)
     network.eval().to(one_device(device))  # batch norms keep their statistics
     strides = tuple(map(float, network.strides))
-    return CompressedDetector(network, network.features, network.classes, strides, network.image_size)
+
+    def outputs(frames: torch.Tensor) -> DetectorFeatures:
+        # In bfloat16 a CPU's gradients of depthwise layers over maps of 1 x 1, as SSDlite has them, are noise.
+        with torch.autocast("cpu", enabled=False):
+            return network.features(frames)
+
+    return CompressedDetector(network, outputs, network.classes, strides, network.image_size)
