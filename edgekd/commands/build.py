@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd.builds import pipeline
 from edgekd.builds.recipe import Recipe
 from edgekd.builds.run import BuildRequest, BuildResult
 from edgekd.builds.run_progress import recorded
+from edgekd.builds.search.setup import SearchJob
+from edgekd.commands import search as search_module
 from edgekd.commands.arguments import interface_of, limits, names_of, path_or_none, recipe_of, signers_of, target_of
 from edgekd.commands.build_options import (
     Boards,
@@ -53,6 +56,7 @@ from edgekd.core.errors import SpecError
 from edgekd.core.input_files import is_file, shown_path
 from edgekd.core.progress import SILENT, Progress
 from edgekd.core.units import parse_duration
+from edgekd.deploy.fleet import load_fleet
 from edgekd.deploy.signing import Signer
 from edgekd.detectors.checkpoint_scan import training_data
 from edgekd.detectors.family import detector_file
@@ -158,14 +162,7 @@ def _built(
     **settings: Any,
 ) -> BuildResult:
     """Build, after a search for the recipe where one is asked for. settings: of the search. Raises as `build` does."""
-    # Imported when a build begins: help of the command would take twice as long.
-    from edgekd.builds import pipeline
-
     if searches:
-        from edgekd.builds.search.setup import SearchJob
-        from edgekd.commands import search as search_module
-        from edgekd.deploy.fleet import load_fleet
-
         seconds = None if time is None else parse_duration(time, "--time")
         boards = load_fleet(Path(fleet)).boards if fleet else ()
         job = search_module.run(SearchJob(job, seconds, boards=boards, **settings), progress)

@@ -111,12 +111,6 @@ def test_importing_the_functions_imports_no_heavy_library() -> None:
     assert not {"onnx", "onnxruntime", "cv2", "scipy", "torch", "typer", "rich", "optuna", "ray"} & set(after)
 
 
-def test_help_of_a_build_does_not_wait_for_what_builds() -> None:
-    script = "import sys, edgekd.commands.build; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not {"edgekd.builds.pipeline", "edgekd.builds.search.setup", "jinja2"} & set(done.stdout.split())
-
-
 def test_a_recipe_may_be_a_table() -> None:
     recipe = load_recipe({"name": "own", "steps": [{"kind": "quantize", "ranges": "max"}]})
     assert (recipe.name, recipe.steps) == ("own", (Quantize(ranges="max"),))
