@@ -294,7 +294,7 @@ def test_only_its_adapters_import_ultralytics() -> None:
 
 def test_only_its_adapters_and_what_pools_regions_import_torchvision() -> None:
     users = [path.relative_to(PACKAGE).as_posix() for path in sources() if "torchvision" in imported_packages(path)]
-    adapters = [f"detectors/torchvision/{name}.py" for name in ("distill", "network")]
+    adapters = [f"detectors/torchvision/{name}.py" for name in ("distill", "network", "quant_aware")]
     assert users == ["compress/distillation/region_text.py", *adapters]
 
 

@@ -292,7 +292,7 @@ def test_real_runtimes_tune_for_real(tuned: Any, agent: Agent, runtime: str) -> 
         assert agent(command, runtime=runtime).result["key"] == found["engine"]["key"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_where_a_program_times_its_runs_engines_still_take_turns(
     tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_student_is_trained_and_scored_and_is_a_detector_like_any(
     assert "student:" in again.out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_student_that_is_killed_goes_on(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "edgekd", "distill", str(teacher), "yolo11n.yaml", "--data", str(tiny_data)]

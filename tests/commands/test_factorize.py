@@ -65,7 +65,7 @@ def test_a_detector_is_factorized_scored_and_timed(
     assert f"{len(ran.json['layers'])} layers replaced" in again.out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_for_a_target_what_it_is_predicted_to_take_decides(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -82,7 +82,7 @@ def test_for_a_target_what_it_is_predicted_to_take_decides(
     assert "no convolution is cheaper as a product" in large.err
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_build_prunes_factorizes_and_trains_what_is_left(
     edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

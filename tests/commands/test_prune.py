@@ -108,7 +108,7 @@ def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     assert again == pytest.approx(narrow, rel=0.01), "the student is trained as pruning has left it"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_quantized_detector_is_pruned_as_one_and_trained_last(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -172,7 +172,7 @@ def test_it_is_pruned_until_it_is_fast_enough(narrowing: Callable[[Clock], Chann
         narrowing(clock).run(replace(step, min_fps=90))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_speed_that_no_width_reaches_is_refused_with_what_was_reached(
     narrowing: Callable[[Clock], ChannelPruner],
 ) -> None:
@@ -191,6 +191,7 @@ def test_a_size_and_a_speed_are_both_kept(narrowing: Callable[[Clock], ChannelPr
         narrowing(clock).run(replace(step, max_size="1GB", min_fps=None))
 
 
+@pytest.mark.release
 def test_rounds_take_as_much_together_and_train_in_between(
     narrowing: Callable[[Clock], ChannelPruner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +261,7 @@ def test_what_is_scored_is_not_chosen_by(edgekd: EdgeKD, detector: Path, tiny_da
     assert not (tmp_path / "out" / "pruned.pt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_what_a_target_is_predicted_to_take_decides_for_it(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -236,7 +236,7 @@ def cluster() -> Iterator[str]:
                 os.kill(process, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_on_a_cluster_that_loses_a_worker_the_same_is_found(
     searched: Path, tiny_model: Path, data: Path, cluster: str, tmp_path: Path
 ) -> None:
@@ -507,7 +507,7 @@ def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "taught.pt"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_a_checkpoint_is_resized_pruned_and_the_best_are_trained_by_cached_predictions(
     edgekd: EdgeKD, taught: Path, data: Path, tmp_path: Path

@@ -334,7 +334,7 @@ def test_a_crowd_is_no_object(tiny_data: Path) -> None:
     assert target["labels"].shape == (0,)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_it_is_trained_and_scored_by_command(
     edgekd: Callable[..., Any], teacher: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def test_images_change_the_choice_and_a_teacher_can_have_its_say(
         prune_detector(detector, tmp_path / "three.tv.pt", tiny_data, replace(STEP, ratio=0.99, importance="magnitude"))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_scan_finds_what_each_unit_bears(pruned: tuple[Path, PruningRecord], detector: Path, tiny_data: Path) -> None:
     found = scan_detector(detector, tiny_data, Prune(images=2, batch=2))
     assert set(found.units) == set(pruned[1].widths)

@@ -53,8 +53,8 @@ from edgekd.detectors.torchvision.recover import compressed  # noqa: E402
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
 )  # PyTorch's own
-BUILDERS = [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != SMALL)]
-BUILDERS.append(pytest.param("retinanet_resnet50_fpn_v2", marks=pytest.mark.release))
+LARGE = (*(name for name in NAMES if name != SMALL), "retinanet_resnet50_fpn_v2")
+BUILDERS = [SMALL, *(pytest.param(name, marks=pytest.mark.release) for name in LARGE)]
 LAST_LAYER = re.compile(r"(cls_logits|bbox_reg|bbox_ctrness|module_list\.\d+\.1)$")
 STEP = QuantAwareDistill(epochs=6, batch=4, learning_rate=1e-4)
 IMAGES = 12
@@ -229,7 +229,7 @@ def test_training_changes_numbers_and_nothing_else(made: Made, trained: tuple[Pa
     assert changed > 0.9 * len(read_layers(made.graph))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_weights_of_group_norms_stay_as_the_graph_has_them(tiny_data: Path, tmp_path: Path) -> None:
     made = write(tmp_path, tiny_data, "fcos_resnet50_fpn")
     norms = [each for each in student_of(made).modules() if isinstance(each, torch.nn.GroupNorm)]
@@ -285,7 +285,7 @@ batch = 4
 """
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("command", ["build", "quantize"])
 def test_a_recipe_trains_what_it_has_quantized(
     edgekd: EdgeKD, command: str, made: Made, tiny_data: Path, tmp_path: Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_torchvision_detector import SIDE, SMALL, make
+from test_torchvision_detector import SIDE, SMALL
+from test_torchvision_quant_aware import random_detector
 
 from edgekd.compress.steps import Recover
 from edgekd.core.errors import SpecError
@@ -16,18 +17,19 @@ pytest.importorskip("torchvision")
 from edgekd.detectors.torchvision.network import TorchvisionNetwork, load_network, save_network  # noqa: E402
 from edgekd.detectors.torchvision.recover import recover_detector  # noqa: E402
 
-STEP = Recover(epochs=2, batch=6, learning_rate=3e-4, images=6)
+STEP = Recover(epochs=6, batch=6, learning_rate=1e-4, images=6)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector with random weights."""
     path = tmp_path_factory.mktemp("original") / "original.tv.pt"
-    save_network(make(SMALL), path)
+    random_detector(path, tiny_data)
     return path
 
 
 def test_a_disturbed_detector_comes_nearer_to_the_original(original: Path, tiny_data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     network = load_network(original)
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -37,7 +39,7 @@ def test_a_disturbed_detector_comes_nearer_to_the_original(original: Path, tiny_
     done = recover_detector(
         student, original, out, tiny_data, STEP, tmp_path / "cache", tmp_path / "state", device="cpu"
     )
-    assert (done.epochs, done.updates) == (2, 2)
+    assert (done.epochs, done.updates) == (6, 6)
     assert sum(done.losses[-1].values()) < sum(done.losses[0].values())
     before, after = network.model.state_dict(), load_network(out).model.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]

@@ -267,7 +267,7 @@ def test_a_relative_error_does_not_depend_on_units_or_offsets() -> None:
     assert relative_error(list(scaled), list(scaled + 640 * noise)) == pytest.approx(error)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_real_detector_gets_what_was_predicted_and_more_than_by_the_simple_rule(
     shared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
