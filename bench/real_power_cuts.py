@@ -149,7 +149,8 @@ class Bench:
         if name == FACTORY:
             return Snapshot(self._image.disk)
         folder, made = self._work / "snapshots" / name, SNAPSHOTS[name]
-        if not (folder / "disk.qcow2").is_file():
+        if not (folder / "disk.qcow2").is_file():  # it comes last
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
             with self._camera(made.start, f"make-{name}", logged=False) as camera:
                 if made.start == FACTORY:
                     look(camera, "detects")
