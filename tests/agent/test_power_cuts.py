@@ -242,7 +242,7 @@ def test_a_power_cut_while_a_trial_that_is_over_leads_back(
     assert count > 8
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_power_cut_while_a_bundle_is_installed_in_place_of_another(
     prepared: Path, bundle: Path, newer: Path, tmp_path: Path
 ) -> None:

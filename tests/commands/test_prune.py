@@ -82,7 +82,7 @@ def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tin
     assert sizes["distill"] == pytest.approx(sizes["prune"], rel=0.01), "the student is what pruning has left"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_build_trains_a_student_prunes_it_and_trains_it_again(
     edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
