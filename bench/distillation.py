@@ -73,23 +73,21 @@ class Bench(Trainings):
     def ways(self) -> Iterator[Way]:
         yield TEACHER, None, self._teacher
         step = training.beside_objects(training.shipped()) if self.given.cached else training.shipped()
+        frames = str(self.data.parent / FRAMES)
         steps: dict[str, Distill | Recover | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
         if self.given.recover:  # first: the others get its time
             steps = {RECOVERED: Recover(self.given.recover), NONE: training.on_labels(step), BUILT_IN: None}
         elif self.given.pseudo_labels:
             del steps[OURS]
-            steps[OURS_UNLABELLED] = replace(training.on_labels(step), **self._frames())
+            labels = training.on_labels(step)
+            steps[OURS_UNLABELLED] = replace(labels, unlabelled=frames, unlabelled_share=UNLABELLED_SHARE)
         elif self.given.unlabelled:
-            steps[OURS_UNLABELLED] = replace(step, unlabelled=self._frames()["unlabelled"])
+            steps[OURS_UNLABELLED] = replace(step, unlabelled=frames)
         for seed in self.given.seeds:
             for method, step in steps.items():
                 yield method, seed, partial(self._student, method, step, seed)
             if self.given.pseudo_labels:
                 yield QUANTIZED, seed, partial(self._quantized, seed)
-
-    def _frames(self) -> dict[str, Any]:
-        """Return the settings of a step by which it has the frames without labels as often as their share is."""
-        return {"unlabelled": str(self.data.parent / FRAMES), "unlabelled_share": UNLABELLED_SHARE}
 
     def _teacher(self) -> Document:
         given, graph = self.given, self.given.work / "teacher.onnx"
@@ -142,10 +140,8 @@ class Bench(Trainings):
         # Its pickle was written by this script.
         built = self.edgekd(f"quantized-{seed}", *build, "--target", "xavier", "--trust-checkpoint")
         size = next(stage["bytes"] for stage in built["stages"] if stage["name"] == "encode-int8")
-        asked = ("eval", built["bundle"], "--data", self.data)
-        scores = {split: self.edgekd(f"quantized-{seed}-{split}", *asked, "--split", split) for split in SPLITS}
-        known = {key: {split: score[key] for split, score in scores.items()} for key in ("map50_95", "map50")}
-        return self.row(QUANTIZED, seed, **{**sizes, "bytes": size, **known})
+        scores = self.bundle_scores(f"quantized-{seed}", Path(built["bundle"]))
+        return self.row(QUANTIZED, seed, **{**sizes, "bytes": size, **scores})
 
     def _every_image(self) -> Path:
         """Return data whose training split has every image: `recover` reads no labels."""

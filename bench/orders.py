@@ -62,17 +62,13 @@ class Bench(Trainings):
         built = self.edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
         bundle = Path(built["bundle"])
         predicted = self.edgekd(f"{name}-predict", "predict", bundle, "--target", self.given.target)
-        scores = {
-            split: self.edgekd(f"{name}-{split}", "eval", bundle, "--split", split, "--data", self.data)
-            for split in SPLITS
-        }
         return self.row(
             method,
             seed,
             bundle_bytes=bundle.stat().st_size,
             seconds=training.seconds_of_training(built),
             predicted_ms=predicted["latency_ms"],
-            **{key: {split: score[key] for split, score in scores.items()} for key in ("map50_95", "map50")},
+            **self.bundle_scores(name, bundle),
         )
 
 

@@ -158,6 +158,12 @@ class Trainings:
         scores = {name: detector.evaluation(self.split(name)).score for name in SPLITS}
         return Document(row, **self.notes_of(scores))
 
+    def bundle_scores(self, name: str, bundle: Path) -> dict[str, dict[str, float]]:
+        """Return the scores of a bundle on every split, by `edgekd eval`, as a row has them. Raises JobError."""
+        asked = ("eval", bundle, "--data", self.data)
+        found = {split: self.edgekd(f"{name}-{split}", *asked, "--split", split) for split in SPLITS}
+        return {key: {split: score[key] for split, score in found.items()} for key in ("map50_95", "map50")}
+
     def job(self, name: str, job: Job, environment: str = "edgekd", **arguments: Any) -> dict[str, Any]:
         """Do a job in a process of its own; its result. Raises JobError."""
         arguments |= {"device": self.given.device, "threads": self.given.threads}

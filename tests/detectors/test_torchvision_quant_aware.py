@@ -37,7 +37,9 @@ from edgekd.detectors.torchvision.detector import TorchvisionDetector
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from edgekd.compress.distillation.recovery import Recovery, total_loss  # noqa: E402
+from killed import KilledError, kill_third_epoch  # noqa: E402
+
+from edgekd.compress.distillation.recovery import total_loss  # noqa: E402
 from edgekd.compress.quantization.fake_quant_network import trained_layers  # noqa: E402
 from edgekd.detectors.channel_groups import renew_statistics  # noqa: E402
 from edgekd.detectors.torchvision import quant_aware  # noqa: E402
@@ -242,17 +244,8 @@ def test_weights_of_group_norms_stay_as_the_graph_has_them(tiny_data: Path, tmp_
 def test_a_killed_training_goes_on_after_its_last_epoch(
     made: Made, trained: tuple[Path, TrainingRun, Any], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs = []
-    train_epoch = Recovery._train_epoch
-
-    def killed_in_third(training: Any, *known: Any) -> None:
-        epochs.append(len(training.losses))
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        train_epoch(training, *known)
-
-    monkeypatch.setattr(Recovery, "_train_epoch", killed_in_third)
-    with pytest.raises(KeyboardInterrupt):
+    epochs = kill_third_epoch(monkeypatch)
+    with pytest.raises(KilledError):
         train(made, tmp_path / "out.onnx", tiny_data)
     done = train(made, tmp_path / "out.onnx", tiny_data)
     assert epochs == [0, 1, 2, 2, 3, 4, 5]

@@ -22,9 +22,11 @@ from edgekd.detectors.ultralytics.checkpoint import load_checkpoint
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
+from killed import KilledError, kill_third_epoch  # noqa: E402
+
 from edgekd.compress.distillation.anchors import Grid  # noqa: E402
 from edgekd.compress.distillation.loss_terms import Predictions  # noqa: E402
-from edgekd.compress.distillation.recovery import Recovery, mirror  # noqa: E402
+from edgekd.compress.distillation.recovery import mirror  # noqa: E402
 from edgekd.detectors import recovery  # noqa: E402
 from edgekd.detectors.ultralytics.distill import student_network  # noqa: E402
 from edgekd.detectors.ultralytics.features import UltralyticsTeacher  # noqa: E402
@@ -161,23 +163,10 @@ def test_the_teacher_is_asked_once_for_all_trainings(
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
-class KilledError(Exception):
-    """In place of the end of a process."""
-
-
 def test_a_killed_training_goes_on_after_its_last_epoch(
     pair: tuple[Path, Path], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs = []
-    train_epoch = Recovery._train_epoch
-
-    def killed_in_third(training: Any, *known: Any) -> None:
-        epochs.append(len(training.losses))
-        if len(epochs) == 3:
-            raise KilledError
-        train_epoch(training, *known)
-
-    monkeypatch.setattr(Recovery, "_train_epoch", killed_in_third)
+    epochs = kill_third_epoch(monkeypatch)
     shared = (tiny_data, STEP, tmp_path / "one.cache")
     with pytest.raises(KilledError):
         recover_detector(*pair, tmp_path / "one.pt", *shared, tmp_path / "one.training", device="cpu")

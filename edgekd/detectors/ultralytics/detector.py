@@ -36,7 +36,7 @@ _EXPORTED = {
 }
 """Models by class, with the classes of their last layers."""
 STUDENTS = {**_TRAINED, _TRANSFORMER: _EXPORTED[_TRANSFORMER]}
-"""Those that are distilled, pruned and recovered. Only detectors of boxes at anchors are quantized by training."""
+"""Networks that can be distilled, pruned and recovered; RT-DETR has no quantization-aware training."""
 _ONE_TO_ONE = "one2one_"
 """Prefix of the names of layers in the branch of a head that gives one box for each object."""
 DEFAULT_SIDE = 640
