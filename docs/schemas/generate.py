@@ -129,7 +129,7 @@ DOCUMENTS: Mapping[str, tuple[str, Any]] = {
     "predict": ("`edgekd predict --json`", PredictResult),
     "profile": ("`edgekd profile --json`", ProfileResult),
     "progress": (
-        "The file progress.json of `edgekd build`, `distill` and `engine --fleet`",
+        "The file progress.json of `edgekd build`, `quantize`, `prune`, `factorize`, `distill` and `engine --fleet`",
         RunProgress,
     ),
     "prune": ("`edgekd prune --json`, and the file prune.json", Pruned),

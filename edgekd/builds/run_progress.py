@@ -1,4 +1,4 @@
-"""The file `progress.json` in a result folder: how far a build, its search, a training or a fleet is.
+"""The file `progress.json` in a result folder: how far a command that takes long is.
 
 OUT/
   progress.json     replaced every second while something changes, and at the end
@@ -42,7 +42,7 @@ MAX_STAGES = 200
 LOCK_WAIT_S = 1.0
 """A reader that looks at the lock holds it for some microseconds."""
 
-Command = Literal["build", "distill", "fleet"]
+Command = Literal["build", "quantize", "prune", "factorize", "distill", "fleet"]
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -81,7 +81,7 @@ class RunProgress:
     """A running or ended command.
 
     Args:
-        command: The command: `build`, also with a search, `distill`, or `fleet`.
+        command: The command; `build` also with a search, `fleet` for `edgekd engine --fleet`.
         model: File name of the detector, of the student, or of the bundle.
         target: Name of the target; null where there is none, as for a fleet.
         began_at: Start, UTC, ISO 8601.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import refuse_recipe
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.speedup import Lightened, lightened, start
 from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import low_rank
@@ -61,23 +62,24 @@ def factorize(
     The command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).stem}-factorized"
-    share = None if energy is None else parse_share(energy, "--energy")
+    share, chosen = None if energy is None else parse_share(energy, "--energy"), target_or_none(target)
     steps = recipe_of(recipe or "factorize").with_settings(LowRank, energy=share)
     step = steps.only(LowRank)
     refuse_recipe(steps, Budget(), path)
-    context = StageContext.within(folder, fresh, progress)
-    begun = start(
-        context,
-        path,
-        Path(data),
-        target=target_or_none(target),
-        device=device,
-        trust_checkpoint=trust_checkpoint,
-        uses_training_images=True,
-    )
-    given = (begun.dataset, begun.before, begun.export, begun.latency)
-    found = low_rank.factorize(context, step, path, *given, trust=trust_checkpoint)
-    both = lightened(begun, path, steps.name, found, folder / found.checkpoint.name)
-    result = Factorized(**vars(both), layers=found.layers, stages=summaries(context.done))
-    write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
-    return result
+    with recorded(folder, "factorize", path.name, chosen.name if chosen else None, progress) as progress:
+        context = StageContext.within(folder, fresh, progress)
+        begun = start(
+            context,
+            path,
+            Path(data),
+            target=chosen,
+            device=device,
+            trust_checkpoint=trust_checkpoint,
+            uses_training_images=True,
+        )
+        given = (begun.dataset, begun.before, begun.export, begun.latency)
+        found = low_rank.factorize(context, step, path, *given, trust=trust_checkpoint)
+        both = lightened(begun, path, steps.name, found, folder / found.checkpoint.name)
+        result = Factorized(**vars(both), layers=found.layers, stages=summaries(context.done))
+        write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
+        return result

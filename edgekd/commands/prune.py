@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import refuse_recipe
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.speedup import Lightened, lightened, start
 from edgekd.builds.stage_store import StageSummary, readable_json, summaries
 from edgekd.builds.stages.base import StageContext
@@ -76,22 +77,25 @@ def prune(
     steps = recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps)
     step = for_target(steps.only(Prune), chosen)
     refuse_recipe(steps, Budget(), path)
-    context = StageContext.within(folder, fresh, progress)
-    begun = start(
-        context,
-        path,
-        Path(data),
-        target=chosen,
-        device=device,
-        trust_checkpoint=trust_checkpoint,
-        uses_training_images=step.importance != "magnitude" or step.recovery is not None,
-    )
-    if scan:
-        sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
-        write_file(folder / SENSITIVITY, readable_json(to_plain(sensitivities)))
-    known = (begun.dataset, path, begun.before, begun.export, begun.latency)
-    pruned = ChannelPruner(context, *known, trust=trust_checkpoint).run(step)
-    both = lightened(begun, path, steps.name, pruned, folder / checkpoint_name(path))
-    result = Pruned(**vars(both), widths=pruned.widths, importance=pruned.importance, stages=summaries(context.done))
-    write_result(folder, RESULT, result, {checkpoint_name(path): pruned.checkpoint})
-    return result
+    with recorded(folder, "prune", path.name, chosen.name if chosen else None, progress) as progress:
+        context = StageContext.within(folder, fresh, progress)
+        begun = start(
+            context,
+            path,
+            Path(data),
+            target=chosen,
+            device=device,
+            trust_checkpoint=trust_checkpoint,
+            uses_training_images=step.importance != "magnitude" or step.recovery is not None,
+        )
+        if scan:
+            sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
+            write_file(folder / SENSITIVITY, readable_json(to_plain(sensitivities)))
+        known = (begun.dataset, path, begun.before, begun.export, begun.latency)
+        pruned = ChannelPruner(context, *known, trust=trust_checkpoint).run(step)
+        both = lightened(begun, path, steps.name, pruned, folder / checkpoint_name(path))
+        result = Pruned(
+            **vars(both), widths=pruned.widths, importance=pruned.importance, stages=summaries(context.done)
+        )
+        write_result(folder, RESULT, result, {checkpoint_name(path): pruned.checkpoint})
+        return result

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekd.builds.gate import costliest, require_met
 from edgekd.builds.recipe import Recipe, refuse_recipe
+from edgekd.builds.run_progress import recorded
 from edgekd.builds.stage_store import AnyStage, StageSummary, summaries
 from edgekd.builds.stages import compare, encode, export, recover, score
 from edgekd.builds.stages.base import GRAPH, GraphStage, StageContext
@@ -176,8 +177,9 @@ def run(job: QuantizeJob, progress: Progress = SILENT) -> Quantized:
     """
     _refuse_steps(job.recipe)
     refuse_recipe(job.recipe, job.budget, job.model)
-    context = StageContext.within(job.out, job.fresh, progress)
-    return _network(job, context) if _is_network(job) else _detector(job, context)
+    quantizes = _network if _is_network(job) else _detector
+    with recorded(job.out, "quantize", job.model.name, None, progress) as progress:
+        return quantizes(job, StageContext.within(job.out, job.fresh, progress))
 
 
 def _refuse_steps(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
 from edgekd.builds.recipe import Recipe, load_recipe, refuse_recipe
+from edgekd.builds.run_progress import read_progress
 from edgekd.builds.stages.derived import require_faster
 from edgekd.compress.steps import LowRank
 from edgekd.core.errors import CompressError, SpecError
@@ -52,6 +53,14 @@ def test_a_detector_is_factorized_scored_and_timed(
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "factorize")
     assert json.loads((tmp_path / "out" / "factorize.json").read_bytes()) == ran.json
+    progress = read_progress(tmp_path / "out")
+    assert (progress.command, progress.model, progress.target, progress.state) == (
+        "factorize",
+        detector.name,
+        None,
+        "done",
+    )
+    assert [stage.name for stage in progress.stages] == [stage["name"] for stage in ran.json["stages"]]
     before, after = ran.json["before"], ran.json["after"]
     assert after["multiply_adds"] < 0.8 * before["multiply_adds"]
     assert after["parameters"] < before["parameters"]

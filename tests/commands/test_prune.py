@@ -13,6 +13,7 @@ from random_detector import write_detector
 from running import DEVICE, EdgeKD
 from test_json_contract import assert_documented
 
+from edgekd.builds.run_progress import read_progress
 from edgekd.builds.stage_store import Stage
 from edgekd.builds.stages import export as export_stage
 from edgekd.builds.stages import train
@@ -58,6 +59,9 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
     assert ran.code == 0, ran.err
     assert_documented(ran.json, "prune")
     assert json.loads((tmp_path / "out" / "prune.json").read_bytes()) == ran.json
+    progress = read_progress(tmp_path / "out")
+    assert (progress.command, progress.model, progress.target, progress.state) == ("prune", detector.name, None, "done")
+    assert [stage.name for stage in progress.stages] == [stage["name"] for stage in ran.json["stages"]]
     before, after = ran.json["before"], ran.json["after"]
     assert after["multiply_adds"] <= 0.4 * before["multiply_adds"]
     assert after["parameters"] < before["parameters"]

@@ -19,6 +19,7 @@ from running import EdgeKD
 from test_cli import assert_refused
 from test_json_contract import assert_documented
 
+from edgekd.builds.run_progress import read_progress
 from edgekd.core.formats.packed_graph import sections, unpack
 
 FRAMES = 16
@@ -71,7 +72,11 @@ def test_a_detector_is_judged_by_its_labels(edgekd: EdgeKD, tiny_model: Path, ti
     assert_documented(ran.json, "quantize")
     assert json.loads((tmp_path / "out" / "quantize.json").read_bytes()) == ran.json
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"graph.onnx", "graph.packed", "calibration.toml", "quantize.json", "stages"}
+    progress_files = {"progress.json", ".progress.lock"}
+    assert names == {"graph.onnx", "graph.packed", "calibration.toml", "quantize.json", "stages"} | progress_files
+    progress = read_progress(tmp_path / "out")
+    assert (progress.command, progress.model, progress.state) == ("quantize", tiny_model.name, "done")
+    assert [stage.name for stage in progress.stages] == [stage["name"] for stage in ran.json["stages"]]
     assert (ran.json["metric"], ran.json["frames"], ran.json["plan"]) == ("map50_95", 8, None)
     assert ran.json["kept"] == ran.json["after"]["map50_95"] / ran.json["before"]["map50_95"] > 0.95
     assert ran.json["forms"] == {"float16": 3, "int8": 3, "coded": 0, "fp4x": 0, "nvfp4": 0}

@@ -94,6 +94,13 @@ def test_a_running_build_shows_its_loop_its_losses_and_what_it_is_doing(client: 
     assert "Ended in: distill" in words(html)
 
 
+def test_a_row_of_a_command_that_builds_no_bundle_names_it(client: Any, runs: Path) -> None:
+    (runs / "pruned").mkdir()
+    with recorded(runs / "pruned", "prune", "m.pt", "xavier", SILENT) as progress:
+        progress.stage("prune", {}, 1.0)
+    assert "m.pt for xavier, edgekd prune" in words(section(page(client, "/"), "builds"))
+
+
 def test_two_builds_are_compared_number_by_number(client: Any, runs: Path) -> None:
     html = page(client, "/compare?run=first&run=nightly/second")
     rows = {name: words(row) for name, row in re.findall(r'scope="row">([^<]*)(.*?)</tr>', html, re.DOTALL)}
