@@ -70,7 +70,7 @@ def score(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share in percent, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"  # a no-break space, as cells of tables wrap
 
 
 def count(value: int) -> str:
