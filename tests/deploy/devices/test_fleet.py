@@ -113,8 +113,13 @@ def test_failures_and_stragglers_are_no_matter_to_the_others(
     assert camera.loopback.quiet() == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.release),  # a single board's is in test_ssh.py
+    ],
+)
 def test_a_stopped_fleet_leaves_nothing_running_and_goes_on(
     edgekd: EdgeKD,
     camera: Camera,
