@@ -16,6 +16,7 @@ OLDER = {
     "pruning_shapes": ("2026-12-01T05", "channels were chosen by `taylor`"),
     "pruning_refit": ("2026-12-01T05", "channels were chosen by `taylor`"),
     "recovery_30_cpu": ("2026-12-01T05", "channels were chosen by `taylor`"),
+    "build_vs_ultralytics": ("2026-12-01T19", "Ultralytics scored on all cores of the machine, edgekd on one"),
     "low_rank": ("2026-12-01T00", "layers behind a product were not refitted"),
 }
 """Results whose code has changed since: the time of the change, and what differed. A later run removes the note."""

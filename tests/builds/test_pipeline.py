@@ -365,7 +365,7 @@ def test_two_builds_at_once_share_the_work(
     pair = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) for _ in range(2)
     ]
-    stages = [json.loads(process.communicate(timeout=120)[0])["stages"] for process in pair]
+    stages = [json.loads(process.communicate(timeout=300)[0])["stages"] for process in pair]
     for one, other in zip(*stages, strict=True):
         assert one["cached"] != other["cached"], f"{one['name']} was done once"
     assert (out / "tiny-xavier.edgekd").read_bytes() == tiny_build.bundle.read_bytes()

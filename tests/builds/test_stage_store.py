@@ -307,7 +307,7 @@ for count in range(1, 1000):
 
 def disturbed(kind: str, prepared: str, folder: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-c", DISTURBED, kind, folder, prepared]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     return [json.loads(line) for line in answer.stdout.splitlines()]
 
@@ -351,7 +351,7 @@ print(stage.cached, len(stage.files), stage.sha256)
 def test_of_two_builders_of_one_stage_one_works_and_the_other_waits(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_BUILDERS, tmp_path / "store", tmp_path / "log"]
     builders = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [builder.communicate(timeout=60) for builder in builders]
+    answers = [builder.communicate(timeout=300) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0, 0], answers
     printed = sorted(out.split() for out, _ in answers)
     assert [line[:2] for line in printed] == [["False", "20"], ["True", "20"], ["True", "20"]]

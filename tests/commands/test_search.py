@@ -352,9 +352,10 @@ def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_aga
 
 
 def descendants(parent: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
-        found += [int(child), *descendants(int(child))]
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
+            found += [int(child), *descendants(int(child))]
     return found
 
 
