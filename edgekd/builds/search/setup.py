@@ -167,8 +167,9 @@ class SearchContext:
             "image_size": self.facts.image_size,
         }
         made = self.context.run(STUDENT, inputs, work, libraries=family.libraries)
-        opset = opset_for(self.request.job.target)
-        return export.run(self.context, load(made.path / file), None, dataset.classes, opset).path / GRAPH
+        opset, trust = opset_for(self.request.job.target), self.request.job.trust_checkpoint
+        detector = load(made.path / file, trust_checkpoint=trust)
+        return export.run(self.context, detector, None, dataset.classes, opset).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
         """Return the SHA-256 of everything that trials depend on beside the candidate."""
