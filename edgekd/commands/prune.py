@@ -86,7 +86,7 @@ def prune(
             target=chosen,
             device=device,
             trust_checkpoint=trust_checkpoint,
-            uses_training_images=step.importance != "magnitude" or step.recovery is not None,
+            uses_training_images=step.needs_images or step.recovery is not None,
         )
         if scan:
             sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
