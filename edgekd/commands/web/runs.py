@@ -17,7 +17,7 @@ from edgekd.builds.ledger import LEDGER, Ledger
 from edgekd.builds.run import SEARCH
 from edgekd.builds.run_progress import PROGRESS, RunProgress, State, read_progress
 from edgekd.builds.stage_store import unfinished_stages
-from edgekd.commands.compare import Finished
+from edgekd.commands.compare import Finished, finished
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import EdgeKDError, SpecError, first_line, printable
@@ -202,7 +202,7 @@ def read_text(run: Run, name: str) -> str:
 
 def _finished(run: Run, ledger_path: Path) -> Finished:
     ledger = _document(Ledger, *_version(ledger_path))
-    return Finished(run.folder, ledger, _manifest(*_version(run.file(ledger.bundle))))
+    return finished(run.folder, ledger, _manifest(*_version(run.file(ledger.bundle))))
 
 
 def _boards(run: Run, problems: list[str]) -> tuple[BoardReport, ...]:
