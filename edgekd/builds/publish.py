@@ -347,8 +347,14 @@ def _lineage(record: BuildRecord) -> Lineage:
 
 def _step_json(step: Step) -> dict[str, Any]:
     """Return a step as data, with paths reduced to names."""
-    settings = {name: Path(value).name if isinstance(value, str) else value for name, value in asdict(step).items()}
-    return {"step": type(step).__name__, **settings}
+    return {"step": type(step).__name__, **_with_names(asdict(step))}
+
+
+def _with_names(value: Any) -> Any:
+    """Return settings with paths reduced to names, those of a training between rounds of pruning, too."""
+    if isinstance(value, dict):
+        return {name: _with_names(inner) for name, inner in value.items()}
+    return Path(value).name if isinstance(value, str) else value
 
 
 def _write_bundled_report(record: BuildRecord, folder: Path) -> None:
