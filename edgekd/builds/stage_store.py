@@ -19,7 +19,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, TypeVar
 
-from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
+from edgekd.core.atomic_files import (
+    contents,
+    copy_file,
+    new_folder,
+    no_room,
+    remove_folder,
+    remove_leftovers,
+    write_file,
+    writing,
+)
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError
@@ -327,6 +336,18 @@ def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
     """Return a number, or numbers by epoch, that only some results have, by its name."""
+def put_result(source: Path | None, place: Path) -> None:
+    """Replace a file of a result folder with a copy of a stage's; without one remove that of an earlier run.
+
+    Raises SpecError where it cannot be written.
+    """
+    if source is not None:
+        copy_file(source, place)
+        return
+    with writing(place):
+        place.unlink(missing_ok=True)
+
+
     return getattr(stage.result, name, default)
 
 
