@@ -143,10 +143,12 @@ class Store:
         *,
         label: str = "",
         tools: Mapping[str, str] | None = None,
+        fits: Callable[[Path], bool] | None = None,
     ) -> Stage[R]:
         """Return the stage with these inputs: found complete and undamaged, or else made by `work`.
 
         `work` writes files into the empty folder that it is given (`stage.json` is taken) and returns the result.
+        fits: Called with the folder of a stage that was found: returns whether its files still are of use.
         Raises SpecError when the store cannot be written or its disk is full, and what `work` raises; nothing of the
         stage is left then.
         """
@@ -155,7 +157,7 @@ class Store:
         path = self.root / f"{name}-{key[:16]}"
         with self._lock(path, name):
             stage = None if self.fresh and key not in self._done else self._found(path, kind, name, key)
-            if stage is None:
+            if stage is None or not (fits is None or fits(path)):
                 stage = _make(path, kind, name, key, inputs, work, tools or {})
         self._done.add(key)
         return stage
@@ -334,8 +336,6 @@ def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
     )
 
 
-def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
-    """Return a number, or numbers by epoch, that only some results have, by its name."""
 def put_result(source: Path | None, place: Path) -> None:
     """Replace a file of a result folder with a copy of a stage's; without one remove that of an earlier run.
 
@@ -348,6 +348,8 @@ def put_result(source: Path | None, place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
+def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
+    """Return a number, or numbers by epoch, that only some results have, by its name."""
     return getattr(stage.result, name, default)
 
 
