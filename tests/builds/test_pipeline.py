@@ -264,8 +264,10 @@ def test_a_second_identical_build_does_no_work_and_leaves_the_same_bundle(
     edgekd: EdgeKD, tiny_build: Built, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_build.out, tmp_path / "out")
+    (out / "plan.toml").write_text("of an earlier build by another recipe", "utf-8")
     ran = edgekd("build", tiny_model, "--data", tiny_data, "--out", out, "--json")
     assert all(stage["cached"] for stage in ran.json["stages"])
+    assert not (out / "plan.toml").exists()
     assert (out / "tiny-xavier.edgekd").read_bytes() == tiny_build.bundle.read_bytes()
     kept = [[stage[key] for key in ("name", "seconds", "bytes", "map50")] for stage in ran.json["stages"]]
     assert kept == [

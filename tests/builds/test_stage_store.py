@@ -27,6 +27,7 @@ from edgekd.builds.stage_store import (
     StageResult,
     StageSummary,
     Store,
+    put_result,
     read_stage,
     readable_json,
 )
@@ -168,6 +169,25 @@ def test_a_damaged_stage_is_done_again_and_says_so(tmp_path: Path, damage: Calla
     assert notes.texts == [f"export: {good.path} is damaged, or of another user; doing this stage again"]
     assert Store(tmp_path).stage(EXPORT, {}, run).cached
     assert visible(tmp_path) == [good.path.name]
+
+
+def test_a_stage_whose_files_are_of_no_use_any_more_is_done_again(tmp_path: Path) -> None:
+    run = Counted()
+    first = Store(tmp_path).stage(EXPORT, {}, run)
+    again = Store(tmp_path).stage(EXPORT, {}, run, fits=lambda folder: folder != first.path)
+    assert (run.times, again.cached) == (2, False)
+    assert again.key == first.key
+    assert Store(tmp_path).stage(EXPORT, {}, run, fits=lambda folder: folder == first.path).cached
+
+
+def test_a_result_of_an_earlier_run_does_not_outlive_it(tmp_path: Path) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    place = tmp_path / "plan.toml"
+    put_result(tmp_path / "new", place)
+    assert place.read_bytes() == b"new"
+    for _ in range(2):
+        put_result(None, place)
+        assert not place.exists()
 
 
 @pytest.mark.parametrize(

@@ -441,6 +441,11 @@ def test_a_budget_that_nothing_fits_ends_with_what_to_do(
         (("--search", "--keep", "90%", "--cluster", "auto", "--workers", "2"), ("leave out --workers",)),
         (("--search", "--keep", "90%", "--gpus", "2"), ("--gpus without --cluster",)),
         (("--cluster", "auto"), ("--cluster without --search",)),
+        (("--trials", "3"), ("--trials without --search",)),
+        (("--epochs", "5"), ("--epochs without --search",)),
+        (("--workers", "2"), ("--workers without --search",)),
+        (("--round", "2"), ("--round without --search",)),
+        (("--search", "--max-size", "0"), ("--max-size 0", "more than 0 bytes")),
         (("--student", "a.pt", "--student", "b.pt"), ("a recipe trains one",)),
     ],
 )
