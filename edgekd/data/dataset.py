@@ -24,6 +24,7 @@ from edgekd.data.labels import TOLERANCE, Truth, read_labels, truths_per_image
 from edgekd.data.outlines import annotated_outlines
 from edgekd.data.source_files import (
     files_below,
+    places_by_id,
     read_json,
     read_text,
     read_yaml,
@@ -328,7 +329,7 @@ def _read_coco_split(
     images, annotations = document["images"], document["annotations"]
     try:
         shapes = np.array([(image["width"], image["height"]) for image in images], np.float64).reshape(-1, 2)
-        owners = {image["id"]: index for index, image in enumerate(images)}
+        owners = places_by_id(images, file)
         names = [_name(image["file_name"]) for image in images]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: an image is incomplete", expected="id, file_name, width and height") from error
@@ -356,7 +357,7 @@ def _read_coco_split(
 
 def _coco_row(entry: Mapping[str, Any], owners: Mapping[Any, int], class_ids: Mapping[Any, int]) -> tuple[Any, ...]:
     x, y, width, height = entry["bbox"]
-    return owners[entry["image_id"]], class_ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd", 0)
+    return owners[entry["image_id"]], class_ids[entry["category_id"]], x, y, width, height, entry.get("iscrowd") or 0
 
 
 def _refuse_annotation(

@@ -5,6 +5,7 @@ Sources: PNG (W3C), JPEG (ITU-T T.81), BMP (Microsoft), WebP (RFC 9649), TIFF 6.
 
 from __future__ import annotations
 
+import re
 import struct
 
 MAX_PIXELS = 1 << 27
@@ -12,6 +13,8 @@ MAX_PIXELS = 1 << 27
 MAX_SCANS = 200
 """Scans of a progressive JPEG, each of which goes over all pixels; encoders write 10."""
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC, between the start-of-frame markers
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""A marker of a JPEG; the others are bytes of a scan, restarts in it, and fill bytes."""
 _TIFF_SIZES = {256: 0, 257: 1, 322: 2, 323: 3}
 """Tags of width and height of the image, and of a tile."""
 _TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
@@ -67,6 +70,20 @@ def _jpeg(data: bytes) -> tuple[int, int]:
             raise ValueError("a JPEG without a size")
         else:
             place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+
+
+def has_jpeg_end(data: bytes) -> bool:
+    """Return whether the segments and scans of a JPEG lead to its end-of-image marker, whatever follows that."""
+    place = 2
+    while (found := _MARKER.search(data, place)) is not None:
+        place, marker = found.end(), data[found.end() - 1]
+        if marker == 0xD9:
+            return True
+        if marker not in (0x01, 0xD8):  # without a segment
+            if len(data) < place + 2:
+                return False
+            place += struct.unpack_from(">H", data, place)[0]
+    return False
 
 
 def _bmp(data: bytes) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from edgekd.core.canonical import file_sha256, json_sha256
 from edgekd.core.errors import DataError
 from edgekd.core.input_files import read_input, regular_file
 from edgekd.core.progress import SILENT, Progress
-from edgekd.data.image_headers import require_small
+from edgekd.data.image_headers import has_jpeg_end, require_small
 from edgekd.data.types import Sample, Split
 
 Image = NDArray[np.uint8]
@@ -75,10 +75,11 @@ def _is_truncated(data: bytes) -> bool:
 
     JPEG (ITU-T T.81, B.1.1.2): the marker end-of-image FFD9 follows the last start-of-scan FFDA; neither occurs inside
     coded data, and the end marker of a thumbnail precedes the scan of the image. PNG: the IEND chunk. Bytes after the
-    end are allowed: some cameras append metadata. OpenCV refuses incomplete files of other formats.
+    end are allowed: some cameras append metadata, phones a short video, in which any bytes occur. OpenCV refuses
+    incomplete files of other formats.
     """
     if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda") and not has_jpeg_end(data)
     if data.startswith(b"\x89PNG"):
         return data.rfind(b"IEND") < 0
     return False

@@ -142,9 +142,9 @@ def _box_and_keypoints(line: str, shape: tuple[int, int], where: str) -> tuple[l
 
 
 def _box_around(polygon: NDArray[np.float64]) -> list[float]:
-    """Return cx, cy, w, h of the bounding box of points [k, 2]."""
+    """Return cx, cy, w, h of the bounding box of points [k, 2], as fractions of the image."""
     low, high = polygon.min(axis=0), polygon.max(axis=0)
-    return [*((low + high) / 2), *(high - low)]
+    return [*((low + high) / 2), *np.minimum(high - low, 1)]  # on both sides it may be a little outside
 
 
 def _polygon(line: str, where: str) -> tuple[float, NDArray[np.float64]]:

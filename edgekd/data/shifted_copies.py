@@ -52,9 +52,9 @@ def write_shifted(
 def write_dataset(
     dataset: Dataset, shift: DomainShift, preprocess: Preprocess, out: Path, progress: Progress = SILENT
 ) -> None:
-    """Write a data set under a shift, in YOLO layout, with its labels except crowd boxes; `out` appears atomically.
+    """Write a data set under a shift, in YOLO layout, with its boxes except those of crowds; `out` appears atomically.
 
-    Raises DataError, SpecError.
+    Keypoints and outlines are left out. Raises DataError, SpecError.
     """
     with new_folder(out) as folder, writing(out):
         for name in dataset.splits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -90,6 +90,19 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file} line {error.lineno} is no valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no valid JSON: {error}") from error
+
+
+def places_by_id(images: Sequence[Mapping[str, Any]], file: Path) -> dict[Any, int]:
+    """Return the place of each of a COCO JSON's images in the list, by its id. Raises DataError where two have one id.
+
+    The labels of both would be those of the last. Raises KeyError, TypeError for an image without an id.
+    """
+    places: dict[Any, int] = {}
+    for place, image in enumerate(images):
+        if places.setdefault(image["id"], place) != place:
+            what, fix = f"{file}: two images have the id {shown(image['id'])}", "number the images anew"
+            raise DataError(what, expected="another id for each", fix=fix)
+    return places
 
 
 def require_names(names: Sequence[str], file: Path) -> tuple[str, ...]:

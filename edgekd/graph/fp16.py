@@ -7,6 +7,7 @@ nodes compute whose values float16 cannot hold (`graph.pins`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ def half(source: Path, out: Path) -> int:
     model = read_model(source)
     try:
         raised = raise_opset(model, MIN_OPSET, source.name)
+        own_casts = {node.name for node in raised.graph.node if node.op_type == "Cast"}
         halved = convert_float_to_float16(
             raised, keep_io_types=True, op_block_list=[], node_block_list=[*decoding(model.graph), *wide(model)]
         )
-        _keep_wide(halved.graph)
+        _keep_wide(halved.graph, own_casts)
         OnnxModel.graph_topological_sort(halved.graph)
         onnx.checker.check_model(halved, full_check=True)
     except Exception as error:  # of three libraries, without a common base
@@ -74,9 +76,12 @@ def wide(model: Any) -> list[str]:
     return sorted(names)
 
 
-def _keep_wide(graph: Any) -> None:
-    """Remove pairs of Cast, to float16 and back, that the converter puts between two nodes in float32."""
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+def _keep_wide(graph: Any, own_casts: Collection[str]) -> None:
+    """Remove pairs of Cast, to float16 and back, that the converter puts between two nodes in float32.
+
+    own_casts: names of the network's own, which may round to whole numbers, and stay.
+    """
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.name not in own_casts}
     instead = {name: casts[node.input[0]].input[0] for name, node in casts.items() if node.input[0] in casts}
     for node in graph.node:
         for index, name in enumerate(node.input):

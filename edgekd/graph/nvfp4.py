@@ -64,6 +64,8 @@ def expanded(model: Any) -> Any:
             replaced[name] = numpy_helper.from_array(tensor.values.astype(number.dtype), name)
             replaced[node.input[1]] = None
     copy = copied(model)
+    if not replaced:
+        return copy
     nodes = [node for node in model.graph.node if node.output[0] not in replaced]
     read = {name for node in nodes for name in node.input}
     kept = [each for each in model.graph.initializer if each.name in read]

@@ -33,11 +33,13 @@ class Graph:
         self.nodes: list[Any] = list(_nodes(model.graph) if nested else model.graph.node)
         self.outputs: list[str] = [value.name for value in model.graph.output]
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {output: node for node in self.nodes for output in node.output}
+        # An empty name stands for an optional input or output that is left out, and is no tensor.
+        self.producers = {output: node for node in self.nodes for output in node.output if output}
         self._consumers: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         for node in self.nodes:
             for index, name in enumerate(node.input):
-                self._consumers[name].append((node, index))
+                if name:
+                    self._consumers[name].append((node, index))
 
     def of(self, *op_types: str) -> list[Any]:
         """Return the nodes of these operators, in order."""
@@ -48,8 +50,8 @@ class Graph:
         return self._consumers.get(tensor, [])
 
     def activations(self, node: Any) -> list[str]:
-        """Return the inputs of a node that are no initializers."""
-        return [name for name in node.input if name and name not in self.initializers]
+        """Return the tensors that a node reads and that are no initializers."""
+        return [name for name in reads(node) if name not in self.initializers]
 
     def constant(self, tensor: str) -> np.ndarray | None:
         """Return the value of an initializer; None for anything else."""
@@ -66,6 +68,11 @@ class Graph:
         """The TensorProtos of initializers and Constant nodes, by name."""
         values = ((node.output[0], a) for node in self.of("Constant") for a in node.attribute)
         return self.initializers | {name: entry.t for name, entry in values if entry.name == "value"}
+
+    @cached_property
+    def read_by_nested(self) -> frozenset[str]:
+        """The names that graphs inside nodes read from around them, which `consumers` does not list."""
+        return frozenset(name for node in self.nodes for name in _read_by_nested(node))
 
     @cached_property
     def inputs(self) -> dict[str, Dims]:
@@ -159,6 +166,11 @@ def where(nodes: Iterable[Any]) -> str:
     return " and ".join(sorted({node.op_type for node in nodes})) + " " + ", ".join(names[:3]) + more
 
 
+def reads(node: Any) -> list[str]:
+    """Return the names that a node reads: its inputs, and what graphs inside it read from around them."""
+    return [*filter(None, node.input), *sorted(_read_by_nested(node))]
+
+
 def attribute(node: Any, name: str, default: Any) -> Any:
     """Return the value of a node's attribute, or the default."""
     return attributes(node).get(name, default)
@@ -198,9 +210,23 @@ def onnx_type_name(code: int) -> str:
 def _nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         yield node
-        for entry in node.attribute:
-            for inner in [entry.g, *entry.graphs]:
-                yield from _nodes(inner)
+        for inner in _graphs_in(node):
+            yield from _nodes(inner)
+
+
+def _graphs_in(node: Any) -> Iterator[Any]:
+    for entry in node.attribute:
+        yield from [entry.g, *entry.graphs]
+
+
+def _read_by_nested(node: Any) -> set[str]:
+    """Return the names that graphs inside a node read from around it, as the branches of an If do."""
+    read: set[str] = set()
+    for graph in _graphs_in(node):
+        own = {value.name for value in [*graph.input, *graph.initializer]}
+        own.update(name for inner in graph.node for name in inner.output)
+        read |= {name for inner in graph.node for name in reads(inner)} - own
+    return read
 
 
 def _dims(value: Any) -> Dims:

@@ -131,6 +131,12 @@ def test_rounding_outside_the_image_is_clipped(tmp_path: Path) -> None:
     assert boxes.max() <= 1
 
 
+def test_a_polygon_that_is_a_little_outside_on_both_sides_is_clipped(tmp_path: Path) -> None:
+    root = make_yolo(tmp_path, {"a": "0 -0.0008 0.2 1.0008 0.2 1.0008 0.9\n"})
+    boxes = load_dataset(root).split("train").samples[0].truth.boxes
+    np.testing.assert_allclose(boxes, [[0, 0.2, 1, 0.9]], atol=1e-6)
+
+
 @given(
     table=arrays(np.float64, st.tuples(st.integers(0, 20), st.just(4)), elements=st.floats(0, 1)),
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=8),
@@ -337,6 +343,21 @@ def test_bad_coco_annotation_is_named(tmp_path: Path, change: dict[str, Any], sa
     document["annotations"][0].update(change)
     file = write_coco(tmp_path, "cats.json", ".", document)
     with pytest.raises(DataError, match=said):
+        load_dataset(file).split("val")
+
+
+def test_an_annotation_that_leaves_crowd_open_is_of_one_object(tmp_path: Path) -> None:
+    document = make_coco()
+    document["annotations"][0]["iscrowd"] = None
+    truth = load_dataset(write_coco(tmp_path, "cats.json", ".", document)).split("val").samples[0].truth
+    assert truth.crowd.tolist() == [False, True]
+
+
+def test_coco_images_with_one_id_are_refused(tmp_path: Path) -> None:
+    document = make_coco()
+    document["images"][1]["id"] = 7
+    file = write_coco(tmp_path, "cats.json", ".", document)
+    with pytest.raises(DataError, match=r"cats\.json: two images have the id 7"):
         load_dataset(file).split("val")
 
 

@@ -79,6 +79,7 @@ def test_truncation_is_told_before_the_decoder_could_paint_over_it(suffix: str) 
     data = encoded(suffix)
     assert not images._is_truncated(data)
     assert not images._is_truncated(data + b"appended by a camera")
+    assert not images._is_truncated(data + b"a video of a phone, \xff\xda and \xff\xd0 in it")
     assert all(images._is_truncated(data[:-cut]) for cut in range(8, len(data) // 2))
 
 

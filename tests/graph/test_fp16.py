@@ -117,6 +117,28 @@ def test_nvfp4_weights_stay_in_four_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(output(tmp_path / "half.onnx", batch), expected, atol=0.01 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("last", ["y", "rounded"])
+def test_a_step_through_whole_numbers_stays(last: str, tmp_path: Path) -> None:
+    def convolution(source: str, out: str) -> Any:
+        return helper.make_node("Conv", [source, "one"], [out], out)
+
+    nodes = [
+        convolution("x", "a"),
+        helper.make_node("Cast", ["a"], ["whole"], "to whole numbers", to=TensorProto.INT64),
+        helper.make_node("Cast", ["whole"], ["rounded"], "and back", to=TensorProto.FLOAT),
+        convolution("rounded", "y"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 2]) for name in ("x", last))
+    one = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "one")
+    graph = helper.make_graph(nodes[: 4 if last == "y" else 3], "graph", [x], [y], [one])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", MIN_OPSET)], ir_version=9), tmp_path / "wide"
+    )
+    half(tmp_path / "wide", tmp_path / "half")
+    found = output(tmp_path / "half", np.array([[[[0.25, 1.5], [-2.75, 3]]]], np.float32))
+    assert found.ravel().tolist() == [0, 1, -2, 3]
+
+
 def test_what_cannot_be_converted_is_a_user_error(tmp_path: Path) -> None:
     node = helper.make_node("Grunt", ["x"], ["y"], "grunt", domain="no.such")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")

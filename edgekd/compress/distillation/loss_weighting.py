@@ -75,8 +75,8 @@ class Balance:
         reference = gradient_norm(labels, shared)
         for name, loss in losses.items():
             norm = gradient_norm(loss, shared)
-            if not (norm > 0 and reference > 0):
-                continue
+            if not (0 < norm < math.inf and 0 < reference < math.inf):
+                continue  # a ratio that is not finite would stay in the average for good
             measured = min(max(reference / norm, MIN_FACTOR), MAX_FACTOR)
             average = self.factors.get(name, measured)
             self.factors[name] = EMA_DECAY * average + (1 - EMA_DECAY) * measured

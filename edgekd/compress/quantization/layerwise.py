@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekd.compress.quantization.layers import is_layer
 from edgekd.graph.session import part_session
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, reads
 
 SOURCE = 0
 """The level of the graph's input and of what is computed from it before any layer."""
@@ -60,7 +60,7 @@ class Walk:
         """Compute the nodes of a level, for every frame."""
         nodes = [node for node in self._graph.nodes if self._levels[node.name] == level]
         made = {name: None for node in nodes for name in node.output if name}
-        read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
+        read = dict.fromkeys(name for node in nodes for name in reads(node) if name not in made)
         inputs = [name for name in read if name not in self._initializers]
         outputs = [name for name in made if self._last_read.get(name, 0) > level]
         constants = [self._initializers[name] for name in read if name in self._initializers]
@@ -99,7 +99,7 @@ def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
     """Return the last level that reads each tensor; one after all for the graph's outputs."""
     last = dict.fromkeys(graph.outputs, max(levels.values(), default=SOURCE) + 1)
     for node in graph.nodes:
-        for name in node.input:
+        for name in reads(node):
             last[name] = max(last.get(name, SOURCE), levels[node.name])
     return last
 
@@ -109,7 +109,7 @@ def levels_of(graph: Graph) -> dict[str, int]:
     tensors: dict[str, int] = {}
     levels: dict[str, int] = {}
     for node in graph.nodes:
-        before = max((tensors.get(name, SOURCE) for name in node.input), default=SOURCE)
+        before = max((tensors.get(name, SOURCE) for name in reads(node)), default=SOURCE)
         levels[node.name] = before + is_layer(graph, node)
         tensors.update(dict.fromkeys(node.output, levels[node.name] + (node.op_type in SELECTS)))
     return levels

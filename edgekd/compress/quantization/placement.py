@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.compress.quantization.layers import is_dfl, is_layer
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, reads
 
 CUTS_VALUES = frozenset(("Slice", "Split"))
 """Operators whose outputs are slices of their input."""
@@ -75,7 +75,7 @@ def float_head(graph: Graph) -> set[str]:
             continue
         head.add(node.name)
         if not is_layer(graph, node) or is_dfl(graph, node):
-            waiting.extend(graph.producers[name] for name in node.input if name in graph.producers)
+            waiting.extend(graph.producers[name] for name in reads(node) if name in graph.producers)
     return head
 
 
@@ -104,7 +104,7 @@ def shared_scales(
         if node.op_type in moving:
             # Only the first input of the others carries values; the rest are shapes and indices.
             moved = graph.activations(node) if node.op_type == "Concat" else list(node.input[:1])
-            for name in [*moved, *node.output]:
+            for name in filter(None, [*moved, *node.output]):  # an output that is left out has no name
                 parent[root(name)] = root(node.output[0])
     members: dict[str, list[str]] = {}
     for name in list(parent):

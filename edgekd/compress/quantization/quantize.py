@@ -21,6 +21,7 @@ from edgekd.compress.quantization.placement import QuantizerPlacement, place
 from edgekd.compress.quantization.reconstruct import Moments, Stored, bias_for, moments_of, pooled, refit, stored_in
 from edgekd.compress.quantization.rewrite import (
     apply,
+    drop_left_out,
     insert_activation_pairs,
     name_nodes,
     own_parameters,
@@ -167,6 +168,7 @@ def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
     """
 
     model = read_model(source)
+    drop_left_out(model)
     name_nodes(model)  # before nodes are added, which names by their number would depend on
     try:
         model = raise_for_nvfp4(model, source.name) if for_nvfp4 else model

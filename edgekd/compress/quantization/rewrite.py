@@ -12,7 +12,10 @@ from edgekd.compress.quantization.placement import QuantizerPlacement
 from edgekd.compress.quantization.reconstruct import Stored
 from edgekd.core.formats.nvfp4 import Nvfp4
 from edgekd.graph import nvfp4
-from edgekd.graph.view import Graph, attributes
+from edgekd.graph.view import Graph, attributes, reads
+
+_OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
+"""Operators whose outputs but the first are optional."""
 
 
 def name_nodes(model: Any) -> None:
@@ -21,6 +24,18 @@ def name_nodes(model: Any) -> None:
     for index, node in enumerate(model.graph.node):
         if not node.name:
             node.name = f"{node.op_type}_{index}" if f"{node.op_type}_{index}" not in taken else f"edgekd_{index}"
+
+
+def drop_left_out(model: Any) -> None:
+    """Drop the empty names of inputs and outputs that are left out at the end, such as a convolution's bias.
+
+    They mean the same as none, but ONNX Runtime cannot run a quantized MaxPool with them.
+    """
+    for node in model.graph.node:
+        # The number of other operators' outputs has a meaning: into so many parts a Split cuts its input.
+        for names in (node.input, node.output) if node.op_type in _OPTIONAL_OUTPUTS else (node.input,):
+            while names and not names[-1]:
+                names.pop()
 
 
 def own_parameters(model: Any) -> None:
@@ -50,7 +65,9 @@ def _drop_identities(model: Any) -> None:
     copies = {
         node.output[0]: node.input[0]
         for node in graph.of("Identity")
-        if node.input[0] in graph.initializers and node.output[0] not in graph.outputs
+        if node.input[0] in graph.initializers
+        and node.output[0] not in graph.outputs
+        and node.output[0] not in graph.read_by_nested
     }
     for name, initializer in copies.items():
         for node, index in graph.consumers(name):
@@ -80,11 +97,11 @@ def _plain_gemm(graph: Graph, node: Any) -> None:
 
 
 def _own(graph: Graph, node: Any, inputs: Iterable[int]) -> None:
-    """Copy the constants at some inputs of a node that other nodes read, too."""
+    """Copy the constants at some inputs of a node that other nodes, or graphs inside them, read, too."""
     for index in inputs:
         name = node.input[index]
         value = graph.constant(name)
-        if value is not None and len(graph.consumers(name)) > 1:
+        if value is not None and (len(graph.consumers(name)) > 1 or name in graph.read_by_nested):
             node.input[index] = f"{name}/{node.name}"
             _add_initializer(graph, node.input[index], value)
 
@@ -174,7 +191,7 @@ def stored_names(graph: Graph, node: Any) -> list[str]:
 def apply(graph: Graph) -> None:
     """Write the nodes back into the model; drop unused initializers, and inferred shapes."""
     model, nodes = graph.model, list(graph.nodes)
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in reads(node)}
     initializers = [initializer for initializer in model.graph.initializer if initializer.name in used]
     dropped = {initializer.name for initializer in model.graph.initializer} - used
     # Old exporters list initializers as inputs, too: without its value, one would have to be fed.

@@ -20,7 +20,7 @@ from edgekd.compress.quantization.layerwise import Walk, levels_of
 from edgekd.compress.quantization.reconstruct import Moments, Stored, moments_of, stored_in
 from edgekd.compress.weight_formats import WeightFormat
 from edgekd.graph.session import part_session
-from edgekd.graph.view import Graph
+from edgekd.graph.view import Graph, reads
 
 MAX_MEASURED_FRAMES = 4
 """Most frames on which errors are measured, the last ones, but a quarter at most; the others are for rounding."""
@@ -147,7 +147,7 @@ class _Rest:
         self._source = graph.model
         self._nodes = [node for node in graph.nodes if levels[node.name] >= level]
         made = {name for node in self._nodes for name in node.output}
-        read = {name for node in self._nodes for name in node.input if name and name not in made}
+        read = {name for node in self._nodes for name in reads(node) if name not in made}
         self._constants = [each for each in graph.model.graph.initializer if each.name in read]
         self._inputs = sorted(read.difference(each.name for each in self._constants))
         self._ends = [name for name in ends if name in made]

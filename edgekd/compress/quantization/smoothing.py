@@ -80,7 +80,7 @@ def normalizations(graph: Graph, quantized: Collection[str]) -> Iterator[Normali
     """Return the normalizations with constant gamma and beta that products among the layers `quantized` read."""
     for node in graph.nodes:
         affine = _affine(graph, node)
-        if affine is None or node.output[0] in graph.outputs:
+        if affine is None or node.output[0] in graph.outputs or node.output[0] in graph.read_by_nested:
             continue
         (width,) = graph.shape(affine[0][0].input[affine[0][1]]) or (0,)
         branches: list[tuple[Any, int]] = []

@@ -126,6 +126,19 @@ def test_balance_measures_every_so_many_steps_and_for_what_is_new() -> None:
     assert factor(0.25, "new") == pytest.approx(4)
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_factors_as_they_are() -> None:
+    shared = torch.ones(3, requires_grad=True)
+    balance = Balance(1)
+
+    def factor(labels: float, size: float) -> float:
+        return balance((shared * labels).sum(), {"one": (shared * size).sum()}, [shared])["one"]
+
+    assert factor(1, 0.5) == pytest.approx(2)
+    for labels, size in ((torch.inf, torch.inf), (1, torch.inf), (torch.inf, 1), (torch.nan, 1)):
+        assert factor(labels, size) == pytest.approx(2)
+    assert factor(1, 0.5) == pytest.approx(2)
+
+
 def test_without_balance_every_factor_is_one_and_nothing_unbounded_happens() -> None:
     shared = torch.ones(3, requires_grad=True)
     assert Balance(0)(shared.sum(), {"one": (shared * 9).sum()}, [shared]) == {"one": 1.0}

@@ -97,6 +97,20 @@ def test_only_the_values_a_node_moves_are_joined_not_its_shapes() -> None:
     assert not {"flat", "wide", "deep"} & {name for group in placement.groups for name in group}
 
 
+def test_what_is_left_out_by_an_empty_name_is_no_tensor() -> None:
+    model = small_model()
+    names = [node.name for node in model.graph.node]
+    next(node for node in model.graph.node if node.name == "pool").output.append("")
+    model.graph.node.insert(
+        names.index("probabilities") + 1, helper.make_node("Clip", ["probabilities", "", "most"], ["clipped"], "clip")
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "most"))
+    model.graph.node[-1].input[1] = "clipped"
+    graph = Graph(model)
+    assert float_head(graph) == {*float_head(small()[0]), "clip"}
+    assert group_of(place(graph), "joined") == group_of(small()[1], "joined")
+
+
 def test_nodes_between_constants_are_no_obstacle() -> None:
     model = small_model()
     model.graph.node.insert(0, helper.make_node("Concat", ["stem.bias", "body.bias"], ["both"], "both", axis=0))

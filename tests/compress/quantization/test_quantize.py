@@ -338,6 +338,45 @@ def test_a_layer_without_a_bias_gets_one(tmp_path: Path) -> None:
     assert 0 < np.abs(bias).max() < 0.1
 
 
+def test_an_input_or_output_that_is_left_out_by_an_empty_name_is_no_obstacle(tmp_path: Path) -> None:
+    model = small_model()
+    node_of(model, "body").input[2] = ""
+    node_of(model, "pool").output.append("")
+    found, done = quantized(model, tmp_path)
+    assert done.int8 == ("stem", "body", "neck")
+    assert require_tensorrt_rules(found) == 3
+    assert run(tmp_path / "int8.onnx", frames(1)[0]).shape == (1, 3, 256)
+
+
+def test_a_graph_inside_a_node_reads_what_is_around_it(tmp_path: Path) -> None:
+    """As PyTorch writes an `if`: its branches list no inputs."""
+    model = small_model()
+    shape = helper.make_tensor_value_info("branch", TensorProto.FLOAT, [1, 8, 16, 16])
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op, ["neck.relu", "shift"], ["branch"], op)], name, [], [shape]
+        )
+        for name, op in (("then", "Add"), ("else", "Sub"))
+    }
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["most"], "most", keepdims=0),
+        helper.make_node("Greater", ["most", "shift"], ["bright"], "bright"),
+        helper.make_node("If", ["bright"], ["either"], "either", **branches),
+    ]
+    at = [node.name for node in model.graph.node].index("neck.relu") + 1
+    for place, node in enumerate(nodes, at):
+        model.graph.node.insert(place, node)
+    for head in ("boxes", "scores"):
+        node_of(model, head).input[0] = "either"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "shift"))
+    found, done = quantized(model, tmp_path)
+    assert done.int8 == ("stem", "body", "neck")
+    assert require_tensorrt_rules(found) == 3
+    frame = frames(1)[0]
+    expected = run(tmp_path / "small.onnx", frame)
+    assert np.linalg.norm(run(tmp_path / "int8.onnx", frame) - expected) < 0.05 * np.linalg.norm(expected)
+
+
 def test_dfl_is_not_touched(plain: Made) -> None:
     model, done, _ = plain
     assert "dfl" not in done.forms
