@@ -149,9 +149,9 @@ def pruning() -> Iterator[str]:
             lines.append([what, number(seconds), score(kept), percent(share(group, whole, "map50_95", "test"))])
     run = result("recovery_cpu")
     yield f"""\
-A share of the multiply-adds of a YOLO11n, fine-tuned on ppe, is removed, and the remaining weights are refitted by least
-squares (*pruned*). Then it is trained without labels to predict as the whole detector does (*recovered*). Labels are used
-to choose the channels. Input of {run["image_size"]} pixels; means of {len(run["seeds"])} seeds on the
+A share of the multiply-adds of a YOLO11n, fine-tuned on ppe, is removed, and the remaining weights are refitted by
+least squares (*pruned*). Then it is trained without labels to predict as the whole detector does (*recovered*). Labels
+are used to choose the channels. Input of {run["image_size"]} pixels; means of {len(run["seeds"])} seeds on the
 {run["images"]["test"]} images of the split `test`; CPU seconds of one core, of pruning, or of the predictions and the
 training:"""
     yield table(["multiply-adds removed", "CPU seconds", "mAP50-95", "of the whole detector's"], lines)
@@ -222,8 +222,8 @@ def quantization_aware() -> Iterator[str]:
     whole = methods["float32"]
     yield f"""\
 Quantization-aware training without labels of a YOLO11n that was pruned and recovered: {run["epochs"]} epochs of
-{run["images"]["train"]} images of {run["image_size"]} pixels, {len(run["seeds"])} seeds {link("quantization_aware")}. The
-teacher is the whole detector."""
+{run["images"]["train"]} images of {run["image_size"]} pixels, {len(run["seeds"])} seeds {link("quantization_aware")}.
+The teacher is the whole detector."""
     yield table(
         ["method", "bytes, of the float file", "`val`, of float32's mAP50-95", "`test`"],
         (
