@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import frame
 import numpy as np
-from common import DEMO, RESULTS, detector_in, exported, ultralytics_environment
+from common import DEMO, PEERS, RESULTS, detector_in, exported, ultralytics_environment
 from frame import Blocks, Document, Given, Option, Result
 
 from edgekd.core import statistics
@@ -180,6 +180,10 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
 
 def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
     """Serve as a contender's process: for each line of seconds on stdin print a line with the result."""
+    sys.path.insert(0, str(PEERS))
+    from own_cores import keep_to_own_cores
+
+    keep_to_own_cores()
     answers = os.fdopen(os.dup(1), "w")
     with redirect_stdout(sys.stderr):
         turn = CONTENDERS[where][name](Path(graph), Path(folder))

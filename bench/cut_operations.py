@@ -128,5 +128,8 @@ SCENARIOS = (
 
 
 def next_run(operation: Operation) -> str:
-    """Return the script that repeats an operation, and ends the trial that it may leave."""
-    return f"{operation.script or ':'}; agent commit"
+    """Return the script that repeats an operation, and ends the trial that it may leave.
+
+    What the camera does by itself goes on where the first look has stopped it: detections lead to the slot's mark.
+    """
+    return f"{operation.script or f'systemctl start camera; {WORKS}'}; agent commit"

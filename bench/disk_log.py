@@ -56,7 +56,10 @@ class Survivors:
 def read_log(log: Path) -> Iterator[Write]:
     """Yield the entries of a log, up to where a cut ended it. Raises ValueError where it is none."""
     with log.open("rb") as file:
-        magic, version, _, sector_bytes = SUPERBLOCK.unpack(file.read(SUPERBLOCK.size))
+        start = file.read(SUPERBLOCK.size)
+        if not start:
+            return  # cut before the first write
+        magic, version, _, sector_bytes = SUPERBLOCK.unpack(start)
         if magic != MAGIC or version != 1 or sector_bytes != SECTOR_BYTES:
             raise ValueError(f"{log}: no log of writes in sectors of {SECTOR_BYTES} bytes")
         end, position = log.stat().st_size, SECTOR_BYTES

@@ -71,6 +71,8 @@ class Bench(Trainings):
     required = TEACHER
 
     def ways(self) -> Iterator[Way]:
+        if self.given.recover and not self.given.cpu_time:
+            raise SystemExit("--recover gives the others its CPU seconds: it needs --cpu-time")
         yield TEACHER, None, self._teacher
         step = training.beside_objects(training.shipped()) if self.given.cached else training.shipped()
         frames = str(self.data.parent / FRAMES)

@@ -263,6 +263,11 @@ def yes(value: bool, no: str = "no") -> str:
     return "yes" if value else no
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: `1 thread`, `2 threads`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Return the mean, and in brackets the lowest and the highest where there are several."""
     text = f"{statistics.fmean(values):{sign}.4f}"

@@ -302,7 +302,11 @@ the same for both graphs."""
         f"- environment `{environment}`: {frame.versions_of(installed, _NAMED)}"
         for environment, installed in found.packages.items()
     )
-    yield f"{found.host.threads} threads; {found.seeds}."
+    yield f"{frame.counted(found.host.threads, 'thread')}; {found.seeds}."
+    if "own_cores" not in found:
+        yield """\
+In this run ONNX Runtime had a thread on each core of the machine in every process that quantizes; seconds count them
+all."""
 
 
 _NAMED = (
@@ -343,6 +347,7 @@ def run(given: Given) -> Result:
         rows += bench.rows(model)
         differences.update(bench.differences(model))
     return {
+        "own_cores": True,
         "seeds": "no tool here draws random numbers; PYTHONHASHSEED=0",
         "images": {**sizes, "calibration": min(FRAMES, sizes["train"])},
         "differences": differences,

@@ -141,15 +141,19 @@ def grid(axes: Axes, palette: Palette) -> Iterator[str]:
 
 
 def marks(placed: list[tuple[Point, float, float]], palette: Palette) -> Iterator[str]:
-    """Yield the points with their labels: ours above, or below beside another one, others to the left and apart."""
+    """Yield the points with their labels: ours above, others to the left and apart.
+
+    Ours are below beside another one, and at the end of the line, which falls.
+    """
+    end = max(left for point, left, _ in placed if point.ours)
     below, above = 0.0, list[float]()
     for point, left, top in sorted(placed, key=lambda each: each[2]):
         colour = palette.ours if point.ours else palette.peers
         yield f"<circle cx='{left:.1f}' cy='{top:.1f}' r='5' fill='{colour}'/>"
         if point.ours:
-            beside = any(abs(left - other) < LABEL_WIDTH for other in above)
-            above += [] if beside else [left]
-            place = f"x='{left:.1f}' y='{top + (22 if beside else -11):.1f}' text-anchor='middle' font-weight='bold'"
+            is_below = left == end or any(abs(left - other) < LABEL_WIDTH for other in above)
+            above += [] if is_below else [left]
+            place = f"x='{left:.1f}' y='{top + (22 if is_below else -11):.1f}' text-anchor='middle' font-weight='bold'"
         elif left == LEFT:  # the float file
             place = f"x='{left + 10}' y='{top + 16:.1f}'"
         else:

@@ -95,10 +95,15 @@ def training() -> list[tuple[str, str, str, str]]:
 
 
 def distilled(name: str, way: str, what: str) -> tuple[str, str, str, str]:
-    """Return the row about a student beside its teacher, beside labels alone and Ultralytics' own distillation."""
+    """Return the row about a student beside its teacher, beside labels alone and Ultralytics' own distillation.
+
+    Means of the seeds that all of them have: others start from another student, and a run may have been cut.
+    """
     methods = by_method(result(name)["rows"])
+    compared = [methods[method] for method in (way, "no distillation", ULTRALYTICS)]
+    seeds = set.intersection(*({row["seed"] for row in rows} for rows in compared))
     mine, alone, peer = (
-        score(average(methods[method], "map50_95", "test")) for method in (way, "no distillation", ULTRALYTICS)
+        score(average((row for row in rows if row["seed"] in seeds), "map50_95", "test")) for rows in compared
     )
     return what, mine, f"labels alone {alone}, Ultralytics {peer}", name
 

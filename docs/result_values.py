@@ -16,6 +16,7 @@ OLDER = {
     "pruning_shapes": ("2026-12-01T05", "channels were chosen by `taylor`"),
     "pruning_refit": ("2026-12-01T05", "channels were chosen by `taylor`"),
     "recovery_30_cpu": ("2026-12-01T05", "channels were chosen by `taylor`"),
+    "build_vs_ultralytics": ("2026-12-01T19", "Ultralytics scored on all cores of the machine, edgekd on one"),
     "low_rank": ("2026-12-01T00", "layers behind a product were not refitted"),
 }
 """Results whose code has changed since: the time of the change, and what differed. A later run removes the note."""
@@ -70,7 +71,7 @@ def score(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share in percent, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"  # a no-break space, as cells of tables wrap
 
 
 def count(value: int) -> str:

@@ -58,8 +58,8 @@ class Loopback:
                 continue  # it has ended meanwhile, or is somebody else's
         return [line for line in found if line]
 
-    def quiet(self, seconds: float) -> list[str]:
-        """What still runs there after at most so long."""
+    def quiet(self, seconds: float = 20.0) -> list[str]:
+        """What still runs there after at most so long: less than the silence after which a camera ends a program."""
         until = time.monotonic() + seconds
         while (found := self.processes()) and time.monotonic() < until:
             time.sleep(0.02)
@@ -129,7 +129,7 @@ def _free_port() -> int:
 
 
 def _wait_for(camera: Loopback, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+    for _ in range(1200):  # at most a minute: the machine may be busy
         if server.poll() is not None:
             break
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from edgekd.data.demo import DETECTOR, SCENES
@@ -28,7 +30,7 @@ def bench_modules() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         yield
-    own = {file.stem for file in BENCH.glob("*.py")}
+    own = {file.stem for file in BENCH.rglob("*.py")}
     for name in (set(sys.modules) - before) & own:
         del sys.modules[name]
 
@@ -123,12 +125,23 @@ def test_a_job_runs_in_a_process_of_its_own(frame: ModuleType, tmp_path: Path) -
     assert "numpy" in {name.lower() for name in found["packages"]}
 
 
+def test_a_session_of_a_peer_has_no_more_threads_than_its_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH / "peers"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", onnxruntime.InferenceSession)  # restored at the end
+    importlib.import_module("own_cores").keep_to_own_cores()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    greedy = onnxruntime.SessionOptions()
+    greedy.intra_op_num_threads = 3
+    for options in (None, greedy):
+        session = onnxruntime.InferenceSession(str(DETECTOR), options, providers=["CPUExecutionProvider"])
+        assert session.get_session_options().intra_op_num_threads == 1
+
+
 def test_loops_of_tools_find_the_same_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH / "peers"))
     tools = importlib.import_module("frame_times")
     image = read_image(min((SCENES / "images").rglob("*.jpg")))
     by_hand = tools.opencv(DETECTOR, "").timed(image)
     own = tools.edgekd(DETECTOR, "uint8-graph").timed(image)
-    del sys.modules["frame_times"]
     assert own[3] == by_hand[3] > 0
     assert all(ms >= 0 for ms in (*own[:3], *by_hand[:3]))

@@ -29,7 +29,7 @@ COMMANDS += ("compare", "keygen", "trust", "sign", "verify", "pack")
 
 def subprocess_of(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def assert_refused(ran: Ran, *words: str) -> None:
@@ -371,7 +371,7 @@ def test_an_interrupt_exits_with_130_and_one_line(tiny_model: Path, tiny_data: P
     said = next(line for line in process.stderr if line.startswith("benchmark"))
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, said + err
     assert (out, err) == ("", "edgekd: stopped; builds, trainings and fleets go on when they are run again\n")
     assert_nothing_left(tmp_path / "out")
@@ -412,6 +412,6 @@ def test_a_reader_that_stops_reading_is_no_crash() -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "edgekd", "targets", "--json"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write)
     assert "Traceback" not in done.stderr

@@ -74,6 +74,11 @@ def test_an_entry_that_was_not_finished_is_none(disk_log: ModuleType, tmp_path: 
     assert [entry.offset for entry in disk_log.read_log(log)] == [0]
 
 
+def test_a_cut_before_the_first_write_leaves_the_disk_as_it_was(disk_log: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    assert disk_log.survivors(tmp_path / "log", 1.0, random.Random(0)) == disk_log.Survivors([], 0, 0)
+
+
 def test_another_file_is_no_log(disk_log: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(bytes(2 * SECTOR))
     with pytest.raises(ValueError, match="no log"):

@@ -146,6 +146,6 @@ def test_the_python_in_it_runs_with_the_python_and_numpy_of_the_table(
         moved = [word.replace("/opt/edgekd/agent.pyz", str(tmp_path / "agent.pyz")) for word in words[1:]]
         told = {"PYTHONPATH": str(numpy), "PYTHONDONTWRITEBYTECODE": "1"}
         # -S: the interpreter's own packages must not help.
-        done = subprocess.run([python, "-S", *moved], cwd=ROOT, env=told, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([python, "-S", *moved], cwd=ROOT, env=told, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["result"]["runtime"]["name"] == "null"

@@ -292,7 +292,7 @@ def run_commands(page: Path, edgekd: EdgeKD) -> str:
             assert ran.code == 0, f"edgekd {part}: {ran.err[-3000:]}"
             printed.append(ran.out)
         elif part:
-            done = subprocess.run(["bash", "-euxc", part], capture_output=True, text=True, timeout=120)
+            done = subprocess.run(["bash", "-euxc", part], capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr[-3000:]
             printed.append(done.stdout)
     return "".join(printed)

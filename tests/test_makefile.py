@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "--no-print-directory", *arguments]
     whole = {**os.environ, **environment}
-    return subprocess.run(command, cwd=ROOT, env=whole, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=whole, capture_output=True, text=True, timeout=300)
 
 
 def test_everything_that_make_offers_is_explained() -> None:

@@ -52,6 +52,14 @@ def test_a_fault_is_found(bench: ModuleType, changes: dict[str, Any], detects: i
     assert sight.faults((1, 2), 2, 1)[:1] == ([fault] if fault else [])
 
 
+def test_the_next_run_of_a_boot_ends_with_the_mark_of_the_slot(bench: ModuleType) -> None:
+    """RAUC writes a file then, which is missing where nobody waits for it."""
+    boots = [bench.next_run(each) for each in bench.OPERATIONS if each.script is None]
+    assert len(boots) == 2
+    for script in boots:
+        assert script.startswith("systemctl start camera; detects; settle;")
+
+
 def test_functions_of_the_cameras_shell_are_accepted_by_a_shell(bench: ModuleType) -> None:
     scripts = [each.script or ":" for each in bench.OPERATIONS]
     scripts += [part for each in bench.SCENARIOS for part in (each.trouble, each.repair)]

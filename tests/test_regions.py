@@ -204,7 +204,7 @@ def imported_packages(path: Path) -> set[str]:
 def run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the package's folder in its path, and without the site packages of this environment."""
     environment = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, timeout=300)
 
 
 def require_import(python: str, refused: tuple[str, ...], modules: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-MODULES = ("drawing", "layer_charts", "result_values", "results_accuracy")
+MODULES = ("drawing", "generated", "layer_charts", "readme", "result_values", "results_accuracy")
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,18 @@ def test_a_search_is_reported_once_it_is_measured(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "search_efficiency.json").write_text(json.dumps(content))
     (block,) = accuracy.search()
     assert "edgekd 0.25 (at most 0.40)" in block
+
+
+def test_ways_to_distil_are_compared_by_the_seeds_that_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = importlib.import_module("readme")
+
+    def rows(method: str, *scores: float) -> list[dict[str, Any]]:
+        return [{"method": method, "seed": seed, "map50_95": {"test": one}} for seed, one in enumerate(scores)]
+
+    found = [*rows("edgekd", 0.5, 0.1), *rows("no distillation", 0.4, 0.2), *rows(readme.ULTRALYTICS, 0.3)]
+    monkeypatch.setattr(readme, "result", lambda name: {"rows": found})
+    expected = ("what", "0.5000", "labels alone 0.4000, Ultralytics 0.3000", "name")
+    assert readme.distilled("name", "edgekd", "what") == expected
 
 
 def test_paragraphs_and_items_are_wrapped_and_tables_are_not() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from own_cores import keep_to_own_cores
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--method", default="")
     parser.add_argument("--exclude", action="append", default=[])
     given = parser.parse_args()
+    keep_to_own_cores()
     quantize = TOOLS[given.tool]()
     frames = tuple(sorted(given.frames.glob("*.npy")))
     job = Job(given.model, frames, given.out, given.method, tuple(given.exclude))

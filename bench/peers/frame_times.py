@@ -5,7 +5,7 @@
 FOLDER holds the frames, one uint8 `.npy` each. The first line on stdout is a JSON object, the version of every package
 beside the tool. Every line on stdin, the index of a frame in the order of names, is then answered by a JSON array: the
 milliseconds of processor time before, in and after the engine, and the number of detections. All tools have the same
-thresholds, and one thread. Only the tool `edgekd` needs edgekd.
+thresholds and the cores of the process. Only the tool `edgekd` needs edgekd.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 import onnxruntime
+from own_cores import keep_to_own_cores
 
 CONFIDENCE = 0.25  # Ultralytics' and edgekd's default
 IOU = 0.7  # Ultralytics' and edgekd's default
@@ -190,18 +191,6 @@ def input_of(session: onnxruntime.InferenceSession) -> Any:
     return session.get_inputs()[0]
 
 
-class OneThreadSession(onnxruntime.InferenceSession):  # type: ignore[misc]
-    """A session with one thread, whatever its maker asks for.
-
-    Idle threads of a session's pool poll for work for a while after a run, and so add to the time after the engine.
-    """
-
-    def __init__(self, path_or_bytes: Any, sess_options: Any = None, **more: Any) -> None:
-        options = sess_options or onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        super().__init__(path_or_bytes, options, **more)
-
-
 def answers_of(process: int = 1) -> TextIO:
     """Return a stream to stdout; what tools print themselves goes to stderr."""
     answers = os.fdopen(os.dup(process), "w", buffering=1)
@@ -218,7 +207,7 @@ def main() -> None:
     given = parser.parse_args()
     answers = answers_of()
     cv2.setNumThreads(1)
-    onnxruntime.InferenceSession = OneThreadSession
+    keep_to_own_cores()
     loop = TOOLS[given.tool](given.graph, given.method)
     # Mapped, so that the processes of all tools share one copy in the caches.
     frames = [np.asarray(np.load(file, mmap_mode="c")) for file in sorted(given.frames.glob("*.npy"))]

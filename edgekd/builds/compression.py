@@ -15,7 +15,7 @@ from edgekd.builds.step_kinds import kind_of
 from edgekd.compress.steps import Resize
 from edgekd.data.types import Dataset
 from edgekd.deploy.devices.local import local_device
-from edgekd.detectors import load
+from edgekd.detectors import Detector, load
 from edgekd.hardware.target import opset_for
 
 
@@ -35,7 +35,7 @@ def with_detector(
 ) -> BuildRecord:
     """Return the record with another detector in place of its own; weakened: it is to be trained."""
     record = with_graph(exported(checkpoint, record, dataset, context), record, context)
-    return replace(record, detector=load(checkpoint), weakened=weakened)
+    return replace(record, detector=_load(checkpoint, record), weakened=weakened)
 
 
 def with_graph(graph: GraphStage, record: BuildRecord, context: StageContext) -> BuildRecord:
@@ -45,7 +45,12 @@ def with_graph(graph: GraphStage, record: BuildRecord, context: StageContext) ->
 
 def exported(checkpoint: Path, record: BuildRecord, dataset: Dataset, context: StageContext) -> Stage[ExportResult]:
     """Return the float graph of a checkpoint that was written here."""
-    return export.run(context, load(checkpoint), None, dataset.classes, opset_for(record.request.target))
+    return export.run(context, _load(checkpoint, record), None, dataset.classes, opset_for(record.request.target))
+
+
+def _load(checkpoint: Path, record: BuildRecord) -> Detector:
+    """Open a checkpoint that was written here: it has the layers of the given one, and needs as much trust."""
+    return load(checkpoint, trust_checkpoint=record.request.trust_checkpoint)
 
 
 def latency_of(record: BuildRecord, context: StageContext) -> LatencySource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def require_met(
     missed = [line for line in lines if line.met is False]
     if not missed:
         return
-    what = "; ".join(f"{line.label} is {line.text(line.value)}, limit {line.text(line.limit)}" for line in missed)
+    what = "; ".join("{} is {}, limit {}".format(line.label, *line.texts) for line in missed)
     if any(line.is_accuracy for line in missed) and (layers := costliest(_errors(stages))):
         what += "; most is lost in " + ", ".join(f"{name} ({share:.0%})" for name, share in layers)
     fixes = [lever(line, recipe, stages) for line in missed] + ([fallback] if fallback else [])
@@ -51,7 +52,7 @@ def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
         if step is None or not step.planned:
             smaller = "recipe mixed, which stores layers in 4 bits, " if step else "recipe ptq or mixed, "
             return f"{smaller}a smaller model of the family, or a larger --max-size"
-        return f"a smaller model of the family, or a --max-size of at least {line.text(line.value)}"
+        return f"a smaller model of the family, or a --max-size of at least {_size_above(line.value or 0)}"
     levers = []
     if step is None or not step.planned:
         levers.append("more calibration images (--calibration), a higher min_snr_db in a recipe")
@@ -59,7 +60,12 @@ def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
         levers.append(f"a --max-size larger by about {size_text(more)}")
     if line.name == "min_retention" and not recipe.quant_aware and not _with_more_than_boxes(stages):
         levers.append("recipe qad, which trains a .pt checkpoint")
-    return ", ".join([*levers, "or a lower --keep"])
+    return f"{', '.join(levers)}, or a lower --keep" if levers else "a lower --keep"
+
+
+def _size_above(count: float) -> str:
+    """Return a size for people that is no smaller than these bytes."""
+    return size_text(math.ceil(count / 1e4) * 1e4 if count >= 1e4 else count)
 
 
 def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:

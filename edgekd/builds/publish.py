@@ -22,7 +22,7 @@ from edgekd.builds.ledger import (
 )
 from edgekd.builds.report_data import facts_of, full_report, report_of
 from edgekd.builds.run import SEARCH, BuildRecord, BuildResult, MachineRecord, calibration_cache
-from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, summaries
+from edgekd.builds.stage_store import AnyStage, StageKind, StageResult, put_result, summaries
 from edgekd.builds.stages.base import GRAPH, StageContext, tools_of
 from edgekd.builds.stages.calibrate import CALIBRATION
 from edgekd.builds.stages.drift_reference import DRIFT
@@ -31,7 +31,7 @@ from edgekd.builds.stages.quantize import CACHE, PLAN
 from edgekd.builds.stages.recover import TrainedResult
 from edgekd.builds.stages.score import ScoreResult
 from edgekd.builds.stages.train import DistillResult
-from edgekd.core.atomic_files import copy_file, write_file
+from edgekd.core.atomic_files import write_file
 from edgekd.core.bundle.archive import file_entry, pack, read_manifest
 from edgekd.core.bundle.manifest import (
     BuildLimits,
@@ -137,7 +137,7 @@ def publish(
 
 
 def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Signer] = ()) -> Path:
-    """Write the bundle, and copy it, the graphs and the calibration set to the request's folder.
+    """Write the bundle, and copy it, the graphs, plan and calibration set to the request's folder.
 
     A bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes. The store keeps
     it unsigned; the copy is signed by these signers. Raises SignatureError.
@@ -159,9 +159,9 @@ def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Si
     packed = context.run(PACK, {**identity, "report": report and report.sha256, "agent": agent}, work)
     bundle = request.out / f"{detector_name(request.model)}-{request.target.name}.edgekd"
     sign_bundle(packed.path / "bundle.edgekd", signers, bundle)
-    beside = {GRAPH: record.shipped.path / GRAPH, **{name: files[name] for name in _BESIDE if name in files}}
-    for name, source in beside.items():
-        copy_file(source, request.out / name)
+    put_result(record.shipped.path / GRAPH, request.out / GRAPH)
+    for name in _BESIDE:
+        put_result(files.get(name), request.out / name)
     return bundle
 
 
@@ -347,8 +347,14 @@ def _lineage(record: BuildRecord) -> Lineage:
 
 def _step_json(step: Step) -> dict[str, Any]:
     """Return a step as data, with paths reduced to names."""
-    settings = {name: Path(value).name if isinstance(value, str) else value for name, value in asdict(step).items()}
-    return {"step": type(step).__name__, **settings}
+    return {"step": type(step).__name__, **_with_names(asdict(step))}
+
+
+def _with_names(value: Any) -> Any:
+    """Return settings with paths reduced to names, those of a training between rounds of pruning, too."""
+    if isinstance(value, dict):
+        return {name: _with_names(inner) for name, inner in value.items()}
+    return Path(value).name if isinstance(value, str) else value
 
 
 def _write_bundled_report(record: BuildRecord, folder: Path) -> None:

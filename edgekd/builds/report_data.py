@@ -258,9 +258,9 @@ def _notes(graphs: BuildGraphs, machine: MachineRecord) -> list[str]:
 
 def _budget_row(line: LimitResult) -> BudgetRow:
     basis: Any = line.basis
-    value = None if line.value is None else line.text(line.value)
+    value, limit = line.texts
     name, timed = line.label.capitalize(), line.name == "min_fps"
-    return BudgetRow(name, line.text(line.limit), value, line.met, basis, timed=timed)
+    return BudgetRow(name, limit, None if line.value is None else value, line.met, basis, timed=timed)
 
 
 def _latencies(timing: Stage[TimingResult]) -> tuple[FrameLatency, ...]:

@@ -25,7 +25,13 @@ SCORED = "val"
 
 @dataclass(frozen=True)
 class Start:
-    """A detector before it is made lighter; before: its float graph; target: None for this machine."""
+    """A detector before it is made lighter.
+
+    Args:
+        before: Its float graph.
+        target: None for this machine.
+        trust: Allow what is pickled in a checkpoint to run.
+    """
 
     context: StageContext
     dataset: Dataset
@@ -33,10 +39,12 @@ class Start:
     target: Target | None
     measured: Measured
     latency: LatencySource
+    trust: bool
 
     def export(self, checkpoint: Path) -> GraphStage:
         """Return the float graph of a checkpoint that was written here."""
-        return export.run(self.context, load(checkpoint), None, self.dataset.classes, EXPORT_OPSET)
+        detector = load(checkpoint, trust_checkpoint=self.trust)
+        return export.run(self.context, detector, None, self.dataset.classes, EXPORT_OPSET)
 
 
 def start(
@@ -62,7 +70,7 @@ def start(
     before = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
     require_classes(before.result.spec, dataset)
     measured = Measured(context, split, context.fingerprint(split), local_device(device))
-    return Start(context, dataset, before, target, measured, latency_on(target, measured))
+    return Start(context, dataset, before, target, measured, latency_on(target, measured), trust_checkpoint)
 
 
 @dataclass(frozen=True)

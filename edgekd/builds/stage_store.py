@@ -19,7 +19,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, TypeVar
 
-from edgekd.core.atomic_files import contents, new_folder, no_room, remove_folder, remove_leftovers, write_file, writing
+from edgekd.core.atomic_files import (
+    contents,
+    copy_file,
+    new_folder,
+    no_room,
+    remove_folder,
+    remove_leftovers,
+    write_file,
+    writing,
+)
 from edgekd.core.canonical import canonical_json, file_sha256, json_sha256
 from edgekd.core.documents import to_plain
 from edgekd.core.errors import DataError, SpecError
@@ -134,10 +143,12 @@ class Store:
         *,
         label: str = "",
         tools: Mapping[str, str] | None = None,
+        fits: Callable[[Path], bool] | None = None,
     ) -> Stage[R]:
         """Return the stage with these inputs: found complete and undamaged, or else made by `work`.
 
         `work` writes files into the empty folder that it is given (`stage.json` is taken) and returns the result.
+        fits: Called with the folder of a stage that was found: returns whether its files still are of use.
         Raises SpecError when the store cannot be written or its disk is full, and what `work` raises; nothing of the
         stage is left then.
         """
@@ -146,7 +157,7 @@ class Store:
         path = self.root / f"{name}-{key[:16]}"
         with self._lock(path, name):
             stage = None if self.fresh and key not in self._done else self._found(path, kind, name, key)
-            if stage is None:
+            if stage is None or not (fits is None or fits(path)):
                 stage = _make(path, kind, name, key, inputs, work, tools or {})
         self._done.add(key)
         return stage
@@ -323,6 +334,18 @@ def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
         )
         for stage in stages
     )
+
+
+def put_result(source: Path | None, place: Path) -> None:
+    """Replace a file of a result folder with a copy of a stage's; without one remove that of an earlier run.
+
+    Raises SpecError where it cannot be written.
+    """
+    if source is not None:
+        copy_file(source, place)
+        return
+    with writing(place):
+        place.unlink(missing_ok=True)
 
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,11 @@ from edgekd.hardware.target import Target, load_target, takes_bytes
 def path_or_none(path: str | Path | None) -> Path | None:
     """Return a path, where one is given."""
     return None if path is None else Path(path)
+
+
+def short_name(detector: str | Path) -> str:
+    """Return the name of a detector in result folders: of its file, without `.pt` or `.tv.pt`."""
+    return Path(detector).stem.removesuffix(".tv")
 
 
 def names_of(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
@@ -82,9 +88,14 @@ def limits(
     max_energy: str | None = None,
 ) -> Budget:
     """Return the limits that are given, and the `usual` ones for the others. Raises SpecError."""
-    return Budget(
+    if min_fps is not None and not 0 <= min_fps < math.inf:
+        raise SpecError(f"--min-fps {min_fps}", expected="a number from 0")
+    budget = Budget(
         max_bytes=usual.max_bytes if max_size is None else parse_size(max_size, "--max-size"),
         min_retention=usual.min_retention if keep is None else parse_share(keep, "--keep"),
         min_fps=usual.min_fps if min_fps is None else min_fps,
         max_energy_mj=usual.max_energy_mj if max_energy is None else parse_energy(max_energy, "--max-energy"),
     )
+    if budget.max_bytes == 0:
+        raise SpecError(f"--max-size {max_size}", expected="more than 0 bytes")
+    return budget

@@ -111,12 +111,13 @@ def build(
     The method: docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
-    _refuse_without_search(searches, cluster=cluster, gpus=gpus, fleet=fleet)
+    settings = {"workers": workers, "cluster": cluster, "gpus": gpus, "trials": trials, "epochs": epochs}
+    _refuse_without_search(searches, fleet=fleet, batch=batch, **settings)
     job = BuildRequest(
         model=detector_file(model),
         data=_data_set(data, model, chosen, progress),
         target=chosen,
-        recipe=_recipe(recipe, plan, students, chosen, searches=searches),
+        recipe=_recipe(recipe, plan, students, chosen, calibration, searches=searches),
         out=path_or_none(out) or Path("runs") / f"{model.stem}-{chosen.name}",
         budget=limits(max_size, keep, min_fps, chosen.budget, max_energy),
         device=device,
@@ -130,9 +131,8 @@ def build(
         bundle_report=bundle_report,
     )
     signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
-    settings = {"students": students, "workers": workers, "batch": batch, "cluster": cluster, "gpus": gpus}
     with recorded(job.out, "build", job.model.name, chosen.name, progress) as progress:
-        return _built(job, searches, time, fleet, signers, progress, trials=trials, epochs=epochs, **settings)
+        return _built(job, searches, time, fleet, signers, progress, students=students, batch=batch, **settings)
 
 
 def _data_set(data: str | Path | None, model: Path, target: Target, progress: Progress) -> Path:
@@ -174,6 +174,7 @@ def _recipe(
     plan: str | Path | None,
     students: Sequence[str],
     target: Target,
+    calibration: object,
     *,
     searches: bool,
 ) -> Recipe:
@@ -186,11 +187,15 @@ def _recipe(
     steps = recipe_of(recipe or ("mixed" if plan else target.recipe))
     if students and not searches:
         steps = steps.with_settings(Distill, student=students[0])
+    if calibration is not None and not searches and steps.quantize is None:
+        fix = "leave it out, or pass --recipe ptq"
+        raise SpecError(f"--calibration {calibration}: recipe {steps.name} quantizes nothing", fix=fix)
     return steps.with_plan(Path(plan)) if plan else steps
 
 
 def _refuse_without_search(searches: bool, /, **options: Any) -> None:
-    """Refuse options of a search where there is none. Raises SpecError."""
-    names = [f"--{name}" for name, value in options.items() if value is not None]
+    """Refuse options of a search, other than their defaults, where there is none. Raises SpecError."""
+    flags = {"batch": "--round"}
+    names = [flags.get(name, f"--{name}") for name, value in options.items() if value != getattr(SearchJob, name, None)]
     if names and not searches:
         raise SpecError(f"{names[0]} without --search", fix=f"pass --search, or leave out {names[0]}")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgekd.builds.ledger import Ledger, LedgerStage, read_ledger
+from edgekd.builds.ledger import LEDGER, Ledger, LedgerStage, read_ledger
 from edgekd.commands.parameter import Argument
 from edgekd.core.benchmark import Basis
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.documents import Result
+from edgekd.core.errors import SpecError
 from edgekd.hardware.budget import verdict
 
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
@@ -171,7 +172,20 @@ def compare_finished(a: Finished, b: Finished) -> Compared:
 def opened(folder: Path) -> Finished:
     """Read the build in a result folder. Raises SpecError where none was finished there, BundleError if damaged."""
     ledger = read_ledger(folder)
-    return Finished(folder, ledger, read_manifest(folder / ledger.bundle))
+    return finished(folder, ledger, read_manifest(folder / ledger.bundle))
+
+
+def finished(folder: Path, ledger: Ledger, manifest: Manifest) -> Finished:
+    """Return a finished build. Raises SpecError where another build has replaced the bundle, and not the ledger yet."""
+    origin = ledger.lineage
+    if origin is not None and any(value != getattr(manifest.lineage, name) for name, value in vars(origin).items()):
+        raise SpecError(
+            f"{folder}: {ledger.bundle} is not the bundle of its {LEDGER}",
+            expected="a finished build",
+            found="one that was stopped while it replaced the results of an earlier one",
+            fix="run the same `edgekd build` again",
+        )
+    return Finished(folder, ledger, manifest)
 
 
 def _compared(found: Finished) -> ComparedBuild:

@@ -14,7 +14,7 @@ from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.label import same_classes
 from edgekd.builds.stages.score import SCORED
 from edgekd.builds.stages.train import Epochs
-from edgekd.commands.arguments import path_or_none, recipe_of
+from edgekd.commands.arguments import path_or_none, recipe_of, short_name
 from edgekd.commands.options import Data, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
@@ -148,8 +148,7 @@ def distill(
     """
     settings: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
     settings["unlabelled"] = None if unlabelled is None else str(unlabelled)
-    names = (Path(name).stem.removesuffix(".tv") for name in (student, teacher))
-    folder = path_or_none(out) or Path("runs") / "-from-".join(names)
+    folder = path_or_none(out) or Path("runs") / f"{short_name(student)}-from-{short_name(teacher)}"
     given, teacher = Path(teacher), detector_file(Path(teacher))
     steps = recipe_of(recipe or "distill").with_settings(Distill, **settings)
     step = steps.only(Distill)

@@ -14,7 +14,7 @@ from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import low_rank
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.low_rank import FactoredLayer
-from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
+from edgekd.commands.arguments import path_or_none, recipe_of, short_name, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
@@ -61,7 +61,7 @@ def factorize(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
     """
-    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).stem}-factorized"
+    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-factorized"
     share, chosen = None if energy is None else parse_share(energy, "--energy"), target_or_none(target)
     steps = recipe_of(recipe or "factorize").with_settings(LowRank, energy=share)
     step = steps.only(LowRank)

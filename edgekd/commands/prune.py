@@ -13,7 +13,7 @@ from edgekd.builds.speedup import Lightened, lightened, start
 from edgekd.builds.stage_store import StageSummary, readable_json, summaries
 from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, for_target, sensitivity
-from edgekd.commands.arguments import path_or_none, recipe_of, target_or_none
+from edgekd.commands.arguments import path_or_none, recipe_of, short_name, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
 from edgekd.commands.parameter import Argument, Option
 from edgekd.commands.results import write_result
@@ -72,7 +72,7 @@ def prune(
     Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
     The command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
     """
-    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{Path(model).name.partition('.')[0]}-pruned"
+    path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-pruned"
     share, chosen = None if ratio is None else parse_share(ratio, "--ratio"), target_or_none(target)
     steps = recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps)
     step = for_target(steps.only(Prune), chosen)
@@ -86,7 +86,7 @@ def prune(
             target=chosen,
             device=device,
             trust_checkpoint=trust_checkpoint,
-            uses_training_images=step.importance != "magnitude" or step.recovery is not None,
+            uses_training_images=step.needs_images or step.recovery is not None,
         )
         if scan:
             sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result

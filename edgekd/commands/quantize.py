@@ -318,17 +318,14 @@ def _finish(
     forms = Counter(result.forms.values())
     layers = costliest(result.errors if isinstance(result, QuantizeResult) else {})
     maps = [(each.map50_95, each.map50) for each in scores] if scores else [(None, None), (None, None)]
-    files = {GRAPH: after.path / GRAPH, PACKED: encoded.path / PACKED}
-    if PLAN in after.files:
-        files[PLAN] = after.path / PLAN
-    if calibration:
-        files[CALIBRATION] = calibration
+    plan = after.path / PLAN if PLAN in after.files else None
+    files = {GRAPH: after.path / GRAPH, PACKED: encoded.path / PACKED, PLAN: plan, CALIBRATION: calibration}
     quantized = Quantized(
         model=job.model.name,
         recipe=job.recipe.name,
         graph=job.out / GRAPH,
         packed=job.out / PACKED,
-        plan=job.out / PLAN if PLAN in files else None,
+        plan=job.out / PLAN if plan else None,
         calibration=job.out / CALIBRATION if calibration else None,
         metric="map50_95" if scores else "output",
         frames=frames,

@@ -18,6 +18,7 @@ from edgekd.builds.search.workers import RunTrials, local_trials
 from edgekd.builds.stage_store import readable_json
 from edgekd.core.atomic_files import remove_folder, write_file, writing
 from edgekd.core.errors import SpecError
+from edgekd.core.input_files import is_file
 from edgekd.core.private_files import lock_file
 from edgekd.core.progress import SILENT, Progress
 
@@ -36,7 +37,12 @@ def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
         if request.job.fresh:
             _delete_trials(job.out)
         context = SearchContext(
-            replace(request, job=with_absolute_paths(job), workers=cluster.slots if cluster else request.workers),
+            replace(
+                request,
+                job=with_absolute_paths(job),
+                students=tuple(map(absolute_if_file, request.students)),
+                workers=cluster.slots if cluster else request.workers,
+            ),
             progress,
         )
         with _trial_runner(cluster, context, progress) as run_trials:
@@ -62,6 +68,11 @@ def with_absolute_paths(job: BuildRequest) -> BuildRequest:
     """The job with paths that mean the same to a process that works in another folder."""
     head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
     return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)
+
+
+def absolute_if_file(student: str) -> str:
+    """Return a student so that it means the same in another folder; the name of a model, which is no file, as it is."""
+    return str(Path(student).absolute()) if is_file(Path(student)) else student
 
 
 def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None]:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgekd.core.cores import usable_cores
+
 T = TypeVar("T")
 
 
@@ -31,6 +33,19 @@ def copied(model: Any) -> Any:
     return copy
 
 
+def cpu_options() -> Any:
+    """Return options of ONNX Runtime sessions that only say errors, and run on the cores that this process may use.
+
+    By default ONNX Runtime binds a thread to each core of the machine, in spite of affinity and limits of containers.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = usable_cores()
+    return options
+
+
 def cpu_session(model: Any, *, spinning: bool = True) -> Any:
     """Return an ONNX Runtime session on a ModelProto, or on the path or the content of a file.
 
@@ -38,8 +53,7 @@ def cpu_session(model: Any, *, spinning: bool = True) -> Any:
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options = cpu_options()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     content = model if isinstance(model, (str, bytes)) else model.SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

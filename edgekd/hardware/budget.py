@@ -8,6 +8,8 @@ from typing import Literal
 
 Basis = Literal["measured", "stand-in", "predicted"]
 LimitName = Literal["max_bytes", "max_graph_bytes", "min_retention", "min_output", "min_fps", "max_energy_mj"]
+MORE_DIGITS = 4
+"""Digits that may be needed to show that a limit is missed: those of single bytes in MB."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,27 @@ class LimitResult:
         """Name for people."""
         return LABELS[self.name]
 
-    def text(self, value: float | None) -> str:
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Value and limit for people; of a missed limit with as many digits as show the difference."""
+        more = range(MORE_DIGITS + 1) if self.met is False else range(1)
+        pairs = [(self.text(self.value, digits), self.text(self.limit, digits)) for digits in more]
+        return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
+
+    def text(self, value: float | None, more_digits: int = 0) -> str:
         """Return a value of this line with its unit."""
         if value is None:
             return "-"
         if self.is_size:
-            return size_text(value)
+            return size_text(value, more_digits)
         if self.name == "max_energy_mj":
-            return f"{value:.0f} mJ"
-        return f"{value:.1%}" if self.is_accuracy else f"{value:.1f}"
+            return f"{value:.{more_digits}f} mJ"
+        return f"{value:.{1 + more_digits}%}" if self.is_accuracy else f"{value:.{1 + more_digits}f}"
 
 
-def size_text(count: float) -> str:
+def size_text(count: float, more_digits: int = 0) -> str:
     """Return bytes for people: 12.30 MB, or 1234 bytes."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:.0f} bytes"
+    return f"{count / 1e6:.{2 + more_digits}f} MB" if count >= 1e4 else f"{count:.0f} bytes"
 
 
 LABELS = {

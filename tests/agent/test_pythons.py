@@ -73,7 +73,7 @@ def run(camera: Camera, path: list[Path], *arguments: object, **environment: str
     # -S: the interpreter's own packages must not help.
     command = [camera.python, "-S", "-W", "error", *map(str, arguments)]
     variables = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=900)
 
 
 @pytest.fixture(scope="module")

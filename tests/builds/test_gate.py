@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,28 @@ def test_predicted_energy_is_told_and_never_decides() -> None:
         assert (line.name, line.value, line.met, line.basis) == ("max_energy_mj", energy, None, "predicted")
         assert line.text(line.limit) == "150 mJ"
     assert verdict([line]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "value", "said"),
+    [
+        ("min_retention", 0.98, 0.97961, "kept is 97.96%, limit 98.00%"),
+        ("max_bytes", 5_000_000, 5_000_400, "is 5.0004 MB, limit 5.0000 MB"),
+        ("min_fps", 60.0, 59.98, "is 59.98, limit 60.00"),
+        ("min_retention", 0.98, 0.91, "kept is 91.0%, limit 98.0%"),
+    ],
+)
+def test_a_limit_that_is_missed_by_little_does_not_look_kept(name: Any, limit: float, value: float, said: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        require_met([LimitResult(name, limit, value, False, "measured")], load_recipe("ptq"), [], None)
+    assert said in str(caught.value)
+
+
+def test_a_size_that_is_advised_is_enough() -> None:
+    assert "at least 5.01 MB" in lever(
+        LimitResult("max_bytes", 5_000_000, 5_000_400, False, "measured"), load_recipe("mixed"), []
+    )
+
+
+def test_a_lever_that_is_the_only_one_is_not_another_one() -> None:
+    assert lever(LimitResult("min_output", 0.99, 0.9, False, "measured"), load_recipe("qad"), []) == "a lower --keep"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.builds.publish import _step_json
 from edgekd.builds.recipe import load_recipe, recipe_from
 from edgekd.compress.steps import Distill, DistillStage, Prune, Weights
 from edgekd.core.errors import SpecError
@@ -106,6 +107,14 @@ def test_a_mistake_in_a_recipe_is_named(text: str, said: str, tmp_path: Path) ->
     (tmp_path / "own.toml").write_text(text, "utf-8")
     with pytest.raises(SpecError, match=said):
         load_recipe(str(tmp_path / "own.toml"))
+
+
+def test_the_identity_of_a_recipe_does_not_depend_on_where_its_frames_lie() -> None:
+    here, there = (
+        Prune(rounds=2, recovery=Distill(unlabelled=f"{folder}/frames")) for folder in ("/home/one", "/home/other")
+    )
+    assert _step_json(here) == _step_json(there)
+    assert _step_json(here)["recovery"]["unlabelled"] == "frames"
 
 
 def test_only_what_weighs_counts() -> None:

@@ -27,6 +27,7 @@ from edgekd.builds.stage_store import (
     StageResult,
     StageSummary,
     Store,
+    put_result,
     read_stage,
     readable_json,
 )
@@ -170,6 +171,25 @@ def test_a_damaged_stage_is_done_again_and_says_so(tmp_path: Path, damage: Calla
     assert visible(tmp_path) == [good.path.name]
 
 
+def test_a_stage_whose_files_are_of_no_use_any_more_is_done_again(tmp_path: Path) -> None:
+    run = Counted()
+    first = Store(tmp_path).stage(EXPORT, {}, run)
+    again = Store(tmp_path).stage(EXPORT, {}, run, fits=lambda folder: folder != first.path)
+    assert (run.times, again.cached) == (2, False)
+    assert again.key == first.key
+    assert Store(tmp_path).stage(EXPORT, {}, run, fits=lambda folder: folder == first.path).cached
+
+
+def test_a_result_of_an_earlier_run_does_not_outlive_it(tmp_path: Path) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    place = tmp_path / "plan.toml"
+    put_result(tmp_path / "new", place)
+    assert place.read_bytes() == b"new"
+    for _ in range(2):
+        put_result(None, place)
+        assert not place.exists()
+
+
 @pytest.mark.parametrize(
     "results", [{"map50_95": 0.4}, {"map50_95": 0.4, "shape": "wide"}], ids=["lacks", "other type"]
 )
@@ -307,7 +327,7 @@ for count in range(1, 1000):
 
 def disturbed(kind: str, prepared: str, folder: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-c", DISTURBED, kind, folder, prepared]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     return [json.loads(line) for line in answer.stdout.splitlines()]
 
@@ -351,7 +371,7 @@ print(stage.cached, len(stage.files), stage.sha256)
 def test_of_two_builders_of_one_stage_one_works_and_the_other_waits(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_BUILDERS, tmp_path / "store", tmp_path / "log"]
     builders = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [builder.communicate(timeout=60) for builder in builders]
+    answers = [builder.communicate(timeout=300) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0, 0], answers
     printed = sorted(out.split() for out, _ in answers)
     assert [line[:2] for line in printed] == [["False", "20"], ["True", "20"], ["True", "20"]]

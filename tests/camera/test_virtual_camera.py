@@ -19,19 +19,42 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import tiny
 from cameras import BUNDLE
 from machine import HOST_FOR_MACHINE, Image, Machine
 from running import Built
-from test_pythons import NAMES
+from test_pythons import NAMES, PROCESSES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "camera"
 AGENT = ("python3", "/usr/lib/edgekd/agent.pyz")
 DETECTIONS = "/run/edgekd/detections.jsonl"
 GRUBENV = "/boot/efi/EFI/debian/grubenv"
+LIBRARIES = "./usr/lib/aarch64-linux-gnu"
+SWITCH = """
+import json, sys
+sys.path.insert(0, "/usr/lib/edgekd/agent.pyz")
+import numpy
+from edgekd.agent.variants import Variants
+found, frame = {}, numpy.load("/tmp/frame.npy")
+with Variants("/var/lib/edgekd", [None, "night"], automatic=False) as served:
+    for label, name in ("day", None), ("night", "night"):
+        served.use(name)
+        model, objects = served.detect(frame)
+        found[label] = {"model": model.identity, "objects": len(objects.scores)}
+print(json.dumps(found))
+"""
 RECEIVED = "/tmp"
 """Folder on the camera for what tests send there: in its memory, and writable by every user of its own."""
+ALONE = (
+    *("camera_sources", "cpu_profiles", "cuda", "hostile_network", "hostile_server", "modules"),
+    *("power_cuts", "records", "state_folder"),
+)
+"""Further tests that need of edgekd the agent alone, no ONNX, no right to mount, and no fast machine."""
+PART_NUMBERS = ROOT / "docs" / "reference" / "agent.md"
 pytestmark = pytest.mark.camera
 
 
@@ -204,6 +227,57 @@ def test_after_a_power_cut_it_detects_with_the_same_model(camera: Machine) -> No
     assert agent(camera, "status")["result"]["counter"] == 3
 
 
+def test_a_variant_arrives_by_delta_as_a_model_of_its_own(
+    camera: Machine, image: Image, model: Callable[..., Path], work: Path, server: str
+) -> None:
+    in_service = until(lambda: agent(camera, "status")["result"]["active"])
+    base = model(in_service["counter"])
+    scenes = tiny.write_data(work / "scenes", train=48)
+    (work / "night").mkdir()
+    for path in (scenes / "images" / "train").iterdir():
+        cv2.imwrite(str(work / "night" / path.name), cv2.imread(str(path)) // 5)
+    variant, key = work / "night.edgekd", str(image.key("release.key"))
+    flags = ("--frames", str(work / "night"), "--data", str(scenes), "--name", "night", "--sign", key)
+    made = edgekd("adapt", str(base), *flags, "--out", str(variant))
+    delta = Path(made["delta"])
+    agent(camera, "fetch", f"{server}/{delta.name}", "--out", f"{RECEIVED}/delta")
+    agent(camera, "install", f"{RECEIVED}/delta", "--model", "night", "--runtime", "onnxruntime")
+    np.save(work / "frame.npy", cv2.imread(str(next((work / "night").iterdir()))))
+    camera.send(work / "frame.npy", f"{RECEIVED}/frame.npy")
+    found = json.loads(camera.run("python3", "-c", SWITCH, user="edgekd", timeout_s=900).stdout)
+    assert found["night"]["model"] == made["identity"] != found["day"]["model"]
+    assert found["night"]["objects"] > found["day"]["objects"]
+
+
+def test_a_model_arrives_as_an_update_by_swupdate(
+    camera: Machine, image: Image, model: Callable[..., Path], work: Path
+) -> None:
+    """By Debian's program, which the system of the camera does not bring."""
+    packages, programs = work / "packages.tar", work / "swupdate.tar"
+    mmdebstrap = (
+        "mmdebstrap",
+        "--arch=arm64",
+        "--variant=extract",
+        "--include=swupdate",
+        "--skip=output/dev",
+        "trixie",
+    )
+    subprocess.run((*mmdebstrap, packages), check=True, capture_output=True)
+    with tarfile.open(packages) as given, tarfile.open(programs, "w") as taken:
+        for entry in given:
+            folder, _, name = entry.name.rpartition("/")
+            if entry.name == "./usr/bin/swupdate" or (folder == LIBRARIES and ".so" in name):
+                taken.addfile(entry, given.extractfile(entry) if entry.isfile() else None)
+    camera.run("sh", "-c", "mkdir -p /data/swupdate && tar -C /data/swupdate -xf -", stdin=programs.read_bytes())
+    firmware = ("--firmware-key", str(image.key("rauc.key")), "--firmware-cert", str(image.key("rauc.pem")))
+    camera.send(model(5, "release", work, "swu", *firmware), f"{RECEIVED}/model.swu")
+    program = ("env", f"LD_LIBRARY_PATH=/data/swupdate/{LIBRARIES}", "/data/swupdate/usr/bin/swupdate")
+    board = ("-H", "camera:edgekd,virtual-camera", "-k", "/etc/rauc/keyring.pem")
+    camera.run(*program, *board, "-i", f"{RECEIVED}/model.swu", timeout_s=1800)
+    detects_with(camera, 5)
+    committed(camera, 5)
+
+
 def test_after_a_rotation_of_keys_the_old_one_counts_no_more(
     camera: Machine, image: Image, model: Callable[..., Path], work: Path, server: str
 ) -> None:
@@ -217,27 +291,27 @@ def test_after_a_rotation_of_keys_the_old_one_counts_no_more(
     edgekd("trust", str(work / "trust.toml"), "--out", str(work / "trust-2.json"), *signed)
     camera.send(work / "trust-2.json", f"{RECEIVED}/trust-2.json")
     assert agent(camera, "trust", f"{RECEIVED}/trust-2.json")["result"]["version"] == 2
-    old = model(5)
+    old = model(6)
     fetched = agent(camera, "fetch", f"{server}/{old.name}", "--out", f"{RECEIVED}/old")
     assert fetched["error"]["kind"] == "SignatureError"
 
 
 def test_a_model_arrives_as_an_update_by_rauc(camera: Machine, image: Image, work: Path) -> None:
     firmware = ("--firmware-key", str(image.key("rauc.key")), "--firmware-cert", str(image.key("rauc.pem")))
-    options = ("--version-counter", "5", "--sign", str(work / "next.key"), *firmware)
+    options = ("--version-counter", "6", "--sign", str(work / "next.key"), *firmware)
     edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model.raucb"), *options)
     camera.send(work / "model.raucb", f"{RECEIVED}/model.raucb")
     camera.run("rauc", "install", f"{RECEIVED}/model.raucb", timeout_s=1800)
-    detects_with(camera, 5)
-    committed(camera, 5)
+    detects_with(camera, 6)
+    committed(camera, 6)
 
 
 def test_a_firmware_update_brings_a_new_model_and_is_kept_once_the_camera_works(
     camera: Machine, image: Image, work: Path
 ) -> None:
-    options = ("--version-counter", "6", "--sign", str(work / "next.key"))
-    edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model-6.edgekd"), *options)
-    update = (EXAMPLES / "make_update.sh", image.folder, "2", work / "model-6.edgekd")
+    options = ("--version-counter", "7", "--sign", str(work / "next.key"))
+    edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", str(work / "model-7.edgekd"), *options)
+    update = (EXAMPLES / "make_update.sh", image.folder, "2", work / "model-7.edgekd")
     subprocess.run(update, check=True, capture_output=True)
     camera.send(image.folder / "firmware-2.raucb", "/data/firmware.raucb")
     camera.run("rauc", "install", "/data/firmware.raucb", timeout_s=1800)
@@ -246,8 +320,8 @@ def test_a_firmware_update_brings_a_new_model_and_is_kept_once_the_camera_works(
     camera.wait_for_ssh()
     assert booted_slot(camera) == "B"
     assert boot_state(camera)["B_TRY"] == "1"
-    detects_with(camera, 6)
-    committed(camera, 6)
+    detects_with(camera, 7)
+    committed(camera, 7)
     until(lambda: boot_state(camera)["B_TRY"] == "0")
 
 
@@ -258,7 +332,7 @@ def test_a_system_that_does_not_start_gives_way_to_the_other_slot(camera: Machin
     camera.start()
     camera.wait_for_ssh()
     assert booted_slot(camera) == "A"
-    detects_with(camera, 6)
+    detects_with(camera, 7)
 
 
 def test_without_the_boot_loaders_variables_it_boots_and_makes_them_again(camera: Machine) -> None:
@@ -268,7 +342,7 @@ def test_without_the_boot_loaders_variables_it_boots_and_makes_them_again(camera
     camera.start()
     camera.wait_for_ssh()
     assert booted_slot(camera) == "A"
-    detects_with(camera, 6)
+    detects_with(camera, 7)
     until(lambda: boot_state(camera) == {"ORDER": "A B", "A_OK": "1", "A_TRY": "0", "B_OK": "1", "B_TRY": "0"})
 
 
@@ -285,7 +359,7 @@ def test_two_cameras_are_a_fleet(camera: Machine, image: Image, work: Path) -> N
         (camera.ssh_config.parent / "known_hosts").write_text(known, "ascii")
         options = ("--iterations", "5", "--seconds", "0.1", "--out", str(work / "fleet"))
         bundle, signed = str(work / "fleet.edgekd"), ("--sign", str(image.key("release.key")))  # by the keys of both
-        signed = (*signed, "--sign", str(work / "next.key"), "--version-counter", "7")
+        signed = (*signed, "--sign", str(work / "next.key"), "--version-counter", "8")
         edgekd("pack", str(image.folder / "model-1.edgekd"), "--out", bundle, *signed)
         fleet = edgekd("engine", bundle, "--fleet", str(work / "fleet.toml"), *options, home=camera.home)
         assert [board["error"] for board in fleet["boards"]] == [None, None]
@@ -299,15 +373,16 @@ def test_the_agents_own_tests_pass_there(camera: Machine, tiny_build: Built, wor
             file = Path(str(importlib.util.find_spec(name).origin))
             path = file.parent if file.stem == "__init__" else file
             archive.add(path, f"packages/{path.name}", filter=source)
-        for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "agent"):
+        for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "agent", ROOT / "targets", PART_NUMBERS):
             archive.add(path, path.relative_to(ROOT), filter=source)
         archive.add(tiny_build.bundle, "bundle.edgekd")
+    camera.run("systemctl", "stop", "camera")  # it takes a large part of the emulated core
     camera.run("sh", "-c", "mkdir -p /data/suite && tar -C /data/suite -xf -", stdin=(work / "tests.tar").read_bytes())
     path = ("/usr/lib/edgekd/agent.pyz", "/data/suite/packages", "/data/suite/tests")
     variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
-    tests = [f"/data/suite/tests/agent/test_{name}.py" for name in NAMES]
-    flags = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--confcutdir", "/data/suite/tests/agent")
-    flags = (*flags, "-o", "markers=slow")
+    tests = [f"/data/suite/tests/agent/test_{name}.py" for name in (*NAMES, *PROCESSES, *ALONE)]
+    flags = ("-q", "-m", "not slow and not release", "-p", "no:cacheprovider", "-o", "markers=slow\nrelease")
+    flags = (*flags, "--confcutdir", "/data/suite/tests/agent")
     pytest_there = ("python3", "-W", "error", "-m", "pytest", *flags, "--basetemp", f"{RECEIVED}/suite", *tests)
     done = camera.run("env", *variables, *pytest_there, user="edgekd", timeout_s=7200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

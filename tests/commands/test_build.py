@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from running import EdgeKD
+from test_cli import assert_refused
 
+from edgekd.commands.arguments import short_name
 from edgekd.commands.build import trained_on
 from edgekd.core.errors import SpecError
 from edgekd.detectors.checkpoint_scan import training_data
@@ -98,3 +100,23 @@ def test_without_a_data_set_the_error_says_how_to_pass_one(edgekd: EdgeKD, tmp_p
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.endswith("found none; fix: pass --data DATA\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--recipe", "float", "--calibration", "16"), ("--calibration 16: recipe float quantizes nothing",)),
+        (("--max-size", "0"), ("--max-size 0", "more than 0 bytes")),
+        (("--min-fps", "inf"), ("--min-fps inf", "expected a number from 0")),
+    ],
+)
+def test_options_without_an_effect_or_a_meaning_are_refused(
+    edgekd: EdgeKD, tiny_model: Path, tiny_data: Path, tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_refused(edgekd("build", tiny_model, "--data", tiny_data, "--out", tmp_path / "out", *flags), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_detectors_whose_names_have_points_have_folders_of_their_own() -> None:
+    names = ("best.v1.pt", "best.v2.pt", "street.tv.pt", "yolo11n.yaml")
+    assert [short_name(f"models/{name}") for name in names] == ["best.v1", "best.v2", "street", "yolo11n"]

@@ -61,6 +61,18 @@ def test_what_may_not_be_compared_is_said(edgekd: EdgeKD, tiny_build: Built, tmp
     assert edgekd("compare", tiny_build.out, other, "--json").json["same_host"] is False
 
 
+def test_a_build_that_was_stopped_while_it_replaced_another_is_not_mixed_with_it(
+    edgekd: EdgeKD, tiny_build: Built, tmp_path: Path
+) -> None:
+    """The bundle is written some seconds before the ledger: the report is made of both."""
+    other = shutil.copytree(tiny_build.out, tmp_path / "other")
+    lineage = json.loads((other / "ledger.json").read_bytes())["lineage"]
+    change(other, lineage={**lineage, "recipe": "mixed", "recipe_sha256": "0" * 64})
+    words = ("tiny-xavier.edgekd is not the bundle of its ledger.json", "run the same `edgekd build` again")
+    assert_refused(edgekd("compare", tiny_build.out, other), *words)
+    assert_refused(edgekd("report", other), *words)
+
+
 def test_a_ledger_by_an_older_edgekd_has_no_times(edgekd: EdgeKD, tiny_build: Built, tmp_path: Path) -> None:
     old = shutil.copytree(tiny_build.out, tmp_path / "old")
     ledger = json.loads((old / "ledger.json").read_bytes())

@@ -101,7 +101,7 @@ def test_a_student_that_is_killed_goes_on(teacher: Path, tiny_data: Path, tmp_pa
     assert kept
     before = torch.load(kept[0], weights_only=True)
     assert not before["finished"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["epochs"] == len(result["losses"]) == 12

@@ -127,6 +127,8 @@ def test_a_jetson_is_known_by_its_release_file_and_trtexec_is_found_where_jetpac
     assert named(checks, "jetson").detail == "Jetson with L4T 35.4.1"
     assert named(checks, "trtexec").state == "ok"
     assert "not a Jetson" in named(diagnose(root=tmp_path / "empty"), "jetson").detail
+    (tmp_path / "etc/nv_tegra_release").write_bytes(b"")
+    assert named(diagnose(root=tmp_path), "jetson").detail == "Jetson: "
 
 
 def test_requirements_come_from_the_metadata() -> None:

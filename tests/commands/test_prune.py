@@ -254,12 +254,15 @@ def test_only_checkpoints_are_pruned(edgekd: EdgeKD, tiny_model: Path, tiny_data
     assert "edgekd build" in edgekd("prune", tmp_path / "one.pt", *flags, "--recipe", more).err
 
 
-def test_what_is_scored_is_not_chosen_by(edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """As for a student: gradients of images that are scored would choose for them."""
+@pytest.mark.parametrize("more", ["", 'importance = "magnitude"\n'])
+def test_what_is_scored_is_not_chosen_by(
+    edgekd: EdgeKD, detector: Path, tiny_data: Path, tmp_path: Path, more: str
+) -> None:
+    """As for a student: gradients of images that are scored would choose for them, and weights are refitted to them."""
     (tmp_path / "data.yaml").write_text(
         f"path: {tiny_data}\ntrain: images/val\nval: images/val\nnames: [red, green]\n", "utf-8"
     )
-    ran = edgekd("prune", detector, "--data", tmp_path, "--recipe", recipe(tmp_path), "--out", tmp_path / "out")
+    ran = edgekd("prune", detector, "--data", tmp_path, "--recipe", recipe(tmp_path, more), "--out", tmp_path / "out")
     assert ran.code == 2
     assert "expected training and scoring to share no image" in ran.err
     assert not (tmp_path / "out" / "pruned.pt").exists()

@@ -55,7 +55,7 @@ def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
         "import sys; sys.modules['torch'] = None; from edgekd.commands.cli import main; sys.argv[0] = 'edgekd'; main()"
     )
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
 
 def outputs(graph: Path, frames: list[np.ndarray]) -> np.ndarray:

@@ -352,9 +352,10 @@ def test_a_candidate_that_no_board_can_use_has_failed_and_is_not_tried_there_aga
 
 
 def descendants(parent: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
-        found += [int(child), *descendants(int(child))]
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
+            found += [int(child), *descendants(int(child))]
     return found
 
 
@@ -440,6 +441,11 @@ def test_a_budget_that_nothing_fits_ends_with_what_to_do(
         (("--search", "--keep", "90%", "--cluster", "auto", "--workers", "2"), ("leave out --workers",)),
         (("--search", "--keep", "90%", "--gpus", "2"), ("--gpus without --cluster",)),
         (("--cluster", "auto"), ("--cluster without --search",)),
+        (("--trials", "3"), ("--trials without --search",)),
+        (("--epochs", "5"), ("--epochs without --search",)),
+        (("--workers", "2"), ("--workers without --search",)),
+        (("--round", "2"), ("--round without --search",)),
+        (("--search", "--max-size", "0"), ("--max-size 0", "more than 0 bytes")),
         (("--student", "a.pt", "--student", "b.pt"), ("a recipe trains one",)),
     ],
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from edgekd.builds.search.explain import search_result
 from edgekd.builds.search.loop import ROUND_SIZE, Search, StopLimits, TrialRequest
 from edgekd.builds.search.optuna_sampler import OptunaSampler
 from edgekd.builds.search.pareto import FULL, NOISE
-from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, recipe_of, space_for
+from edgekd.builds.search.space import INT8, Candidate, DetectorFacts, Space, recipe_of, space_for
 from edgekd.builds.search.trials import Task, time_of, with_recipe
 from edgekd.builds.search.workers import Clock, RunTrials
 from edgekd.builds.stage_store import StageResult, readable_json
@@ -38,6 +38,7 @@ from edgekd.data.types import Dataset
 from edgekd.deploy.fleet import Board
 from edgekd.detectors import load
 from edgekd.detectors.family import family_of, student_family
+from edgekd.detectors.interface import Interface
 from edgekd.evaluation.search_result import Rung, SearchResult, SearchSetup
 from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.target import opset_for, to_dict
@@ -86,6 +87,7 @@ class SearchContext:
         students = tuple(dict.fromkeys((*request.students, *siblings(job.model))))
         self.facts = detector_facts(job.model, before, students)
         self.space = space_for(self.facts, job.target, request.epochs)
+        _refuse_unused_students(request, self.space)
         self.networks: dict[str | None, BaseGraph] = {
             None: BaseGraph(self.facts.image_size, works_in(before.path / GRAPH))
         }
@@ -167,8 +169,9 @@ class SearchContext:
             "image_size": self.facts.image_size,
         }
         made = self.context.run(STUDENT, inputs, work, libraries=family.libraries)
-        opset = opset_for(self.request.job.target)
-        return export.run(self.context, load(made.path / file), None, dataset.classes, opset).path / GRAPH
+        opset, trust = opset_for(self.request.job.target), self.request.job.trust_checkpoint
+        detector = load(made.path / file, trust_checkpoint=trust)
+        return export.run(self.context, detector, None, dataset.classes, opset).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
         """Return the SHA-256 of everything that trials depend on beside the candidate."""
@@ -178,14 +181,25 @@ class SearchContext:
             "data": [data, self.context.fingerprint(load_dataset(self.final).split("train"))],
             "held_out": self.context.fingerprint(load_dataset(self.rung(FULL)).split(SCORED)),
             "classes": list(dataset.classes),
-            "head": job.head,
-            "calibration": job.calibration,
-            "target": to_dict(job.target),
-            "device": job.device if job.target.kind == "cpu" else None,
             "students": {name: self.context.identity_of(name) for name in self.students},
             "beside": self.beside,
         }
-        return json_sha256(known)
+        return json_sha256({**known, **settings_of(job)})
+
+
+def settings_of(job: BuildRequest) -> dict[str, Any]:
+    """Return the settings of a request that its trials depend on, beside files and what each candidate changes.
+
+    Raises SpecError for a description of a head that cannot be read.
+    """
+    settings = {
+        "head": export.head_inputs(job.head),
+        "calibration": job.calibration,
+        "target": to_dict(job.target),
+        "device": job.device if job.target.kind == "cpu" else None,
+    }
+    # Only where it is no default: trials that are in stores keep their keys.
+    return settings if job.interface == Interface() else {**settings, "interface": asdict(job.interface)}
 
 
 def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) -> DetectorFacts:
@@ -213,6 +227,17 @@ def siblings(model: Path) -> tuple[str, ...]:
     smaller = reversed(_SIZES[: _SIZES.index(found["size"])])
     paths = [model.with_name(f"{found['name']}{size}{found['rest'] or ''}{family.suffix}") for size in smaller]
     return tuple(str(path) for path in paths if path.is_file())
+
+
+def _refuse_unused_students(request: SearchJob, space: Space) -> None:
+    """Refuse students that no candidate trains. Raises SpecError."""
+    if request.students and space.student == (None,):
+        raise SpecError(
+            f"--student {request.students[0]}: this search trains no student",
+            expected="a detector of boxes alone that can be trained, and --epochs above 0",
+            found=f"{request.job.model.name}, --epochs {request.epochs}",
+            fix="leave out --student, or pass the checkpoint",
+        )
 
 
 def _refuse_unpredicted(job: BuildRequest, found: tuple[float | None, float | None], timed: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,12 +37,14 @@ def local_trials(
         yield lambda wanted: [run_trial(task(each), out, patient) for each in wanted]
         return
     context = get_context("spawn")
-    start = partial(_end_with, os.getpid(), workers)
+    start, others = partial(_end_with, os.getpid(), workers), active_children()
     with ProcessPoolExecutor(workers, context, initializer=start, initargs=(context.Value("i", 0),)) as pool:
         try:
             yield lambda wanted: list(pool.map(run_trial, map(task, wanted), [out] * len(wanted)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # Ctrl-C, too, should not wait for a trial; what is finished of it is in the store
+            for worker in active_children():
+                if worker not in others:
+                    worker.kill()
             raise
 
 

@@ -72,13 +72,14 @@ class StageContext:
         *,
         label: str = "",
         libraries: Sequence[str] = (),
+        fits: Callable[[Path], bool] | None = None,
     ) -> Stage[R]:
         """Run a stage or find it in the store, and report it in one line.
 
-        Versions of the tools of its kind, and of further `libraries`, are part of its key.
+        Versions of the tools of its kind, and of further `libraries`, are part of its key. fits: as of `Store.stage`.
         """
         tools = tool_versions(*kind.tools, *libraries)
-        stage = self.store.stage(kind, {**inputs, "tools": tools}, work, label=label, tools=tools)
+        stage = self.store.stage(kind, {**inputs, "tools": tools}, work, label=label, tools=tools, fits=fits)
         if stage.key not in {other.key for other in self.done}:
             self.done.append(stage)
             tell_stage(self.progress, stage.name, stage.results, stage.seconds)

@@ -84,7 +84,10 @@ def run(
     data: str,
     spec: DetectorSpec,
 ) -> Calibrated:
-    """Choose images that are not scored; data: the fingerprint of the scored split."""
+    """Choose images that are not scored; data: the fingerprint of the scored split.
+
+    They are chosen again where they have other names now: the fingerprint of a split does not depend on names.
+    """
 
     def work(folder: Path) -> CalibrateResult:
         if isinstance(source, Path):
@@ -100,12 +103,21 @@ def run(
         for image in context.progress.items(images.images, "calibrate"):
             yield letterbox(read_image(image), spec.preprocess)[0]
 
+    def in_place(folder: Path) -> bool:
+        """Return whether the images of a set that was chosen here are where it says."""
+        try:
+            read_calibration(folder / CALIBRATION, dataset)
+        except DataError:
+            return isinstance(source, Path)  # of a set by the user, the error is raised below
+        return True
+
     chosen_from: dict[str, Any]
     if isinstance(source, Path):
         chosen_from = {"set": context.sha256(source)}
     else:
         chosen_from = {"rule": asdict(source), "train": context.fingerprint(dataset.split("train"))}
-    stage = context.run(CALIBRATE, {**chosen_from, "scored": data, "preprocess": to_plain(spec.preprocess)}, work)
+    inputs = {**chosen_from, "scored": data, "preprocess": to_plain(spec.preprocess)}
+    stage = context.run(CALIBRATE, inputs, work, fits=in_place)
     images = read_calibration(stage.path / CALIBRATION, dataset)
     return Calibrated(stage, images, Frames(images.sha256, read))
 

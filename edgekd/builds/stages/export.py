@@ -53,13 +53,21 @@ def run(
     inputs: dict[str, Any] = {
         "model": context.sha256(detector.path),
         "family": detector.family,
-        "head": read_toml(Path(head)) if head and head.endswith(".toml") else head,
+        "head": head_inputs(head),
         "classes": list(classes),
         "opset": opset,
     }
     if beside := {path.name: context.sha256(path) for path in files_beside(detector.path)}:
         inputs["beside"] = beside
     return context.run(EXPORT, inputs, work, libraries=detector.libraries)
+
+
+def head_inputs(head: str | None) -> Any:
+    """Return what a stage depends on by a description of a head: its name, or the content of its file.
+
+    Raises SpecError for a file that cannot be read.
+    """
+    return read_toml(Path(head)) if head and head.endswith(".toml") else head
 
 
 def run_model(

@@ -82,5 +82,5 @@ def print_budget(lines: Sequence[LimitResult]) -> None:
     """Print each limit, and the number to compare with it."""
     marks = {True: "met", False: "MISSED", None: "undecided here"}
     for line in lines:
-        reached = f"{line.text(line.value)} ({line.basis})"
-        print(f"budget, {line.label}: limit {line.text(line.limit)}, reached {reached}: {marks[line.met]}")
+        value, limit = line.texts
+        print(f"budget, {line.label}: limit {limit}, reached {value} ({line.basis}): {marks[line.met]}")

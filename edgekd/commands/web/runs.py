@@ -17,7 +17,7 @@ from edgekd.builds.ledger import LEDGER, Ledger
 from edgekd.builds.run import SEARCH
 from edgekd.builds.run_progress import PROGRESS, RunProgress, State, read_progress
 from edgekd.builds.stage_store import unfinished_stages
-from edgekd.commands.compare import Finished
+from edgekd.commands.compare import Finished, finished
 from edgekd.core.bundle.archive import read_manifest
 from edgekd.core.bundle.manifest import Manifest
 from edgekd.core.errors import EdgeKDError, SpecError, first_line, printable
@@ -31,7 +31,7 @@ REPORT = "report.html"
 _MARKS = (LEDGER, PROGRESS, SEARCH, RESULT)
 """Files of which a result folder has one at least."""
 _INSIDE = frozenset({"stages", "search", BOARDS})
-"""Folders in result folders that have no further ones, but thousands of files."""
+"""Folders in result folders that have no further result folders, but thousands of files."""
 MAX_DEPTH = 4
 """Levels of folders below the given one."""
 MAX_RUNS = 2000
@@ -154,7 +154,8 @@ def _folders(root: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]
     for place, folders, files in os.walk(root, onerror=refuse):
         folder = Path(place)
         deep = len(folder.relative_to(root).parts) >= MAX_DEPTH
-        folders[:] = [] if deep else sorted(name for name in folders if name[0] != "." and name not in _INSIDE)
+        inside = _INSIDE if any(name in files for name in _MARKS) else frozenset()
+        folders[:] = [] if deep else sorted(name for name in folders if name[0] != "." and name not in inside)
         yield folder, files
 
 
@@ -202,7 +203,7 @@ def read_text(run: Run, name: str) -> str:
 
 def _finished(run: Run, ledger_path: Path) -> Finished:
     ledger = _document(Ledger, *_version(ledger_path))
-    return Finished(run.folder, ledger, _manifest(*_version(run.file(ledger.bundle))))
+    return finished(run.folder, ledger, _manifest(*_version(run.file(ledger.bundle))))
 
 
 def _boards(run: Run, problems: list[str]) -> tuple[BoardReport, ...]:

@@ -14,6 +14,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,10 @@ def open_cache(
             with writing(path):
                 _make_room(path, limit - needed)
             _complete(path, kind, compute)
+        return np.memmap(path, kind, mode="r")  # before another process may make room by removing it
     finally:
         if lock is not None:
             os.close(lock)
-    return np.memmap(path, kind, mode="r")
 
 
 def _complete(path: Path, kind: np.dtype[Any], compute: Callable[[int], Iterable[Record]]) -> None:
@@ -164,15 +165,19 @@ def _checksum(record: Record) -> int:
 
 def _make_room(path: Path, room: int) -> None:
     """Remove the oldest other caches, unless they are being written, until they take no more than `room` bytes."""
-    files = [each for each in path.parent.glob(f"*{path.suffix}*") if each.name.removesuffix(PARTIAL) != path.name]
-    total = sum(each.stat().st_size for each in files)
-    for each in sorted(files, key=lambda file: file.stat().st_mtime):
+    found = []
+    for each in path.parent.glob(f"*{path.suffix}*"):
+        with suppress(FileNotFoundError):  # another process has just completed or removed it
+            if each.name.removesuffix(PARTIAL) != path.name:
+                found.append((each.stat(), each))
+    total = sum(status.st_size for status, _ in found)
+    for status, each in sorted(found, key=lambda pair: pair[0].st_mtime):
         if total <= room:
             return
         lock = lock_file(_lock_of(each.with_name(each.name.removesuffix(PARTIAL))))
         if lock is not None:
-            total -= each.stat().st_size
-            each.unlink()
+            each.unlink(missing_ok=True)
+            total -= status.st_size
             os.close(lock)
 
 

@@ -57,13 +57,13 @@ def profiled(graph: Path, basis: Basis, cpu: str) -> LayerTimes:
 
     from edgekd.compress.quantization.layers import is_layer
     from edgekd.graph.nvfp4 import runnable
+    from edgekd.graph.session import cpu_options
     from edgekd.graph.view import Graph
 
     opened = Graph(read_model(graph))
     layers = [node.name for node in opened.nodes if node.name and is_layer(opened, node)]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options = cpu_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:

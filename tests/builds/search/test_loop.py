@@ -176,6 +176,7 @@ def test_the_same_answers_lead_to_the_same_search_and_another_seed_to_another(tm
 def test_a_candidate_that_cannot_be_made_is_told_and_does_not_win() -> None:
     found, _ = search(Budget(max_bytes=3_000_000, min_fps=300), trials=200)
     failed = [each for each in found.points.values() if each.error]
+    assert failed
     summary = search_result(found, SETUP, 0.0)
     assert all(row.kept is None and not row.front for row in summary.points if row.error)
     assert found.winner not in failed

@@ -203,6 +203,7 @@ def test_a_search_is_judged_on_training_images_that_were_not_calibrated_on(
     assert ran.code == 0
     found = results(tmp_path, "search")
     assert found["frames"] == "6 training images that were not calibrated on"
+    assert found["tried"]
     assert all(set(each) == {"bytes", "kept"} for each in found["tried"])
     assert "6 training images that were not calibrated on" in (tmp_path / "report.html").read_text("utf-8")
 

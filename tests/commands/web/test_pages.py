@@ -312,6 +312,13 @@ def test_folders_are_found_to_a_depth_and_odd_names_are_said(tmp_path: Path) -> 
     assert "not UTF-8" in problem
 
 
+def test_a_result_folder_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("search", "stages", "nightly/search"):
+        write_search(tmp_path / name)
+    write_search(tmp_path / "search" / "stages")
+    assert [run.name for run in find_runs(tmp_path)[0]] == ["nightly/search", "search", "stages"]
+
+
 def test_what_cannot_be_served_is_refused(edgekd: EdgeKD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(edgekd("ui", tmp_path / "missing"), "missing: no folder")
     with listen(0) as taken:

@@ -117,3 +117,8 @@ def test_the_oldest_caches_make_room(tmp_path: Path) -> None:
         "third.cache",
     ]
     assert (tmp_path / "other.bin").exists()
+
+
+def test_a_cache_that_another_process_completes_or_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "other.cache.partial").symlink_to(tmp_path / "gone")  # a name that leads nowhere by now
+    assert indices(tmp_path / "one.cache", Teacher()) == [0, 1, 3, 4, 5]

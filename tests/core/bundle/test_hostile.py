@@ -78,7 +78,7 @@ def refused(action: str, *arguments: Path) -> str:
     """The error of an action in a process, whose peak stays below the limit."""
     code = _CHILD.format(action=action)
     command = [sys.executable, "-c", code, str(ROOT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     error, peak = done.stdout.splitlines()
     assert error != "taken"

@@ -39,12 +39,12 @@ class Camera:
         with (device or self.device()).connect(None) as site:
             site.claim(folder)
             found = site.put(self.bundle, folder, [file_sha256(self.bundle)], progress)
-        assert self.loopback.quiet(5) == []
+        assert self.loopback.quiet() == []
         assert file_sha256(Path(found.path)) == file_sha256(self.bundle)
         return found
 
     def install(self, device: SshDevice | None = None, **changed: Any) -> dict[str, Any]:
         """Do it, and see that nothing is left running."""
         found = asdict(run(self.job(device, **changed)))
-        assert self.loopback.quiet(5) == []
+        assert self.loopback.quiet() == []
         return found

@@ -56,7 +56,7 @@ def able(camera: Camera, tmp_path: Path) -> Iterator[Loopback]:
         with (camera.loopback.home / ".ssh" / "known_hosts").open("a") as known:
             known.write(f"[127.0.0.1]:{found.port} {found.host_key}")
         yield found
-        assert found.quiet(5) == []
+        assert found.quiet() == []
 
 
 def write_fleet(path: Path, *boards: dict[str, Any], **more: int) -> Path:
@@ -110,11 +110,16 @@ def test_failures_and_stragglers_are_no_matter_to_the_others(
     assert "kept of" in rows["good"]
     assert "FAILED" in again.out
     assert "2 of 4 boards passed" in again.out
-    assert camera.loopback.quiet(5) == []
+    assert camera.loopback.quiet() == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.release),  # a single board's is in test_ssh.py
+    ],
+)
 def test_a_stopped_fleet_leaves_nothing_running_and_goes_on(
     edgekd: EdgeKD,
     camera: Camera,
@@ -142,7 +147,7 @@ def test_a_stopped_fleet_leaves_nothing_running_and_goes_on(
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    assert able.quiet(5) == []
+    assert able.quiet() == []
     (tmp_path / "front" / "onnxruntime.py").unlink()
     ran = edgekd("engine", camera.bundle, *flags, "--json")
     assert ran.code == 0, ran.err

@@ -314,7 +314,7 @@ def test_a_wire_that_is_cut_during_the_upload(camera: Camera, wire: Wire, share:
     wire.after(int(size * share), wire.cut)
     with pytest.raises(DeviceError, match=GONE):
         camera.put(device)
-    assert camera.loopback.quiet(5) == []
+    assert camera.loopback.quiet() == []
     begun = sum(uploads(camera).values())
     assert camera.put(device).sent_bytes == size - begun
     assert begun > 0
@@ -326,7 +326,7 @@ def test_a_wire_that_is_cut_during_a_build(camera: Camera, wire: Wire, until: Ca
     with pytest.raises(DeviceError, match=GONE):
         run(camera.job(camera.device(wire.port), runtime="onnxruntime"))
     cut.join()
-    assert camera.loopback.quiet(5) == [], "neither the agent nor what it started"
+    assert camera.loopback.quiet() == [], "neither the agent nor what it started"
     found = camera.install()
     assert found["upload"]["sent_bytes"] == 0
     assert found["self_test"]["passed"]
@@ -341,7 +341,7 @@ def test_a_network_that_goes_dead_during_the_upload_is_noticed_at_both_ends(came
     wire.after(camera.bundle.stat().st_size // 2, wire.go_dead)
     with pytest.raises(DeviceError, match=GONE):
         camera.put(camera.device(wire.port, silence_s=1.0, keepalive_s=0.2))
-    assert camera.loopback.quiet(20) == []
+    assert camera.loopback.quiet() == []
     assert 0 < camera.put().sent_bytes < camera.bundle.stat().st_size
 
 
@@ -353,7 +353,7 @@ def test_a_network_that_goes_dead_during_a_build_is_noticed_at_both_ends(
     threading.Thread(target=lambda: (until(lambda: building(camera)), wire.go_dead()), daemon=True).start()
     with pytest.raises(DeviceError, match=GONE):
         run(camera.job(device, runtime="onnxruntime"))
-    assert camera.loopback.quiet(20) == []
+    assert camera.loopback.quiet() == []
     assert camera.install()["self_test"]["passed"]
 
 
@@ -372,14 +372,14 @@ def test_stopping_edgekd_stops_the_camera(
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    assert camera.loopback.quiet(5) == []
+    assert camera.loopback.quiet() == []
 
 
 def test_a_step_that_takes_too_long_is_ended(camera: Camera) -> None:
     late = pytest.raises(DeviceError, match=r"no answer to a nap; expected one within 0\.5 s")
     with late, camera.device().connect(None) as site:
         site.run("a nap", ["sleep", "1000"], 0.5)
-    assert camera.loopback.quiet(5) == []
+    assert camera.loopback.quiet() == []
 
 
 def test_of_a_long_speech_the_end_is_kept(camera: Camera) -> None:

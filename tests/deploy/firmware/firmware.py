@@ -43,7 +43,7 @@ def run(*command: object, environment: Mapping[str, str] | None = None) -> subpr
     """A program, with what it says."""
     told = [str(word) for word in command]
     given = {**os.environ, **(environment or {})}
-    return subprocess.run(told, capture_output=True, text=True, errors="replace", timeout=60, env=given)
+    return subprocess.run(told, capture_output=True, text=True, errors="replace", timeout=300, env=given)
 
 
 def accepted(*command: object) -> str:

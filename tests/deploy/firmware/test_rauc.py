@@ -112,12 +112,12 @@ def started(*command: object, environment: dict[str, str], log: Path) -> Iterato
             yield process
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def until(holds: Callable[[], bool], log: Path) -> None:
     """Wait for what a process of ours does at its start."""
-    for _ in range(200):
+    for _ in range(1200):  # at most a minute: the machine may be busy
         if holds():
             return
         time.sleep(0.05)

@@ -118,7 +118,7 @@ PROGRAMS = {
 """In place of the programs: a camera that crashes once, an agent that cannot write, a check that fails once."""
 MANAGER = """mount --make-rprivate / && mount -t tmpfs none /run && mkdir -p /run/systemd/system || exit 77
 mount -t cgroup2 none /sys/fs/cgroup || exit 77
-exec timeout 20 /usr/lib/systemd/systemd --user --unit=camera.service
+exec timeout 120 /usr/lib/systemd/systemd --user --unit=camera.service
 """
 """A manager of its own, in a view of the file system in which the machine seems to be booted by systemd."""
 

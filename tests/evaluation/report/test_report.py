@@ -165,6 +165,7 @@ def test_tables_are_captioned_and_charts_are_named_or_hidden(full_report: Report
     page = Page(render(full_report))
     assert len(page.all("caption")) == len(page.all("table")) > 0
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
+    assert page.all("img")
     assert all(image["alt"] for image in page.all("img"))
     assert sum("role" in svg for svg in page.all("svg")) == len(page.all("title")) - 1
     html = render(full_report)
