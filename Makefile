@@ -42,7 +42,7 @@ test-release: $(VENV)/dev.installed
 attacks: $(VENV)/dev.installed
 	$(BIN)/python bench/attacks.py --out runs/attacks.json
 
-## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. Half an hour.
+## Run the tests of the virtual camera, an ARM64 machine in QEMU; neither CI nor another target does. About an hour.
 test-camera: camera
 	EDGEKD_CAMERA=$(CAMERA) $(BIN)/python -m pytest -m camera
 

@@ -84,6 +84,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
+def cores(count: int) -> str:
+    """Return a number of CPU cores."""
+    return "one CPU core" if count == 1 else f"{count} CPU cores"
+
+
 def megabytes(count: float, digits: int = 2) -> str:
     """Return bytes as MB."""
     return f"{count / 1e6:.{digits}f} MB"

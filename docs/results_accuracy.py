@@ -10,6 +10,7 @@ from result_values import (
     Row,
     average,
     by_method,
+    cores,
     detector,
     extent,
     grouped,
@@ -37,8 +38,8 @@ def quantization() -> Iterator[str]:
     images = run["images"]
     yield "## Quantization without training"
     yield f"""\
-No labels; the same float graph, {images["calibration"]} calibration frames and scorer for every tool, on
-{run["host"]["threads"]} CPU cores; scored on {images["val"]} other COCO images {link("quantization_baselines")}. MB: of
+No labels; the same float graph, {images["calibration"]} calibration frames and scorer for every tool; scored on
+{images["val"]} other COCO images {link("quantization_baselines")}. Seconds are of {cores(run["threads"])}. MB: of
 edgekd's packed file, and of the ONNX file of the others. Bold: the best graph in plain INT8."""
     yield baselines(run["rows"], "val")
     yield from noise(run["rows"])
@@ -82,8 +83,8 @@ def map_of(row: Row, split: str) -> float:
 def noise(rows: list[Row]) -> Iterator[str]:
     """Yield the noise at the end of the network, by tool."""
     yield f"""\
-These images are few: scores move by several thousandths with small changes of the rounding. The noise of the outputs of
-the last convolutions, relative to their signal, says more {link("quantization_baselines")}:"""
+On so few images a score changes by several thousandths with small changes of the rounding. The noise of the outputs of
+the last convolutions, relative to their signal, is a more sensitive measure {link("quantization_baselines")}:"""
     models = grouped(rows, lambda row: row["model"])
     lines = []
     for method, group in by_method(rows).items():
@@ -146,17 +147,20 @@ def pruning() -> Iterator[str]:
             what = f"{percent(run['ratio'], 0)}, {group[0]['method']} {link(name)}"
             seconds, kept = average(group, "cpu_seconds"), average(group, "map50_95", "test")
             lines.append([what, number(seconds), score(kept), percent(share(group, whole, "map50_95", "test"))])
-    yield """\
-A YOLO11n that was fine-tuned on ppe loses a share of its multiply-adds; the weights that are left are refitted by least
-squares (*pruned*), and trained beside cached predictions of the whole detector, without labels (*recovered*). Mean
-of the
-seeds, on the split `test`, in CPU seconds of one core:"""
+    run = result("recovery_cpu")
+    yield f"""\
+A share of the multiply-adds of a YOLO11n, fine-tuned on ppe, is removed, and the remaining weights are refitted by
+least squares (*pruned*). Then it is trained without labels to predict as the whole detector does (*recovered*). Labels
+are used to choose the channels. Input of {run["image_size"]} pixels; means of {len(run["seeds"])} seeds on the
+{run["images"]["test"]} images of the split `test`; CPU seconds of one core, of pruning, or of the predictions and the
+training:"""
     yield table(["multiply-adds removed", "CPU seconds", "mAP50-95", "of the whole detector's"], lines)
     run = result("orders")
     whole, *orders = by_method(run["rows"]).values()
     yield f"""\
-Half of its multiply-adds pruned, INT8, and {run["epochs"]} epochs without labels on {run["images"]["train"]}
-images, in different orders; the bundle's score, of the whole detector in INT8 {link("orders")}:"""
+Half of its multiply-adds pruned, INT8, and {run["epochs"]} epochs without labels on {run["images"]["train"]} images of
+{run["image_size"]} pixels, in different orders. The score is the bundle's, compared with the whole detector in INT8
+{link("orders")}:"""
     yield table(
         ["order", "seeds", "mAP50-95", "of the whole detector's"],
         (
@@ -190,15 +194,21 @@ def distillation() -> Iterator[str]:
     """Yield the comparisons of distillation in equal time."""
     for name, title in (
         ("distillation_minutes_cpu", "A YOLO11n from a COCO checkpoint"),
-        ("distillation_pruned_cpu", "A YOLO11n without half of its multiply-adds, where `recover` reads no labels"),
-        ("distillation_few_labels_cpu", "The same with labels for a tenth of the images; `recover` uses all images"),
-        ("distillation_pseudo_labels_cpu", "The same, longer, where the teacher at 640 px labels the other images"),
+        ("distillation_pruned_cpu", "A YOLO11n without half of its multiply-adds; `recover` reads no labels"),
+        (
+            "distillation_few_labels_cpu",
+            "The same detector with labels for a tenth of the images; only `recover` sees the other images",
+        ),
+        (
+            "distillation_pseudo_labels_cpu",
+            "The same, trained longer; edgekd alone also sees the other images, which the teacher labels at 640 pixels",
+        ),
     ):
         methods = {method: group for method, group in by_method(result(name)["rows"]).items() if method != "teacher"}
         seconds = average((row for group in methods.values() for row in group), "seconds")
         yield f"""\
-{title}: scores on the split `test` of ppe after about {number(seconds)} CPU seconds of training by each method
-{link(name)}."""
+{title}. Scores at {result(name)["image_size"]} pixels on the split `test` of ppe after about {number(seconds)} CPU
+seconds of training by each method {link(name)}."""
         yield table(
             ["method", "seeds", "mAP50-95"],
             ([method, str(len(group)), score(average(group, "map50_95", "test"))] for method, group in methods.items()),
@@ -211,15 +221,15 @@ def quantization_aware() -> Iterator[str]:
     methods = by_method(sorted(run["rows"], key=lambda row: row["seed"] is not None))
     whole = methods["float32"]
     yield f"""\
-Quantization-aware training without labels of a YOLO11n that was pruned and recovered; epochs: {run["epochs"]}, of
-{run["images"]["train"]} images; seeds: {len(run["seeds"])}
-{link("quantization_aware")}. The teacher is the whole detector."""
+Quantization-aware training without labels of a YOLO11n that was pruned and recovered: {run["epochs"]} epochs of
+{run["images"]["train"]} images of {run["image_size"]} pixels, {len(run["seeds"])} seeds {link("quantization_aware")}.
+The teacher is the whole detector."""
     yield table(
-        ["method", "of the float file", "`val`, of float32's mAP50-95", "`test`"],
+        ["method", "bytes, of the float file", "`val`, of float32's mAP50-95", "`test`"],
         (
             [
                 method,
-                f"1/{1 / share(group, whole, 'bytes'):.1f}",
+                percent(share(group, whole, "bytes")),
                 *(percent(share(group, whole, "map50_95", split)) for split in ("val", "test")),
             ]
             for method, group in methods.items()
@@ -242,9 +252,8 @@ def shapes_and_low_rank() -> Iterator[str]:
     kept = min(after / before for before, after in (row["map50_95"] for row in rows))
     gains = [f"{detector(row['model'])} {extent(speedups(row), '.2f')}" for row in rows]
     yield f"""\
-- **Low rank.** `edgekd factorize` at its defaults, without training, keeps at least {percent(kept)} of the
-  mAP50-95. Times
-  as fast, on the slower and the faster of two engines: {", ".join(gains)} {link("low_rank")}."""
+- **Low rank.** `edgekd factorize` at its defaults, without training, keeps at least {percent(kept)} of the mAP50-95.
+  Speed-up with the slower and the faster of two runtimes: {", ".join(gains)} {link("low_rank")}."""
 
 
 def speedups(row: Row) -> list[float]:
@@ -260,5 +269,5 @@ def search() -> Iterator[str]:
     run = result(name)
     ways = (f"{way} {run['share'][way]:.2f} (at most {run['worst'][way]:.2f})" for way in run["share"])
     yield f"""\
-- **Search.** Full trials until a candidate is near the best one within a budget, by those of random search: the median
-  of {len(run["rows"])} budgets, on a table of {run["candidates"]} candidates: {", ".join(ways)} {link(name)}."""
+- **Search.** Number of full trials until a candidate is near the best one within a budget, relative to random search;
+  median of {len(run["rows"])} budgets, on a table of {run["candidates"]} candidates: {", ".join(ways)} {link(name)}."""

@@ -103,7 +103,7 @@ class CandidateEstimate(CandidateSettings):
 
     Args:
         kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
-        bytes: Size of the bundle without its agent; null where the trial failed.
+        bytes: Size of the bundle; null where the trial failed.
         latency_ms: Latency of a frame; null where it is not known.
         energy_mj: Predicted energy of a frame; null where it is not known.
         text: The candidate for people.
@@ -124,7 +124,7 @@ class TriedCandidate(CandidateSettings):
         rung: Index in `rungs` of its most thorough trial.
         kept: Share of the detector's mAP50-95 on held-out training images, estimated on the first rung; null where the
             trial failed.
-        bytes: Size of the bundle without its agent; null where the trial failed.
+        bytes: Size of the bundle; null where the trial failed.
         latency_ms: Latency of a frame; null where it is not known.
         energy_mj: Predicted energy of a frame; null where it is not known.
         noise: Noise by signal at the last convolutions of its network before training, beside the given detector with

@@ -41,7 +41,7 @@ class BaseGraph:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a candidate's bundle without its agent; milliseconds and millijoules of a frame on the target.
+    """Bytes of a candidate's bundle; milliseconds and millijoules of a frame on the target.
 
     None where the target cannot be predicted.
     """
