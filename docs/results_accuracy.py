@@ -10,7 +10,6 @@ from result_values import (
     Row,
     average,
     by_method,
-    cores,
     detector,
     extent,
     grouped,
@@ -39,7 +38,7 @@ def quantization() -> Iterator[str]:
     yield "## Quantization without training"
     yield f"""\
 No labels; the same float graph, {images["calibration"]} calibration frames and scorer for every tool; scored on
-{images["val"]} other COCO images {link("quantization_baselines")}. Seconds are of {cores(run["threads"])}. MB: of
+{images["val"]} other COCO images {link("quantization_baselines")}. Seconds are CPU seconds. MB: of
 edgekd's packed file, and of the ONNX file of the others. Bold: the best graph in plain INT8."""
     yield baselines(run["rows"], "val")
     yield from noise(run["rows"])
