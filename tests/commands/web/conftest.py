@@ -29,8 +29,8 @@ def runs(tiny_build: Built, tmp_path: Path) -> Path:
     timing = json.loads(ledger.read_bytes())["timing"]
     timing["after"]["p50_ms"] /= 2
     change(ledger, timing=timing, budget=[])
-    write_search(root / "search")  # named like a folder in a result folder, which is not looked into
     write_search(root / "tried")
+    write_search(root / "tried" / "search")  # of trials, which are no result folders
     with recorded(root / "tried", "build", "tiny.onnx", "xavier", SILENT) as progress:
         progress.note("search: 2 tried")
     (root / "failed").mkdir()
