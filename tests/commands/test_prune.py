@@ -73,7 +73,7 @@ def test_a_detector_is_pruned_scored_and_timed(edgekd: EdgeKD, detector: Path, t
     assert "multiply-adds" in again.out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_build_prunes_and_trains_what_is_left(edgekd: EdgeKD, small: Path, tiny_data: Path, tmp_path: Path) -> None:
     more = '[[steps]]\nkind = "distill"\nepochs = 1\nbatch = 6\nwarmup_steps = 0\n'
     more += '[[steps]]\nkind = "quantize"\n'
