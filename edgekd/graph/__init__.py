@@ -1,1 +1,1 @@
-"""ONNX graphs: one view of them, float16, NVFP4, sessions."""
+"""ONNX graphs: view, opset and float16 conversion, NVFP4 weights, raw input, batches, sessions and runtimes."""

@@ -1,8 +1,8 @@
-"""Graphs that take several frames at once: the first side of input and output becomes dynamic.
+"""Make the batch dimension of a single-frame graph dynamic: the first dimension of its input and outputs.
 
-Where no operation crosses frames, a graph for one frame states a first side of 1 in its Reshape nodes, and in constants
-that are concatenated with what it computes. Whether it is so is not read from the nodes: shapes are inferred for
-several frames, and outputs compared with those of single frames.
+If no operation mixes frames, a batch size of 1 is hard-coded only in Reshape shapes, and in constants that are
+concatenated with activations. That frames are not mixed is verified, not read from the nodes: shapes are inferred for
+several frames, and outputs are compared with those of single frames.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from edgekd.graph.session import copied, cpu_session
 from edgekd.graph.view import Graph, array, attribute, inputs_of, where
 
 AXIS = "batch"
-"""Name of the dynamic side."""
-_MARK = 7  # frames that shapes are inferred for: a side that few tensors have
-_FRAMES = 2  # that a graph is run with
-_MAX_ERROR = 1e-3  # of an output, relative: a runtime may sum in another order for several frames
+"""Name of the dynamic dimension."""
+_MARK = 7  # batch size of the shape inference: a size that few tensors have
+_FRAMES = 2  # batch size of the comparison
+_MAX_ERROR = 1e-3  # relative error of the output: a runtime may sum a batch in another order
 _FIX = "build without --batch; --streams of the service runs several engines at once"
 
 
 def take_batches(model: Any, name: str) -> None:
-    """Let a graph for one frame take any number of them, in place.
+    """Make the batch dimension of a single-frame ModelProto dynamic, in place.
 
-    name: of the graph, for errors. Raises SpecError where its nodes do not keep frames apart.
+    name: of the graph, for errors. Raises SpecError if its nodes mix frames, or a batch gives other outputs.
     """
     import onnx
 
@@ -46,10 +46,10 @@ def take_batches(model: Any, name: str) -> None:
 
 
 def _rewrite(model: Any) -> None:
-    """Replace a first side of 1 in Reshape and Concat nodes by that of the frames, in place."""
+    """Replace a first dimension of 1 in Reshape and Concat nodes by the batch size, in place."""
     graph, writer, nodes = Graph(model), NodeWriter("edgekd.batch"), []
     (frame,), shapes = graph.inputs, graph.shapes
-    of_frames = {frame}  # tensors that differ from frame to frame
+    of_frames = {frame}  # tensors that depend on the frame
     for node in graph.nodes:
         if of_frames.intersection(node.input):
             of_frames.update(node.output)
@@ -68,7 +68,7 @@ def _rewrite(model: Any) -> None:
 
 
 def _expand_constants(graph: Graph, writer: NodeWriter, node: Any, of_frames: set[str], frame: str) -> None:
-    """Repeat what is the same for all frames, along the first side, before it is concatenated with what is not."""
+    """Expand the inputs of a Concat that do not depend on the frame to the batch size."""
     for index, name in enumerate(node.input):
         constant = graph.constants.get(name)
         shape = tuple(constant.dims) if constant is not None else graph.shapes.get(name, ())
@@ -79,7 +79,7 @@ def _expand_constants(graph: Graph, writer: NodeWriter, node: Any, of_frames: se
 
 
 def _copy_first_side(model: Any, node: Any, target: np.ndarray, first: int | None) -> None:
-    """Replace a first side of 1 in the target of a Reshape: by that of its input, or by what is left."""
+    """Replace a first dimension of 1 in the shape of a Reshape: by 0 (copy) if its input has 1, else by -1 (infer)."""
     import onnx
 
     if not target.size or target[0] != 1 or (first != 1 and -1 in target):
@@ -92,12 +92,12 @@ def _copy_first_side(model: Any, node: Any, target: np.ndarray, first: int | Non
 
 
 def _require_separate_frames(model: Any, name: str) -> None:
-    """Raise SpecError where the first side of an output is known, and not that of the input."""
+    """Raise SpecError if shape inference fails, or the first dimension of an output is not the batch size."""
     import onnx
 
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:  # of onnx's C++ code, without a common base class
+    except Exception as error:  # exceptions of onnx's C++ code have no common base class
         raise SpecError(f"{name}: no batches", found=str(error)[:300], fix=_FIX) from error
     graph = Graph(model)
     first_sides = {tensor: shape[0] for tensor, shape in graph.shapes.items() if shape}
@@ -114,7 +114,7 @@ def _require_separate_frames(model: Any, name: str) -> None:
 
 
 def _require_same_outputs(single: Any, batched: Any, name: str) -> None:
-    """Raise SpecError unless each frame of a batch has the output that it has alone."""
+    """Raise SpecError unless each frame has the same output in a batch as alone."""
     (value,) = inputs_of(single)
     kind = value.type.tensor_type
     rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""Graphs for strongly typed builders: operators that are not quantized compute in float16.
+"""Convert graphs for strongly typed builders: operators that are not quantized compute in float16.
 
-TensorRT 11 and TensorRT for RTX take each tensor's type from the graph; in float32 the rest of an INT8 network would
-take most of its time. Boxes are decoded in float32: a coordinate of 640 has steps of half a pixel in float16. So do
-nodes compute whose values float16 cannot hold (`graph.pins`).
+TensorRT 11 and TensorRT for RTX take each tensor's type from the graph; in float32, operators that are not quantized
+would take most of the time of an INT8 network. Box decoding stays in float32, because float16 coordinates near 640 are
+multiples of 0.5 pixels. Nodes whose values float16 cannot represent stay in float32, too (`graph.pins`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MIN_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear take fl
 def half(source: Path, out: Path) -> int:
     """Write the ONNX graph `source` to `out` with float16 in place of float32, except input, output, decoding and pins.
 
-    Scales of Q/DQ become float16 too, which their operators require. Returns the opset. Raises CompressError where ONNX
-    Runtime's converter cannot do it.
+    Scales of Q/DQ become float16, too, as their operators require. Returns the opset of the new graph. Raises SpecError
+    if `source` cannot be read, CompressError if it cannot be converted.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -41,7 +41,7 @@ def half(source: Path, out: Path) -> int:
         _keep_wide(halved.graph, own_casts)
         OnnxModel.graph_topological_sort(halved.graph)
         onnx.checker.check_model(halved, full_check=True)
-    except Exception as error:  # of three libraries, without a common base
+    except Exception as error:  # exceptions of three libraries have no common base class
         raise CompressError(
             f"{source}: cannot be converted to float16",
             found=first_line(error),
@@ -52,7 +52,7 @@ def half(source: Path, out: Path) -> int:
 
 
 def decoding(graph: Any) -> list[str]:
-    """Return the names of the nodes behind the last layers: no node of COMPUTING depends on them."""
+    """Return the names of the nodes after the last layers: no COMPUTING node depends on them."""
     read: set[str] = set()
     names = []
     for node in reversed(graph.node):
@@ -64,7 +64,7 @@ def decoding(graph: Any) -> list[str]:
 
 
 def wide(model: Any) -> list[str]:
-    """Return the names of the nodes that are pinned to float32, and of the Q/DQ pairs that they read."""
+    """Return the names of the nodes pinned to float32, and of the Q/DQ nodes before them, sorted."""
     graph, pins = Graph(model), pinned(model)
     names = set(pins)
     for node in graph.nodes:
@@ -77,9 +77,9 @@ def wide(model: Any) -> list[str]:
 
 
 def _keep_wide(graph: Any, own_casts: Collection[str]) -> None:
-    """Remove pairs of Cast, to float16 and back, that the converter puts between two nodes in float32.
+    """Remove pairs of Cast nodes, to float16 and back, that the converter inserts between two nodes in float32.
 
-    own_casts: names of the network's own, which may round to whole numbers, and stay.
+    own_casts: names of the graph's own Cast nodes, which are kept: they may round to integers.
     """
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.name not in own_casts}
     instead = {name: casts[node.input[0]].input[0] for name, node in casts.items() if node.input[0] in casts}
@@ -88,7 +88,7 @@ def _keep_wide(graph: Any, own_casts: Collection[str]) -> None:
             node.input[index] = instead.get(name, name)
     outputs = {value.name for value in graph.output}
     for name in outputs & instead.keys():
-        casts[name].input[0] = instead[name]  # changes nothing, but gives the output its name
+        casts[name].input[0] = instead[name]  # a Cast without effect, kept for the name of the output
     while unread := casts.keys() - outputs - {name for node in graph.node for name in node.input}:
         for name in unread:
             graph.node.remove(casts.pop(name))

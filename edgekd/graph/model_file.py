@@ -1,4 +1,4 @@
-"""ONNX files, read after their bytes and the files that they name were checked."""
+"""Read ONNX files, after checks of their content and of the files with their external data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgekd.core.formats.model_limits import ExternalData, external_data
 from edgekd.core.input_files import regular_file, shown_path
 
 MAX_BYTES = (1 << 31) - 1
-"""Bytes of an ONNX file: the largest message of Protocol Buffers. More weights need external data."""
+"""Maximum bytes of an ONNX file: the limit of Protocol Buffers. Larger networks need external data."""
 MAX_EXTERNAL_BYTES = 1 << 36
-"""Bytes of a file with external data."""
+"""Maximum bytes of a file with external data."""
 _FIX = "check that the file is complete, or export it again"
 
 
 def read_model(path: Path, *, external: bool = True) -> Any:
-    """Read a ModelProto. external: with the values that are in other files. Raises SpecError."""
+    """Read a ModelProto. external: also load external data. Raises SpecError."""
     import onnx
 
     require_safe(path, external=external)
@@ -32,7 +32,7 @@ def read_model(path: Path, *, external: bool = True) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise SpecError for any error of reading a model: protobuf's error type is not part of onnx's interface."""
+    """Convert any error of reading a model to SpecError: protobuf's error type is not part of onnx's interface."""
     try:
         yield
     except SpecError:
@@ -42,10 +42,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def require_safe(path: Path, *, external: bool = True) -> None:
-    """Raise SpecError unless a library may read this ONNX file; external: with the values that are in other files.
+    """Raise SpecError unless an ONNX file is safe to read. external: also check external data.
 
-    External data must be in regular files beside it or in folders below: no absolute path, no `..`, no symbolic link,
-    and no file with a second name, which could be anybody's.
+    External data must be in regular files in the model's folder or below: no absolute path, no `..`, no symbolic link,
+    and no file with several hard links, which may belong to somebody else.
     """
     if not regular_file(path, MAX_BYTES, SpecError):
         raise _unreadable(path, "an empty file")
@@ -59,16 +59,16 @@ def require_safe(path: Path, *, external: bool = True) -> None:
 
 
 def _unreadable(path: Path, found: str) -> SpecError:
-    """Return the error of a file that is no ONNX model, or may not be read as one."""
+    """Return the error for a file that is not an ONNX model, or is not safe to read."""
     return SpecError(f"{shown_path(path)}: cannot be read as an ONNX model", found=found, fix=_FIX)
 
 
 def _require_beside(folder: Path, data: ExternalData) -> None:
-    """Raise ValueError for external data that is not wholly in a file of its own below the model's folder."""
+    """Raise ValueError unless external data is within a regular file, with one hard link, below the model's folder."""
     location = data.entries.get("location", "")
     parts = location.split("/")
     where = f"external data {location[:100]!r} of tensor {data.tensor[:80]!r}"
-    # ONNX Runtime takes `*/_ORT_MEM_ADDR_/*` for a place in its memory.
+    # ONNX Runtime interprets `*/_ORT_MEM_ADDR_/*` as an address in memory.
     if not location.isprintable() or {"\\", "*"} & {*location} or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{where}: expected the path of a file in the model's folder")
     place = folder

@@ -1,4 +1,4 @@
-"""Nodes that are added at the beginning or the end of an ONNX graph."""
+"""Build nodes to add at the beginning or the end of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class NodeWriter:
-    """Nodes with their initializers, until they are put into a graph. prefix: of all their names."""
+    """Collects new nodes and initializers for a graph. prefix: of all their names."""
 
     def __init__(self, prefix: str) -> None:
         self.nodes: list[Any] = []
@@ -31,13 +31,13 @@ class NodeWriter:
         return written[-1]
 
     def reshape(self, tensor: str, *shape: int) -> str:
-        """Return a tensor in another shape."""
+        """Add a Reshape. Return the name of its output."""
         return self.add("Reshape", [tensor, np.array(shape, np.int64)])
 
     def slice(self, tensor: str, begin: int, end: int, axis: int = 1) -> str:
-        """Return entries along an axis."""
+        """Add a Slice from `begin` to `end` (excluded) along an axis. Return the name of its output."""
         return self.add("Slice", [tensor, *(np.array([value], np.int64) for value in (begin, end, axis))])
 
     def rename_last(self, name: str) -> None:
-        """Give the output of the last node another name."""
+        """Rename the output of the last node."""
         self.nodes[-1].output[0] = name

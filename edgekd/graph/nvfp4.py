@@ -15,7 +15,7 @@ from edgekd.graph.session import copied
 
 OPSET = 23  # the first in which DequantizeLinear takes FLOAT4E2M1
 IR_VERSION = 11  # the first with tensors of FLOAT4E2M1
-_CODES = "/nvfp4"  # suffix of the names of its constants
+_CODES = "/nvfp4"  # suffix of the names of FLOAT4E2M1 constants
 
 
 def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
@@ -38,8 +38,8 @@ def dequantizers(tensor: Nvfp4, stem: str) -> tuple[list[Any], list[Any]]:
 def runnable(graph: Path) -> str | bytes:
     """Return a model that ONNX Runtime can load: the path of the file, or its content with expanded NVFP4 weights.
 
-    ONNX Runtime 1.32 has no kernel for FLOAT4E2M1. The weights that take the place of the DequantizeLinear nodes are
-    those that the nodes stand for, bit for bit.
+    ONNX Runtime 1.32 has no kernel for FLOAT4E2M1. The expanded weights equal the outputs of the DequantizeLinear nodes
+    that they replace, bit for bit. Raises SpecError if the file cannot be read.
     """
     if _CODES.encode("ascii") not in graph.read_bytes():
         return str(graph)

@@ -33,7 +33,7 @@ def raise_for_nvfp4(model: Any, name: str) -> Any:
 
 
 def to_opset(model: Any, opset: int, name: str) -> Any:
-    """Return the model at an opset; a parity check has to verify it.
+    """Return the model converted to an opset. The caller must verify it with a parity check.
 
     name: of its file, for errors. Raises SpecError.
     """
@@ -43,7 +43,7 @@ def to_opset(model: Any, opset: int, name: str) -> Any:
         return model
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         source, out = Path(folder, "source.onnx"), Path(folder, "converted.onnx")
-        with reading(Path(name)):  # no message of Protocol Buffers is longer than 2 GB
+        with reading(Path(name)):  # fails above 2 GB, the limit of Protocol Buffers
             onnx.save(model, source)
         limits = limits_for(source.stat().st_size, values=0)
         run_limited("edgekd.graph.opset:convert_file", [str(source), str(out), opset, name], limits, name, "onnx")
@@ -51,7 +51,7 @@ def to_opset(model: Any, opset: int, name: str) -> Any:
 
 
 def convert_file(source: str, out: str, opset: int, name: str) -> None:
-    """Write the model in `source` to `out` at another opset: what is done in the child. Raises SpecError."""
+    """Write the model in `source` to `out` at another opset; called in the child process. Raises SpecError."""
     import onnx
 
     model = read_model(Path(source))
@@ -73,8 +73,8 @@ def convert_file(source: str, out: str, opset: int, name: str) -> None:
 def _lowered(model: Any, opset: int) -> Any:
     """Return the model with the same nodes at an older opset; raises for an operator, input or attribute that it lacks.
 
-    onnx's converter refuses to pass Reshape 14, and most changes that only added types. The parity check of the export
-    verifies that no operator changed its meaning.
+    onnx's converter cannot go below version 14 of Reshape, nor below most versions that only added types. The parity
+    check of the export verifies that no operator changed its meaning.
     """
     import onnx
 

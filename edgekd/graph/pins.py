@@ -1,7 +1,7 @@
 """Nodes that must compute in float32, because float16 cannot hold their values: an entry of a graph's metadata.
 
-The entry travels with the graph, as the scales of Q/DQ do. `graph.fp16` reads it, `hardware.compatibility` reports it,
-and on the camera a builder that chooses types itself holds the nodes in FP32.
+The entry is part of the graph, like the scales of Q/DQ. `graph.fp16` reads it, `hardware.compatibility` reports it, and
+on the camera, the nodes are constrained to FP32 for builders that choose types themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgekd.core.formats.onnx_bytes import FLOAT32_NODES, float32_nodes_in
 
 
 def pin(model: Any, largest: Mapping[str, float]) -> None:
-    """Write the nodes of a ModelProto that must compute in float32, with their largest magnitudes; none removes it."""
+    """Set the nodes of a ModelProto that must compute in float32, by name with their largest magnitudes, in place."""
     kept = [entry for entry in model.metadata_props if entry.key != FLOAT32_NODES]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
@@ -26,6 +26,6 @@ def pin(model: Any, largest: Mapping[str, float]) -> None:
 def pinned(model: Any) -> dict[str, float]:
     """Return the nodes of a ModelProto that must compute in float32, with their largest magnitudes.
 
-    Empty where there is no entry, or one of another program that is no such object.
+    Empty without such an entry, or if it is not a JSON object of numbers.
     """
     return float32_nodes_in({entry.key: entry.value for entry in model.metadata_props})

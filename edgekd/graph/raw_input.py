@@ -1,8 +1,8 @@
-"""The input of a graph replaced by a raw frame: colour conversion, layout and normalisation become its first nodes.
+"""Replace the input of a graph by a raw frame: colour conversion, layout and normalisation become its first nodes.
 
-The nodes are those that TensorRT 8.2 already has. From 8.5 on TensorRT takes 8-bit inputs where a Cast to float is
-their only reader (NvInfer.h at 8.5.2, DataType::kUINT8), so the Cast comes first. Q/DQ begins behind these nodes: the
-tensor that was the input keeps its name, and with it its scale in a calibration cache.
+Only operators of TensorRT 8.2 are used. From 8.5 on, TensorRT accepts 8-bit inputs whose only reader is a Cast to float
+(NvInfer.h at 8.5.2, DataType::kUINT8), so the Cast comes first. Q/DQ starts after these nodes: the former input tensor
+keeps its name, and so its scale in a calibration cache.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from edgekd.graph.node_writer import NodeWriter
 from edgekd.graph.view import inputs_of, opset_of
 
 MIN_OPSET = 11
-"""The first in which limits of Clip are inputs, and Resize has `asymmetric` coordinates."""
+"""First opset in which the limits of Clip are inputs, and Resize has `asymmetric` coordinates."""
 INPUT = "frame"
 """Name of the new input."""
 
 
 def take_raw_frames(model: Any, preprocess: Preprocess, where: str) -> None:
-    """Let a graph with one input float32 [1, 3, H, W] take frames in the format of `preprocess.input`, in place.
+    """Make a graph with one input float32 [1, 3, H, W] accept frames in the format of `preprocess.input`, in place.
 
-    Raises SpecError for odd sides with `nv12`, and for an opset that is too old. where: the graph, for errors.
+    where: the graph, for errors. Raises SpecError for an odd height or width with `nv12`, and below MIN_OPSET.
     """
     import onnx
 

@@ -1,11 +1,11 @@
-"""Rehearsal of a file of others: what libraries do with it later, done once in a child process with limits.
+"""Rehearsal of an untrusted file: the later steps of libraries, run once in a child process with limits.
 
-Of an ONNX file shapes are inferred, the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros. A
-graph whose loops depend on the frame may still take long on another one. What is done with a checkpoint is up to its
-family.
+The shapes of an ONNX file are inferred; the graph is simplified, loaded by ONNX Runtime and run on one frame of zeros.
+A graph with loops that depend on the frame may still take long on another frame. For a checkpoint, its family defines
+the steps.
 
-A file that has passed is recorded by its SHA-256 in a folder of this user, and passes at once from then on, with the
-same versions of libraries.
+A file that has passed is recorded in a folder of this user, by its SHA-256 and the versions of the libraries, and is
+not rehearsed again.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from edgekd.graph.session import cpu_session
 from edgekd.graph.view import Graph, inputs_of, load_graph
 
 MEMORY_BYTES = 2 << 30
-"""Memory of a rehearsal beyond the libraries', for any graph."""
+"""Memory limit of a rehearsal, besides the memory of imported libraries: the part for any graph."""
 MEMORY_PER_BYTE = 10
-"""More of it for each byte of the file: copies of the weights in parsing, simplifying and running."""
+"""Additional bytes of memory per byte of the file: copies of the weights in parsing, simplifying and running."""
 MEMORY_PER_VALUE = 1 << 11
-"""More of it, in bytes, for each value of the input: activations, of which YOLO11x has 0.4 KiB at once."""
+"""Additional bytes of memory per input value, for activations: YOLO11x needs 0.4 KiB."""
 CPU_SECONDS = 60
-"""Processor time of a rehearsal for any graph. YOLO11x takes 20 s."""
+"""Limit of the processor time of a rehearsal: the part for any graph. YOLO11x takes 20 s."""
 CPU_PER_MEGABYTE = 1
-"""More of it, in seconds, for each megabyte of the file."""
+"""Additional seconds of processor time per megabyte of the file."""
 CPU_PER_MEGAVALUE = 40
-"""More of it, in seconds, for each million values of the input."""
+"""Additional seconds of processor time per million input values."""
 MAX_VALUES = 3 << 26
-"""Values of the input: three channels of 8192 x 8192 pixels."""
+"""Maximum number of input values: three channels of 8192 x 8192 pixels."""
 _IMPORTS = "onnx,onnxruntime,onnxslim"
 _TYPES = {1: "float32", 2: "uint8"}
 """TensorProto.DataType of the inputs that a rehearsal fills with zeros, and NumPy's names of them."""
@@ -51,8 +51,8 @@ _TYPES = {1: "float32", 2: "uint8"}
 def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool = True) -> None:
     """Raise SpecError for an ONNX file that needs too much memory or time, or crashes a library.
 
-    size: height and width of a frame, where the file's input is dynamic; without it such a graph is not run.
-    weights: whether the graph is going to be run; without them only shapes are inferred.
+    size: height and width of a frame, for a file with a dynamic input; without it, such a graph is not run.
+    weights: whether the graph will be run later; if not, only shapes are inferred.
     """
     regular_file(path, MAX_BYTES, SpecError)
     shape, kind = _frame(read_model(path, external=False), size)
@@ -63,10 +63,10 @@ def rehearse(path: Path, size: tuple[int, int] | None = None, *, weights: bool =
 
 
 def rehearse_call(function: str, path: Path, arguments: tuple[Any, ...], values: int, imports: str) -> None:
-    """Call a function, MODULE:NAME, in a child with the limits for a file and an input of so many values; once.
+    """Call a function in a child process with limits, unless it has passed for this file before.
 
-    The function gets the path, and the arguments. imports: the libraries that it needs, separated by commas. Raises
-    SpecError.
+    function: MODULE:NAME, called with the path and the arguments; values: number of input values, for the limits;
+    imports: the libraries that the function needs, separated by commas. Raises SpecError.
     """
     status = path.stat()
     identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -83,13 +83,13 @@ def _called(
     length: int,
     _identity: tuple[int, ...],
 ) -> None:
-    """Call the function, once for a file. _identity: device, inode, and time in nanoseconds."""
+    """Call the function, once per file. _identity: device, inode and modification time in ns, part of the cache key."""
     libraries = {name: version(name) for name in imports.split(",")}
     passed = _records() / json_sha256([__version__, function, file_sha256(path), arguments, libraries])
     if passed.is_file():
         return
     run_limited(function, [str(path), *arguments], limits_for(length, values), shown_path(path), imports=imports)
-    with suppress(OSError, SpecError):  # no home, or none that can be written: the next process rehearses again
+    with suppress(OSError, SpecError):  # without a writable home folder, the next process rehearses again
         private_folder(passed.parent)
         os.close(private_file(passed))
 
@@ -100,14 +100,14 @@ def _records() -> Path:
 
 
 def limits_for(length: int, values: int) -> ProcessLimits:
-    """Return the limits for a file of so many bytes, and an input of so many values."""
+    """Return the limits for a file of `length` bytes and an input of `values` values."""
     memory = MEMORY_BYTES + MEMORY_PER_BYTE * length + MEMORY_PER_VALUE * values
     cpu = CPU_SECONDS + (CPU_PER_MEGABYTE * length + CPU_PER_MEGAVALUE * values) // 10**6
     return ProcessLimits(memory, cpu)
 
 
 def _frame(model: Any, size: tuple[int, int] | None) -> tuple[tuple[int, ...] | None, str]:
-    """Return shape and type of a frame for the only input; None where there is none, or sides are unknown."""
+    """Return the shape and NumPy type of the only input. The shape is None for other inputs, or unknown dimensions."""
     inputs = inputs_of(model)
     kind = _TYPES.get(inputs[0].type.tensor_type.elem_type, "") if len(inputs) == 1 else ""
     if not kind:
@@ -121,7 +121,7 @@ def _frame(model: Any, size: tuple[int, int] | None) -> tuple[tuple[int, ...] | 
 
 
 def use(path: str, shape: list[int] | None, kind: str, weights: bool) -> None:
-    """Infer shapes, simplify, load and run: what is done in the child."""
+    """Infer the shapes of a graph, simplify, load and run it; called in the child process."""
     import numpy as np
     import onnxslim
 
@@ -135,13 +135,13 @@ def use(path: str, shape: list[int] | None, kind: str, weights: bool) -> None:
             session.run(None, {session.get_inputs()[0].name: np.zeros(shape, kind)})
     except MemoryError:
         raise
-    except Exception as error:  # a graph that this runtime cannot run is refused by whoever runs it, if anybody does
+    except Exception as error:  # a graph that this runtime cannot run is refused later, if it is run
         if _out_of_memory(error):
             raise MemoryError(str(error)) from error
     onnxslim.slim(read_model(Path(path)))
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Return whether an error of ONNX Runtime, whose exceptions have no kinds for it, is a failed allocation."""
+    """Return whether an error of ONNX Runtime is a failed allocation, by its message: it has no exception type."""
     words = str(error).lower()
     return any(word in words for word in ("bad_alloc", "failed to allocate", "bad allocation", "out of memory"))

@@ -1,7 +1,7 @@
-"""The best candidates of a detector selected in its graph, so that a few hundred rows leave the GPU and not thousands.
+"""Select a detector's best candidates in its graph, so that a few hundred rows leave the GPU instead of thousands.
 
-The output keeps its format with fewer candidates. Shapes are static, and no node suppresses: that is left to the host,
-which has few rows to compare then.
+The output keeps its format, with fewer candidates. Shapes are static. NMS is not part of the graph: the host runs it,
+on the few rows that are left.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from edgekd.graph.node_writer import NodeWriter
 from edgekd.graph.view import Graph, opset_of
 
 FINAL = 300
-"""Candidates that are kept where each is a detection: as many as `Thresholds.max_detections`, so that none is lost."""
+"""Candidates that are kept for heads without NMS: as many as `Thresholds.max_detections`, so that none is lost."""
 BEFORE_NMS = 1000
-"""Candidates that are kept for NMS. With 300, YOLO11n lost 0.002 mAP50-95 on 128 images of COCO; with 1000, nothing."""
+"""Candidates that are kept for heads with NMS. YOLO11n lost 0.002 mAP50-95 with 300 on 128 COCO images, 0 with 1000."""
 _AXES_INPUT_SINCE = 18  # opset in which axes of ReduceMax became an input
 
 
 def keep_best(model: Any, head: Head, classes: int, *, several: bool = False) -> Head:
-    """Keep the candidates of highest score of an output `yolo` [1, 4 + classes, n], in place; return its head.
+    """Keep only the candidates of highest score of an output `yolo` [1, 4 + classes, n], in place; return its head.
 
-    A graph that has no more of them is not changed. The order of candidates no longer has a meaning. Prototypes of
-    masks stay behind them.
+    A graph with no more candidates than are kept is not changed. The order of candidates no longer implies their
+    positions (`strides` is NO_GRID). Prototypes of masks stay after the candidates.
 
-    several: select for each frame of a batch alone, which takes GatherElements in place of Gather.
+    several: select separately for each frame of a batch, with GatherElements in place of Gather.
     """
     count = BEFORE_NMS if head.nms else FINAL
     (output,) = model.graph.output

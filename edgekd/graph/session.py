@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def parts_within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Split items into parts whose sizes add up to `limit` at most, or that hold one item."""
+    """Yield lists of consecutive items whose total size is at most `limit`; a larger item is yielded alone."""
     part: list[T] = []
     total = 0
     for item in items:
@@ -34,9 +34,9 @@ def copied(model: Any) -> Any:
 
 
 def cpu_options() -> Any:
-    """Return options of ONNX Runtime sessions that only say errors, and run on the cores that this process may use.
+    """Return options of ONNX Runtime sessions: log only errors, one thread for each core that this process may use.
 
-    By default ONNX Runtime binds a thread to each core of the machine, in spite of affinity and limits of containers.
+    By default ONNX Runtime binds a thread to each core of the machine, ignoring affinity and container limits.
     """
     import onnxruntime
 
@@ -49,7 +49,7 @@ def cpu_options() -> Any:
 def cpu_session(model: Any, *, spinning: bool = True) -> Any:
     """Return an ONNX Runtime session on a ModelProto, or on the path or the content of a file.
 
-    spinning: its threads wait busily, which slows others.
+    spinning: its threads busy-wait for work, which slows down other processes.
     """
     import onnxruntime
 
@@ -68,7 +68,7 @@ def part_session(
     *,
     spinning: bool = True,
 ) -> Any:
-    """Return a session on some nodes of a ModelProto.
+    """Return an ONNX Runtime session that runs some nodes of a ModelProto.
 
     constants: the initializers (TensorProto) that they read; inputs: a sample of each input tensor, by name.
     """

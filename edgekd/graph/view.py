@@ -1,4 +1,4 @@
-"""The view of an ONNX graph: nodes and edges, constants, shapes, and the number formats that nodes compute in."""
+"""A view of an ONNX graph: nodes and edges, constants, shapes, and the number formats that nodes compute in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Dims = tuple[int | None, ...]
 class Graph:
     """A ModelProto's graph: nodes and edges, constants, shapes and number formats. Build it again after a change.
 
-    nested: whether `nodes` include those of nested graphs; producers: the node that writes each tensor, but for inputs
+    nested: whether `nodes` include those of nested graphs; producers: the node that writes each tensor, except inputs
     and initializers.
     """
 
@@ -50,7 +50,7 @@ class Graph:
         return self._consumers.get(tensor, [])
 
     def activations(self, node: Any) -> list[str]:
-        """Return the tensors that a node reads and that are no initializers."""
+        """Return the tensors that a node reads, except initializers."""
         return [name for name in reads(node) if name not in self.initializers]
 
     def constant(self, tensor: str) -> np.ndarray | None:
@@ -71,7 +71,7 @@ class Graph:
 
     @cached_property
     def read_by_nested(self) -> frozenset[str]:
-        """The names that graphs inside nodes read from around them, which `consumers` does not list."""
+        """The outer names that nested graphs read. `consumers` does not include these reads."""
         return frozenset(name for node in self.nodes for name in _read_by_nested(node))
 
     @cached_property
@@ -86,19 +86,19 @@ class Graph:
 
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model).graph
-        except onnx.shape_inference.InferenceError:  # as for plugins whose domain is not imported: keep what is stated
+        except onnx.shape_inference.InferenceError:  # such as plugins whose domain is not imported: use stated shapes
             inferred = self.model.graph
         computed = (value for value in [*inferred.value_info, *inferred.output] if value.name not in self.constants)
         return self.inputs | {value.name: _dims(value) for value in computed}
 
     def computing_in(self, kind: OperatorClass, number_format: str) -> list[Any]:
-        """Return the nodes of a class with an operand in a format."""
+        """Return the nodes of an operator class with an operand in a number format, such as `int8`."""
         return [node for node in self.of(*KINDS[kind]) if number_format in map(self._format, node.input[:2])]
 
     def quantized_type(self, node: Any) -> str | None:
         """Return the type that a quantizing or dequantizing node converts to or from; None for any other node.
 
-        ONNX's operators name it by zero point, attribute or data; custom operators carry it in their name.
+        ONNX's operators define it by zero point, attribute or data type, custom operators by their name.
         """
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             marks = _MARKS.items() if "Quantize" in node.op_type else ()
@@ -125,7 +125,7 @@ class Graph:
 _PASS_THROUGH = ("Transpose", "Reshape", "Cast", "Identity")
 _MARKS = {"FP4": "nvfp4", "FP8": "fp8", "INT8": "int8", "INT4": "int4"}
 _STORED = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "FLOAT4E2M1": "nvfp4"}
-_UINT8 = 2  # TensorProto.UINT8, which QuantizeLinear means where it does not say
+_UINT8 = 2  # TensorProto.UINT8, the default output type of QuantizeLinear
 
 
 def load_graph(path: Path) -> Any:
@@ -154,7 +154,7 @@ def inputs_of(model: Any) -> list[Any]:
 
 
 def opset_of(model: Any) -> int:
-    """Return the version of ONNX's own operators in a model; 0 where it states none."""
+    """Return the version of ONNX's default operator set in a model; 0 if it states none."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
@@ -167,7 +167,7 @@ def where(nodes: Iterable[Any]) -> str:
 
 
 def reads(node: Any) -> list[str]:
-    """Return the names that a node reads: its inputs, and what graphs inside it read from around them."""
+    """Return the names that a node reads: its inputs, and the outer names that its nested graphs read."""
     return [*filter(None, node.input), *sorted(_read_by_nested(node))]
 
 
@@ -198,7 +198,7 @@ def type_name(code: int) -> str:
 
 
 def onnx_type_name(code: int) -> str:
-    """Return ONNX's name of a TensorProto type in lower case; its number where ONNX has no such type."""
+    """Return ONNX's name of a TensorProto type in lower case; `type CODE` if ONNX has no such type."""
     import onnx
 
     try:
@@ -220,7 +220,7 @@ def _graphs_in(node: Any) -> Iterator[Any]:
 
 
 def _read_by_nested(node: Any) -> set[str]:
-    """Return the names that graphs inside a node read from around it, as the branches of an If do."""
+    """Return the outer names that the nested graphs of a node read, such as the branches of an If."""
     read: set[str] = set()
     for graph in _graphs_in(node):
         own = {value.name for value in [*graph.input, *graph.initializer]}

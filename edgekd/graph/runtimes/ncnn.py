@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARAM, BIN = ".param", ".bin"
-"""The suffixes of a network and of its weights, which lie beside each other."""
+"""Suffixes of a network and of its weights, which are in the same folder."""
 
 
 class Ncnn(HostRuntime):
-    """ncnn's CPU kernels. What is not INT8 computes in float32, however its weights are stored."""
+    """ncnn's CPU kernels. Layers that are not INT8 compute in float32, whatever type their weights are stored in."""
 
     def _available_once_imported(self) -> Availability:
         return Availability(True, f"ncnn {self.version()}, CPU")
@@ -77,7 +77,7 @@ def _net(graph: Path, threads: int) -> Any:
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = False
-    # Where the CPU can, ncnn would compute in float16: the file says what is meant.
+    # By default ncnn computes in float16 on CPUs that support it; here the file defines the precision.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
     if net.load_param(str(graph)) or net.load_model(str(graph.with_suffix(BIN))):
@@ -88,7 +88,7 @@ def _net(graph: Path, threads: int) -> Any:
 
 
 def unknown_layers(kinds: set[str]) -> list[str]:
-    """Return those kinds of layers that the installed ncnn does not have."""
+    """Return the kinds of layers that the installed ncnn does not have, sorted."""
     import ncnn
 
     return sorted(kind for kind in kinds if ncnn.layer_to_index(kind) < 0)

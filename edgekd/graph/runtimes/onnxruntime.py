@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU and, where its CUDA build and an NVIDIA GPU are there, on CUDA."""
+"""ONNX Runtime on the CPU and, with its CUDA build and an NVIDIA GPU, on CUDA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FIXED_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-"""NumPy's names of the types of inputs and outputs that stay in the device's memory."""
+"""Types of inputs and outputs that can be bound in device memory, with their NumPy names."""
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -24,9 +24,9 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log levels: 0 verbose, 1 info, 2 warning, 3 e
 class HostOnnxRuntime(HostRuntime):
     """ONNX Runtime with one execution provider.
 
-    driver_libraries: shared libraries of the system without which the provider is there but cannot start; memory: ONNX
-    Runtime's name for the device in whose memory input and output stay, None for the host's; recorded: options of the
-    provider with which it launches a frame's kernels as one recording, where it can.
+    driver_libraries: shared libraries of the system that the provider needs to start; memory: ONNX Runtime's name of
+    the device in whose memory input and output are bound, None for the host; recorded: options of the provider that
+    enable CUDA graphs, used where possible.
     """
 
     provider: str
@@ -46,7 +46,7 @@ class HostOnnxRuntime(HostRuntime):
         return Availability(True, f"ONNX Runtime {onnxruntime.__version__}, {self.provider}")
 
     def load(self, graph: Path, *, threads: int | None = None) -> OnnxRuntimeSession:
-        """Open `graph` with a pinned number of threads. Raises DeviceError."""
+        """Open `graph` with a fixed number of threads. Raises DeviceError."""
         require(self)
         require_file(graph)
         import onnxruntime
@@ -68,7 +68,7 @@ class HostOnnxRuntime(HostRuntime):
         return OnnxRuntimeSession(native)
 
     def _open(self, graph: Path, options: Any) -> Any:
-        """Return ONNX Runtime's session: recorded where it can be, which a node on the CPU prevents."""
+        """Return ONNX Runtime's session, with CUDA graphs unless a node runs on the CPU. Raises DeviceError."""
         import onnxruntime
 
         content = runnable(graph)
@@ -106,7 +106,7 @@ class OnnxRuntimeSession(Session):
 
 
 class BoundSession(OnnxRuntimeSession):
-    """A graph whose input and output stay at one place in the device's memory, so that its launches can be recorded."""
+    """A graph with input and output bound to fixed addresses in device memory, as CUDA graphs require."""
 
     def __init__(self, native: Any, memory: str) -> None:
         import numpy as np
@@ -123,12 +123,12 @@ class BoundSession(OnnxRuntimeSession):
         self._binding.bind_ortvalue_output(result.name, self._result)
 
     def _infer(self, batch: np.ndarray) -> np.ndarray:
-        if list(batch.shape) != self._source.shape():  # else ONNX Runtime copies what fits
+        if list(batch.shape) != self._source.shape():  # otherwise ONNX Runtime copies what fits
             raise ValueError(f"expected {self._source.shape()}")
         self._source.update_inplace(batch)
         self.native.run_with_iobinding(self._binding)
         output: np.ndarray = self._result.numpy()
-        return output if output.flags.owndata else output.copy()  # of the host's memory there is only a view
+        return output if output.flags.owndata else output.copy()  # in host memory it is only a view
 
     def close(self) -> None:
         super().close()
@@ -166,7 +166,7 @@ ONNXRUNTIME_CUDA = HostOnnxRuntime(
     module="onnxruntime",
     provider="CUDAExecutionProvider",
     distributions=("onnxruntime-gpu",),
-    # Both packages bring the same module: the CPU one has to go first.
+    # Both packages install the same module, so the CPU package is removed first.
     install="pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
     driver_libraries=("libcuda.so.1",),
     memory="cuda",

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the second opinion on a graph, and the faster one on Intel hosts."""
+"""OpenVINO on the CPU: a second runtime to cross-check graphs, and the faster one on Intel hosts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HostOpenVino(HostRuntime):
         return OpenVinoSession(self._compiled(graph, {"PERFORMANCE_HINT": "LATENCY"}, threads or usable_cores()))
 
     def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[OpenVinoSession, ...]:
-        """One compilation for all streams: several would compute on the same core. Raises DeviceError."""
+        """Return sessions of one graph compiled for all streams: several would share a core. Raises DeviceError."""
         native = self._compiled(graph, {"NUM_STREAMS": streams}, max(threads or usable_cores(), streams))
         return tuple(OpenVinoSession(native) for _ in range(streams))
 
@@ -47,7 +47,7 @@ class HostOpenVino(HostRuntime):
         settings = {
             **hints,
             "INFERENCE_NUM_THREADS": threads,
-            # Where the CPU can, OpenVINO would compute float32 layers in bfloat16: the graph says what is meant.
+            # By default OpenVINO computes float32 layers in bfloat16 on CPUs that support it; the graph says float32.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
@@ -79,8 +79,8 @@ class OpenVinoSession(Session):
 def read(graph: Path) -> Any:
     """Read an ONNX file or an IR, `.xml` with `.bin` beside it. Raises DeviceError.
 
-    By `convert_model`, whose offline transformations turn Q/DQ into what the plugins compute in INT8: compiled straight
-    from the reader, OpenVINO 2026.4 computed networks with shared scales wrongly, without an error.
+    ONNX files are read by `convert_model`, whose offline transformations convert Q/DQ to the form that plugins compute
+    in INT8. Without them, OpenVINO 2026.4 gave wrong outputs for networks with shared scales, without an error.
     """
     with interrupts_deferred():
         require(OPENVINO_CPU)
@@ -90,7 +90,7 @@ def read(graph: Path) -> Any:
         try:
             if graph.suffix == IR:
                 return openvino.Core().read_model(graph)
-            # Left to guess the format of a file that is no ONNX, OpenVINO also tries TensorFlow's reader, which prints.
+            # Refuses files that are not ONNX: to guess a format, OpenVINO would try TensorFlow's reader, which prints.
             openvino.frontend.FrontEndManager().load_by_framework("onnx").load(str(graph))
             return openvino.convert_model(str(graph))
         except Exception as error:
@@ -101,7 +101,7 @@ def read(graph: Path) -> Any:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Handle a SIGINT after the block: its imports, also those of a conversion, catch every exception."""
+    """Defer SIGINT to the end of the block: OpenVINO's imports, also those of a conversion, catch every exception."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
@@ -119,12 +119,12 @@ def interrupts_deferred() -> Iterator[None]:
 def write_ir(graph: Path, xml: Path, *, half: bool, labels: Sequence[str]) -> int:
     """Write an ONNX file as IR, `xml` and `.bin` beside it; `half` stores float32 weights in float16.
 
-    `labels` go where OpenVINO's Model API looks for them. Returns the number of INT8 weights. Raises DeviceError.
+    `labels` are stored for OpenVINO's Model API. Returns the number of INT8 weight tensors. Raises DeviceError.
     """
     import openvino
 
     model = read(graph)
-    # Its lists of labels are separated by spaces.
+    # The Model API separates labels by spaces.
     model.set_rt_info(" ".join(label.replace(" ", "_") for label in labels), ["model_info", "labels"])
     try:
         openvino.save_model(model, xml, compress_to_fp16=half)

@@ -1,7 +1,7 @@
-"""TensorRT: the engine of NVIDIA's Jetson and data-centre GPUs.
+"""TensorRT: the runtime of NVIDIA's Jetson and data-centre GPUs.
 
 An engine belongs to one GPU architecture, one TensorRT version and one OS, so it is built on the device that runs it,
-when the bundle is installed there. On the host this module only says whether the library is here.
+when the bundle is installed there. On the host, this module only reports whether the library is installed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from edgekd.graph.runtimes.types import Availability, HostRuntime, Session
 
 
 class HostTensorRt(HostRuntime):
-    """TensorRT, as far as a host knows it: never usable from here."""
+    """TensorRT on a host, where it is never usable."""
 
     def available(self) -> Availability:
-        """Return which version is here, and where the engine is built."""
+        """Return that TensorRT is not usable on this host, with the installed version and where engines are built."""
         imported = super().available()
         return imported if imported.install is None else replace(imported, why=f"{_ON_DEVICE}; here: {imported.why}")
 

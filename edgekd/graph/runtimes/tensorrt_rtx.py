@@ -2,8 +2,8 @@
 
 For an RTX target the result is the engine that ships (the GPU's code is generated when it is loaded there). For a
 Jetson with TensorRT 10 or later it is only a check that a TensorRT parser and builder accept the graph: TensorRT for
-RTX has no Jetson GPU among its compute capabilities, and an engine belongs to one TensorRT version. Of TensorRT 8 it
-says nothing.
+RTX has no Jetson GPU among its compute capabilities, and an engine belongs to one TensorRT version. It is no evidence
+for TensorRT 8.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from edgekd.graph.runtimes.types import Availability, HostRuntime, Session, requ
 class CompiledEngine:
     """Result of an ahead-of-time compilation.
 
-    seconds: wall time; bytes: size of `files` together; sm: the compute capabilities inside, such as SM86; log: what
-    the builder warned of.
+    seconds: wall time; bytes: total size of `files`; sm: the compute capabilities inside, such as SM86; log: warnings
+    and errors of TensorRT.
     """
 
     seconds: float
@@ -63,7 +63,7 @@ def supported_compute_capabilities() -> tuple[str, ...]:
 def compile_ahead(graph: Path, compute_capabilities: Sequence[str], out: Path, batch: int = 1) -> CompiledEngine:
     """Compile the ONNX file `graph` into one engine file `out` for all `compute_capabilities` (SM86, sm_86 or 8.6).
 
-    batch: most frames of a run, for a graph with a dynamic first side.
+    batch: largest batch size, for a graph with a dynamic first dimension.
 
     The network is strongly typed: precisions are the graph's own, from its Q/DQ nodes and tensor types.
     Raises DeviceError: not installed, unsupported compute capability, a node that the parser or the builder refuses;
@@ -141,7 +141,7 @@ def _one_line(message: str) -> str:
 def _logger(trt: Any, log: list[str]) -> Any:
     """Return a TensorRT logger that appends warnings and errors to `log` and prints nothing.
 
-    Its base class exists only once the library is imported.
+    Its class is defined here because the base class exists only after the import of the library.
     """
 
     class KeepingLogger(trt.ILogger):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Runtimes: a `HostRuntime` opens a `Session` on a graph, where this host has its library.
+"""Runtimes: a `HostRuntime` opens a `Session` on a graph, if its library is installed on this host.
 
 Errors of libraries are wrapped here, once, as `DeviceError`; nothing above this folder sees them.
 """
@@ -24,7 +24,7 @@ S = TypeVar("S", bound="Session")
 
 @dataclass(frozen=True)
 class Availability:
-    """Usability of an engine on this host, the reason, and the one command that adds what is missing."""
+    """Whether a runtime is usable on this host, why (not), and the command that installs it (None if none helps)."""
 
     usable: bool
     why: str
@@ -52,10 +52,10 @@ class Session(ABC):
 
     @abstractmethod
     def _infer(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for a batch; any error."""
+        """Return the output for a batch. May raise any exception, which `run` converts."""
 
     def close(self) -> None:
-        """Free the graph; running it afterwards is a DeviceError."""
+        """Free the graph. Afterwards `run` raises DeviceError."""
         self.closed = True
 
     def __enter__(self: S) -> S:
@@ -71,8 +71,8 @@ class Session(ABC):
 class HostRuntime(ABC):
     """One runtime on one kind of processor.
 
-    name: as users write it, such as `onnxruntime-cpu`; module: that Python imports; distributions: packages that bring
-    it, of which the first one counts that is installed; install: the command that adds it.
+    name: as users write it, such as `onnxruntime-cpu`; module: the Python module; distributions: packages with the
+    module, of which the first installed one gives the version; install: the command that installs it.
     """
 
     name: str
@@ -85,20 +85,20 @@ class HostRuntime(ABC):
         return library_version(*self.distributions)
 
     def available(self) -> Availability:
-        """Return whether this engine can be used on this host."""
+        """Return whether this runtime can be used on this host."""
         problem = import_problem(self.module)
         return Availability(False, problem, self.install) if problem else self._available_once_imported()
 
     @abstractmethod
     def _available_once_imported(self) -> Availability:
-        """Return the same, on a host where the module imports."""
+        """Return the availability on a host where the module can be imported."""
 
     @abstractmethod
     def load(self, graph: Path, *, threads: int | None = None) -> Session:
         """Open the file `graph`; `threads` None means every usable core. Raises DeviceError."""
 
     def load_streams(self, graph: Path, streams: int, *, threads: int | None = None) -> tuple[Session, ...]:
-        """Open `graph` for as many frames at once: a session for each, and `threads` for all. Raises DeviceError."""
+        """Open a session of `graph` for each parallel stream; `threads` is their total. Raises DeviceError."""
         share = max((threads or usable_cores()) // streams, 1)
         return tuple(self.load(graph, threads=share) for _ in range(streams))
 
@@ -127,7 +127,7 @@ def import_problem(module: str) -> str | None:
 
 
 def require(engine: HostRuntime) -> None:
-    """Raise DeviceError, with the command that helps, unless `engine` can be used on this host."""
+    """Raise DeviceError, with the installation command, unless a runtime can be used on this host."""
     availability = engine.available()
     if not availability.usable:
         raise DeviceError(f"{engine.name} cannot be used here: {availability.why}", fix=availability.install)
@@ -145,7 +145,7 @@ def require_single(graph: Path, inputs: tuple[str, ...], outputs: tuple[str, ...
 
 
 def require_file(graph: Path) -> None:
-    """Raise DeviceError unless `graph` is a file; of an ONNX file also where no library may read it."""
+    """Raise DeviceError unless `graph` is a file, and if ONNX, one that is safe to read."""
     if not is_file(graph):
         raise DeviceError(f"{graph} is not there", expected="an ONNX file", fix="check the path")
     if graph.suffix == ".onnx":
