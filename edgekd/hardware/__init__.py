@@ -1,1 +1,1 @@
-"""Targets: their figures, the graphs that they can run, predictions of latency and energy."""
+"""Targets: their specifications, compatibility of graphs with them, predictions of latency and energy."""

@@ -9,7 +9,7 @@ from typing import Literal
 Basis = Literal["measured", "stand-in", "predicted"]
 LimitName = Literal["max_bytes", "max_graph_bytes", "min_retention", "min_output", "min_fps", "max_energy_mj"]
 MORE_DIGITS = 4
-"""Digits that may be needed to show that a limit is missed: those of single bytes in MB."""
+"""Maximum number of additional decimals that show that a limit is missed: with them, sizes in MB show single bytes."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Budget:
     """The limits of a build; None where there is none.
 
     Args:
-        max_bytes: Size of the bundle.
-        min_retention: Share of the detector's own mAP50-95, 0 to 1.
-        min_fps: Frames a second, one after the other, from frame to detections.
-        max_energy_mj: Millijoules of a frame, of the whole device.
+        max_bytes: Maximum size of the bundle in bytes.
+        min_retention: Minimum share of the given detector's mAP50-95, 0 to 1.
+        min_fps: Minimum frames per second, one after the other, from frame to detections.
+        max_energy_mj: Maximum millijoules of the whole device for a frame.
     """
 
     max_bytes: int | None = None
@@ -30,7 +30,7 @@ class Budget:
 
     @property
     def any(self) -> bool:
-        """True with any limit."""
+        """True if there is any limit."""
         return any(limit is not None for limit in vars(self).values())
 
 
@@ -43,7 +43,7 @@ class LimitResult:
             before), `min_output` (1 - the relative error of the outputs), `min_fps` or `max_energy_mj` (of a frame).
         limit: The limit as given.
         value: The value that was reached.
-        met: None where the value could not be determined.
+        met: Whether the limit is met; null where that is undecided: without a value, or if it is not `measured`.
         basis: `measured`, `stand-in` where another machine than the target ran it, or `predicted`.
     """
 
@@ -55,28 +55,28 @@ class LimitResult:
 
     @property
     def is_size(self) -> bool:
-        """True for a limit of bytes."""
+        """True for a limit in bytes."""
         return self.name in ("max_bytes", "max_graph_bytes")
 
     @property
     def is_accuracy(self) -> bool:
-        """True for a share to be kept."""
+        """True for a share, 0 to 1, of the mAP or of the outputs."""
         return self.name in ("min_retention", "min_output")
 
     @property
     def label(self) -> str:
-        """Name for people."""
+        """Name for users."""
         return LABELS[self.name]
 
     @property
     def texts(self) -> tuple[str, str]:
-        """Value and limit for people; of a missed limit with as many digits as show the difference."""
+        """Value and limit with their units; for a missed limit with enough decimals to show the difference."""
         more = range(MORE_DIGITS + 1) if self.met is False else range(1)
         pairs = [(self.text(self.value, digits), self.text(self.limit, digits)) for digits in more]
         return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
 
     def text(self, value: float | None, more_digits: int = 0) -> str:
-        """Return a value of this line with its unit."""
+        """Return a value with the unit of this limit; `-` for None."""
         if value is None:
             return "-"
         if self.is_size:
@@ -87,7 +87,7 @@ class LimitResult:
 
 
 def size_text(count: float, more_digits: int = 0) -> str:
-    """Return bytes for people: 12.30 MB, or 1234 bytes."""
+    """Return a size as text: 12.30 MB, or 1234 bytes."""
     return f"{count / 1e6:.{2 + more_digits}f} MB" if count >= 1e4 else f"{count:.0f} bytes"
 
 
@@ -112,16 +112,15 @@ def judge(
     size_limit: LimitName = "max_bytes",
     kept_limit: LimitName = "min_retention",
 ) -> list[LimitResult]:
-    """Return a line for each limit.
+    """Return a result for each limit of a budget.
 
-    Frames per second of a stand-in say nothing about the target: such a line stays undecided. So does energy, which is
-    predicted.
+    `met` is None for frames per second that were not measured on the target, and for energy, which is predicted.
 
     Args:
         size: Bytes of the bundle, or of the packed graph; `size_limit` is the name of that limit.
-        kept: Share of the score or of the outputs; `kept_limit` is the name of that limit.
-        fps: Frames per second, on the machine that `basis` says.
-        energy_mj: Predicted energy of a frame.
+        kept: Share of the score or of the outputs, 0 to 1; `kept_limit` is the name of that limit.
+        fps: Frames per second, on the machine that `basis` names.
+        energy_mj: Predicted energy of a frame in millijoules.
     """
     lines = []
     if budget.max_bytes is not None:

@@ -1,4 +1,4 @@
-"""Findings on what a target cannot run, or runs badly: from the graph alone, before anything is built."""
+"""Find what a target cannot run, or runs inefficiently, from the graph alone, before an engine is built."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = False) -> list[Finding]:
-    """Return the findings for a graph on `target`, worst first; empty where nothing is known to prevent it.
+    """Return the findings for a graph on `target`, worst first; empty if there are none.
 
-    Only shapes and types of weights are read; external data is not loaded. A finding about the DLA is a note, unless
-    the graph is meant for it (`dla`). Raises SpecError where the file cannot be read as ONNX.
+    Only shapes and types of weights are read; external data is not loaded. Findings about the DLA are notes, unless
+    the graph is to run on it (`dla`). Raises SpecError if the file cannot be read as ONNX.
     """
     graph = load_view(model) if isinstance(model, Path) else Graph(model, nested=True)
     findings = [finding for rule in (*RULES, *HALF_RULES) for finding in rule(graph, target)]
@@ -37,9 +37,9 @@ def check_graph(model: onnx.ModelProto | Path, target: Target, *, dla: bool = Fa
 def check_request(
     target: Target, *, precision: str | None = None, products: str | None = None, dla: bool = False
 ) -> list[Finding]:
-    """Return the findings for convolutions in `precision`, matrix products in that of `products`, or the DLA.
+    """Return the findings for requests: convolutions in `precision`, matrix products in `products`, use of the DLA.
 
-    Raises SpecError where there is no such precision.
+    Raises SpecError for an unknown precision.
     """
     findings: list[Finding] = []
     requested: dict[OperatorClass, str | None] = {"conv": precision, "gemm": products}

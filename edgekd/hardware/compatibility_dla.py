@@ -1,6 +1,6 @@
 """Rules for the DLA. Source: TensorRT documentation, "DLA Supported Layers and Restrictions".
 
-A node beyond a limit falls back to the GPU where that is allowed, at the price of a copy.
+A node beyond a limit falls back to the GPU if that is allowed, at the cost of a copy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AGAIN_WITH_DLA = (11, 4, 1)
 
 
 def missing_dla_generation(target: Target) -> Iterator[Finding]:
-    """Yield a finding where part of a target's range of TensorRT has no DLA, as in JetPack 7.2 for Orin."""
+    """Yield a finding if some of a target's TensorRT versions have no DLA, as in JetPack 7.2 for Orin."""
     trt = tensorrt_range(target)
     if target.dla and trt and trt[1][:2] > _LAST_WITH_DLA and trt[0] < _AGAIN_WITH_DLA:
         title = runtime_title(target)
@@ -96,12 +96,12 @@ DLA_OPERATORS = frozenset(
     " Less LRN Max MaxPool Min Mul PRelu Pow ReduceMax Relu Resize Sigmoid Sin Slice Softmax Split Sub Sum Tanh"
     " Transpose Upsample".split()
 )
-"""Operators that a DLA has a layer for, within limits. Softmax is Orin's alone."""
-_DLA_WINDOW = 8
+"""Operators with a DLA layer, within limits. Softmax needs Orin."""
+_DLA_WINDOW = 8  # largest side of a pooling window
 
 
 def operators_beyond_dla(graph: Graph, target: Target) -> Iterator[Finding]:
-    """Find operators without a DLA layer, and the share of the multiply-adds that goes to the GPU with them."""
+    """Yield a finding on operators without a DLA layer, and the share of multiply-adds that the GPU runs for them."""
     from edgekd.hardware.predict.graph import computing_nodes
 
     if outside := [node for node in computing_nodes(graph) if _beyond_dla(node, target)]:
@@ -131,7 +131,7 @@ def _share_of(graph: Graph, nodes: list[Any]) -> str:
 
 
 def _dla_float32(graph: Graph, target: Target) -> Iterator[Finding]:
-    """The DLA computes in INT8 and FP16 alone."""
+    """The DLA computes in INT8 and FP16 only."""
     if nodes := [node for node in graph.nodes if node.name in pinned(graph.model)]:
         what = f"on the DLA: {len(nodes)} nodes need float32, which it does not have"
         yield Finding("impossible", where(nodes), what, "run on the GPU, or make their values smaller")

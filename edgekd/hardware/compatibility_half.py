@@ -1,4 +1,4 @@
-"""Rules for float16, in which TensorRT computes what Q/DQ does not quantize: largest value 65504.
+"""Rules for float16 (largest value 65504), in which TensorRT computes layers without Q/DQ.
 
 Sources: NVIDIA/TensorRT issue 2781 (a maintainer: from 8.6 on LayerNormalization of opset 17 gets the precision that it
 needs; below, the operators of a decomposed one have to be held in FP32); marcoslucianops/DeepStream-Yolo pull request
@@ -21,7 +21,7 @@ _TRANSFORMERS_IN_HALF = (10, 6)
 
 
 def _pins(graph: Graph, target: Target) -> Iterator[Finding]:
-    """Nodes whose values were beyond float16 on calibration frames, or within a margin of its range."""
+    """Nodes whose values on calibration frames exceeded the range of float16, or came close to its limit."""
     names = pinned(graph.model)
     nodes = [node for node in graph.nodes if node.name in names]
     if nodes and target.on_tensorrt:
@@ -41,7 +41,7 @@ def _decomposed_normalization(graph: Graph, target: Target) -> Iterator[Finding]
 
 
 def _of_a_variance(graph: Graph, root: Any) -> bool:
-    """Return whether a Sqrt is that of ReduceMean(x * x) + epsilon."""
+    """Return whether the input of a Sqrt is ReduceMean(x * x) + epsilon."""
     addition = graph.producers.get(root.input[0])
     if addition is None or addition.op_type != "Add":
         return False

@@ -22,7 +22,7 @@ class Finding:
     """A problem of a graph or request on a target, and the change that solves it.
 
     Args:
-        level: `impossible` (no engine), `slow` (an engine, but not the one wanted), `note` (works; worth knowing).
+        level: `impossible` (no engine), `slow` (works, but inefficiently), `note` (works; for information).
         where: Operator and node names, or `graph` or `request`.
         what: The problem, and its cause.
         change: The change that solves it.
@@ -38,13 +38,13 @@ Rule = Callable[[Graph, Target], Iterator[Finding]]
 
 
 def tensorrt_range(target: Target) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the range of TensorRT versions; None for TensorRT for RTX, which has its own numbers, and for CPUs."""
+    """Return the range of TensorRT versions; None for TensorRT for RTX, which has its own versions, and for CPUs."""
     figure = target.software.tensorrt
     return (version(figure.value[0]), version(figure.value[1])) if figure else None
 
 
 def _opset(graph: Graph, target: Target) -> Iterator[Finding]:
-    """max_opset of the target; TensorRT 10 and later take nothing below 9."""
+    """Opsets above the target's `max_opset`; below 9 for TensorRT 10 and later."""
     limit, trt, opset = target.max_opset, tensorrt_range(target), opset_of(graph.model)
     if limit and opset > limit.value:
         required, bound = limit.value, "at most"
@@ -80,7 +80,7 @@ _SINCE = {  # the first TensorRT whose parser takes the operator: onnx-tensorrt 
     "10.14": ("Attention",),
     "10.15": ("RMSNormalization", "RotaryEmbedding", "TensorScatter"),
 }
-_NEVER = frozenset(  # N in onnx-tensorrt docs/operators.md of both 8.5 and 10.15
+_NEVER = frozenset(  # marked N (unsupported) in onnx-tensorrt docs/operators.md of both 8.5 and 10.15
     "Bernoulli BitShift Compress ConcatFromSequence ConvInteger DFT Det DynamicQuantizeLinear MatMulInteger MaxRoiPool"
     " MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement"
     " QLinearConv QLinearMatMul SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength"
@@ -110,7 +110,7 @@ def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
 
 
 def _custom_operators(graph: Graph, target: Target) -> Iterator[Finding]:
-    """Operators outside ONNX: plugins of TensorRT, contributions of ONNX Runtime, or anything else."""
+    """Operators that are not ONNX's: TensorRT's plugins, ONNX Runtime's contrib operators, and others."""
     functions = {(function.domain, function.name) for function in graph.model.functions}
     foreign = [
         node
@@ -131,7 +131,7 @@ def _custom_operators(graph: Graph, target: Target) -> Iterator[Finding]:
 
 
 def _is_plugin(node: Any) -> bool:
-    """Named as what ships with TensorRT: `..._TRT` plugins, and `TRT_...` quantizers that its parser knows."""
+    """Return whether a node is named like TensorRT's plugins, `..._TRT`, or its parser's quantizers, `TRT_...`."""
     return bool(node.op_type.endswith("_TRT") or node.op_type.startswith("TRT_"))
 
 
@@ -214,7 +214,7 @@ def _byte_inputs(graph: Graph, target: Target) -> Iterator[Finding]:
 
 
 def takes_batches(graph: Graph) -> bool:
-    """Return whether there is one input, of which the first dimension alone is not fixed."""
+    """Return whether there is one input, and only its first dimension is dynamic."""
     shapes = list(graph.inputs.values())
     return len(shapes) == 1 and shapes[0][:1] == (None,) and all(shapes[0][1:])
 
@@ -252,7 +252,7 @@ def missing_precision(precision: str, kind: OperatorClass, target: Target) -> tu
 
 
 def _precisions(graph: Graph, target: Target) -> Iterator[Finding]:
-    """Formats at the operands of convolutions and matrix products that the target does not execute."""
+    """Formats of operands in which the target does not execute convolutions or matrix products."""
     for kind in KINDS:
         allowed = getattr(target.precisions, kind).value
         for precision in PRECISIONS:

@@ -1,8 +1,8 @@
-"""Build targets: one device, its software generation and its numbers, read from a TOML file.
+"""Build targets: one device, its software versions and its figures, read from a TOML file.
 
-The shipped targets are the files of the package `edgekd.targets`; a user's own target is a file of the same shape. A
-number, a version or a list of abilities is always a `Figure`: the value with where it comes from and whether that place
-was read. A plain string is a choice of this project, not a claim about hardware.
+The shipped targets are the files of the package `edgekd.targets`; a user's own target is a file of the same format. A
+number, a version or a list of capabilities is always a `Figure`: a value with its source, and whether the source was
+read. A plain string is a choice of this project, not a fact about hardware.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 Range = tuple[str, str]
 """Lowest and highest version, both included, each as exact as it is written: `8.5.2` includes 8.5.2.2."""
 EXPORT_OPSET = 17
-"""The newest opset that gains these networks anything; a target may force an older one."""
+"""Newest opset that benefits these networks; a target may require an older one."""
 OPSET_BEFORE_LAYER_NORM = 16
 """The newest opset in which a LayerNorm is written with operators that every TensorRT has."""
 LAYER_NORM_SINCE = (8, 6)
@@ -36,8 +36,8 @@ class Figure(Generic[T]):
     """A value with its source.
 
     Args:
-        value: In the unit of its key's name.
-        source: Where it comes from.
+        value: Value, in the unit of its key's name.
+        source: Source of the value.
         verified: True where the source was read, false where the value was computed, inferred or recalled.
     """
 
@@ -48,7 +48,7 @@ class Figure(Generic[T]):
 
 @dataclass(frozen=True)
 class Software:
-    """The generation of software on the device. The range that counts is the one of the runtime `engine` names.
+    """Software versions on the device. The range of the runtime that `engine` names is decisive.
 
     Args:
         jetpack, tensorrt, tensorrt_rtx, cuda: Oldest and newest version.
@@ -68,9 +68,9 @@ class Precisions:
     """Precisions that the target executes.
 
     Args:
-        conv: Of Conv and ConvTranspose.
-        gemm: Of MatMul and Gemm.
-        multiple: Numbers of channels are best multiples of it.
+        conv: Precisions of Conv and ConvTranspose.
+        gemm: Precisions of MatMul and Gemm.
+        multiple: Channel counts should be multiples of it.
     """
 
     conv: Figure[tuple[Precision, ...]]
@@ -80,13 +80,13 @@ class Precisions:
 
 @dataclass(frozen=True)
 class Dla:
-    """The fixed-function accelerators beside the GPU.
+    """DLA cores: fixed-function accelerators beside the GPU.
 
     Args:
-        count: How many there are.
+        count: Number of cores.
         version: Generation.
-        quantization: How INT8 scales reach it, as a `calibration-cache` beside a graph without Q/DQ, or as `qdq`.
-        int8_tops: 10^12 operations per second, dense, all of them together.
+        quantization: Source of INT8 scales: a `calibration-cache` beside a graph without Q/DQ, or `qdq` in the graph.
+        int8_tops: Dense peak of all cores together, in 10^12 operations per second.
     """
 
     count: Figure[int]
@@ -115,7 +115,7 @@ class Peaks:
     """Dense peaks of the GPU, in 10^12 operations per second (a multiply-add is two).
 
     Args:
-        fp32_tflops: Of float32 networks, which is TF32 where there are tensor cores for it.
+        fp32_tflops: Peak of float32 networks: of TF32 if the tensor cores support it.
         fp16_tflops, int8_tops, fp8_tflops, fp4_tflops: 10^12 operations per second.
     """
 
@@ -132,7 +132,7 @@ class TargetPowerMode:
 
     Args:
         name: Name of the mode.
-        watts: Its budget, where it has one.
+        watts: Its power budget in watts, if it has one.
         nvpmodel: Number for `nvpmodel -m`, where known.
     """
 
@@ -143,13 +143,13 @@ class TargetPowerMode:
 
 @dataclass(frozen=True)
 class Power:
-    """Reading and limits of power.
+    """Measurement and limits of power.
 
     Args:
         rails: Names of the measured rails.
-        total: The rail that carries everything, or `sum` of the rails.
+        total: The rail of the total power, or `sum` of the rails.
         max_watts: Limit of the board or module.
-        default_mode: The mode to measure in by default.
+        default_mode: Power mode of measurements by default.
         modes: Power modes.
     """
 
@@ -164,12 +164,12 @@ class Power:
 class Target:
     """One device to build for.
 
-    Units are in the names. Every `Figure` has the place that its value comes from; `explain` lists them all. How to
-    write a target: docs/reference/target-files.md.
+    Units are in the names. Every `Figure` has a source; `explain` lists them all. How to write a target:
+    docs/reference/target-files.md.
 
     Args:
         name: Name that `--target` takes.
-        title: Name for people.
+        title: Name for users.
         kind: Kind of device.
         compatible: Name that firmware compares before it installs.
         engine: Builder of the engine: `deferred` (the device, at installation), `rtx` (TensorRT for RTX, ahead of time,
@@ -177,12 +177,12 @@ class Target:
         packager: Update system of the device.
         recipe: Default recipe.
         nms: How NonMaxSuppression in a graph is run: `plugin`, `native` or `none`.
-        compute_capability: For TensorRT for RTX, such as `SM86`.
+        compute_capability: GPU that TensorRT for RTX compiles for, such as `SM86`.
         container: Container image with its software.
         sm: CUDA compute capability.
         multiprocessors: Multiprocessors of the GPU.
-        clock_ghz: Clock of the GPU in the power mode that the peaks are of.
-        max_opset: Newest ONNX opset that its parser takes.
+        clock_ghz: Clock of the GPU in the power mode of `peaks`.
+        max_opset: Newest ONNX opset that its parser accepts.
     """
 
     name: str
@@ -214,7 +214,7 @@ class Target:
 
     @property
     def strongly_typed(self) -> bool:
-        """True if its builder takes the type of every tensor from the graph, as TensorRT for RTX and 11 do."""
+        """True if its builder takes the type of every tensor from the graph, as TensorRT 11 and TensorRT for RTX do."""
         newest = self.software.tensorrt
         return self.engine == "rtx" or (newest is not None and version(newest.value[1]) >= (11,))
 
@@ -230,14 +230,14 @@ class Fact(NamedTuple):
 
 
 def version(text: str) -> tuple[int, ...]:
-    """Return `8.5.2` as (8, 5, 2), to compare. ValueError where a part is not a number."""
+    """Return `8.5.2` as (8, 5, 2), to compare. Raises ValueError if a part is not a number."""
     return tuple(int(part) for part in text.split("."))
 
 
 def opset_for(target: Target) -> int:
     """Return the opset to export with: as new as is useful, as old as the target's parser needs.
 
-    TensorRT before 8.6 takes opset 17 but not LayerNormalization, which is what it brought.
+    TensorRT before 8.6 accepts opset 17, but not LayerNormalization, which opset 17 added.
     """
     newest = min(EXPORT_OPSET, target.max_opset.value) if target.max_opset else EXPORT_OPSET
     trt = target.software.tensorrt
@@ -250,9 +250,9 @@ def takes_bytes(target: Target) -> bool:
 
 
 def cache_version(target: Target) -> str | None:
-    """Return the TensorRT version that the target's calibration cache must name; None where nothing reads one.
+    """Return the TensorRT version that the target's calibration cache must name; None if no cache is needed.
 
-    A DLA without Q/DQ reads it, and DeepStream with TensorRT 8.
+    A DLA without Q/DQ needs it, and DeepStream with TensorRT 8.
     """
     if target.software.tensorrt is None:
         return None

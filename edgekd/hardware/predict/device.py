@@ -11,7 +11,7 @@ from edgekd.hardware.target import Figure, Target
 PredictedPrecision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[PredictedPrecision, ...] = get_args(PredictedPrecision)
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-"""Of a number."""
+"""Bytes of a value."""
 MULTIPLE = {"fp32": 4, "fp16": 8, "int8": 16}
 """Multiple to which tensor cores pad channels: the TensorRT best practices on tensor cores (TF32, FP16, INT8)."""
 TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
@@ -19,19 +19,19 @@ TENSOR_CORES_FROM = {"fp32": 8.0, "fp16": 7.0, "int8": 7.2}
 
 
 CACHE_BYTES_PER_CLOCK = 64
-"""Bytes that a multiprocessor reads from the L2 cache a clock: NVIDIA's white papers on Volta and Ampere."""
+"""Bytes that a multiprocessor reads from the L2 cache per clock: NVIDIA's white papers on Volta and Ampere."""
 FUSED_SILU_FROM = 8.0
-"""CUDA compute capability. Inferred from published latencies of networks with SiLU beside others with ReLU; in INT8 no
-generation fuses it."""
+"""CUDA compute capability from which TensorRT fuses SiLU, except in INT8. Inferred from published latencies of networks
+with SiLU and with ReLU."""
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """A GPU in one precision.
+    """Figures of a GPU in one precision.
 
-    sm: CUDA compute capability. peak: Dense, operations per second. bandwidth: Of memory, bytes per second. cache:
-    Bytes of the L2 cache. clock_ghz: Of the GPU.
+    sm: CUDA compute capability; peak: dense operations per second; bandwidth: of the memory, bytes per second; cache:
+    bytes of the L2 cache; clock_ghz: clock of the GPU.
     """
 
     sm: float
@@ -60,7 +60,7 @@ class GpuFigures:
 
 
 def larger(first: Any, second: Any) -> Any:
-    """Return the larger of two numbers, or of each pair in two arrays, without rounding."""
+    """Return the larger of two numbers, or the elementwise maximum of arrays."""
     return first * (first >= second) + second * (second > first)
 
 
@@ -102,7 +102,7 @@ def figures(target: Target, precision: str) -> dict[str, Figure[Any] | None]:
 
 
 def require_precision(target: Target, precision: str) -> None:
-    """Raise SpecError where the predictor, or convolution on the target, lacks a precision."""
+    """Raise SpecError unless the predictor and the target's convolutions support a precision."""
     if precision not in PRECISIONS:
         fix = did_you_mean(precision, PRECISIONS)
         raise SpecError(f"no predictions in {precision!r}", expected="one of " + ", ".join(PRECISIONS), fix=fix)

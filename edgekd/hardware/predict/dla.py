@@ -1,8 +1,8 @@
 """Latency of layers on one core of a Jetson's DLA, in INT8, with dense weights or with 2:4 sparsity.
 
-The same roofline as on the GPU: a layer takes as long as its arithmetic or its memory traffic, the longer of the two,
-and a fixed time to start. The coefficients are fitted to NVIDIA's own throughputs of both cores of an AGX Orin,
-in four power modes; `bench/predictor.py` compares them with those of Xaviers.
+The same roofline model as for the GPU: the time of a layer is the larger of its arithmetic time and its memory time,
+plus a fixed time to start. The coefficients are fitted to NVIDIA's own throughputs of both cores of an AGX Orin, in
+four power modes; `bench/predictor.py` compares predictions with NVIDIA's throughputs of Xaviers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from edgekd.hardware.predict.device import larger
 from edgekd.hardware.target import Target
 
 SPARSE_WEIGHTS = 5 / 8
-"""Bytes of INT8 weights with 2:4 sparsity by those of dense ones: two of four values, two bits for their places."""
+"""Bytes of INT8 weights with 2:4 sparsity relative to dense ones: two of four values, each with a 2-bit index."""
 SPARSE_FROM = 2
-"""Generation of the DLA: NVIDIA Jetson AGX Orin technical brief."""
+"""First generation of the DLA with 2:4 sparsity: NVIDIA Jetson AGX Orin technical brief."""
 MEASURED_GENERATION = 2
 """Generation of the DLA whose measurements the coefficients are fitted to."""
 
@@ -26,9 +26,9 @@ MEASURED_GENERATION = 2
 class DlaCoefficients:
     """Fitted coefficients.
 
-    share: Of the peak that large layers reach; bandwidth: of that of the memory. layer_us: To start a layer. silu_ns:
-    For each number that passes through SiLU. sparse: Time of arithmetic with 2:4 sparsity by that with dense weights.
-    margin: The prediction divided and multiplied by it holds nine of ten measurements.
+    share: share of the peak that large layers reach; bandwidth: share of the memory bandwidth; layer_us: microseconds
+    to start a layer; silu_ns: nanoseconds of SiLU per value; sparse: arithmetic time with 2:4 sparsity relative to
+    dense weights; margin: nine of ten measurements are between prediction / margin and prediction * margin.
     """
 
     share: float
@@ -41,7 +41,7 @@ class DlaCoefficients:
 
 @dataclass(frozen=True)
 class DlaFigures:
-    """One core. peak: Dense operations per second in INT8; bandwidth: bytes per second of the memory."""
+    """Figures of one core. peak: dense INT8 operations per second; bandwidth: of the memory, bytes per second."""
 
     peak: float
     bandwidth: float
@@ -49,7 +49,7 @@ class DlaFigures:
 
 
 def dla_figures(target: Target, *, sparse: bool = False) -> DlaFigures:
-    """Return the figures of one core. Raises SpecError where there is no DLA, or none that skips zeros."""
+    """Return the figures of one core. Raises SpecError without a DLA, its figures, or `sparse` support."""
     dla, bandwidth = target.dla, target.memory.bandwidth_gbs
     if dla is None or dla.int8_tops is None or bandwidth is None:
         raise SpecError(
@@ -64,9 +64,9 @@ def dla_figures(target: Target, *, sparse: bool = False) -> DlaFigures:
 
 
 def dla_seconds(layers: Any, device: DlaFigures, by: DlaCoefficients, batch: int = 1, *, sparse: bool = False) -> Any:
-    """Return the seconds of a layer, a `Work`, for a batch of frames; or of many, as arrays under the same names.
+    """Return the seconds of a layer for a batch of frames, or of many layers.
 
-    Plugins are no layers of a DLA, and take no time of it.
+    layers: a `Work`; or many, as arrays under the same names. Plugins do not run on the DLA: 0 s.
     """
     operations = 2 * layers.kernel * layers.inputs * layers.outputs / layers.groups * layers.positions * batch
     arithmetic = operations / (device.peak * by.share) * (by.sparse if sparse else 1)

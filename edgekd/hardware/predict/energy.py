@@ -1,7 +1,7 @@
-"""Energy of a frame: the power of the whole kit by the latency.
+"""Energy of a frame: the power of the whole developer kit times the latency.
 
-The kit draws a share of its power mode's watts at all times, and another in proportion to the utilization of its
-arithmetic. Both are fitted to published wall power of developer kits, which ran in modes tuned for efficiency.
+The power is a constant share of the power mode's watts, plus a share in proportion to the utilization of the arithmetic
+units. Both are fitted to published wall power of developer kits, which ran in modes tuned for efficiency.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from edgekd.hardware.target import Target
 
 @dataclass(frozen=True)
 class EnergyModel:
-    """Fitted shares of the watts of the mode to measure in: idle, and in proportion to utilization (busy).
+    """Fitted shares of the watts of the default power mode: `idle`, constant, and `busy`, times utilization.
 
-    margin: The prediction divided and multiplied by it holds nine of ten measurements, latency aside. seen: Compute
-    capabilities whose power was measured.
+    margin: nine of ten measurements are between prediction / margin and prediction * margin, given the latency; seen:
+    CUDA compute capabilities whose power was measured.
     """
 
     idle: float
@@ -26,20 +26,20 @@ class EnergyModel:
     seen: tuple[float, ...]
 
     def millijoules(self, target: Target, device: GpuFigures, operations: float, latency_ms: float) -> float | None:
-        """Return the energy of a frame; None where no device like it was measured, or its power is unknown."""
+        """Return the millijoules of a run; None unless a Jetson of the same `sm` was measured and watts are known."""
         watts = mode_watts(target)
         if watts is None or target.kind != "jetson" or device.sm not in self.seen:
             return None
         return self.frame(watts, device, operations, latency_ms)
 
     def frame(self, watts: float, device: GpuFigures, operations: float, latency_ms: float) -> float:
-        """Return the millijoules of a frame in a power mode of so many watts."""
+        """Return the millijoules of a run of so many operations and milliseconds, in a power mode of `watts`."""
         busy = min(operations / (device.peak * latency_ms / 1e3), 1.0)
         return watts * (self.idle + self.busy * busy) * latency_ms
 
 
 def mode_watts(target: Target) -> float | None:
-    """Return the watts of the mode to measure in or, where it is unlimited, the largest; None where none is stated."""
+    """Return the watts of the default power mode, else the largest of any mode; None if no mode states watts."""
     if target.power is None:
         return None
     stated = {mode.name: mode.watts.value for mode in target.power.modes if mode.watts}

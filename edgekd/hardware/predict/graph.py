@@ -1,8 +1,9 @@
 """The kernels of an ONNX graph and their work, as TensorRT fuses them.
 
-A convolution or product takes up the batch norm, activation and addition that follow it; elementwise operators in a row
-are one kernel; quantization, dequantization and reshapes cost nothing, so that a Q/DQ graph counts as the graph without
-them. Source: the TensorRT developer guide on layer fusion. Mish, which is not in its list, is a kernel by itself.
+A convolution or matrix product is fused with the batch norm, activation and addition that follow it; consecutive
+elementwise operators are one kernel; quantization, dequantization and reshapes cost nothing, so a Q/DQ graph has the
+work of its float graph. Source: the TensorRT developer guide on layer fusion. Mish, which it does not list, is a
+separate kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgekd.hardware.predict.work import Work
 
 COMPUTING = tuple(name for names in KINDS.values() for name in names)
 FREE = frozenset("Cast Dropout Flatten Identity QuantizeLinear DequantizeLinear Reshape Squeeze Unsqueeze".split())
-"""Operators without a kernel: views, and those that are part of the kernel beside them."""
+"""Operators without a kernel: views, and those that are part of a neighbouring kernel."""
 FUSED = frozenset("Add BatchNormalization Clip Elu HardSigmoid HardSwish LeakyRelu Mul Relu Sigmoid Sub Tanh".split())
 """Operators that fuse with a convolution or product."""
 ELEMENTWISE = FUSED | frozenset(
@@ -32,7 +33,7 @@ COPIES = frozenset(("Concat", "Slice", "Split"))
 
 
 def works_in(graph: Path) -> tuple[Work, ...]:
-    """Return the work in an ONNX file, in order. Raises SpecError: no ONNX file, or sizes that are not fixed."""
+    """Return the work of each kernel of an ONNX file, in order. Raises SpecError for no ONNX file, or dynamic sizes."""
     try:
         digest = file_sha256(graph)
     except OSError:
@@ -40,35 +41,35 @@ def works_in(graph: Path) -> tuple[Work, ...]:
     return _works(graph, digest)
 
 
-@lru_cache(maxsize=8)  # a build needs this of the same two graphs several times, seconds each
+@lru_cache(maxsize=8)  # a build needs the work of the same two graphs several times; each call takes seconds
 def _works(graph: Path, digest: str) -> tuple[Work, ...]:
     import onnxslim
 
-    # Sizes that the graph computes for itself become constants.
+    # Simplifying makes sizes constant that the graph computes itself.
     return works_of(Graph(onnxslim.slim(load_graph(graph)), nested=True), str(graph))
 
 
 def numbers_copied(graph: Path) -> int:
-    """Return the numbers of a frame in a graph's inputs and outputs; those without a fixed size count nothing."""
+    """Return the number of values per frame in a graph's inputs and outputs, without tensors of dynamic size."""
     view = load_view(graph)
     flow = _Flow(view, str(graph))
     return sum(flow.size(name) for name in (*view.inputs, *view.outputs))
 
 
 def works_of(view: Graph, name: str) -> tuple[Work, ...]:
-    """Return the work in a graph, in order. name: For errors. Raises SpecError where sizes are not fixed."""
+    """Return the work of each kernel of a graph, in order. name: for errors. Raises SpecError for dynamic sizes."""
     flow = _Flow(view, name)
     return tuple(flow.work(kernel) for kernel in flow.kernels())
 
 
 def computing_nodes(view: Graph) -> list[Any]:
-    """Return the nodes with a kernel, in order."""
+    """Return the nodes that are part of a kernel, in order."""
     flow = _Flow(view, "graph")
     return [node for node in view.nodes if not flow.free(node)]
 
 
 def work_name(node: Any) -> str:
-    """Return the name of the work that begins with a node."""
+    """Return the name of the work of a kernel whose first node is `node`."""
     return str(node.name or (node.output[0] if node.output else node.op_type))
 
 
@@ -81,14 +82,14 @@ class _Kernel:
     tensors: set[str] = field(default_factory=set)
 
     def takes(self, node: Any) -> bool:
-        """Return whether a node can be fused."""
+        """Return whether a node can be fused into this kernel."""
         if self.first.op_type in COMPUTING:
             return node.op_type in FUSED
         return self.first.op_type in ELEMENTWISE and node.op_type in ELEMENTWISE
 
 
 def _ends_in_silu(kernel: _Kernel) -> bool:
-    """Return whether a kernel has x * sigmoid(x) of its own."""
+    """Return whether x * sigmoid(x) is fused into a kernel."""
     gates = {(node.output[0], node.input[0]) for node in kernel.nodes if node.op_type == "Sigmoid"}
     return any(
         (first, second) in gates or (second, first) in gates
@@ -97,7 +98,7 @@ def _ends_in_silu(kernel: _Kernel) -> bool:
 
 
 class _Flow:
-    """The data flow of a graph, by the tensors that exist in memory, without views of them."""
+    """The data flow of a graph between tensors in memory: views are replaced by the tensors that they refer to."""
 
     def __init__(self, view: Graph, name: str) -> None:
         self.view = view
@@ -133,7 +134,7 @@ class _Flow:
         for node in self.view.nodes:
             if self.free(node):
                 continue
-            # Only the kernel that runs last can take the node up: its other operands are ready by then.
+            # Of the kernels that write its operands, only the last can include the node: all operands are ready then.
             index = max((maker[name] for name in self.operands(node) if name in maker), default=-1)
             if index < 0 or not kernels[index].takes(node):
                 index = len(kernels)
@@ -164,7 +165,7 @@ class _Flow:
         return Work(work_name(node), "memory", read=read, written=written, plugin=node.domain not in ONNX)
 
     def size(self, name: str) -> int:
-        """Return the numbers in a tensor for one frame; 0 where they are not known before it runs."""
+        """Return the number of values in a tensor per frame; 0 for a dynamic size."""
         dims = self.view.shapes.get(name, (None, None))
         known = [dims[0] or 1, *dims[1:]] if dims else []
         return 0 if None in known else prod(known) // self.batch  # type: ignore[arg-type]
@@ -217,7 +218,7 @@ class _Flow:
 
 
 def _constants(view: Graph) -> frozenset[str]:
-    """Return the tensors that do not depend on the frame: constants, what is computed from them, and sizes."""
+    """Return the tensors that do not depend on the frame: constants, tensors computed from them, and shapes."""
     constants = set(view.constants)
     for node in view.nodes:
         given = [name for name in node.input if name]

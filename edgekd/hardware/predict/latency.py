@@ -1,10 +1,10 @@
 """Latency of layers and networks on a GPU: a roofline with the losses of small and unaligned layers.
 
-The time of a kernel is that of its arithmetic or of its memory traffic, the longer of the two, and its launch. Channels
-are padded to the multiple of tensor cores, and there is one more wave of tiles than fills the GPU, in which the last
-multiprocessor finishes; so small layers do not fill a large GPU. Activations that fit in the L2 cache pass through it
-at its own bandwidth. `bench/predictor.py` fits the few coefficients to published measurements, and
-reports the error on devices that it left out. More channels are never predicted to be faster.
+The time of a kernel is the larger of its arithmetic time and its memory time, plus its launch. Channels are padded to
+the multiple of tensor cores, and the time of one wave of tiles is added, because the last wave is only partly filled:
+so small layers do not fill a large GPU. Activations that fit into the L2 cache are moved at its bandwidth.
+`bench/predictor.py` fits the few coefficients to published measurements, and reports the error on devices that were
+left out of the fit. More channels are never predicted to be faster.
 
 Source of the roofline: Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
 """
@@ -42,11 +42,11 @@ COEFFICIENTS = "coefficients.json"
 class Coefficients:
     """Fitted coefficients.
 
-    launch_us: Between two kernels at a GPU clock of 1 GHz; graph_us: where a CUDA graph launches them. Both scale with
-    the clock. wave: Outputs that a multiprocessor computes at once. bandwidth, and the units by name: The share of the
-    peak that large layers reach. cache: Share of the L2 cache at which half of a tensor is still there for the next
-    kernel. copy: Factor on the time of copies. transfer: Share of the memory bandwidth at which inputs and outputs are
-    copied between host and GPU.
+    launch_us: microseconds between two kernels at a GPU clock of 1 GHz; graph_us: the same if a CUDA graph launches
+    them. Both are inversely proportional to the clock. wave: outputs that a multiprocessor computes at once; bandwidth,
+    and the arithmetic units by name: share of the peak that large layers reach; cache: size of a tensor, as a share of
+    the L2 cache, of which half is still cached for the next kernel; copy: factor on the time of copies; transfer: share
+    of the memory bandwidth at which inputs and outputs are copied between host and GPU.
     """
 
     launch_us: float
@@ -65,11 +65,11 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The 90 % interval: the prediction divided and multiplied by a margin.
+    """Margins of the 90 % interval, which is from prediction / margin to prediction * margin.
 
-    measured_margin: For targets that were measured in that precision; margin: for others, of a compute capability that
-    was; wide_margin: for any other; scaled_margin: with measurements of the device itself. seen: Compute capabilities
-    and precisions that were measured. multiply_adds: Of the smallest and the largest network that was measured.
+    measured_margin: for targets that were measured in the precision; margin: for other targets without doubts;
+    wide_margin: with doubts; scaled_margin: with measurements of the user's own device; seen: compute capabilities and
+    precisions that were measured; multiply_adds: of the smallest and the largest measured network.
     """
 
     measured_margin: float
@@ -84,7 +84,7 @@ class Calibration:
 class LatencyModel:
     """The results of `bench/predictor.py`.
 
-    corrections: Measured by predicted time of the targets that were measured, by name and precision.
+    corrections: ratio of measured to predicted time of measured targets, by name and precision.
     """
 
     coefficients: Coefficients
@@ -113,9 +113,8 @@ class LayerTime:
 class NetworkPrediction:
     """The predicted latency of a batch of frames, and the energy of a frame.
 
-    low_ms, high_ms: The interval that should hold nine of ten measurements. energy_mj: Of a frame, of the whole kit,
-    with low_mj and high_mj; None where no device like it was measured. doubts: Reasons not to trust the interval.
-    layers: In order.
+    low_ms, high_ms: 90 % interval; energy_mj, low_mj, high_mj: millijoules of the whole device for a frame, and their
+    90 % interval, None if no similar device was measured; doubts: reasons not to trust the interval; layers: in order.
     """
 
     latency_ms: float
@@ -137,7 +136,7 @@ def seconds(layers: Any, device: Any, by: Coefficients, batch: Any = 1, launch_u
         device: `GpuFigures`; or one for each layer, as arrays under the same names.
         by: The coefficients.
         batch: Frames at once.
-        launch_us: Between two kernels at a GPU clock of 1 GHz, by default that of the coefficients.
+        launch_us: Microseconds between two kernels at a GPU clock of 1 GHz, by default those of the coefficients.
     """
     size, unit = BYTES[device.precision], getattr(by, device.unit)
     depthwise, copy = layers.kind == "depthwise", layers.kind == "copy"
@@ -158,30 +157,29 @@ def seconds(layers: Any, device: Any, by: Coefficients, batch: Any = 1, launch_u
 
 
 def _activation_seconds(moved: Any, device: Any, by: Coefficients) -> Any:
-    """Return the seconds in which bytes of one tensor pass, in part through the L2 cache."""
+    """Return the seconds to move the bytes of one tensor, in part through the L2 cache."""
     kept = 1 / (1 + (moved / (by.cache * device.cache)) ** 2)
     return moved * ((1 - kept) / (device.bandwidth * by.bandwidth) + kept / device.cache_bandwidth)
 
 
 def _padded(channels: Any, device: Any) -> Any:
-    """Return the channels with padding; up to 4, as of images, have kernels of their own."""
+    """Return the channels with padding; up to 4, as of images, are padded to 4 only: they have their own kernels."""
     multiple = 4 + (MULTIPLE[device.precision] - 4) * (channels > 4)
     return -(-channels // multiple) * multiple
 
 
 @cache
 def shipped() -> LatencyModel:
-    """Return the model that this version contains."""
+    """Return the model that is shipped with this version."""
     content = json.loads((resources.files("edgekd.hardware.predict") / COEFFICIENTS).read_text("utf-8"))
     return from_plain(LatencyModel, content, COEFFICIENTS)
 
 
 class Predictor:
-    """Predict for one target in one precision.
+    """Predicts latency and energy on the GPU of one target in one precision.
 
-    scale: A factor by which predictions agree with measurements of the user's own device; None without any. cuda_graph:
-    Kernels are launched by a CUDA graph, not one by one. Raises SpecError where the target lacks the precision or one
-    of the figures.
+    scale: factor from predictions to measurements of the user's own device, None without any; cuda_graph: kernels are
+    launched by a CUDA graph, not one by one. Raises SpecError if the target lacks the precision or one of the figures.
     """
 
     def __init__(
@@ -214,8 +212,8 @@ class Predictor:
 
         Args:
             works: Its layers.
-            measured_us: Microseconds of layers timed there for one frame, by their work without a name.
-            batch: Frames at once; measured layers count for single frames alone.
+            measured_us: Measured microseconds of layers for one frame, by their work without a name.
+            batch: Frames at once; above 1, `measured_us` is ignored.
         """
         known = measured_us if measured_us and batch == 1 else {}
         layers = tuple(
@@ -251,7 +249,7 @@ class Predictor:
         return doubts
 
     def _device_doubts(self) -> Iterator[str]:
-        """Yield reasons for a device that was not measured itself."""
+        """Yield reasons for a wider interval for a device that was not measured."""
         seen, precision = self.model.calibration.seen, self.device.precision
         if not any(sm == self.device.sm for sm, _ in seen):
             yield f"no device of compute capability {self.device.sm:g} was among the measurements"
@@ -273,7 +271,7 @@ class Predictor:
 def predict_dla(
     works: Sequence[Work], target: Target, batch: int = 1, *, sparse: bool = False, model: LatencyModel | None = None
 ) -> NetworkPrediction:
-    """Predict a network on one core of a target's DLA, in INT8. Raises SpecError where there is none like it."""
+    """Predict a network on one core of a target's DLA, in INT8. Raises SpecError as `dla_figures` does."""
     by = (model or shipped()).dla
     device = dla_figures(target, sparse=sparse)
     layers = tuple(
@@ -301,7 +299,7 @@ def _dla_doubts(target: Target) -> Iterator[str]:
 
 
 def transfer_ms(numbers: int, target: Target, batch: int = 1, model: LatencyModel | None = None) -> float | None:
-    """Return the milliseconds to copy float32 numbers of a frame between host and GPU; None without a figure."""
+    """Return the milliseconds to copy float32 values of a batch between host and GPU; None for unknown bandwidth."""
     if target.memory.bandwidth_gbs is None:
         return None
     share = (model or shipped()).coefficients.transfer
@@ -320,7 +318,7 @@ def narrowest(target: Target, but: str | None = None) -> Predictor | None:
 
 
 def scale_from(ratios: Sequence[float]) -> float:
-    """Return the median ratio of measured to predicted times, the geometric mean of the middle two."""
+    """Return the median ratio of measured to predicted times; of an even number, the middle two's geometric mean."""
     ordered = sorted(ratios)
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     return exp((log(low) + log(high)) / 2)

@@ -32,7 +32,7 @@ SHOWN_LAYERS = 20
 
 @dataclass(frozen=True)
 class PredictResult(Result):
-    """The prediction for a batch of frames through a graph, rounded to as many digits as it can have.
+    """The prediction for a batch of frames through a graph, rounded to four digits.
 
     Args:
         model: File name of the model.
@@ -40,7 +40,7 @@ class PredictResult(Result):
         precision: Precision that the layers with weights compute in.
         basis: Always `predicted`.
         unit: `gpu`, or one core of the `dla`.
-        sparse: Whether weights are taken to have 2:4 sparsity.
+        sparse: Whether weights are assumed to have 2:4 sparsity.
         batch: Frames at once.
         cuda_graph: Whether a CUDA graph launches the kernels.
         multiply_adds: Multiply-adds of convolutions and matrix products.
@@ -49,13 +49,13 @@ class PredictResult(Result):
         fps: 1000 * `batch` / `latency_ms`.
         transfer_ms: Milliseconds to copy inputs and outputs of a batch between host and GPU in float32; null where the
             bandwidth is unknown.
-        energy_mj: Millijoules of the whole device for a frame; null where no device like it was measured.
+        energy_mj: Millijoules of the whole device for a frame; null where no similar device was measured.
         low_mj, high_mj: Range that should hold nine of ten measurements.
         measurements: Number of measurements of the target itself that correct it.
         measured: Description of these measurements; null without any.
         doubts: Reasons not to trust the range.
         layers: The slowest layers.
-        roof: All layers, not rounded.
+        roof: Roofline of all layers, not rounded.
     """
 
     model: str
@@ -89,14 +89,14 @@ class PredictResult(Result):
 
 @dataclass(frozen=True)
 class PredictedRun:
-    """How a network is taken to run.
+    """Assumptions on how a network runs.
 
     Args:
-        precision: By default that of a table, else that of the graph.
+        precision: Precision; None for that of the table of measurements, else that of the graph.
         batch: Frames at once.
-        cuda_graph: On the GPU, with kernels that a CUDA graph launches.
-        dla: On one core of the DLA, in INT8.
-        sparse: With weights in 2:4 sparsity there.
+        cuda_graph: True if a CUDA graph launches the kernels, on the GPU.
+        dla: True if it runs on one core of the DLA, in INT8.
+        sparse: True if its weights have 2:4 sparsity, on the DLA.
     """
 
     precision: str | None = None
@@ -184,7 +184,7 @@ def _rounded_or_none(value: float | None) -> float | None:
 
 
 def _rounded(value: float) -> float:
-    """Round to as many digits as a prediction can have."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 

@@ -28,7 +28,7 @@ class RooflinePoint:
 class Roofline:
     """The peak operations and bytes per second of a device, and its layers in order.
 
-    other_us: Microseconds of layers without arithmetic, which are no points.
+    other_us: microseconds of layers without arithmetic, which have no point.
     """
 
     peak: float
@@ -38,7 +38,7 @@ class Roofline:
 
     @property
     def ridge(self) -> float:
-        """Operations per byte from which arithmetic is the limit, no longer memory."""
+        """Operations per byte above which layers are limited by arithmetic, not by memory."""
         return self.peak / self.bandwidth
 
     @property
@@ -48,11 +48,11 @@ class Roofline:
 
     @property
     def memory_bound_us(self) -> float:
-        """Microseconds of layers that memory limits."""
+        """Microseconds of memory-bound layers."""
         return sum(point.us for point in self.points if point.intensity < self.ridge)
 
     def roof(self, intensity: float) -> float:
-        """Return the operations per second that a layer of that intensity can reach."""
+        """Return the largest operations per second of a layer with `intensity` operations per byte."""
         return min(self.peak, self.bandwidth * intensity)
 
 

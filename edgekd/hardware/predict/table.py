@@ -80,7 +80,7 @@ def table_toml(table: MeasuredTable) -> str:
 
 
 def load_table(path: Path, target: Target) -> MeasuredTable:
-    """Return the table in a file. Raises SpecError: no table, no measurements, or of another target."""
+    """Return the table in a file. Raises SpecError for an invalid table, no measurements, or another target."""
     table: MeasuredTable = parse_table(MeasuredTable, read_toml(path), str(path))
     if table.target != target.name:
         raise SpecError(f"{path}: measured on another target", expected=target.name, found=table.target)

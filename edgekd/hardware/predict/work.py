@@ -1,6 +1,6 @@
-"""The work of a kernel: arithmetic, and numbers that pass between memory and the device, for one frame.
+"""The work of a kernel for one frame: arithmetic, and values moved between memory and the device.
 
-Counts are of numbers rather than bytes: their cost depends on device and precision.
+Values are counted instead of bytes, because their cost depends on device and precision.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 KernelKind = Literal["conv", "depthwise", "gemm", "memory", "copy"]
-"""`memory` reads, does little, and writes, like a pooling; `copy` only moves, like a concatenation."""
+"""`memory`: limited by memory traffic, such as pooling; `copy`: moves values only, such as a concatenation."""
 
 
 @dataclass(frozen=True)
 class Work:
     """The work of one kernel for one frame.
 
-    positions: Height * width of the output, or rows of a product. inputs, outputs: Channels, or columns. kernel:
-    Weights for each pair of channels. groups: Of channels; the heads of attention. weights: Constant numbers. read,
-    written: Activations. plugin: A kernel that reads and writes float32 in any precision. silu: Ends in x * sigmoid(x).
+    positions: height * width of the output, or rows of a matrix product; inputs, outputs: channels, or the rows and
+    columns of the right matrix times `groups`; kernel: height * width of the kernel; groups: groups of channels, or
+    heads of attention; weights: number of constants; read, written: numbers of activations; plugin: a kernel that reads
+    and writes float32 in any precision; silu: ends in x * sigmoid(x).
     """
 
     name: str
