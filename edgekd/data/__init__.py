@@ -1,1 +1,1 @@
-"""Data sets, calibration sets."""
+"""Data sets, calibration sets, pseudo-labels, and domain shifts of images."""

@@ -1,7 +1,7 @@
 """Calibration sets: images chosen from the training split by a rule, hashed, and stored as a small TOML.
 
-Activation ranges are measured on these images, so they cover what the camera will see: every class, every brightness,
-small and large objects. Scoring on them would flatter the result: `refuse_overlap` compares contents.
+Activation ranges are measured on these images, so they cover all classes, brightness levels and object sizes. Scoring
+on them would bias the result: `refuse_overlap` compares the contents of the files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Traits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TraitWeights:
-    """The weight of each kind of trait in the choice."""
+    """Weight of each kind of trait in the choice of images."""
 
     classes: float
     brightness: float
@@ -201,10 +201,9 @@ def _presence(samples: Sequence[Sample], labels: Sequence[NDArray[Any]], count: 
 def _pick(groups: Sequence[tuple[float, Traits]], count: int, balance: float) -> list[int]:
     """Choose `count` rows greedily, best first.
 
-    Images with traits that no chosen image has come first, those with most such traits foremost. Then the image wins
-    that brings the trait shares of the chosen set closest to the target: the share among all candidates to the power
-    of 1 - balance. In each group an image has one vote, split among its traits, so that crowded scenes have no
-    advantage.
+    First choose the image with the most traits that no chosen image has. With none left, choose the image that moves
+    the trait shares of the chosen set closest to the target: the share among all candidates to the power of
+    1 - balance. In each group an image has one vote, split among its traits, so that crowded scenes have no advantage.
     """
     traits = np.concatenate([present for _, present in groups], axis=1)
     votes = np.concatenate([present / present.sum(axis=1, keepdims=True) for _, present in groups], axis=1)

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
 _TASKS = ("instances_", "person_keypoints_")
-"""Prefixes of the names of COCO's files, in the order of search: a folder with both is a set of boxes."""
+"""Prefixes of the names of COCO's files, in the order of search: a folder with both is loaded as a set of boxes."""
 MAX_SUBSETS = 8
-"""Subsets of subsets; a file that names itself has no end."""
+"""Maximum depth of nested subsets: a subset may name itself."""
 MAX_IMAGE_SIDE = 1 << 20
-"""Width or height of an image in pixels that a COCO file may state."""
+"""Maximum width or height of an image in a COCO file, in pixels."""
 
 
 def load_dataset(path: Path) -> Dataset:
@@ -61,7 +61,7 @@ def load_dataset(path: Path) -> Dataset:
 
 
 def _load(path: Path, source: Path, depth: int) -> Dataset:
-    """Open a data set. path: for errors; depth: how many subsets led here."""
+    """Open a data set. path: for errors; depth: number of subsets that contain it."""
     if is_folder(source):
         return _load_folder(source, depth)
     if not is_file(source):
@@ -234,7 +234,7 @@ def _images_listed(file: Path) -> list[Path]:
 
 
 def _label_folder(images: Path) -> Path:
-    """Return the label folder of an image folder: its path with `labels` for the last `images`, else the same."""
+    """Return the label folder of an image folder: its path with `labels` for the last `images`; itself without one."""
     parts = images.parts
     if "images" in parts:
         index = len(parts) - 1 - parts[::-1].index("images")
@@ -378,7 +378,7 @@ def _refuse_annotation(
 
 
 def _annotation(file: Path, entry: Any, index: int) -> str:
-    """Return the name of an annotation for errors: its id, else its place in the list."""
+    """Return the name of an annotation for errors: its id, else its index in the list."""
     number = entry.get("id", index) if isinstance(entry, dict) else index
     return f"{file}: annotation {number if isinstance(number, (int, str)) else index}"[:300]
 

@@ -17,9 +17,9 @@ from edgekd.core.input_files import is_folder, read_input, regular_file
 from edgekd.data.dataset import IMAGE_SUFFIXES
 from edgekd.data.images import MAX_IMAGE_BYTES, decode_image
 
-MAX_FRAMES = 64  # read of a folder or video; measurements repeat them
+MAX_FRAMES = 64  # frames that are read from a folder or video; measurements repeat them
 MAX_VIDEO_BYTES = 1 << 40
-"""Bytes of a video; only its first frames are read."""
+"""Maximum bytes of a video; only its first frames are read."""
 
 Decode = Callable[[Any], np.ndarray]
 
@@ -29,10 +29,10 @@ class FrameFacts:
     """The frames of a measurement.
 
     Args:
-        source: Their origin.
+        source: Origin of the frames.
         count: Number of frames; they repeat.
-        compressed: True where they are decoded, which is then a part of the time.
-        shapes: Width and height of those that differ.
+        compressed: True if frames are decoded, as part of the measured time.
+        shapes: Distinct widths and heights of the frames.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Width and height of a compressed image, from its header, before a decoder takes memory for it.
+"""Width and height of a compressed image, from its header, before a decoder allocates memory for it.
 
 Sources: PNG (W3C), JPEG (ITU-T T.81), BMP (Microsoft), WebP (RFC 9649), TIFF 6.0 and BigTIFF. No I/O.
 """
@@ -9,21 +9,22 @@ import re
 import struct
 
 MAX_PIXELS = 1 << 27
-"""Pixels of an image: 0.4 GB once it is decoded. Cameras of 100 megapixels have fewer."""
+"""Maximum pixels of an image: 0.4 GB when decoded. Cameras of 100 megapixels have fewer."""
 MAX_SCANS = 200
-"""Scans of a progressive JPEG, each of which goes over all pixels; encoders write 10."""
+"""Maximum scans of a progressive JPEG, each of which covers all pixels; encoders write 10."""
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC, between the start-of-frame markers
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""A marker of a JPEG; the others are bytes of a scan, restarts in it, and fill bytes."""
+"""A marker of a JPEG, except stuffed bytes of a scan, restart markers, and fill bytes."""
 _TIFF_SIZES = {256: 0, 257: 1, 322: 2, 323: 3}
-"""Tags of width and height of the image, and of a tile."""
+"""Tags of the width and height of the image, and of a tile, with their indices in `sizes`."""
 _TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height in pixels; None for what is no JPEG, PNG, WebP, TIFF or BMP. Raises ValueError.
+    """Return width and height in pixels; None if the data is no JPEG, PNG, WebP, TIFF or BMP.
 
-    Of a TIFF in tiles the larger of image and tile, whose memory a decoder takes as a whole.
+    For a tiled TIFF the larger of image and tile, because decoders allocate whole tiles. Raises ValueError for an
+    invalid header.
     """
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -42,7 +43,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def require_small(data: bytes) -> None:
-    """Raise ValueError for an image that takes too much memory or time to decode, or is none."""
+    """Raise ValueError for an image that takes too much memory or time to decode, or has another format."""
     size = image_size(data)
     if size is None:
         raise ValueError("no JPEG, PNG, WebP, TIFF or BMP")

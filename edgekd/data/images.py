@@ -29,7 +29,7 @@ Reader = Callable[[Path], Image]
 WORKERS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS
 MAX_IMAGE_BYTES = 1 << 29
-"""Bytes of an image file: MAX_PIXELS without compression, and room for metadata."""
+"""Maximum bytes of an image file: MAX_PIXELS without compression, and room for metadata."""
 
 
 def read_image(path: Path) -> Image:

@@ -24,7 +24,7 @@ TOLERANCE = 1e-2
 
 
 def keypoint_shape(settings: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
-    """Return the `kpt_shape` of a YAML: number of keypoints, and of numbers for each, 2 or 3. Raises DataError."""
+    """Return a YAML's `kpt_shape`: number of keypoints, values of each (2 or 3); None without it. Raises DataError."""
     shape = settings.get("kpt_shape")
     if shape is None:
         return None
@@ -38,9 +38,9 @@ def keypoint_shape(settings: Mapping[str, Any], file: Path) -> tuple[int, int] |
 def keypoint_table(
     rows: NDArray[np.float64], shape: tuple[int, int], where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Return the keypoints of label rows [n, k * (2 or 3)]. where: names a row for errors. Raises DataError.
+    """Return the keypoints [n, k, 3] of label rows [n, k * (2 or 3)]. where: names a row for errors.
 
-    Keypoints of two numbers are visible, but for those at a negative place, as in Ultralytics.
+    Keypoints of two values are visible unless a coordinate is negative, as in Ultralytics. Raises DataError.
     """
     table = rows.reshape(-1, *shape)
     if shape[1] == 2:
@@ -59,9 +59,9 @@ def category_keypoints(categories: Sequence[Mapping[str, Any]]) -> int | None:
 def annotated_keypoints(
     annotations: Sequence[Mapping[str, Any]], count: int, sizes: NDArray[np.float64], where: Callable[[int], str]
 ) -> NDArray[np.float64]:
-    """Return the keypoints of COCO annotations; of one without, none is labelled. Raises DataError.
+    """Return the keypoints [n, count, 3] of COCO annotations; without keypoints, none is labelled. Raises DataError.
 
-    sizes: [n, 2] width and height in pixels of the image of each.
+    sizes: [n, 2], width and height in pixels of each annotation's image.
     """
     table = np.zeros((len(annotations), count, 3))
     for index, entry in enumerate(annotations):
@@ -78,7 +78,7 @@ def annotated_keypoints(
 
 
 def _checked(table: NDArray[np.float64], where: Callable[[int], str]) -> NDArray[np.float64]:
-    """Return keypoints clipped to the image, those that are not labelled as zeros. Raises DataError."""
+    """Return keypoints clipped to the image, with zeros for those that are not labelled. Raises DataError."""
     visibility, places = table[:, :, 2], table[:, :, :2]
     labelled = visibility > 0
     outside = ((places < -TOLERANCE) | (places > 1 + TOLERANCE)).any(axis=2) & labelled

@@ -51,8 +51,8 @@ def read_labels(
 ) -> list[Truth]:
     """Read one label file per image; a missing one means an image without objects.
 
-    keypoint_shape: number of keypoints of an object, and numbers of each in a row, 2 or 3; polygons: keep those of
-    the rows beside their boxes.
+    keypoint_shape: number of keypoints of an object, and values of each in a row, 2 or 3; polygons: keep the polygons
+    of rows, besides their boxes.
 
     Raises DataError naming the file and line of an invalid label, or if there is no label file at all.
     """
@@ -123,7 +123,7 @@ def _label_table(
 
 
 def _numbers(rows: Sequence[Sequence[str | float]], where: Callable[[int], str]) -> NDArray[np.float64]:
-    """Parse rows of as many fields each. Raises DataError."""
+    """Parse rows with equal numbers of fields, float64 [n, fields]. Raises DataError."""
     try:
         return np.array(rows, dtype=np.float64)
     except ValueError:
@@ -144,7 +144,7 @@ def _box_and_keypoints(line: str, shape: tuple[int, int], where: str) -> tuple[l
 def _box_around(polygon: NDArray[np.float64]) -> list[float]:
     """Return cx, cy, w, h of the bounding box of points [k, 2], as fractions of the image."""
     low, high = polygon.min(axis=0), polygon.max(axis=0)
-    return [*((low + high) / 2), *np.minimum(high - low, 1)]  # on both sides it may be a little outside
+    return [*((low + high) / 2), *np.minimum(high - low, 1)]  # above 1 if it is slightly outside on both sides
 
 
 def _polygon(line: str, where: str) -> tuple[float, NDArray[np.float64]]:

@@ -16,8 +16,8 @@ def annotated_outlines(
 ) -> list[Outline] | None:
     """Return the outlines of COCO annotations as fractions of the image; None unless each object has polygons.
 
-    boxes: [n, 4] x1, y1, x2, y2 as fractions, which stand for crowds coded by run lengths; sizes: [n, 2] width and
-    height in pixels of the image of each.
+    boxes: [n, 4] x1, y1, x2, y2 as fractions, used as outlines of crowds that are coded by run lengths; sizes: [n, 2],
+    width and height in pixels of each annotation's image.
     """
     outlines: list[Outline] = []
     for entry, (x1, y1, x2, y2), size in zip(annotations, boxes, sizes, strict=True):
@@ -29,7 +29,7 @@ def annotated_outlines(
             outline = tuple(
                 np.clip(np.array(part, np.float64).reshape(-1, 2) / size, 0, 1).astype(np.float32) for part in parts
             )
-        except (TypeError, ValueError):  # run lengths, nothing, or no numbers: this is a set of boxes
+        except (TypeError, ValueError):  # run lengths, nothing, or no numbers: used as a data set of boxes
             return None
         if not outline or any(len(part) < 3 or not np.isfinite(part).all() for part in outline):
             return None

@@ -1,4 +1,4 @@
-"""Pseudo labels: a teacher's detections on unlabelled frames as labels, and batches of both kinds.
+"""Pseudo-labels: a teacher's detections on unlabelled frames as labels, and batches of labelled and unlabelled frames.
 
 Each class has its own score thresholds, chosen on labelled images. Detections are matched as in COCO's benchmark: per
 image and class, in descending order of score, each is matched to the free object of highest IoU, at least 0.5; a
@@ -44,7 +44,7 @@ from edgekd.data.types import Sample, Split
 Find = Callable[[Image], Detections]
 """Returns the detections in a frame uint8 [h, w, 3] BGR, boxes in its pixels."""
 LABELLING = Thresholds(confidence=0.05)
-"""Thresholds of the teacher's detections: one class per box, without noise."""
+"""Thresholds of the teacher's detections: one class per box, and no scores that are mostly noise."""
 MIN_OVERLAP = 0.5  # IoU with an object, or share of a detection that lies in a crowd
 
 
@@ -52,7 +52,7 @@ MIN_OVERLAP = 0.5  # IoU with an object, or share of a detection that lies in a 
 class ClassThresholds:
     """Lowest scores per class for a detection to be an object (`keep`), and to be ignored rather than background.
 
-    ignore <= keep; infinite where no score suffices.
+    ignore <= keep; `keep` is infinite if no score suffices.
     """
 
     keep: tuple[float, ...]
@@ -68,8 +68,8 @@ def find_thresholds(
 ) -> ClassThresholds:
     """Return the thresholds at which the precision of a teacher reaches `keep` and `ignore`.
 
-    detections, truths: of each labelled image, and its (truth, width, height in pixels). Prefer images that the teacher
-    was not trained on: on those its precision is as low as on new frames.
+    detections: the teacher's, in each labelled image; truths: (truth, width, height in pixels) of the same images. Use
+    images that the teacher was not trained on: on its training images, its precision is higher than on new frames.
     Raises SpecError unless 0 < ignore <= keep <= 1.
     """
     if not 0 < ignore <= keep <= 1:
@@ -84,7 +84,7 @@ def find_thresholds(
 
 
 def match(detections: Detections, truth: tuple[Truth, int, int], classes: int) -> NDArray[np.float64]:
-    """Match the detections of one image: [n, 3], class, score, and 1 for a true positive; without those in crowds."""
+    """Match the detections of one image, except those in crowds: float64 [n, 3] class, score, 1 for a true positive."""
     labels, width, height = truth
     boxes = labels.boxes * np.array([width, height, width, height])
     rows: list[tuple[int, float, bool]] = []
@@ -113,7 +113,7 @@ def _threshold(rows: NDArray[np.float64], min_precision: float) -> float:
 
 
 def _ignore_threshold(rows: NDArray[np.float64], min_precision: float) -> float:
-    """Return the same, but `LABELLING.confidence` where no score or every score has that precision."""
+    """Return `_threshold` of the rows, but `LABELLING.confidence` if no score or every score has that precision."""
     score = _threshold(rows, min_precision)
     lower = rows[:, 0] < score
     return score if lower.any() and not lower.all() else LABELLING.confidence
@@ -164,9 +164,9 @@ def mixed_order(
 ) -> NDArray[np.int64]:
     """Return the batches of one epoch, int64 [batches, batch]; the last round(share * batch) of each are unlabelled.
 
-    labelled: samples of the epoch in their order, as of `long_tail.epoch_order`; each is used once, and the first ones
-    again to fill the last batch. unlabelled: samples of an endless series of permutations, which each epoch of equal
-    length continues. Deterministic.
+    labelled: indices of samples in the order of the epoch, such as from `long_tail.epoch_order`; each is used once, and
+    the first ones again to fill the last batch. unlabelled: indices of samples, drawn from an endless series of
+    permutations, which epochs of equal length continue. Deterministic.
     Raises SpecError if a batch would have no labelled sample, or no unlabelled one.
     """
     count = round(share * batch)

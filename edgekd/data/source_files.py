@@ -1,4 +1,4 @@
-"""Files and folders of a data set, made by anybody: YAML, JSON and lists read with limits, links followed once."""
+"""Read untrusted files and folders of a data set: YAML, JSON and lists with limits; links are followed once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from edgekd.core.input_files import read_input, shown_path
 from edgekd.core.typed_values import value_text
 
 MAX_YAML_BYTES = 1 << 24
-"""Bytes of a YAML file; a subset of a million images has 8 MB."""
+"""Maximum bytes of a YAML file; a subset of a million images has 8 MB."""
 MAX_LIST_BYTES = 1 << 30
-"""Bytes of a list of images: a million paths of 1,000 bytes."""
+"""Maximum bytes of a list of images: a million paths of 1,000 bytes."""
 MAX_JSON_BYTES = 1 << 33
-"""Bytes of a COCO JSON; those of the largest public data sets have 5 GB."""
+"""Maximum bytes of a COCO JSON; those of the largest public data sets have 5 GB."""
 _SHOWN = 200
-"""Characters of a value in an error."""
+"""Maximum characters of a value in an error."""
 
 
 def shown(value: object) -> str:
-    """Return a value for an error, shortened."""
+    """Return a value as text for errors, shortened."""
     return value_text(value)[:_SHOWN]
 
 
@@ -76,7 +76,7 @@ def _loader() -> Any:
             return super().compose_node(parent, index)
 
     def integer(loader: Any, node: Any) -> int:
-        return short_int(str(loader.construct_yaml_int(node)))  # hexadecimal ones have no limit of digits
+        return short_int(str(loader.construct_yaml_int(node)))  # Python does not limit the digits of hexadecimal ones
 
     Loader.add_constructor("tag:yaml.org,2002:int", integer)
     return Loader
@@ -93,9 +93,10 @@ def read_json(file: Path) -> Any:
 
 
 def places_by_id(images: Sequence[Mapping[str, Any]], file: Path) -> dict[Any, int]:
-    """Return the place of each of a COCO JSON's images in the list, by its id. Raises DataError where two have one id.
+    """Return the index of each image in the list of a COCO JSON, by its id.
 
-    The labels of both would be those of the last. Raises KeyError, TypeError for an image without an id.
+    Raises DataError for a duplicate id, with which the last image would get the labels of both; KeyError, TypeError for
+    an image without an id.
     """
     places: dict[Any, int] = {}
     for place, image in enumerate(images):
@@ -106,7 +107,7 @@ def places_by_id(images: Sequence[Mapping[str, Any]], file: Path) -> dict[Any, i
 
 
 def require_names(names: Sequence[str], file: Path) -> tuple[str, ...]:
-    """Return the names of classes. Raises DataError for some that no detector can have."""
+    """Return the names of classes. Raises DataError for names that no detector can have."""
     try:
         return checked_classes(names, f"{file}: names")
     except SpecError as error:
@@ -115,10 +116,10 @@ def require_names(names: Sequence[str], file: Path) -> tuple[str, ...]:
 
 
 def files_below(folder: Path, suffixes: Container[str]) -> Iterator[Path]:
-    """Yield the files with some suffixes, in lower case, in a folder and below, following links, each folder once.
+    """Yield the files with one of the lower-case suffixes in a folder and below, following links, each folder once.
 
-    Without the last, a link to its own folder would give each image forty times, and two of them billions of times.
-    Raises DataError, also for a pipe or device.
+    If folders were read again, a link to its own folder would yield each image forty times, and two such links billions
+    of times. Raises DataError for a folder that cannot be read, and for a pipe or device.
     """
     waiting, seen = [folder], set()
     while waiting:
@@ -132,12 +133,12 @@ def files_below(folder: Path, suffixes: Container[str]) -> Iterator[Path]:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(f"cannot read {shown_path(place)}: {error.strerror}") from error
-        # The last is read next, and what is no link goes first.
+        # The last is read next, so that folders are read in the order of their names.
         waiting += [Path(entry) for entry in reversed(found) if _is_folder(entry)]
         for entry in found:
             path = Path(entry)
             if path.suffix.lower() in suffixes and not _is_folder(entry):
-                if not entry.is_file(follow_symlinks=False):  # which the folder knows: no further look at most files
+                if not entry.is_file(follow_symlinks=False):  # known from the folder: no stat for most files
                     _require_regular(path)
                 yield path
 
@@ -150,11 +151,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _require_regular(path: Path) -> None:
-    """Raise DataError for a pipe, socket or device, which would block whoever reads it."""
+    """Raise DataError for a pipe, socket or device, whose reader would block."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
-        return  # reading it says what is wrong
+        return  # the error is raised when it is read
     if not stat.S_ISREG(mode):
         raise DataError(f"{shown_path(path)}: cannot be read", expected="a regular file", found="a pipe or device")
 
@@ -162,7 +163,7 @@ def _require_regular(path: Path) -> None:
 def require_inside(names: Sequence[str], folder: Path, root: Path, file: Path) -> None:
     """Raise DataError unless each path, relative to a folder, stays in it or in the data set's root.
 
-    The folder may itself be a link: whoever uses the data set made it. A link below it must not lead elsewhere.
+    The folder itself may be a link, made by the user of the data set. Links below it must not lead elsewhere.
     """
     allowed = [f"{os.path.realpath(place)}{os.sep}" for place in (folder, root)]
     parents: dict[Path, str] = {}

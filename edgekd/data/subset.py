@@ -36,7 +36,7 @@ class SplitPart:
     without: tuple[int, ...] = ()
 
     def select(self, name: str, whole: Dataset, task: Task) -> Split:
-        """Return the images as a split of this name, with labels for a task. Raises DataError for another index."""
+        """Return the images as a split of this name, with labels for a task. Raises DataError for an invalid index."""
         samples = whole.split(self.of, task).samples
         chosen, excluded = range(len(samples)) if self.only is None else self.only, set(self.without)
         invalid = next((index for index in (*chosen, *self.without) if not 0 <= index < len(samples)), None)

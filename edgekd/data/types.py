@@ -11,7 +11,7 @@ from edgekd.core.errors import DataError
 from edgekd.data.labels import Truth
 
 OUTLINED = frozenset[Task]({"obb", "segment"})
-"""Tasks that are scored by the polygons of labels; the others read boxes alone."""
+"""Tasks that are scored by the polygons of labels; the others read only boxes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Split:
 class Dataset:
     """A labelled data set.
 
-    source: folder or file it was loaded from; classes: names, indexed by class id; splits: reads a split for a task, by
-    its name; keypoints: number of each object's, None where objects have none.
+    source: folder or file it was loaded from; classes: names, indexed by class id; splits: by name, functions that read
+    a split for a task; keypoints: number of keypoints per object, None without keypoints.
     """
 
     source: Path
@@ -67,7 +67,7 @@ class Dataset:
                 expected=f"one of: {', '.join(self.splits) or 'none'}",
                 fix=f"add a {name!r} split to the data set, or name another split",
             )
-        split = self.splits[name](task if task in OUTLINED else "detect")  # readers keep a split for each
+        split = self.splits[name](task if task in OUTLINED else "detect")  # readers cache one split per task
         if not split.samples:
             raise DataError(f"split {name!r} of {self.source} is empty", expected="at least one image")
         return split
