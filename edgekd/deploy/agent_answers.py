@@ -1,4 +1,4 @@
-"""Answers of the agent on a device, as far as they are used here: its newer versions may have further keys."""
+"""Answers of the agent on a device: the keys that the host uses. Agents of other versions may send further keys."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BuildAnswer:
 
 @dataclass(frozen=True)
 class TuneAnswer:
-    """Result of `tune`; engine: what differs from the result of `build`."""
+    """Result of `tune`; engine: keys that replace those of the result of `build`."""
 
     tuning: TuningReport = field(metadata=INLINE)
     engine: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """The agent as one file: a deterministic zipapp of the modules that it needs.
 
-These are found by following imports: in the agent's own modules all of them, in modules shared with the host those at
-module level, as imports inside functions there are for the host only.
+The modules are found by following imports: all imports in the agent's own modules, but only those at module level in
+modules shared with the host, whose imports inside functions are for the host only.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _imported(name: str) -> set[str]:
 
 
 def _statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
-    """Yield the statements that are executed, without blocks for type checkers."""
+    """Yield the nested nodes, except blocks for type checkers and, without `in_functions`, functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue

@@ -65,7 +65,7 @@ def opened(
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, HostRuntime]]:
-    """Yield the same with a runtime of this machine; also opens the folder of a conversion.
+    """Yield graph and contract, as `opened` does, with a runtime of this machine; also opens a conversion's folder.
 
     Raises SpecError, DeviceError.
     """
@@ -82,7 +82,7 @@ def runnable(
 
 
 def expanded(packed: Path, graph: Path) -> Path:
-    """Write the ONNX file in a packed graph to `graph`, and return that path. Raises SpecError."""
+    """Unpack a packed graph to the ONNX file `graph`, and return that path. Raises SpecError."""
     content = read_input(packed, MAX_BYTES, SpecError)
     try:
         require_network(content)

@@ -1,7 +1,8 @@
 """Install a bundle on a device: upload, verify, unpack, build, test, time, and activate its engine.
 
-An agent on the device does and reports all of it: nothing is measured here. The agent is a program, so that of a bundle
-runs only where a key vouches for the bundle, and never on this machine (`EngineJob.uses_bundle_agent`).
+An agent on the device performs and reports all steps; nothing is measured on this host. The agent is a program, so that
+of a bundle runs only if the bundle's signatures are verified or on request, and never on this machine
+(`EngineJob.uses_bundle_agent`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _KINDS: dict[str, type[EdgeKDError]] = {
     kind.__name__: kind
     for kind in (BundleError, HashError, SignatureError, RollbackError, EngineMismatchError, SpecError)
 }
-"""Errors of the agent that are raised as they are; any other is a DeviceError."""
+"""Errors of the agent that keep their class; others become EngineRefusedError in _NETWORK_STEPS, else DeviceError."""
 _NETWORK_STEPS = ("build", "tune", "selftest")
 """Steps whose errors concern the network rather than the device."""
 
@@ -80,11 +81,12 @@ _NETWORK_STEPS = ("build", "tune", "selftest")
 class EngineJob:
     """A bundle, a device, and settings of build and timing.
 
-    runtime: None for the choice of the agent; state: folder of the slots on the device, None for the default; python:
-    its interpreter, None for the default; agent: path of an agent on the device, None to send one; required: signatures
-    that the bundle must have; allow_unsigned: send the bundle's agent to a camera without any;
-    iterations, seconds: minimum number of timed runs and of their duration; timeout_s: limit of one step; tune: keep
-    layers in float that are faster so; builds: engines to try for that; data: data set to score the tuned engine.
+    runtime: None lets the agent choose; state: folder of the slots on the device, None for the default; python: its
+    interpreter, None for the default; agent: path of an agent on the device, None to send one; required: signatures
+    that the bundle must have; allow_unsigned: send the bundle's agent to a camera without verified signatures;
+    iterations, seconds: minimum number and duration of the timed runs; timeout_s: limit of one step; tune: keep layers
+    in float that are faster in float; builds: number of engines to try for that; data: data set on which the tuned
+    network is scored.
     """
 
     bundle: Path
@@ -195,7 +197,7 @@ def _install(job: EngineJob, parts: Contents, steps: _Steps, bundle: str) -> Ins
 
 @contextmanager
 def _answers_of(job: EngineJob) -> Iterator[None]:
-    """Convert errors of answers that are not as expected to DeviceError."""
+    """Convert errors of unexpected answers to DeviceError."""
     try:
         yield
     except _AnswerError as error:
@@ -237,7 +239,7 @@ class _AnswerError(SpecError):
 class _Steps:
     """The steps of a job on a connected device.
 
-    flags: of the agent, of which each command gets those that it has; results: of each command; times: of each step.
+    flags: flags of the agent, each passed to the commands that have it; results: of each command; times: of each step.
     """
 
     def __init__(self, job: EngineJob, connection: Connection, state: str, progress: Progress) -> None:

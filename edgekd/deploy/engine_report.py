@@ -89,7 +89,7 @@ class FormReport:
         key: Name of its engine; null where it could not be built.
         passed: Whether it passed the self-test.
         found: Reason of a failure; null where it passed.
-        ms: Null where it could not be built.
+        ms: Time of a run; null where it could not be built.
     """
 
     source: Source

@@ -37,7 +37,7 @@ RESULT, BOARDS = "fleet.json", "boards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NULL = "null"
 _POLL_S = 0.5
-"""Interval at which the main thread wakes: a signal that another thread receives does not end a wait without limit."""
+"""Interval at which the main thread wakes up: a signal to another thread does not interrupt a wait without timeout."""
 JETPACKS = {
     "32.6": "4.6",
     "32.7": "4.6.1 or later",

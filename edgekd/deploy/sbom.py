@@ -32,7 +32,7 @@ _PARTS = {"graph": "model", "agent": "agent"}
 def sbom(
     name: str, version: str, files: Sequence[FileEntry], tools: Sequence[Mapping[str, Any]], licences: Sequence[Licence]
 ) -> bytes:
-    """Return the document of a bundle. version: of the bundle; tools: of `tool_components`; licences: by part."""
+    """Return the document of a bundle. version: of the bundle; tools: from `tool_components`; licences: by part."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
 
@@ -49,7 +49,7 @@ def sbom(
 
 
 def tool_components(tools: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return distributions, versions by name, as components with the licences of the installed ones."""
+    """Return distributions, given as versions by name, as components; with the licences that installed ones state."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
 

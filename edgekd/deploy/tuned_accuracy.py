@@ -42,7 +42,7 @@ class TunedAccuracy:
 
 
 def scored_split(data: Path, manifest: Manifest, progress: Progress) -> Split:
-    """Return the split that a bundle was scored on. Raises DataError where `data` has another."""
+    """Return the split that a bundle was scored on. Raises DataError if that of `data` differs."""
     split = load_dataset(data).split(SCORED, spec_from_json(manifest.detector).head.task)
     if fingerprint(split, file_sha256, progress) != manifest.lineage.data_sha256:
         raise DataError(

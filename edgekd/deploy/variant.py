@@ -15,8 +15,8 @@ class Look:
     Args:
         blur: Standard deviation of the blurring kernel, in pixels of the network's input; 0 for none.
         gains: Factor of each band of detail, the finest first.
-        noise: Standard deviation of what is added to each band, in grey levels.
-        brightness: Mean grey level of pictures that the model knows, and of the frames.
+        noise: Standard deviation of the noise added to each band, in grey levels.
+        brightness: Mean grey level of pictures of known conditions, and of frames of the new ones.
     """
 
     blur: float
@@ -27,7 +27,7 @@ class Look:
 
 @dataclass(frozen=True)
 class AdaptError:
-    """Error of the confidences under the new conditions, noise by signal, on pictures that nothing was fitted on.
+    """Error of the confidences under the new conditions, as noise-to-signal ratio, on pictures not used for fitting.
 
     Args:
         before: Error of the bundle.
@@ -62,11 +62,11 @@ class Adaptation:
     """The adaptation to frames of the new conditions.
 
     Args:
-        pictures: Number of pictures known to the model that were used.
+        pictures: Number of pictures of known conditions that were used.
         frames: Number of frames of the new conditions that were used.
         drift_frames: Number of frames of the variant's drift reference; null where there were too few for one.
-        clean: Both scored on labelled images as they are; null where nothing was scored.
-        shown: Both scored on the same images under the new conditions; null where nothing was scored.
+        clean: Scores of both on the original labelled images; null where nothing was scored.
+        shown: Scores of both on the same images under the new conditions; null where nothing was scored.
     """
 
     pictures: int
@@ -84,7 +84,7 @@ class Variant(Result):
 
     Args:
         bundle: Path of the variant, for cameras that have no bundle of this model yet.
-        delta: Path of the delta to it, for cameras with the bundle that was adapted.
+        delta: Path of the delta to the variant, for cameras with the bundle that was adapted.
         variant: Name of the variant.
         identity: Identity of the variant.
         base: Identity of the bundle that was adapted.

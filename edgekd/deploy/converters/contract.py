@@ -19,14 +19,14 @@ from edgekd.core.version import __version__
 NAME = "edgekd.json"
 """The file that marks a folder as a conversion by edgekd."""
 MAX_BYTES = 1 << 22
-"""Bytes of that file: 10,000 class names, four times over."""
+"""Maximum bytes of that file: four times as many as 10,000 class names need."""
 METADATA = "metadata.yaml"
 """The file from which Ultralytics' `YOLO(FOLDER)` reads classes, stride and size."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """Contract of a converted network. entry: name of its file; runtime: runs it here, None if there is none."""
+    """Contract of a converted network. entry: name of its file; runtime: name of the host's runtime for it, or None."""
 
     format: str
     entry: str

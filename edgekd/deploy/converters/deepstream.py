@@ -40,7 +40,7 @@ _FILES = {
 
 
 def convert(source: Source, folder: Path, name: str, request: ConversionRequest) -> ConversionResult:
-    """Write the folder; Q/DQ stays in the graph, for TensorRT 8 beside a calibration cache.
+    """Write the folder. Q/DQ stays in the graph; TensorRT before 10 also gets a float graph and a calibration cache.
 
     Raises SpecError for preprocessing that nvinfer does not support, and for float16.
     """
@@ -71,7 +71,7 @@ DEEPSTREAM = Format(
 
 @dataclass(frozen=True)
 class _EngineBuild:
-    """Build of the engine. mode: of nvinfer; cached: by a calibration cache; by_make: by trtexec, with `flags`."""
+    """How the engine is built. mode: nvinfer's; cached: with a calibration cache; by_make: by trtexec with `flags`."""
 
     mode: int
     cached: bool = False

@@ -15,7 +15,7 @@ CONFIDENT = 0.25  # confidence from which a candidate's box is compared by itsel
 FLOAT32_LIMITS = (1e-3, 1e-3)
 """Largest errors of boxes and of scores if only the order of summation differs."""
 FLOAT16_LIMITS = (0.02, 0.05)
-"""The same for rounded weights."""
+"""The same for weights that are rounded to float16."""
 MIN_INT8_LIMITS = (0.02, 0.05)
 """Lower bounds of the limits for INT8."""
 INT8_FACTOR = 2.5

@@ -30,7 +30,7 @@ class Parity:
 
     Args:
         engine: Runtime of the result; the source was run by `onnxruntime-cpu`.
-        frames: Number of frames, of the data where it is given.
+        frames: Number of frames, from the data if it is given.
         allowed_boxes: Limit of `boxes`.
         allowed_scores: Limit of `scores`.
     """
@@ -61,10 +61,10 @@ class ConvertedScores:
     Args:
         split: Name of the split.
         images: Number of scored images.
-        source: The source, by ONNX Runtime.
-        converted: The result, by its engine.
-        difference: mAP50-95 of the result less that of the source.
-        allowed: Limit of the loss of mAP50-95.
+        source: Scores of the source, run by ONNX Runtime.
+        converted: Scores of the result, run by its engine.
+        difference: mAP50-95 of the result minus that of the source.
+        allowed: Largest allowed loss of mAP50-95.
     """
 
     split: str

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FormatName = Literal["onnx", "openvino", "ncnn", "tensorrt-rtx", "deepstream"]
 Precision = Literal["as-is", "fp16", "fp32"]
-"""as-is: that of the source; fp16: float16 for what is not INT8; fp32: float32 for everything, without INT8."""
+"""as-is: that of the source; fp16: float16 for all layers but INT8 ones; fp32: float32 for all layers, without INT8."""
 PRECISIONS: tuple[Precision, ...] = ("as-is", "fp16", "fp32")
 
 
@@ -93,7 +93,7 @@ class ConversionResult:
 
 
 def _no_requirements() -> None:
-    """Formats that edgekd's own requirements suffice for."""
+    """Require nothing: edgekd's own dependencies suffice."""
 
 
 @dataclass(frozen=True)

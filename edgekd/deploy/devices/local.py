@@ -48,7 +48,7 @@ class LocalDevice:
     def facts(self) -> HostFacts:
         """Return a description of this machine."""
         facts = host_facts(self.name, self.engine.name, self.threads or usable_cores())
-        # What was measured with another version of the runtime is another measurement.
+        # Results depend on the version of the runtime.
         versions = {name: version for name in self.engine.distributions if (version := library_version(name))}
         return replace(facts, libraries={**facts.libraries, **versions})
 

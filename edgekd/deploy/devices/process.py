@@ -39,7 +39,7 @@ async def _connection(device: str, settings: Settings) -> AsyncIterator[Connecti
     finally:
         assert process.stdin
         process.stdin.close()
-        # What it has started holds its pipes, too: signals go to the whole session.
+        # Its children hold its pipes, too, so signals go to the whole process group.
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), _CLOSING_S)
@@ -68,7 +68,7 @@ class _LocalPipes:
     async def ended(self) -> tuple[int | None, str]:
         assert self._process.stderr
         stderr = bytearray()
-        with contextlib.suppress(asyncio.TimeoutError):  # it may answer wrongly, and stay
+        with contextlib.suppress(asyncio.TimeoutError):  # the process may keep running after a wrong answer
             await asyncio.wait_for(read_tail(self._process.stderr.read, stderr), _CLOSING_S)
             await asyncio.wait_for(self._process.wait(), _CLOSING_S)
         return self._process.returncode, stderr.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""A camera over SSH: keys only, known hosts only, and no program survives the connection."""
+"""A camera over SSH: login by key, known hosts only. Programs on the camera end with the connection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CLOSING_S = 5.0
 
 @dataclass(frozen=True)
 class SshAddress:
-    """Address of a camera; user and port None: by ~/.ssh/config or the default."""
+    """Address of a camera; user or port None: from ~/.ssh/config, else the default."""
 
     host: str
     user: str | None

@@ -99,7 +99,7 @@ def wrap(packaging: Packaging, file: Path, out: Path) -> FirmwareFile:
 
 
 def payload_of(packaging: Packaging, file: Path) -> Payload:
-    """Return what a packager needs of a file. Raises SpecError, BundleError, SignatureError."""
+    """Return the input of a packager for a file. Raises SpecError, BundleError, SignatureError."""
     kind = kind_of(file)
     if packaging.system == "oci" and kind != "bundle":
         raise SpecError("oci: for bundles only", found=f"a {kind} file", fix="distribute it as it is")

@@ -23,7 +23,7 @@ def make(payload: Payload, folder: Path, out: Path) -> None:
     content = folder / "content"
     content.mkdir()
     shutil.copyfile(payload.file, content / payload.file_name)
-    (content / payload.file_name).chmod(0o644)  # as whoever packs it may keep it private, and the agent is not root
+    (content / payload.file_name).chmod(0o644)  # the original may be private, and the agent does not run as root
     (content / SCRIPT).write_bytes(camera_script("rauc", **payload.settings))
     (content / SCRIPT).chmod(0o755)
     (content / "manifest.raucm").write_text(manifest(payload), "utf-8")

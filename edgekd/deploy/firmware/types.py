@@ -66,9 +66,9 @@ class FirmwareFile:
 class Payload:
     """Input of a packager: a bundle, a delta or a trust file, and the options.
 
-    name: for people; version: counter of the bundle that comes of it, or version of the trust file; identity: its
-    SHA-256; compatible: names in the firmware system of the devices that it fits; model: name of the camera's model
-    that it is for, None for the one without a name.
+    name: for users; version: counter of the (resulting) bundle, or version of the trust file; identity: SHA-256 of the
+    bundle's manifest or of the trust file's content; compatible: names of the supported devices in the firmware system;
+    model: name of the camera's model that it is for, None for the one without a name.
     """
 
     file: Path
@@ -117,7 +117,7 @@ class Packager:
 
 
 def require_signature(packaging: Packaging) -> None:
-    """Raise SpecError where the file would be unsigned and the options do not say so."""
+    """Raise SpecError if the file would be unsigned and the options do not allow that."""
     if packaging.key is None and not packaging.unsigned:
         what, fix = f"{packaging.system}: no signature", "--firmware-unsigned, where cameras shall take unsigned files"
         raise SpecError(what, expected="--firmware-key FILE", found="no key", fix=fix)

@@ -99,7 +99,7 @@ def _first_line(path: Path) -> str:
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError:
-        # Without its cause, which has a part of the secret.
+        # Without its cause, which contains a part of the secret.
         raise SpecError(f"{path}: cannot read", expected="UTF-8", fix="check the path") from None
     if not lines or not lines[0]:
         raise SpecError(f"{path}: empty", expected="a passphrase or PIN on its first line")

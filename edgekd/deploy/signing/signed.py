@@ -43,15 +43,15 @@ class Verified(Result):
     Args:
         file: Path of the file.
         kind: Kind of the file; a delta only within a firmware system's file.
-        identity: SHA-256 of the manifest of the bundle (of a delta: of the new one), or of the content of the trust
-            file: signatures are of this.
+        identity: SHA-256 of the manifest of the bundle (for a delta: of the new bundle), or of the content of the trust
+            file. It is what signatures sign.
         version: Counter of the bundle, or version of the trust file.
         expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
         bytes: Size of the file.
         signatures: Signatures of the file.
         trusted: True if a trust file or keys were given and the signatures suffice; null if none were given.
         trust_version: Version of the given trust file.
-        firmware: Of `pack`: the firmware system's file around it; null without one.
+        firmware: File of a firmware system that `pack` wrote around it; null without one.
     """
 
     file: Path
@@ -126,8 +126,8 @@ def sign(path: Path, signers: Sequence[Signer], out: Path | None = None) -> Veri
 def make_trust(table: Path, out: Path, signers: Sequence[Signer], previous: Path | None) -> Verified:
     """Write a signed trust file from a table.
 
-    previous: the trust file that it is to follow, except for signatures that are added later. Raises SpecError,
-    SignatureError.
+    previous: the trust file that it must follow in version, revocations and counter reset; signatures of the previous
+    keys can be added later. Raises SpecError, SignatureError.
     """
     signed = _with_signatures(trust_from_toml(table), signers)
     if previous:

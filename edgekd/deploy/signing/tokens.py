@@ -84,7 +84,7 @@ class TokenSigner:
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
-        """Yield a session with the token, logged in. Raises SignatureError."""
+        """Yield a session with the token, logged in. Raises SpecError without the library, SignatureError."""
         try:
             import pkcs11
         except ImportError as error:

@@ -96,7 +96,7 @@ def write_trust_file(path: Path, signed: SignedTrust) -> None:
 
 
 def _identity(bundle: str, table: Path) -> str:
-    """Return the identity of a bundle that is named by it, or by a path. Raises SpecError, BundleError, HashError."""
+    """Return the identity of a bundle, given as such or as a path. Raises SpecError, BundleError, HashError."""
     if is_sha256(bundle):
         return bundle
     path = table.parent / bundle
