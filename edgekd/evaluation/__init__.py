@@ -1,1 +1,1 @@
-"""How accurate and how fast a detector is, why, and the pages that say so."""
+"""Accuracy, latency, throughput and cost of detectors, analysis of lost accuracy, and reports."""

@@ -18,7 +18,7 @@ from edgekd.evaluation.cost import CostPerMillion
 
 @dataclass(frozen=True)
 class Conditions:
-    """State of the machine; nothing of it is ever set.
+    """State of the machine, which edgekd reads and never changes.
 
     Args:
         before, after: Before and after the run.
@@ -68,8 +68,8 @@ class ArtifactResult:
         basis: `measured` on the machine in `host`, as itself or as the target; `stand-in` for another target.
         iterations: Frames that were timed.
         fps: Frames per second, one after the other, all parts included; null where `refused` has the reason.
-        batch: Frames of a run of the engine alone.
-        engine_ms: The engine alone, for a frame: a run by `batch`.
+        batch: Frames per run of the engine alone.
+        engine_ms: The engine alone, for a frame: the time of a run divided by `batch`.
         engine_fps: Frames per second of the engine alone; null where `refused` has the reason.
         refused: Figures that are not reported, each with its reason and remedy.
         slow_down: A lasting slow-down; null where there was none.
@@ -104,7 +104,7 @@ class TimelinePoint:
     """One second of a sustained run; null where a value cannot be read.
 
     Args:
-        at_s: Its end, in seconds from the beginning.
+        at_s: End of this second, in seconds from the beginning.
         cpu_mhz, gpu_mhz: Clock at its end.
         temperature_c: Temperature of the hottest zone at its end.
         watts: Mean power in it.
@@ -121,7 +121,7 @@ class TimelinePoint:
 
 @dataclass(frozen=True)
 class SustainedRun:
-    """Camera to detections for minutes on end.
+    """Camera to detections, measured for minutes without a pause.
 
     Args:
         minutes: Length of the run.
@@ -146,7 +146,7 @@ class SustainedRun:
 
 @dataclass(frozen=True)
 class SpeedUp(Comparison):
-    """Time of the other artifact by that of the artifact: above 1 the artifact is faster.
+    """Time of the other artifact divided by that of the artifact: above 1, the artifact is faster.
 
     Args:
         verdict: `cannot tell` where the difference is not significant.

@@ -28,24 +28,24 @@ from edgekd.evaluation.rotated import found_boxes, labelled_boxes, rotated_evalu
 
 MAX_DETECTIONS = 100  # per image and class, as in the COCO benchmark
 MAX_POSES = 20
-"""Detections per image and class of which COCO's benchmark of keypoints scores the keypoints."""
+"""Detections per image and class whose keypoints are scored, as in COCO's keypoint benchmark."""
 SIZES = ("small", "medium", "large")  # box areas below 32² and 96² pixels of the frame, and above
 AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 """Areas of boxes in square pixels of the frame: of all, then of each of SIZES."""
 
 _COMPARED: Mapping[Task, str] = {"detect": "bbox", "obb": "bbox", "pose": "keypoints", "segment": "segm"}
-"""faster-coco-eval's names of what is compared."""
+"""faster-coco-eval's `iouType` for each task."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class, 0 to 1, with the numbers of images and objects that they rest on.
+    """Scores of one class, 0 to 1, with the numbers of images and objects that they are based on.
 
     Args:
         map50_95, map50: Null where the split has no object of the class.
         confidence: Detections above this score have the best F1 at IoU 0.50; null where none is right.
-        images: Images with an object of the class.
-        instances: Objects of the class.
+        images: Number of images with an object of the class.
+        instances: Number of objects of the class.
     """
 
     map50_95: float | None
@@ -85,8 +85,8 @@ class BoxScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of detections, 0 to 1. All but `boxes` compares keypoints by OKS, rotated boxes or masks, where the
-    detector has some.
+    """Accuracy of detections, 0 to 1. For a detector with keypoints, rotated boxes or masks, all scores but `boxes`
+    compare these, keypoints by OKS.
 
     Args:
         map50_95: Mean over the classes and over IoU 0.50, 0.55 ... 0.95 of the average precision.
@@ -115,8 +115,8 @@ def score(
 ) -> Score:
     """Score the detections of each image, in pixels, against (truth, width, height in pixels) of that image.
 
-    head: of the detector, where its keypoints, rotated boxes or masks are scored; masks: of the detections of each
-    image, in their order.
+    head: of a detector whose keypoints, rotated boxes or masks are scored; masks: of the detections of each image, in
+    their order.
 
     Raises DataError when a detection's class is not in `classes`, or when there is no object to find.
     """
@@ -138,7 +138,7 @@ def _score(
     head: Head | None,
     masks: Sequence[Code] = (),
 ) -> Score:
-    """Score the keypoints, the rotated boxes or the masks of a head, or boxes without one."""
+    """Score the keypoints, rotated boxes or masks of a head; boxes if it is None."""
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} detections for {len(truths)} images")
     expected, actual = _truth_rows(truths), _detection_rows(detections, len(classes))
@@ -173,7 +173,7 @@ def _precision(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision and scores [IoU or OKS thresholds, recalls, classes, sizes with "all" first].
 
-    -1 stands where there is nothing to find.
+    Both are -1 if there is no object.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -190,7 +190,7 @@ def _precision(
         use_area=False,  # distances are scaled by 0.53 of the box: label files have no area of the object
     )
     evaluation.params.maxDets = [MAX_DETECTIONS if keypoints is None else MAX_POSES]
-    # The same for all: its defaults leave out small objects, and classes without an object.
+    # The same for all tasks: the defaults leave out small objects, and classes without an object.
     evaluation.params.areaRng = [list(area) for area in AREAS]
     evaluation.params.catIds = list(range(len(classes)))
     evaluation.evaluate()
@@ -264,7 +264,7 @@ def _annotations(rows: NDArray[np.float64], last: str) -> list[dict[str, Any]]:
 
 
 def _best(image: Detections, most: int) -> Detections:
-    """Return the first detections of each class in an image, which are its best."""
+    """Return the first `most` detections of each class in an image, which are its best."""
     order = np.argsort(image.classes, kind="stable")
     ordered = image.classes[order]
     kept = np.zeros(len(image), bool)
@@ -301,7 +301,7 @@ def _per_class(
     objects: NDArray[np.int64],
     classes: Sequence[str],
 ) -> dict[str, ClassScore]:
-    """Return the scores of each class; objects: [n, 2] image and class of each that is to be found."""
+    """Return the scores of each class; objects: [n, 2], image and class of each labelled object."""
     instances = np.bincount(objects[:, 1], minlength=len(classes))
     images = np.bincount(np.unique(objects, axis=0)[:, 1], minlength=len(classes))
     return {
@@ -321,7 +321,7 @@ def _best_confidence(precision: NDArray[np.float64], scores: NDArray[np.float64]
     recall = np.linspace(0, 1, len(precision))
     harmonic = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
     best = int(harmonic.argmax())
-    # A score of 0.6 in float32 is a little more than 0.6, and yet not above it for whoever compares in float32.
+    # A score of 0.6 in float32 is slightly above 0.6, but not above it in a float32 comparison.
     return max((math.ceil(float(scores[best]) * 1000 - 0.001) - 1) / 1000, 0.0) if harmonic[best] > 0 else None
 
 

@@ -10,7 +10,7 @@ _MJ_PER_KWH = 3.6e9
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices in any one currency; None for what does not count.
+    """Prices in one currency; None for a price that does not count.
 
     Args:
         electricity: Price of a kWh.
@@ -34,8 +34,8 @@ class CostPerMillion:
     Args:
         currency: Currency of the prices, as given.
         electricity: Energy, gross, at the price of a kWh.
-        instance: The machine's time, at the throughput where that was measured, else one frame after the other.
-        total: Both; null where one of the two has a price and no measurement.
+        instance: The machine's time, at the measured throughput, or else one frame after the other.
+        total: Sum of both; null where one of the two has a price and no measurement.
     """
 
     currency: str | None

@@ -61,7 +61,7 @@ def evaluate(
     label: str = "score",
     engine: HostRuntime = ONNXRUNTIME_CPU,
 ) -> Evaluation:
-    """Score a graph on every readable image of a split, as it ships.
+    """Score a graph on every readable image of a split.
 
     Raises DataError where too many images are unreadable, DeviceError where the graph cannot run.
     """
@@ -85,7 +85,7 @@ def judge(
     masks: list[list[Code]] = []
     for sample, image in readable:
         found = find(image)
-        if found.masks is not None:  # as codes: what they are computed from is megabytes for each image
+        if found.masks is not None:  # stored as run-length codes: the arrays take megabytes per image
             masks.append(codes_of(found.masks))
         detections.append(replace(found, masks=None))
         images.append(sample.image)
@@ -102,7 +102,7 @@ def judge(
 def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequence[tuple[int, int]] = ()) -> None:
     """Write the detections of several images, and the widths and heights of these, into one uncompressed `.npz`.
 
-    Keypoints, rotated boxes and masks are left out: counts, pictures and shifts of detections are of boxes.
+    Keypoints, rotated boxes and masks are left out: the report's counts, pictures and score changes use boxes only.
     """
     np.savez(
         path,

@@ -25,7 +25,7 @@ class TimedDevice(Protocol):
         ...
 
     def clock(self) -> float:
-        """Return seconds from any fixed beginning."""
+        """Return the seconds since a fixed but arbitrary time."""
         ...
 
 
@@ -46,7 +46,7 @@ def time_graphs(
 
 
 def camera(session: Runs, spec: DetectorSpec, open_frame: Callable[[Any], np.ndarray] | None = None) -> FramePipeline:
-    """Return a session as a candidate from frame to detections; open_frame: decodes a compressed frame."""
+    """Return the pipeline from frame to detections with a session; open_frame: decodes a compressed frame."""
     return FramePipeline(session, partial(letterbox, preprocess=spec.preprocess), partial(_decoded, spec), open_frame)
 
 
@@ -57,7 +57,7 @@ def _decoded(spec: DetectorSpec, output: np.ndarray, placement: Placement) -> De
 def synthetic_frames(spec: DetectorSpec) -> list[np.ndarray]:
     """Return eight frames uint8 [h, w, 3] of noise in the input's shape, for timing without a data set.
 
-    Networks take the same time for any picture; decoding takes a little longer for one with many objects.
+    The time of a network does not depend on the picture; decoding takes a little longer with many objects.
     """
     rng = np.random.default_rng(0)
     shape = (spec.preprocess.height, spec.preprocess.width, 3)

@@ -1,4 +1,4 @@
-"""Output noise: how far a version of a detector is from its float graph, measured without labels."""
+"""Output noise: the error of a version of a detector relative to its float graph, measured without labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from edgekd.graph.view import Graph
 class ReferenceOutputs:
     """The outputs of a float graph's last convolutions and matrix products on frames float32 [1, 3, h, w].
 
-    Before sigmoid, box decoding and selection, where every place of every frame counts: noise there needs no labels and
-    hardly depends on which images they are.
+    They are before sigmoid, box decoding and selection, so every position of every frame counts: their noise needs no
+    labels, and depends little on the choice of images.
     """
 
     def __init__(self, graph: Path, frames: Sequence[np.ndarray]) -> None:
@@ -29,9 +29,9 @@ class ReferenceOutputs:
         self._expected = self._values(model)
 
     def noise(self, graph: Path) -> float | None:
-        """Return noise by signal of another version of the graph, a mean over products.
+        """Return the noise-to-signal power ratio of another version of the graph, a mean over these layers.
 
-        None for a graph that names its tensors otherwise.
+        None for a graph with other names of tensors.
         """
         model = expanded(read_model(graph))
         made = {name for node in model.graph.node for name in node.output}

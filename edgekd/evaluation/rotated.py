@@ -68,8 +68,8 @@ def rotated_evaluator() -> type[Any]:
 def intersections(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the areas float64 [n, m] that rotated boxes [n, 5] and [m, 5] share, exact to 1e-6 of their outlines.
 
-    By Green's theorem: the outline of what is shared consists of the edges of each that lie in the other. Edges that
-    coincide are those of the first.
+    By Green's theorem: the outline of the intersection consists of the parts of the edges of each box that lie in the
+    other. Edges that coincide count for the first box only.
     """
     centres = np.concatenate([first[:, :2], second[:, :2]]).astype(np.float64)
     moved = np.concatenate([centres.mean(axis=0) if len(centres) else np.zeros(2), np.zeros(3)])
@@ -88,7 +88,7 @@ def rotated_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _inside(edges_of: np.ndarray, area: np.ndarray, margin: float) -> np.ndarray:
     """Return the integrals [n, m] of (x dy - y dx) / 2 along the parts of edges that lie at least `margin` inside.
 
-    edges_of, area: corners [n or 1, m or 1, 4, 2] of convex figures.
+    edges_of, area: corners [n or 1, m or 1, 4, 2] of rectangles.
     """
     start, step = edges_of, np.roll(edges_of, -1, axis=2) - edges_of
     side = np.roll(area, -1, axis=2) - area

@@ -12,7 +12,7 @@ from edgekd.hardware.budget import Budget
 
 @dataclass(frozen=True)
 class Rung:
-    """A thoroughness of trials.
+    """A level of thoroughness of trials.
 
     Args:
         images: Number of held-out images: those that are scored, or on which the noise of untrained networks is
@@ -36,7 +36,7 @@ class SearchSetup:
         basis: Source of `latency_ms` and `energy_mj`: `measured` where this machine is the target, or boards were
             timed, `rehearsed` on a null device, else `predicted`.
         held_out: Number of training images that nothing was trained or calibrated on.
-        rungs: Thoroughness of trials, the least first.
+        rungs: Levels of thoroughness of trials, the least thorough first.
     """
 
     identity: str
@@ -50,19 +50,19 @@ class SearchSetup:
 
 @dataclass(frozen=True)
 class SearchCounts:
-    """The end of a search, in numbers.
+    """Statistics of a search.
 
     Args:
         reason: Why it stopped; null while it goes on.
         seconds: Duration of its trials when they were made, shared among the workers.
         candidates: Number of candidates.
-        refused: Number of candidates that cannot fit, by arithmetic and prediction, and were not tried.
+        refused: Number of candidates that were not tried, because they miss the budget by calculation or prediction.
         tried: Number of candidates that were tried.
         thorough: Number of those tried in full.
         trainings: Number of full trainings.
         trainings_saved: Number of candidates with a training that were refused, or beaten before it.
-        rank_correlation: Spearman's correlation between the accuracy that was estimated of candidates before they were
-            tried in full and the measured one; null with fewer than four.
+        rank_correlation: Spearman's rank correlation of the accuracy of candidates that was estimated before their full
+            trial and the measured one; null with fewer than four.
     """
 
     reason: str | None
@@ -84,8 +84,8 @@ class CandidateSettings:
         student: Detector that is trained in place of the given one; null for the given one itself.
         image_size: Side of the input in pixels.
         ratio: Share of the multiply-adds that pruning removes.
-        bits: Bits of a weight as it is stored, on average; 8: INT8, 32: float.
-        recovery: Epochs of the training beside the given detector.
+        bits: Mean stored bits of a weight; 8: INT8, 32: float.
+        recovery: Epochs of the training with the given detector as teacher.
         quant_aware: Epochs of the training of the quantized graph.
     """
 
@@ -102,11 +102,11 @@ class CandidateEstimate(CandidateSettings):
     """A candidate that was not tried, with estimates.
 
     Args:
-        kept: Share of the detector's mAP50-95 on held-out training images; null where the trial failed.
-        bytes: Size of the bundle; null where the trial failed.
+        kept: Estimated share of the detector's mAP50-95 on held-out training images; null where it is not known.
+        bytes: Estimated size of the bundle; null where it is not known.
         latency_ms: Latency of a frame; null where it is not known.
         energy_mj: Predicted energy of a frame; null where it is not known.
-        text: The candidate for people.
+        text: The candidate as text.
     """
 
     kept: float | None
@@ -127,11 +127,11 @@ class TriedCandidate(CandidateSettings):
         bytes: Size of the bundle; null where the trial failed.
         latency_ms: Latency of a frame; null where it is not known.
         energy_mj: Predicted energy of a frame; null where it is not known.
-        noise: Noise by signal at the last convolutions of its network before training, beside the given detector with
-            the same side of the input; null for a student.
+        noise: Noise-to-signal ratio at the last convolutions of its network before training, relative to the given
+            detector with the same input size; null for a student.
         seconds: Duration of the trial when it was made.
         error: Why the trial failed; null where it did not.
-        text: The candidate for people.
+        text: The candidate as text.
     """
 
     rung: int
@@ -158,12 +158,12 @@ class FrontCandidate(TriedCandidate):
 
 @dataclass(frozen=True)
 class ChoiceEffect:
-    """Cost and gain of a choice of the winner beside the gentlest one, estimated from all trials.
+    """Cost and gain of a setting of the winner compared with the least compressing one, estimated from all trials.
 
     Args:
-        choice: Name of the choice.
-        value: The winner's.
-        instead_of: The gentlest.
+        choice: Name of the setting.
+        value: Value of the winner.
+        instead_of: Least compressing value.
         kept: Share of the accuracy that it keeps.
         bytes_saved: Bytes of the bundle that it saves.
         ms_saved: Milliseconds of a frame that it saves; null where they are not known.
@@ -199,5 +199,5 @@ class SearchResult(SearchCounts, SearchSetup, Result):
 
     @property
     def counts(self) -> SearchCounts:
-        """Return the search in numbers."""
+        """Return the statistics of the search."""
         return SearchCounts(**{entry.name: getattr(self, entry.name) for entry in fields(SearchCounts)})

@@ -23,7 +23,7 @@ WARMUP = 3  # frames of each stream before the start
 def run_streams(candidates: Sequence[FramePipeline], items: Sequence[Any], seconds: float) -> np.ndarray:
     """Run streams for about `seconds`; return the sorted times when frames were done, float64 [n] seconds.
 
-    One candidate for each stream; stream k begins with item k. Raises what a candidate raises.
+    One candidate for each stream; stream k begins with item k. Raises the exception of a candidate that fails.
     """
     begin, end = threading.Barrier(len(candidates) + 1), threading.Event()
 
@@ -63,5 +63,5 @@ def run_streams(candidates: Sequence[FramePipeline], items: Sequence[Any], secon
 
 
 def between(done_s: np.ndarray) -> np.ndarray:
-    """Return the milliseconds between frames of all streams: 1000 by their mean is the throughput."""
+    """Return the milliseconds between consecutive frames of all streams; FPS are 1000 divided by their mean."""
     return np.diff(done_s, prepend=0.0) * 1000

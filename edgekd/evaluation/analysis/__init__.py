@@ -1,1 +1,1 @@
-"""Why and where a detector lost accuracy: detections, layers and attention, before and after."""
+"""Analysis of lost accuracy: detections, layers and attention, before and after a build."""

@@ -25,7 +25,7 @@ from edgekd.graph.view import Graph
 POSITIONS = 1024
 """Positions of a frame at which layers are compared."""
 MAX_SUM_BYTES = 400_000_000
-"""Of the covariance sums of one pass; a network whose layers need more is run several times."""
+"""Maximum bytes of the covariance sums of one pass; a network whose layers need more is run in several passes."""
 
 Similarity = Mapping[str, float | None]
 """CKA of layers by the tensor that they write; None where one of them is constant."""
@@ -58,8 +58,8 @@ def similarities(
 ) -> tuple[Similarity, ...]:
     """Return for each of `others` the CKA of its layers with those of the reference that write the same tensors.
 
-    Maps of a larger input are averaged over areas to the size of the smaller; layers that are missing or whose maps do
-    not divide are left out.
+    Maps of a larger input are average-pooled to the size of the smaller one. Layers are left out if they are missing,
+    or if the size of their maps is no multiple of the smaller one.
 
     Args:
         frames: uint8 [h, w, 3] BGR.
@@ -122,7 +122,7 @@ def _add_frame(
 
 
 def _passes(graph: Graph) -> Iterator[list[TapPoint]]:
-    """Yield the layers, as many at a time as have room for their sums: three float64 [channels, channels] each."""
+    """Yield lists of layers whose sums, three float64 [channels, channels] each, take at most MAX_SUM_BYTES."""
     writers = {node.output[0]: node for node in graph.nodes}
 
     def sum_bytes(point: TapPoint) -> int:
@@ -133,7 +133,7 @@ def _passes(graph: Graph) -> Iterator[list[TapPoint]]:
 
 
 class _Probe:
-    """A graph that is opened anew for each set of layers whose activations are read."""
+    """A graph that is opened again for each set of layers whose activations are read."""
 
     def __init__(self, probed: ProbedGraph) -> None:
 
@@ -145,7 +145,10 @@ class _Probe:
         self._tensors: dict[str, str] = {}
 
     def open(self, points: Sequence[TapPoint]) -> None:
-        """Make these layers outputs: behind their activation functions where the graph has those tensors."""
+        """Open a session whose outputs are these layers, after their activation functions if those tensors exist.
+
+        Raises DeviceError.
+        """
         import onnx
 
         tensors = {
@@ -162,7 +165,7 @@ class _Probe:
             raise DeviceError(f"{self._path}: ONNX Runtime cannot open the graph: {error}") from error
 
     def run(self, frame: Image) -> dict[str, np.ndarray]:
-        """Return the activations of a frame, by the tensor that each layer writes."""
+        """Return the activations of a frame, by the tensor that each layer writes. Raises DeviceError."""
         if self._session is None:
             return {}
         batch = letterbox(frame, self._spec.preprocess)[0]

@@ -15,7 +15,7 @@ from edgekd.core.detection.types import Preprocess
 from edgekd.data.images import Image
 
 WIDTH = 240
-"""Pixels of a heatmap's longer side."""
+"""Longer side of a heatmap in pixels."""
 
 
 def attention(features: np.ndarray) -> np.ndarray:
@@ -39,9 +39,9 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def heatmap(frame: Image, attention: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Return a map uint8 [h, w] of the network's input over its frame: uint8 BGR, as small as WIDTH.
+    """Return a map uint8 [h, w] of the network's input over its grey frame: uint8 [h, w, 3] BGR, longer side WIDTH.
 
-    The colours are cividis, which grows lighter evenly and looks alike to those who see red and green as one.
+    The colour map is cividis, which is perceptually uniform, also with a red-green colour vision deficiency.
     """
     import cv2
 
@@ -55,7 +55,7 @@ def heatmap(frame: Image, attention: np.ndarray, preprocess: Preprocess) -> np.n
 
 
 def outlined(picture: Image, boxes: Sequence[tuple[float, ...]], frame: Image) -> Image:
-    """Draw boxes, in pixels of the frame, on a small picture of it: white on black."""
+    """Draw boxes, in pixels of the frame, on a small picture of it: white lines, black edges. Return the picture."""
     import cv2
 
     drawn, scale = np.ascontiguousarray(picture), picture.shape[1] / frame.shape[1]
@@ -67,7 +67,7 @@ def outlined(picture: Image, boxes: Sequence[tuple[float, ...]], frame: Image) -
 
 
 def thumbnail(frame: Image) -> Image:
-    """Return a frame whose longer side is WIDTH."""
+    """Return a frame resized to a longer side of WIDTH."""
     import cv2
 
     scale = WIDTH / max(frame.shape[:2])

@@ -12,7 +12,7 @@ from edgekd.evaluation.analysis.matching import FalseAlarm, Findings, Object
 from edgekd.evaluation.coco import SIZES
 
 SHIFT_BINS = np.round(np.arange(-0.525, 0.55, 0.05), 3)
-"""Edges of the histogram of score changes; changes beyond are in the first and last bin."""
+"""Edges of the histogram of score changes; changes beyond them are in the first and last bin."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DetectionCounts:
         lost: Objects that are found before only.
         gained: Objects that are found after only.
         missed: Objects that are never found.
-        false_before, false_after: Detections that find nothing of their class.
+        false_before, false_after: Detections that match no object of their class.
         shift: Mean change of score of objects that both networks detect; null without any.
     """
 
@@ -69,7 +69,7 @@ def total(findings: Findings) -> DetectionCounts:
 
 
 def by_class(findings: Findings, classes: Sequence[str]) -> tuple[DetectionCounts, ...]:
-    """Count each class, in their order."""
+    """Count objects and false alarms of each class, in the order of `classes`."""
     return tuple(
         _count(name, (o for o in findings.objects if o.kind == index), (a for a in findings.alarms if a.kind == index))
         for index, name in enumerate(classes)

@@ -16,15 +16,15 @@ from edgekd.evaluation.analysis.types import ChangeKind, Crop
 
 MAX_CROPS = 160
 MAX_BYTES = 900_000
-"""Of all JPEGs together; in a page they take a third more."""
+"""Maximum bytes of all JPEGs together; base64 in a page takes a third more."""
 SIDE = 168
-"""Pixels of a crop's longer side."""
+"""Longer side of a crop in pixels."""
 MIN_WINDOW = 72
-"""Pixels of the frame that a crop shows at least."""
+"""Minimum side of the part of a frame that a crop shows, in pixels of the frame."""
 QUALITY = 62
-"""Of JPEG."""
+"""JPEG quality."""
 AROUND = 2.6
-"""Side of a crop by the longer side of the boxes in it."""
+"""Side of a crop relative to the longer side of the boxes in it."""
 KINDS: tuple[ChangeKind, ...] = ("lost", "gained", "alarm", "settled")
 
 
@@ -71,7 +71,7 @@ def worth_showing(changes: Sequence[DetectionChange], limit: int = MAX_CROPS) ->
 def crops_of(
     findings: Findings, samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float]
 ) -> tuple[Crop, ...]:
-    """Return crops of what changed, by kind; as many as fit MAX_BYTES. Each image is read once. Raises DataError."""
+    """Return crops of changes, sorted by kind, as many as fit MAX_BYTES. Each image is read once. Raises DataError."""
     chosen = list(enumerate(worth_showing(list(changes_in(findings)))))
     crops: dict[int, Crop] = {}
     for frame, changes in groupby(sorted(chosen, key=_frame), key=_frame):
@@ -126,7 +126,7 @@ def _crop(
 
 
 def _boxes(of: Object | FalseAlarm) -> dict[str, tuple[float, ...]]:
-    """Return the label, and the boxes of both networks, as far as there are any."""
+    """Return the labelled box and the boxes of both networks, as far as there are any, by name."""
     boxes: dict[str, tuple[float, ...] | None]
     if isinstance(of, Object):
         boxes = {"truth": of.box, "before": of.before.box, "after": of.after.box}
@@ -155,7 +155,7 @@ def _scores(of: Object | FalseAlarm) -> tuple[float | None, float | None]:
 
 
 def _reason(change: DetectionChange, classes: Sequence[str]) -> str:
-    """Return in a word or two why the other network does not detect it."""
+    """Return the reason, in a few words, why the other network does not detect it."""
     of = change.of
     if not isinstance(of, Object):
         return "nothing labelled there" if of.over is None else f"labelled as {classes[of.over]}"

@@ -1,7 +1,7 @@
-"""Match the detections of two networks with labelled objects, as they would count in service. Pure.
+"""Match the detections of two networks with labelled objects, with the thresholds of service. Pure.
 
-A detection matches the object of its class that it overlaps most, by at least IOU, in order of score. Where nothing
-matches an object, the nearest detection gives the reason.
+In order of score, each detection is matched with the free object of its class with the highest IoU, if that is at least
+IOU. For an object without a match, overlapping detections give the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgekd.evaluation.coco import SIZES
 
 IOU = 0.5
 MISPLACED_IOU = 0.1
-"""Overlap from which a detection of the right class counts as a misplaced one of an object."""
+"""Minimum IoU of an object and a detection of its class that counts as misplaced."""
 AREAS = (32.0**2, 96.0**2)
 """Limits of small and medium objects in square pixels of a frame, as in COCO."""
 UNMATCHED = -1
@@ -44,7 +44,7 @@ class ObjectMatch:
     """The detection of one object by a network, or the reason that there is none.
 
     reason: `found`; `unsure`, a matching box is below the threshold; `confused`, one is of class `taken_for`;
-    `misplaced`, the box does not match; `unseen`. score, box: Of that detection, None where the object is unseen.
+    `misplaced`, the box does not match; `unseen`. score, box: of that detection, None if the object is unseen.
     """
 
     reason: Reason
@@ -81,8 +81,8 @@ class Object:
 class FalseAlarm:
     """A detection that matches no object of its class.
 
-    before, after: Its score by each network, None where that network has none there; nearly: the score below the
-    threshold that the other network has there; over: the class of an object that it overlaps.
+    before, after: score of each network, None if it has no such false alarm; nearly: best score of the other network's
+    detections that match it, at any score; over: class of the object of another class that it overlaps.
     """
 
     frame: int
@@ -109,7 +109,7 @@ class Findings:
 
 
 def compare(frames: Sequence[Frame], thresholds: Sequence[float]) -> Findings:
-    """Match the detections of both networks in every frame. thresholds: The least score of each class, for both."""
+    """Match the detections of both networks in every frame. thresholds: minimum score of each class, for both."""
     objects: list[Object] = []
     alarms: list[FalseAlarm] = []
     tables = tuple(np.zeros((len(thresholds) + 1,) * 2, np.int64) for _ in range(2))
@@ -131,7 +131,7 @@ def _objects(frame: int, truth: Truth, before: _FrameMatches, after: _FrameMatch
 
 
 def _alarms(frame: int, before: _FrameMatches, after: _FrameMatches) -> Iterator[FalseAlarm]:
-    """Yield the false alarms of both networks, those at one place together."""
+    """Yield the false alarms of both networks; two that match are one."""
     pairs = pair(before.alarms, after.alarms)
     for index, partner in enumerate(pairs.tolist()):
         alarm = before.alarm(frame, index)
@@ -163,7 +163,7 @@ class _FrameMatches:
         return self._sure.only(self._false)
 
     def alarm(self, frame: int, index: int) -> FalseAlarm:
-        """Return one of them, as if this network were the one before."""
+        """Return the false alarm `index` of `alarms`, with this network's score as `before`."""
         detection = int(self._false[index])
         box, score = self._sure.boxes[detection], float(self._sure.scores[detection])
         over = next((int(self._truth.classes[each]) for each, by in self._confused.items() if by == detection), None)
@@ -202,7 +202,7 @@ class _FrameMatches:
 
 
 def _matched_objects(detections: Detections, truth: Truth, overlap: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """Return the object of each detection, int64 [n]; UNMATCHED, or IN_CROWD for one in a crowd of its class."""
+    """Return the index of each detection's object, int64 [n]; UNMATCHED, or IN_CROWD if in a crowd of its class."""
     objects = np.full(len(detections), UNMATCHED, np.int64)
     free = ~truth.crowd
     for index in range(len(detections)):  # in order of score
@@ -217,7 +217,7 @@ def _matched_objects(detections: Detections, truth: Truth, overlap: np.ndarray, 
 
 
 def _confused(detections: Detections, truth: Truth, overlap: np.ndarray, objects: np.ndarray) -> dict[int, int]:
-    """Return the detection of another class by each object that it overlaps and that none of its class matches."""
+    """Return the index of the overlapping detection of another class, by the index of each object without a match."""
     confused: dict[int, int] = {}
     missed = ~truth.crowd
     missed[objects[objects >= 0]] = False
@@ -236,7 +236,7 @@ def single_label(detections: Detections) -> Detections:
 
 
 def pair(first: Detections, second: Detections) -> np.ndarray:
-    """Return for each of the first the one of the second that matches it, int64 [n]; or UNMATCHED."""
+    """Return the index of the second detection that matches each of the first, int64 [n]; UNMATCHED for none."""
     pairs = np.full(len(first), UNMATCHED, np.int64)
     overlap, _ = _overlaps(first.boxes, second.boxes)
     free = np.ones(len(second), bool)
@@ -249,7 +249,7 @@ def pair(first: Detections, second: Detections) -> np.ndarray:
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the IoU of boxes, and the share of each that another covers, in double precision."""
+    """Return the IoU of boxes, and the share of each that another covers, float64 [n, m]."""
     return overlaps(boxes.astype(np.float64), others.astype(np.float64))
 
 

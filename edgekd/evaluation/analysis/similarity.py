@@ -49,7 +49,7 @@ class LinearCka:
 
 
 def pooled(features: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
-    """Average maps float [1, c, h, w] over areas to a smaller size (height, width); None where they do not divide."""
+    """Average-pool maps float [1, c, h, w] to a smaller size (height, width); None if h, w are no multiples of it."""
     channels, height, width = features.shape[1:]
     down, across = height // size[0], width // size[1]
     if (down * size[0], across * size[1]) != (height, width):
@@ -62,7 +62,7 @@ def at_same_positions(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return activations of two layers at the same positions: larger maps are averaged to the size of the others.
 
-    None where positions do not correspond: other numbers of rows, or maps that do not divide.
+    None if positions do not correspond: other numbers of rows, or sizes of maps that are no multiples.
     """
     if channels_last:
         return (first, second) if first.shape[:-1] == second.shape[:-1] else None

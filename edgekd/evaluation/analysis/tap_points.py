@@ -1,6 +1,6 @@
 """Tap points: the tensors at which a network's activations are read, and the layers that its heads read.
 
-They are found by the edges of the float graph, and hold for graphs derived from it: quantization and half precision
+They are found in the float graph, and are valid for graphs derived from it, because quantization and half precision
 keep the names of tensors.
 """
 
@@ -18,14 +18,14 @@ from edgekd.graph.view import Graph
 UNARY = frozenset("Clip Elu Gelu HardSwish LeakyRelu Mish PRelu Relu Selu Softplus Swish Tanh".split())
 GATES = frozenset(("Sigmoid", "HardSigmoid"))
 MAX_LEVELS = 3
-"""Sizes of maps, the finest ones, whose heads are looked at."""
+"""Number of levels whose heads are analysed: those with the largest feature maps."""
 
 
 @dataclass(frozen=True)
 class TapPoint:
-    """A layer by the tensor that it writes. activated: the tensor behind its bias and activation function.
+    """A layer, identified by the tensor that it writes.
 
-    channels_last: As a matrix product writes them.
+    activated: the tensor after its bias and activation function; channels_last: True for a matrix product.
     """
 
     output: str
@@ -43,7 +43,7 @@ def tap_points(graph: Graph) -> tuple[TapPoint, ...]:
 
 
 def _activated(graph: Graph, node: Any) -> str:
-    """Return the tensor behind bias and activation, where nothing else reads the layer; x * sigmoid(x) is one."""
+    """Return the tensor after bias and activation, also x * sigmoid(x), unless other nodes read the layer, too."""
     name: str = node.output[0]
     if node.op_type == "MatMul" and bias_of_product(graph, node) is not None:
         name = graph.consumers(name)[0][0].output[0]

@@ -18,17 +18,17 @@ from edgekd.hardware.predict.result import predict_graph
 from edgekd.hardware.target import Target
 
 RUNS = 20
-"""Timed frames; the median is taken."""
+"""Timed runs, of which the median is used."""
 WARM_UP = 5
-"""Frames before them: the first runs of a session are slower."""
+"""Runs before these: the first runs of a session are slower."""
 
 
 @dataclass(frozen=True)
 class LayerTimes:
     """Microseconds of each layer by the name of its node, and of kernels that belong to none.
 
-    basis: `predicted` for the target, `measured` on it, or measured on another machine, a `stand-in`. where: The device
-    and runtime.
+    basis: `predicted` for the target, `measured` on it, or measured on another machine, a `stand-in`; where: device and
+    runtime.
     """
 
     basis: Basis
@@ -49,7 +49,7 @@ def predicted(graph: Path, target: Target) -> LayerTimes | None:
 
 
 def profiled(graph: Path, basis: Basis, cpu: str) -> LayerTimes:
-    """Return the times of ONNX Runtime's profiler on this machine's CPU: the median of RUNS, on noise.
+    """Return the times of ONNX Runtime's profiler on this machine's CPU: the medians of RUNS runs on random input.
 
     Raises DeviceError where the graph cannot run, or its input has no fixed shape.
     """
@@ -84,7 +84,7 @@ def profiled(graph: Path, basis: Basis, cpu: str) -> LayerTimes:
 def attributed(events: Iterable[Mapping[str, object]], layers: Iterable[str]) -> tuple[dict[str, float], float]:
     """Return the median microseconds of each layer in a profile, and the sum of those that belong to none. Pure.
 
-    The runtime derives the names of kernels from those of layers: a kernel belongs to the longest that it begins with.
+    The name of a kernel begins with that of its layer; of several such layers, the one with the longest name is used.
     """
     kernels: dict[str, list[float]] = defaultdict(list)
     for event in events:

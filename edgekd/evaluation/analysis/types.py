@@ -43,8 +43,9 @@ class Crop:
 class Analysis:
     """Detections of the scored images before and after, at the thresholds that ship.
 
-    thresholds: Of each class, before and after; images: how many were scored; reasons: of lost objects. tables:
-    confusion, as in `matching.Findings`. changes: how many of each kind there are; `crops` shows some.
+    thresholds: minimum score of each class, before and after alike; images: number of scored images; reasons: number of
+    lost objects by reason; tables: confusion, as in `matching.Findings`; changes: number of each kind, some of which
+    `crops` shows.
     """
 
     class_names: tuple[str, ...]

@@ -47,7 +47,7 @@ def write_prediction(file: Path, prediction: PredictResult) -> None:
 
 
 def require_place(*files: Path | None) -> None:
-    """Raise SpecError, before anything is measured, where a file could not be written."""
+    """Raise SpecError for a file that could not be written. Called before anything is measured."""
     for file in files:
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             found = "a folder" if file.is_dir() else "no such folder"

@@ -8,7 +8,7 @@ from edgekd.evaluation.analysis.counts import DetectionCounts
 from edgekd.evaluation.analysis.types import Analysis
 
 MATRIX = 12
-"""Classes that a confusion matrix shows; the others are one."""
+"""Number of classes in a confusion matrix; all others are combined."""
 
 
 def counted_classes(analysis: Analysis | None) -> list[DetectionCounts]:
@@ -20,8 +20,8 @@ def counted_classes(analysis: Analysis | None) -> list[DetectionCounts]:
 def confusion_matrix(analysis: Analysis, counts: np.ndarray) -> tuple[tuple[str, ...], list[list[int]]]:
     """Return the names and rows of a matrix of the most confused classes, and the others together.
 
-    counts: Of one network, as in `matching.Findings`. The last row is detections of nothing, the last column what was
-    missed.
+    counts: of one network, as in `matching.Findings`. The last row counts detections without an object, the last column
+    missed objects.
     """
     classes, both = analysis.class_names, sum(analysis.tables)
     stray = both - np.diag(np.diag(both))

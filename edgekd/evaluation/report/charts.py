@@ -13,39 +13,39 @@ from edgekd.evaluation.report.text import known
 from edgekd.evaluation.report.types import FrameLatency
 
 BINS = 60
-"""Of a latency histogram."""
+"""Number of bins of a latency histogram."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from its first tick to its last; values beyond are drawn at its ends. log: in powers of ten."""
+    """A scale from its first tick to its last; values beyond are drawn at its ends. log: logarithmic scale."""
 
     ticks: tuple[float, ...]
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Return the place of a value on the axis, 0 to 1."""
+        """Return the position of a value on the axis, 0 to 1."""
         low, here, high = (math.log10(each) if self.log else each for each in (self.ticks[0], value, self.ticks[-1]))
         return min(max((here - low) / (high - low), 0.0), 1.0)
 
     def across(self, value: float) -> str:
-        """Return the place from the left, in percent."""
+        """Return the position of a value from the left, as CSS percentage."""
         return f"{100 * self.share(value):.2f}%"
 
     def width(self, left: float, right: float, factor: float = 1.0) -> str:
-        """Return the length of a stretch, in percent."""
+        """Return the distance between two values times `factor`, as CSS percentage."""
         return f"{100 * factor * (self.share(right) - self.share(left)):.2f}%"
 
     def down(self, value: float, bottom: float, top: float = 12) -> float:
-        """Return the place from the top of a chart, in pixels, where the axis goes up from `bottom` to `top`."""
+        """Return the position of a value from the top of a chart in pixels, on an axis from `bottom` up to `top`."""
         return round(bottom - (bottom - top) * self.share(value), 1)
 
     def curve(
         self, values: Sequence[float | None], bottom: float, top: float, at: Sequence[float] | None = None
     ) -> list[list[tuple[float, float]]]:
-        """Return a line as stretches without a gap: places across, 0 to 1, and down, in pixels.
+        """Return a line as segments without gaps, of points: x from 0 to 1, and y from the top in pixels.
 
-        at: Where the values are, from 0; evenly apart by default.
+        at: x coordinates of the values, from 0; evenly spaced by default.
         """
         at = range(len(values)) if at is None else at
         end = max(at[-1], 1e-9)
@@ -87,7 +87,7 @@ def latency_axis(latencies: Sequence[FrameLatency]) -> Axis:
 def nice_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
     """Return round numbers that enclose [low, high], in steps of 1, 2 or 5 times a power of ten, roughly `about`.
 
-    A range too narrow to tell apart on a page is widened to a thousandth of its place.
+    A narrower range is widened to a thousandth of its magnitude, or of 1.
     """
     high = max(high, low + 1e-3 * max(abs(low), 1.0))
     raw = (high - low) / about

@@ -38,7 +38,7 @@ class ReportedConfusion:
     Args:
         labelled: Class of the object; null for a false alarm.
         taken_for: Class of the detection; null for a missed object.
-        before, after: Number of them.
+        before, after: Number of such objects.
     """
 
     labelled: str | None
@@ -53,12 +53,12 @@ class ReportedDetections:
 
     Args:
         images: Number of images.
-        iou: Least overlap of a detection and the object that it finds.
-        thresholds: Least score that counts, by class: those that ship, before and after alike.
-        total: All objects and false alarms.
-        classes: The same of every class.
-        sizes: The same of small, medium and large objects.
-        reasons: Number of lost objects that are `unsure` (a box that fits scores too little), `confused` (it has
+        iou: Minimum IoU of a detection and the object that it matches.
+        thresholds: Minimum score by class: the shipped thresholds, before and after alike.
+        total: Counts of all objects and false alarms.
+        classes: Counts of every class.
+        sizes: Counts of small, medium and large objects.
+        reasons: Number of lost objects that are `unsure` (a box that fits is below the threshold), `confused` (it has
             another class), `misplaced` (the box does not fit) and `unseen`.
         confusions: Confusions of classes, those that changed most first.
         shift: Change of the scores of objects that both find; null without any.
@@ -82,7 +82,7 @@ class ReportedDetections:
 
 @dataclass(frozen=True)
 class ReportedShift:
-    """Change of the scores of objects that both networks find: score after less score before.
+    """Change of the scores of objects that both networks find: score after minus score before.
 
     Args:
         count: Number of objects.
@@ -109,9 +109,9 @@ class ReportedLayer:
         bytes_before: Bytes of its weights in the given detector.
         bytes_after: Bytes of its weights in the graph that ships.
         error_share: Its share of the estimated cost of quantization; null where that was not estimated.
-        snr_db: Signal by noise at its own output in INT8; null for others.
+        snr_db: Signal-to-noise ratio in dB at its own output in INT8; null for others.
         shape: Shape of its weights.
-        options: Measured error of each format that a plan could give it; empty without a plan.
+        options: Measured error of each format that a plan could choose for it; empty without a plan.
         us_before: Microseconds in the given detector; null where they are not known.
         us_after: Microseconds in the graph that ships; null where they are not known.
         cka: Similarity in each comparison of `inside.compared`; null where it has no counterpart.

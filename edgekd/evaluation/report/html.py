@@ -1,7 +1,7 @@
 """The report of one build as one self-contained HTML page: no network, no external file.
 
-The same report gives the same bytes. Only a page with an analysis has a script, which filters and sorts what is there
-without it.
+The same report gives the same bytes. Only a page with an analysis has a script; it filters and sorts content that is
+visible without it, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekd.evaluation.report.search import trial_spots
 from edgekd.evaluation.report.types import BeforeAfter, BudgetRow, ClassRow, FrameLatency, Moment, Report, SizeRow
 
 CHART_ROWS = 20
-"""Classes of a chart; all of them are in a table."""
+"""Maximum number of classes in a chart; a table has all of them."""
 
 
 def render(report: Report) -> str:

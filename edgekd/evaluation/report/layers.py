@@ -1,4 +1,4 @@
-"""Layers in the report: the largest, bands from the first to the last, and columns of what was measured."""
+"""Layers in the report: the largest ones, charts over all layers, and columns of measurements."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edgekd.evaluation.report import text
 from edgekd.evaluation.report.types import LayerRow
 
 CHART_ROWS = 20
-"""Layers of the chart of sizes; all of them are in a table."""
+"""Maximum number of layers in the chart of sizes; a table has all of them."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A small chart with a bar for each layer. top: the highest bar, in words."""
+    """A small chart with a bar for each layer. top: value of the highest bar, as text."""
 
     name: str
     unit: str
@@ -52,12 +52,12 @@ def _band(name: str, unit: str, values: Sequence[float | None], as_text: Callabl
 
 
 def planned_forms(rows: Sequence[LayerRow]) -> tuple[str, ...]:
-    """Return the formats whose errors a plan has measured."""
+    """Return the formats whose errors were measured for a plan."""
     return tuple(dict.fromkeys(form for row in rows for form in row.options))
 
 
 def seen_heads(rows: Sequence[LayerRow], inside: LayerAnalysis | None) -> tuple[str, ...]:
-    """Return the heads of the columns of what was measured for a plan, and seen inside the networks."""
+    """Return the column headings of the measurements for a plan and of the analysis inside the networks."""
     errors = (f"Error as {form}" for form in planned_forms(rows))
     similarities = (f"CKA {each.name}" for each in (inside.compared if inside else ()))
     return ("SNR", *errors, "Time before", "Time after", *similarities)

@@ -1,4 +1,4 @@
-"""Pages from templates: one file each, without the network, in which text can never become markup."""
+"""Render templates to self-contained HTML pages, with all text escaped."""
 
 from __future__ import annotations
 

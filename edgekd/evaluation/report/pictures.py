@@ -11,11 +11,11 @@ import numpy as np
 from edgekd.core.detection.types import Detections
 
 LONGEST_SIDE = 640
-"""Pixels of a picture's longer side."""
+"""Longer side of a picture in pixels."""
 SHOWN_SCORE = 0.25
-"""Least score of a detection that is drawn."""
+"""Minimum score of a detection that is drawn."""
 QUALITIES = (80, 65, 50, 35)
-"""Of JPEG, tried until a picture has at most MAX_JPEG_BYTES."""
+"""JPEG qualities that are tried until a picture has at most MAX_JPEG_BYTES."""
 MAX_JPEG_BYTES = 130_000
 # BGR, light enough for black letters.
 COLORS = ((180, 229, 255), (120, 220, 130), (255, 190, 110), (80, 190, 255), (230, 170, 240), (240, 235, 120))

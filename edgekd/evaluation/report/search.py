@@ -1,4 +1,4 @@
-"""The trials of a search as spots of a chart."""
+"""The trials of a search as points of a scatter chart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spot:
 
 
 def trial_spots(search: SearchResult | None) -> list[Spot]:
-    """Return MB of the bundle and percent of the accuracy kept of candidates that were tried as the winner was."""
+    """Return bundle size (MB) and kept accuracy (percent) of the candidates tried as thoroughly as the winner."""
     if search is None or search.winner is None:
         return []
     return [

@@ -60,7 +60,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """mAP50-95 of one class. instances: Labelled objects that were scored; rare: few objects of it were trained on."""
+    """mAP50-95 of one class. instances: number of scored labelled objects; rare: few objects in the training split."""
 
     name: str
     instances: int | None
@@ -97,9 +97,9 @@ class SizeRow:
 class LayerRow:
     """One layer that holds weights, in graph order.
 
-    precision: The format of the weights, such as "int8"; error_share: its part of the estimated error of quantization,
-    0 to 1; snr_db: signal by noise at its output, where its weights or inputs are quantized. output: the tensor that it
-    writes. options: the error, relative to the outputs' signal, of each format that a plan has measured.
+    precision: format of the weights, such as "int8"; error_share: its share of the estimated error of quantization,
+    0 to 1; snr_db: signal-to-noise ratio in dB at its output, if its weights or inputs are quantized; output: tensor
+    that it writes; options: error of each format that was measured for a plan, relative to the outputs' signal.
     """
 
     name: str
@@ -121,7 +121,7 @@ class LayerRow:
 
     @property
     def largest_bytes(self) -> int:
-        """Return the stored bytes, before or after, whichever are more."""
+        """Return the stored bytes, the larger of before and after."""
         return max(self.bytes_before or 0, self.bytes_after or 0)
 
 
@@ -214,9 +214,9 @@ class Training:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One limit and the value that the build reached, both as text with units. met: None when it was not checked.
+    """One limit and the value that the build reached, both as text with units.
 
-    timed: The value is a time or a rate, and so of one machine.
+    met: None when it was not checked; timed: the value is a time or a rate, which depends on the machine.
     """
 
     name: str
@@ -231,10 +231,10 @@ class BudgetRow:
 class Report:
     """The content of the page.
 
-    Of `latencies`, the first "before" and the first "after" are the headline. task: of the detector, which decides what
-    its accuracy compares. boxes: mAP50-95 of the boxes alone, for a detector with keypoints or masks. class_names: By
-    the class indices of the detections in `pictures`. analysis: of detections; inside: of layers; where they are None,
-    `missing` says why.
+    The headline shows the first "before" and the first "after" of `latencies`. task: task of the detector, which
+    decides what its accuracy compares; boxes: mAP50-95 of the boxes alone, for a detector with keypoints or masks;
+    class_names: by the class indices of the detections in `pictures`; analysis: of detections; inside: analysis of
+    layers; where they are None, `missing` has the reason.
     """
 
     title: str
@@ -269,8 +269,8 @@ class Report:
 def for_bundle(report: Report) -> Report:
     """Return the report that a bundle contains: the same inputs give the same on every machine and in every run.
 
-    Left out are all times (they belong to the building host, not to the camera), which stages were reused, the search
-    for the recipe, the analysis, for which a camera has no room, and the size of the bundle itself.
+    It has no times (they depend on the building host), no search for the recipe, no training log, no analysis (a camera
+    has no room for it), not the size of the bundle itself, and not which stages were reused.
     """
     return replace(
         report,

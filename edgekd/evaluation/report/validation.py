@@ -20,7 +20,7 @@ from edgekd.evaluation.report import text
 from edgekd.evaluation.report.page import render_page
 
 MAX_LOG = 50
-"""Lines of a builder's log on the page; the file has all."""
+"""Maximum number of lines of a builder's log on the page; the evidence file has all."""
 
 
 def render(name: str, evidence: ValidationEvidence, verdicts: Sequence[Verdict]) -> str:
