@@ -65,7 +65,7 @@ def opened(
 def runnable(
     artifact: Path, head: str | None, classes: tuple[str, ...], trust_checkpoint: bool
 ) -> Iterator[tuple[Path, DetectorSpec, HostRuntime]]:
-    """Yield graph and contract, as `opened` does, with a runtime of this machine; also opens a conversion's folder.
+    """Yield graph, contract and a runtime of this machine, as `opened` does; also open the folder of a conversion.
 
     Raises SpecError, DeviceError.
     """

@@ -30,7 +30,7 @@ INT8_FACTOR = 2.0
 
 
 def golden_set(graph: Path, floating: Path | None, spec: DetectorSpec, images: Iterable[Image]) -> GoldenSet:
-    """Return the golden set of a graph from the first images uint8 [h, w, 3] BGR, of which there must be one.
+    """Return the golden set of a graph from the first images uint8 [h, w, 3] BGR, at least one.
 
     floating: float graph of a quantized one, else None. Raises DeviceError if a graph cannot run, CompressError if its
     output is not finite in float16.

@@ -45,7 +45,7 @@ class CostPerMillion:
 
 
 def cost_of(prices: Prices, mj: float | None, fps: float | None) -> CostPerMillion:
-    """Return the cost at millijoules a frame and frames a second; None for what is not known or has no price."""
+    """Return the cost at `mj` millijoules per frame and `fps`; a part is None if it is unknown or has no price."""
     electricity = _times(prices.electricity, None if mj is None else mj * MILLION / _MJ_PER_KWH)
     instance = _times(prices.instance, MILLION / fps / 3600 if fps else None)
     priced = [(prices.electricity, electricity), (prices.instance, instance)]

@@ -115,7 +115,7 @@ def save_detections(path: Path, detections: Sequence[Detections], shapes: Sequen
 
 
 def load_detections(path: Path) -> list[Detections]:
-    """Read what `save_detections` wrote."""
+    """Return the detections of each image in a file of `save_detections`."""
     with np.load(path) as saved:
         parts = [np.split(saved[name], saved["ends"][:-1]) for name in ("boxes", "scores", "classes")]
     return [Detections(boxes, scores, classes) for boxes, scores, classes in zip(*parts, strict=True)]

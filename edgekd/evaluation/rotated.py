@@ -49,7 +49,7 @@ def with_rotated(annotations: list[dict[str, Any]], boxes: NDArray[np.float64]) 
 
 @cache
 def rotated_evaluator() -> type[Any]:
-    """Return faster-coco-eval's evaluator, with the overlap of rotated boxes in place of that of upright ones."""
+    """Return faster-coco-eval's evaluator with the IoU of rotated boxes instead of upright ones."""
     from faster_coco_eval import COCOeval_faster
 
     class RotatedEvaluator(COCOeval_faster):  # type: ignore[misc]

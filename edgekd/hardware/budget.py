@@ -14,7 +14,7 @@ MORE_DIGITS = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of a build; None where there is none.
+    """The limits of a build; None for no limit.
 
     Args:
         max_bytes: Maximum size of the bundle in bytes.

@@ -21,7 +21,7 @@ _ELSEWHERE = {
         "convert the .pt with litert-torch, in its own environment: see docs/guides/convert.md",
     ),
 }
-"""Formats that are not converted to here, and what to use instead."""
+"""Formats that edgekd does not convert to, with the text on what to use instead."""
 
 
 def format_named(name: str) -> Format:

@@ -104,7 +104,7 @@ class Converted(Result):
         calibration_cache: TensorRT's calibration cache in the result; null where there is none.
         libraries: Version of each package that converted; null for one that is not installed as a package.
         seconds: Wall time of the conversion alone.
-        notes: Notes on this result, for people.
+        notes: Notes on this result, for users.
         parity: Null where nothing on this machine runs the result.
         scores: Null without `--data`, or where nothing on this machine runs the result.
         files: Every file of the result.

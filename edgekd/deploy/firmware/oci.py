@@ -1,6 +1,6 @@
 """OCI: the bundle as an artifact for container registries, an image layout in one tar file; needs no program.
 
-It contains no install script: whoever pulls it passes the bundle to the agent.
+It contains no install script: the program that pulls it must pass the bundle to the agent.
 """
 
 from __future__ import annotations

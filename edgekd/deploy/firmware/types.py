@@ -53,7 +53,7 @@ class FirmwareFile:
         system: `mender`, `oci`, `rauc` or `swupdate`.
         version: Version in that system: the bundle's counter, or the version of the trust file.
         compatible: Names in that system of the devices that it fits.
-        signed: True where it has a signature of that system, around those of its content.
+        signed: True if it has a signature of that system, besides the signatures of its content.
     """
 
     system: str
@@ -124,7 +124,7 @@ def require_signature(packaging: Packaging) -> None:
 
 
 def _absolute(key: str) -> str:
-    """Return the absolute path of a file, as programs run in other folders; an address stays as it is."""
+    """Return the absolute path of a file, as programs run in other folders; an address is not changed."""
     return key if not key or key.startswith("pkcs11:") else str(Path(key).absolute())
 
 

@@ -44,7 +44,7 @@ class Verified(Result):
         file: Path of the file.
         kind: Kind of the file; a delta only within a firmware system's file.
         identity: SHA-256 of the manifest of the bundle (for a delta: of the new bundle), or of the content of the trust
-            file. It is what signatures sign.
+            file; signatures sign it.
         version: Counter of the bundle, or version of the trust file.
         expires: Expiry of the trust file, UTC; null for bundles and if it never expires.
         bytes: Size of the file.
@@ -106,7 +106,7 @@ def signatures_of(kind: str, sha256: str, signers: Iterable[Signer]) -> tuple[Si
 def sign_bundle(path: Path, signers: Sequence[Signer], out: Path, kept: Iterable[Signature] | None = None) -> None:
     """Verify a bundle, and write it with added signatures, the last of each key. `out` may be `path`.
 
-    kept: the signatures to add to, in place of those of the bundle.
+    kept: existing signatures to keep, in place of those of the bundle.
     """
     with opened_bundle(path) as bundle:
         head = bundle.head

@@ -43,7 +43,7 @@ class DetectionCounts:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many objects of class `truth` are detected as `taken_for`; None stands for no object, or no detection."""
+    """Number of objects of class `truth` that are detected as `taken_for`; None is no object, or no detection."""
 
     truth: int | None
     taken_for: int | None

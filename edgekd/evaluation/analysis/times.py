@@ -38,7 +38,7 @@ class LayerTimes:
 
 
 def predicted(graph: Path, target: Target) -> LayerTimes | None:
-    """Return the times that `edgekd predict` gives a graph; None where the target cannot be predicted."""
+    """Return the times that `edgekd predict` predicts for a graph; None if the target cannot be predicted."""
     try:
         prediction = predict_graph(graph, target)
     except SpecError:

@@ -19,9 +19,9 @@ ChangeKind = Literal["lost", "gained", "alarm", "settled"]
 class Crop:
     """A change with its surroundings as a JPEG of `width` x `height` pixels.
 
-    class_name, size: Of the object or false alarm; frame: name of the image file. truth, before, after: boxes x1, y1,
-    x2, y2 in pixels of the JPEG, None where there is none. scores: of both networks, None without a detection; reason:
-    why one network does not detect it.
+    class_name, size: of the object or false alarm; frame: name of the image file; truth, before, after: boxes x1, y1,
+    x2, y2 in pixels of the JPEG, or None; scores: of both networks, None without a detection; reason: why one network
+    does not detect it.
     """
 
     kind: ChangeKind
@@ -41,7 +41,7 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Detections of the scored images before and after, at the thresholds that ship.
+    """Detections of the scored images before and after, at the shipped thresholds.
 
     thresholds: minimum score of each class, before and after alike; images: number of scored images; reasons: number of
     lost objects by reason; tables: confusion, as in `matching.Findings`; changes: number of each kind, some of which

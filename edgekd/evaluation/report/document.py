@@ -107,13 +107,13 @@ class ReportedLayer:
         precision: Format of its weights.
         bits: Stored bits of a weight, scales included.
         bytes_before: Bytes of its weights in the given detector.
-        bytes_after: Bytes of its weights in the graph that ships.
+        bytes_after: Bytes of its weights in the shipped graph.
         error_share: Its share of the estimated cost of quantization; null where that was not estimated.
         snr_db: Signal-to-noise ratio in dB at its own output in INT8; null for others.
         shape: Shape of its weights.
         options: Measured error of each format that a plan could choose for it; empty without a plan.
         us_before: Microseconds in the given detector; null where they are not known.
-        us_after: Microseconds in the graph that ships; null where they are not known.
+        us_after: Microseconds in the shipped graph; null where they are not known.
         cka: Similarity in each comparison of `inside.compared`; null where it has no counterpart.
     """
 
@@ -166,7 +166,7 @@ class TimesSources:
 
     Args:
         before: The graph of the given detector.
-        after: The graph that ships.
+        after: The shipped graph.
     """
 
     before: TimesSource
@@ -256,12 +256,12 @@ class Analysed(Result):
 
     @property
     def lost(self) -> int | None:
-        """Objects that were found before, and are not found by the graph that ships."""
+        """Number of objects that were found before, and are not found by the shipped graph."""
         return self.detections.total.lost if self.detections else None
 
     @property
     def gained(self) -> int | None:
-        """Objects that only the graph that ships finds."""
+        """Number of objects that only the shipped graph finds."""
         return self.detections.total.gained if self.detections else None
 
 

@@ -87,5 +87,5 @@ def _breakable(path: str) -> Markup:
 
 
 def _module(tensor: str) -> str:
-    """Return the layer that writes a tensor, without what exporters add to the names of modules."""
+    """Return the name of the layer that writes a tensor, without the suffixes that exporters add."""
     return tensor.strip("/").removesuffix("_output_0").removesuffix("/Conv").removesuffix("/conv")

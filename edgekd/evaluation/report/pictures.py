@@ -34,7 +34,7 @@ def label(classes: Sequence[str], index: int) -> str:
 
 
 def summary(detections: Detections, classes: Sequence[str]) -> str:
-    """Return what `draw` shows in words: "2 person, 1 helmet"."""
+    """Return the number of drawn detections by class as text: "2 person, 1 helmet"."""
     names = (classes[index] if index < len(classes) else f"class {index}" for index in shown(detections).classes)
     return ", ".join(f"{times} {name}" for name, times in Counter(names).most_common()) or "nothing found"
 

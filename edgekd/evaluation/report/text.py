@@ -1,4 +1,4 @@
-"""Numbers as people read them. A missing or non-finite number is "–"; sizes are decimal (1 MB = 1,000,000 bytes)."""
+"""Format numbers for pages. A missing or non-finite number is "–"; sizes are decimal (1 MB = 1,000,000 bytes)."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def times(ratio: float | None, less: str, more: str) -> str:
 
 
 def fixed(value: float | None, decimals: int, unit: str = "") -> str:
-    """Return a number with so many decimals."""
+    """Return a number with `decimals` decimals and its unit."""
     return f"{value:.{decimals}f}{unit and NBSP}{unit}" if known(value) else MISSING
 
 
 def general(value: float | None, digits: int = 6) -> str:
-    """Return a number to so many significant digits, without trailing zeros."""
+    """Return a number to `digits` significant digits, without trailing zeros."""
     return f"{value:.{digits}g}" if known(value) else MISSING
 
 

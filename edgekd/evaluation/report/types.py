@@ -1,6 +1,6 @@
 """The data of the report of a build.
 
-"Before" is the detector as given, "after" the graph that ships. `None` stands for a missing number, shown as "–".
+"Before" is the given detector, "after" the shipped graph. `None` is a missing number, shown as "–".
 Accuracies are shares from 0 to 1, sizes are bytes, times are in the unit that their name ends with.
 """
 

@@ -47,7 +47,7 @@ class HostOpenVino(HostRuntime):
         settings = {
             **hints,
             "INFERENCE_NUM_THREADS": threads,
-            # By default OpenVINO computes float32 layers in bfloat16 on CPUs that support it; the graph says float32.
+            # By default OpenVINO computes float32 layers in bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:

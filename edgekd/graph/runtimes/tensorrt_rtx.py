@@ -1,6 +1,6 @@
 """TensorRT for RTX: engines compiled ahead of time on the CPU, without a GPU.
 
-For an RTX target the result is the engine that ships (the GPU's code is generated when it is loaded there). For a
+For an RTX target the result is the shipped engine (the GPU's code is generated when it is loaded there). For a
 Jetson with TensorRT 10 or later it is only a check that a TensorRT parser and builder accept the graph: TensorRT for
 RTX has no Jetson GPU among its compute capabilities, and an engine belongs to one TensorRT version. It is no evidence
 for TensorRT 8.
