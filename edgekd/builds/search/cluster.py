@@ -80,7 +80,7 @@ def joined_cluster(
     try:
         with _on_loopback(ray) if address == LOCAL else nullcontext():
             ray.init(address=address, **options)
-    except Exception as error:  # Ray has no common one
+    except Exception as error:  # Ray's errors have no common base class
         fix = f"run the search on a machine of the cluster: there `ray start --address={address}`"
         found = str(error).strip().splitlines()
         raise DeviceError(f"--cluster {address}: cannot join", found=found[0] if found else None, fix=fix) from error

@@ -46,7 +46,7 @@ def run(
     device: LocalDevice,
     basis: Basis,
 ) -> Stage[TimingResult]:
-    """Time two graphs on images of a split; data: its fingerprint."""
+    """Time two graphs on images of a split. data: its fingerprint. Raises DataError, DeviceError."""
 
     def work(folder: Path) -> TimingResult:
         frames = [image for _, image in ReadableImages(split.samples[:TIMED_FRAMES], max_bad_share=0.5)]
