@@ -1,4 +1,4 @@
-"""Texts of results for people: `printer` finds that of a command."""
+"""Printed text of results: `printer` returns the function for a command."""
 
 from __future__ import annotations
 
@@ -322,5 +322,5 @@ PRINTERS: Mapping[str, Callable[[Any], None]] = {
 
 
 def printer(command: str) -> Callable[[Any], None]:
-    """Return the function that prints the result of a command. Raises KeyError where there is none."""
+    """Return the function that prints the result of a command. Raises KeyError if there is none."""
     return PRINTERS[command]
