@@ -19,7 +19,7 @@ OLDER = {
     "build_vs_ultralytics": ("2026-12-01T19", "Ultralytics scored on all cores of the machine, edgekd on one"),
     "low_rank": ("2026-12-01T00", "layers behind a product were not refitted"),
 }
-"""Results whose code has changed since: the time of the change, and what differed. A later run removes the note."""
+"""Results that are older than their code: time of the change, and difference. The note is omitted after a later run."""
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def link(name: str, folder: str = "../../", suffix: str = "md") -> str:
-    """Return the link to a benchmark's table, with a note where the code has changed since it ran."""
+    """Return the link to a benchmark's table, with a note if the code has changed since it ran."""
     return f"([table]({folder}bench/results/{name}.{suffix}){age(name)})"
 
 
@@ -108,7 +108,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def value_at(row: Row, *keys: str) -> Any:
-    """Return the value under nested keys, None where one is missing."""
+    """Return the value under nested keys, None if one is missing."""
     value: Any = row
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -116,7 +116,7 @@ def value_at(row: Row, *keys: str) -> Any:
 
 
 def average(rows: Iterable[Row], *keys: str) -> float | None:
-    """Return the mean of a value over rows, None where no row has it."""
+    """Return the mean of a value over the rows that have it, None if none has."""
     values = [value for row in rows if (value := value_at(row, *keys)) is not None]
     return mean(values) if values else None
 

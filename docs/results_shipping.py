@@ -41,7 +41,7 @@ def across(models: dict[str, list[Row]], cell: Callable[[Row], str]) -> str:
 
 
 def build_time() -> str:
-    """Return the time of a whole build beside Ultralytics' export and validation."""
+    """Return the time of a complete build, compared with Ultralytics' export and validation."""
     run = result("build_vs_ultralytics")
     ours, theirs = (only(run["tools"], tool=name) for name in ("edgekd", "ultralytics"))
     seconds = f"{ours['seconds']['median']:.1f} s", f"{theirs['seconds']['median']:.1f} s"

@@ -76,7 +76,7 @@ class ManifestDocument(Manifest):
 
     Args:
         detector: The contract of the network.
-        role: Name of the only model of a camera as which it may be installed; absent for any.
+        role: Name of the only model of a camera that may take the bundle; absent for any.
         format: Version of the format.
     """
 
@@ -199,7 +199,7 @@ class Definitions:
         return properties
 
     def _property(self, kind: Any, name: str, hint: Any, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Return the schema of a field. Raises SchemaError where nothing describes it."""
+        """Return the schema of a field. Raises SchemaError if it has no description."""
         where = f"{_class(kind).__module__}.{_class(kind).__qualname__}.{name}"
         found = self.schema_of(hint, where)
         if name in texts:
@@ -257,7 +257,7 @@ class Definitions:
 
 
 def summary(kind: Any) -> str:
-    """Return the first paragraph of a class's docstring. Raises SchemaError where it has none."""
+    """Return the first paragraph of a class's docstring. Raises SchemaError if it has none."""
     text = inspect.cleandoc(kind.__doc__ or "")
     if not text or text.startswith(f"{kind.__name__}("):  # the signature, which `dataclass` writes
         raise SchemaError(f"{kind.__module__}.{kind.__qualname__}: no docstring")

@@ -52,7 +52,7 @@ def exported(checkpoint: Path, record: BuildRecord, dataset: Dataset, context: S
 
 
 def _load(checkpoint: Path, record: BuildRecord) -> Detector:
-    """Load a checkpoint that this build wrote. It has modules of the given one, so it needs the same trust."""
+    """Load a checkpoint that this build wrote. It contains modules of the given one, so it needs the same trust."""
     return load(checkpoint, trust_checkpoint=record.request.trust_checkpoint)
 
 

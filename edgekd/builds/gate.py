@@ -81,7 +81,7 @@ def _with_more_than_boxes(stages: Sequence[AnyStage]) -> bool:
 
 
 def _more_bytes(line: LimitResult, stages: Sequence[AnyStage]) -> int | None:
-    """Return how many bytes a plan must grow to meet a limit on accuracy, None if no size does.
+    """Return by how many bytes a plan must grow to meet a limit on accuracy; None without a plan, or if none suffices.
 
     Assumes that the loss of accuracy is proportional to the predicted error of the plan.
     """

@@ -104,7 +104,7 @@ def checked_and_scored(record: BuildRecord, context: StageContext) -> BuildRecor
 
 
 def refuse_impossible(request: BuildRequest) -> None:
-    """Raise SpecError for what the target cannot run, before anything is computed."""
+    """Raise SpecError if the target or the model does not support the recipe, before anything is computed."""
     recipe, target = request.recipe, request.target
     refuse_recipe(recipe, request.budget, request.model)
     products = "nvfp4" if recipe.quantize and "nvfp4" in recipe.quantize.formats else None

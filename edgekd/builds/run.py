@@ -71,11 +71,11 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildGraphs:
-    """The graphs of a running or finished build, and the stages that judged them.
+    """The graphs of a running or finished build, and the stages that checked and scored them.
 
     Args:
         before: The given detector's float graph.
-        floating: The float graph that `after` was made from: the given one, a student's, or a pruned one.
+        floating: The float graph from which `after` was made: of the given detector, a student, or a pruned detector.
         after: The graph after the steps of the recipe.
         shipped: `after` with the requested interface, in float16 where the target's builder needs that.
         encoded: `shipped` as packed in the bundle.

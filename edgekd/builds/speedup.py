@@ -25,7 +25,7 @@ SCORED = "val"
 
 @dataclass(frozen=True)
 class Start:
-    """A detector before it is made lighter.
+    """The given detector, before a lighter one is derived from it.
 
     Args:
         before: Its float graph.
@@ -124,7 +124,7 @@ class Lightened(Result):
         checkpoint: Path of the lighter detector, a checkpoint of its family.
         before: The given detector.
         after: The lighter detector.
-        target: The latencies that decided; null where they are those of `before` and `after`.
+        target: The latencies by which they were compared; null where they are those of `before` and `after`.
     """
 
     model: str

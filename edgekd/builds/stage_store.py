@@ -123,7 +123,7 @@ AnyStage = Stage[StageResult]
 
 
 class Store:
-    """Stages on disk. Processes may share them: when two need one stage, one runs it and the other waits."""
+    """Stages on disk. Processes may share them: if two need the same stage, one runs it and the other waits."""
 
     def __init__(self, root: Path, fresh: bool = False, progress: Progress = SILENT) -> None:
         """Open or create a store. fresh: run every stage again, even if the store has it.
@@ -272,7 +272,7 @@ def _make(
 def _results(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
     """Return the results of a record: plain JSON types, keys sorted.
 
-    Raises TypeError or ValueError for what JSON cannot hold.
+    Raises TypeError or ValueError for values that JSON does not have.
     """
     results: dict[str, Any] = json.loads(canonical_json({**to_plain(result), "tools": tools}))
     return results
@@ -325,7 +325,7 @@ class StageSummary:
 
 
 def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
-    """Return stages as commands print them."""
+    """Return the summaries of stages that commands report."""
     return tuple(
         StageSummary(
             name=stage.name,

@@ -50,7 +50,7 @@ class StepKind:
             the step before it has a higher order.
         out_of_order_text: The same in words, for messages.
         refuse: Called with the step, the recipe and the `Budget`, before anything runs; raises SpecError.
-        command: The command of edgekd that runs it alone.
+        command: The command of edgekd that runs only this step.
     """
 
     settings: type[Step]

@@ -315,9 +315,9 @@ def look_of(look: DomainShift) -> Look:
 def _write_files(
     folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
-    """Write the files of the variant into an unpacked bundle. Return the number of frames in its drift reference.
+    """Write the files of the variant into an unpacked bundle; return the number of frames in its drift reference.
 
-    None: too few frames for a reference, so the variant has none.
+    None if there are too few frames for a reference; then the variant has none.
     """
     paths = {entry.role: folder / entry.path for entry in manifest.files}
     spec = spec_from_json(manifest.detector)

@@ -138,7 +138,7 @@ class Compared(Result):
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences on what does not compare."""
+        """Sentences about numbers of the two builds that do not compare."""
         return [sentence for key, sentence in _CAUTIONS.items() if not getattr(self, key)]
 
 

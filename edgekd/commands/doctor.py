@@ -172,7 +172,7 @@ def _images() -> Check:
 
 
 def _extra(extra: str, wanted: list[Requirement]) -> Check:
-    """Check one extra: complete, or what it lacks."""
+    """Check whether all packages of an extra are installed."""
     versions = {each: _installed(each.name) for each in wanted}
     lacking = [each for each, version in versions.items() if version is None or _older(version, each.minimum)]
     if lacking:
@@ -223,7 +223,7 @@ def _jetson(root: Path) -> Check:
 
 def _trtexec(root: Path) -> Check:
     at = shutil.which("trtexec")
-    beside = root / "usr/src/tensorrt/bin/trtexec"  # where JetPack and NVIDIA's packages put it, outside PATH
+    beside = root / "usr/src/tensorrt/bin/trtexec"  # installed there by JetPack and NVIDIA's packages, outside PATH
     if at is None and beside.is_file():
         at = str(beside)
     if at is None:
@@ -241,7 +241,7 @@ def _installed(package: str) -> str | None:
 
 
 def _older(version: str, minimum: str) -> bool:
-    """Return whether the numbers at the front of `version` are below those of `minimum`."""
+    """Return whether `version` is below `minimum`, by the first three numbers of each."""
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", text.split("+")[0])][:3]

@@ -61,7 +61,8 @@ def engine(
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
     The bundle is verified first, with its signatures if `trust` or `keys` are given. Only then, or with
-    `allow_unsigned`, the agent in the bundle runs on a camera; else, and always on this machine, that of this edgekd.
+    `allow_unsigned`, a camera runs the agent in the bundle. Otherwise, and always on this machine, the agent of this
+    edgekd runs.
 
     Raises SpecError, BundleError, HashError, SignatureError, DeviceError, and the errors of the agent. The command:
     `edgekd engine`.

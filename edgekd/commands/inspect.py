@@ -13,7 +13,7 @@ from edgekd.core.bundle.network import verify_bundle
 
 @dataclass(frozen=True)
 class Inspected:
-    """A verified bundle. signatures: number of signatures, which were not checked."""
+    """A verified bundle. signatures: their number; they are not checked."""
 
     bundle: Path
     manifest: Manifest

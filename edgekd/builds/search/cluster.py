@@ -107,7 +107,7 @@ def _on_loopback(ray: Any) -> Iterator[None]:
 
 
 def _library() -> Any:
-    """Import Ray. Raises SpecError where it is not installed."""
+    """Import Ray. Raises SpecError if it is not installed."""
     try:
         import ray
     except ImportError as error:

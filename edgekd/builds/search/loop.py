@@ -22,7 +22,7 @@ ROUND_SIZE = 6
 SAMPLED_EVERY = 3
 """One candidate in so many is drawn by the sampler, in case the models of accuracy and cost are wrong."""
 ETA = 3
-"""A round tries its number of new candidates, divided by this and rounded up, in full."""
+"""Each round tries the best ceil(batch / ETA) candidates in full."""
 MAX_DRAWS = 4
 """Draws of the sampler for a new candidate that may fit, before the likeliest one is taken."""
 PATIENCE = 4

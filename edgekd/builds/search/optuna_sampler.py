@@ -20,7 +20,7 @@ STARTUP = 8
 
 
 def library() -> Any:
-    """Import Optuna. Raises SpecError where it is not installed."""
+    """Import Optuna. Raises SpecError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -53,7 +53,7 @@ class OptunaSampler:
         self._study = optuna.create_study(storage=storage, study_name="edgekd", directions=directions)
 
     def draw(self) -> Candidate:
-        """Return a candidate drawn from the results so far; Optuna records the draw as a failed trial."""
+        """Return a candidate sampled by the results so far; Optuna records the draw as a failed trial."""
         trial, levels = self._asked()
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return self._space.at({name: levels.get(name, 0) for name in CHOICES})

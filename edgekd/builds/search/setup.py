@@ -206,7 +206,7 @@ def settings_of(job: BuildRequest) -> dict[str, Any]:
 
 
 def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) -> DetectorFacts:
-    """Return the properties of a detector that decide which choices it has."""
+    """Return the properties of a detector that determine its choices."""
     spec = graph.result.spec
     size = (spec.preprocess.height, spec.preprocess.width)
     family = None if spec.head.beside_boxes else family_of(model)  # others are only quantized
@@ -263,8 +263,8 @@ def _refuse_unpredicted(job: BuildRequest, found: tuple[float | None, float | No
 def _divide(dataset: Dataset, folder: Path, context: StageContext) -> int:
     """Write the data sets of the rungs and of the final build into a folder; return the number of held-out images.
 
-    Held out are at most a quarter of the training images that are no copy of a scored image. Copies of held-out images
-    are not trained on. Raises DataError if none can be held out.
+    At most a quarter of the training images are held out, none of them a copy of a scored one. Copies of held-out
+    images are not trained on. Raises DataError if none can be held out.
     """
     train, scored = dataset.split("train").samples, dataset.split(SCORED).samples
     seen = {context.sha256(sample.image) for sample in scored}

@@ -85,7 +85,7 @@ def _epochs(count: int) -> str:
 
 
 CHOICES = ("student", "image_size", "ratio", "bits", "quant_aware")
-"""Fields of a candidate that are chosen; `recovery` follows from them."""
+"""Fields of a candidate that are chosen; they determine `recovery`."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ def _noise(record: BuildRecord, context: StageContext) -> float | None:
 
 
 def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, float | None]:
-    """Return milliseconds and millijoules of a frame: measured where this machine is the target, else predicted."""
+    """Return milliseconds and millijoules of a frame: measured if the target is this machine's CPU, else predicted.
+
+    None for what is unknown.
+    """
     target = record.request.target
     if target.kind != "cpu":
         return predicted(works_in(record.shipped.path / GRAPH), target, record.after.key != record.floating.key)

@@ -56,7 +56,7 @@ def run(context: StageContext, graph: GraphStage, target: Target) -> Stage[Compi
 
 
 def compile_graph(graph: Path, target: Target, folder: Path, batch: int = 1) -> CompileResult:
-    """Compile what can be compiled here; an engine for RTX cards is written into `folder`. Raises DeviceError.
+    """Compile a graph for an RTX card into `folder`; for other targets of TensorRT check it. Raises DeviceError.
 
     batch: Maximum number of frames in a run.
     """

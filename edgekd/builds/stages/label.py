@@ -83,7 +83,7 @@ def run(
 def _opened(
     context: StageContext, path: Path, dataset: Dataset, trust: bool
 ) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
-    """Return a detector's identity, its classes, and a context manager of a function that detects them in a frame."""
+    """Return a detector's identity, its classes, and a context manager of a function that finds objects in a frame."""
     detector = load(path, trust_checkpoint=trust)
     graph = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
     spec = graph.result.spec

@@ -108,7 +108,7 @@ class ChannelPruner:
     train_on: str | None = None
 
     def run(self, step: Prune) -> PrunedDetector:
-        """Prune by a step. Raises CompressError if its goal is not reached or the result is not faster; SpecError."""
+        """Prune a detector. Raises CompressError if the goal is not reached or the result is not faster, SpecError."""
         found = self._prune(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
         widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
         if not widths:

@@ -48,7 +48,7 @@ class CacheResult:
 
 @dataclass(frozen=True)
 class QuantizedResult(GraphResult):
-    """A Q/DQ graph, with its plan in the file PLAN and TensorRT's calibration cache in CACHE if it has them.
+    """A Q/DQ graph, with its plan, if any, in the file PLAN, and TensorRT's calibration cache, if any, in CACHE.
 
     Args:
         layers: Number of INT8 layers, and of all layers.

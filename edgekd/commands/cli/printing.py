@@ -132,7 +132,7 @@ def print_factorized(result: Factorized) -> None:
 
 
 def _print_lighter(result: Lightened) -> None:
-    """Print a detector before and after it was made lighter."""
+    """Print a detector and the lighter one derived from it."""
     both = (result.before, result.after)
     rows = _metric_rows(*both)
     rows.append(["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)])
@@ -279,7 +279,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def print_described(described: Described) -> None:
-    """Print the result of `edgekd describe`: a file for `--head`, with what has to be checked as comments."""
+    """Print the result of `edgekd describe`: a file for `--head`, with comments on settings to check."""
     size = described.detector.preprocess
     print(f"# {described.model.name}: input {size.width}x{size.height}, {len(described.detector.classes)} classes")
     if described.unsure:

@@ -39,7 +39,7 @@ MAX_RUNS = 2000
 MAX_TEXT_BYTES = 1 << 20
 """Maximum bytes of a text such as a plan; that of a network with 300 layers has 30 kB."""
 _CACHED = 4096
-"""Number of files of a kind whose content is cached: enough for MAX_RUNS folders."""
+"""Number of documents, and of manifests, that are cached: enough for MAX_RUNS folders."""
 
 
 @dataclass(frozen=True)
