@@ -91,9 +91,8 @@ class Stage(Generic[R_co]):
         tools: Versions of the libraries that it used.
         sha256: SHA-256 of its files, result and tools, without times.
         seconds: Wall time of the run that made it, in this build or in an earlier one (`cached`).
-        cached: True if it was found in the store.
-        files: Files by path relative to `path`, with forward slashes.
         cpu_seconds: CPU time of all threads and child processes; None if an older edgekd made it.
+        files: Files by path relative to `path`, with forward slashes.
     """
 
     name: str
