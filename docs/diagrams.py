@@ -1,6 +1,6 @@
-"""Draw the diagrams of the documentation as SVG: the life of a bundle on a camera, and the way of a detector to it.
+"""Draw the diagrams of the documentation as SVG: states of a bundle on a camera, steps from a checkpoint to the camera.
 
-`make schemas` writes them. `--check` writes nothing, and fails where the files are not what would be written.
+`make schemas` writes them. `--check` writes nothing, and fails if a file is out of date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINE = 15  # px, between lines of text
 
 @dataclass(frozen=True)
 class State:
-    """A state of a bundle on a camera. shown: the fields of `status` that show it; x, y: corner of its box, in px."""
+    """A state of a bundle on a camera. shown: fields of `status` that show it; x, y: top left corner of its box, px."""
 
     name: str
     shown: str
@@ -39,8 +39,8 @@ class State:
 class Transition:
     """A change of state by a command of the agent.
 
-    path: of the arrow, in SVG; at: where its label begins, or ends with `anchor`; other: the command is about another
-    bundle.
+    path: SVG path of the arrow; at: position of the label in px; anchor: whether the label starts or ends there; other:
+    the command acts on another bundle.
     """
 
     before: str
@@ -125,14 +125,14 @@ def text(x: int, y: int, content: str, style: str, anchor: str = "start") -> str
 
 @dataclass(frozen=True)
 class Station:
-    """A form of a detector on its way, and what it is made by."""
+    """A form of a detector between checkpoint and camera. by: the steps that produce it, or notes, one per line."""
 
     name: str
     by: Sequence[str]
 
 
 def way() -> str:
-    """Return the diagram of a detector's way from a checkpoint to the camera."""
+    """Return the diagram of the steps from a checkpoint to the camera."""
     steps = [kind.name for kind in step_kinds()]
     quantize = steps.index("quantize")
     host = [
@@ -158,7 +158,7 @@ def way() -> str:
 
 
 def wrapped(names: Sequence[str]) -> list[str]:
-    """Return names of steps in lines that fit beside a box."""
+    """Return step names wrapped to lines that fit beside a box."""
     return textwrap.wrap(", ".join(names), 32)
 
 

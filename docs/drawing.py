@@ -1,4 +1,4 @@
-"""SVG pictures: badges and the chart of size against accuracy of README.md; the card around a picture of a page."""
+"""SVG pictures: badges and the size-accuracy chart of README.md; the card around the diagrams of the documentation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from html import escape
 from math import ceil, floor, log
 
 FONT = "font-family='Helvetica,Arial,sans-serif'"
-LETTER_WIDTH = 6.6  # px, of a letter of 11 px in the fonts above, on average
+LETTER_WIDTH = 6.6  # px, mean width of a letter of 11 px in the fonts above
 WIDTH, HEIGHT = 720, 376  # px
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 64, 52  # px, margins of the chart
-LINE = 15  # px, between labels that would cover each other
-LABEL_WIDTH = 35  # px, of a label of ours
+LINE = 15  # px, distance between labels that would overlap
+LABEL_WIDTH = 35  # px, width of an edgekd label
 SIZES = (1, 2, 4, 8)  # ticks: times smaller than the float file
-STEP = 2  # percent, between lines
+STEP = 2  # percent, between grid lines
 
 
 @dataclass(frozen=True)
 class Point:
-    """A graph: how many times smaller than the float file, and its share of the float mAP."""
+    """A point of the chart. share: of the float mAP, 0 to 1; ours: a graph by edgekd."""
 
     label: str
     times_smaller: float
@@ -50,7 +50,7 @@ text{fill:#24292f}.note{fill:#57606a;font-size:11px}.italic{font-style:italic}.r
 .card{fill:#0d1117;stroke:#30363d}.box{fill:#161b22;stroke:#9198a1}.served{fill:#0c2d6b;stroke:#58a6ff}
 text{fill:#e6edf3}.note{fill:#9198a1}.region{fill:#58a6ff}.arrow{stroke:#9198a1}.head{fill:#9198a1}.grid{stroke:#30363d}
 .int8{fill:#1f6feb}.coded{fill:#79c0ff}.fp4x{fill:#a371f7}.float{fill:#f0883e}.before{fill:#484f58}}"""
-"""Colours by class. A card has a background of its own, so it can be read where page and browser disagree."""
+"""Colours by CSS class. A card has its own background, so it is readable in light and dark pages."""
 
 
 def card(title: str, width: int, height: int, parts: list[str]) -> str:
@@ -86,23 +86,23 @@ def badge(label: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where a chart shows its values: times smaller, logarithmic, from 1; percent of the float mAP."""
+    """Axes of the chart: x is times smaller, logarithmic, from 1 to `smallest`; y is percent of the float mAP."""
 
     smallest: float
     lowest: int
     highest: int
 
     def x(self, times_smaller: float) -> float:
-        """Return the place of a size from the left."""
+        """Return the x coordinate of a size in px."""
         return LEFT + (WIDTH - LEFT - RIGHT) * log(times_smaller) / log(self.smallest)
 
     def y(self, percent: float) -> float:
-        """Return the place of a share from the top."""
+        """Return the y coordinate of a percentage in px."""
         return TOP + (HEIGHT - TOP - BOTTOM) * (self.highest - percent) / (self.highest - self.lowest)
 
 
 def size_chart(title: str, points: list[Point], palette: Palette) -> str:
-    """Return a chart: to the right smaller files, upwards more of the float mAP. Our points are joined by a line."""
+    """Return the chart of file size (x) and share of the float mAP (y); a line joins the points of edgekd."""
     shares = [100 * point.share for point in points]
     axes = Axes(
         smallest=1.15 * max(point.times_smaller for point in points),
@@ -141,9 +141,9 @@ def grid(axes: Axes, palette: Palette) -> Iterator[str]:
 
 
 def marks(placed: list[tuple[Point, float, float]], palette: Palette) -> Iterator[str]:
-    """Yield the points with their labels: ours above, others to the left and apart.
+    """Yield the points with their labels: edgekd's above the point, others to its left without overlap.
 
-    Ours are below beside another one, and at the end of the line, which falls.
+    A label of edgekd is below its point if it would touch the label beside it, and at the end of the line.
     """
     end = max(left for point, left, _ in placed if point.ours)
     below, above = 0.0, list[float]()

@@ -1,6 +1,6 @@
 """Write docs/reference/families.md, and the counts in README.md, from tests marked with `family`: `make schemas`.
 
-`--check` writes nothing, and fails where the files are not what would be written.
+`--check` writes nothing, and fails if a file is out of date.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CAPABILITIES = {
     "distill": "it learns as a student from a teacher",
     "teach": "a student learns from it",
 }
-"""What a column of the table means; what a test shows."""
+"""Meaning of each column; the `family` mark of a test names the columns that the test proves."""
 HEAD = """# Families of detectors
 
 Written by `docs/families.py` from the tests: ✓ is a passing test, mostly of a small network with random weights; (✓) is
@@ -44,13 +44,13 @@ Options for each family: [by ONNX file](heads.md), by a checkpoint of
 """
 
 Row = tuple[str, str]
-"""Package, and names of the families."""
+"""Package, and names of the families that share a row."""
 Table = dict[Row, dict[str, bool]]
-"""Capabilities of each row that a test shows; True where CI runs one, False where only `make test-release` does."""
+"""Tested capabilities of each row; True if CI runs such a test, False if only `make test-release` does."""
 
 
 class Collector:
-    """Plugin of pytest that notes the marks of collected tests."""
+    """Pytest plugin that records the `family` marks of collected tests."""
 
     def __init__(self) -> None:
         self.table: Table = defaultdict(dict)
@@ -69,7 +69,7 @@ class Collector:
 
 
 def collected() -> Collector:
-    """Collect the tests of files that mark families."""
+    """Collect the tests in files with `family` marks. Raises SystemExit if pytest fails."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     files = [str(path) for path in tests if MARKED.search(path.read_text("utf-8"))]
     collector = Collector()

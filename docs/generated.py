@@ -17,7 +17,7 @@ def write(texts: dict[Path, str]) -> None:
 
 
 def between(text: str, name: str, block: str) -> str:
-    """Replace what is between `<!-- NAME -->` and `<!-- /NAME -->`. Raises ValueError where they are missing."""
+    """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`. Raises ValueError if either is missing."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, opened, rest = text.partition(start)
     _, closed, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""Charts of a network's layers: the formats and errors of a quantization plan, and the channels that pruning leaves."""
+"""Charts of a network's layers: formats and errors of a quantization plan, and channels before and after pruning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST, SECOND = 64, 212  # px, top of each panel
 SHARES = {0: "0.001 %", 1: "0.01 %", 2: "0.1 %", 3: "1 %", 4: "10 %", 5: "100 %"}
 MIN_SHARE = 1e-3  # percent: the lowest value of the logarithmic panel
 CLASSES = {"float16": "float", "after": "int8"}
-"""Style of a label, where it is not its name."""
+"""CSS class of the bars with a label, if it is not the label itself."""
 
 
 def plan_chart(title: str, plan: Plan) -> str:
@@ -37,17 +37,17 @@ def plan_chart(title: str, plan: Plan) -> str:
 
 
 def bits_of(layer: PlannedLayer) -> float:
-    """Return the bits that a weight takes in the packed graph."""
+    """Return the mean number of bits per weight in the packed graph."""
     return 8 * layer.bytes / layer.weights
 
 
 def style(form: str) -> str:
-    """Return the class of a format's bars."""
+    """Return the CSS class of a format's bars."""
     return CLASSES.get(form, form)
 
 
 def legend(labels: Mapping[str, str]) -> Iterator[str]:
-    """Yield labels by style."""
+    """Yield the legend. labels: text by the label of the bars."""
     x = LEFT
     for name, label in labels.items():
         yield f"<rect class='{style(name)}' x='{x}' y='36' width='10' height='10'/>"
@@ -81,9 +81,9 @@ def bars(top: int, highest: float, values: Sequence[float], names: Sequence[str]
 
 
 def widths_chart(title: str, widths: Mapping[str, tuple[int, int]], multiply_adds: tuple[int, int]) -> str:
-    """Return a chart of a pruned network: channels of each unit of layers, before behind after.
+    """Return a chart of a pruned network: channels of each unit of layers, those before pruning behind those after.
 
-    multiply_adds: of a frame, before and after.
+    multiply_adds: per frame, before and after.
     """
     before, after = zip(*widths.values(), strict=True)
     ticks = {width: str(width) for width in (0, max(before) // 2, max(before))}

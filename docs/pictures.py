@@ -1,7 +1,7 @@
-"""Take pictures from real runs. They are of one run, so no test compares them.
+"""Make pictures of real runs. No test compares them, because each run differs.
 
-`python docs/pictures.py` takes those of README.md, the terminal and the report that a browser shows. It runs
-`edgekd demo`, which goes on from what runs/demo has of it, and needs Chromium and an idle machine: times are on them.
+`python docs/pictures.py` makes those of README.md: the terminal, and the report in a browser. It runs `edgekd demo`,
+which reuses the stages in runs/demo. It needs Chromium, and an idle machine, because the pictures show times.
 `python docs/pictures.py yolo11n.pt DATA` quantizes and prunes that detector, and draws its layers.
 """
 
@@ -23,21 +23,24 @@ from rich.text import Text
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 CHROMIUM = "/usr/bin/chromium"
-COLUMNS = 100  # characters; what is wider is hard to read in the width of a README
+COLUMNS = 100  # characters; wider text is hard to read in a README
 WIDTH, HEIGHT = 1200, 940  # px, of the report's picture
 OTHER_SECTIONS_REMOVED = """
 for (const section of document.querySelectorAll("section"))
     if (section.querySelector("h2").textContent !== "Sample detections") section.remove()
 """
 PLAN_SIZE = "1.35MB"  # an eighth of yolo11n's float file
-RATIO = 0.5  # of the multiply-adds that pruning removes
-FRAMES = 24  # for calibration and importance: enough to see the layers apart, in minutes
-QUALITY = 82  # of the JPEG, in percent: below 300 kB
-FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)  # rich has them loaded from a server
+RATIO = 0.5  # share of the multiply-adds that pruning removes
+FRAMES = 24  # for calibration and importance: enough to tell layers apart, within minutes
+QUALITY = 82  # percent, of the JPEG: below 300 kB
+FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)  # removed, because rich loads them from a server
 
 
 def terminal(command: list[str], folder: Path = ROOT) -> str:
-    """Run a command in a folder as in a terminal; return what it prints there, without its progress."""
+    """Run a command in a pseudo-terminal and return its standard output; progress, on standard error, is dropped.
+
+    Raises SystemExit if the command fails.
+    """
     ours, its = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL, env=environment, cwd=folder)
@@ -47,7 +50,7 @@ def terminal(command: list[str], folder: Path = ROOT) -> str:
         while chunk := os.read(ours, 65536):
             chunks.append(chunk)
     except OSError:
-        pass  # Linux: the other side has closed the terminal
+        pass  # Linux raises this when the command has closed the terminal
     os.close(ours)
     if process.wait():
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")

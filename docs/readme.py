@@ -1,6 +1,6 @@
-"""Write what README.md takes from results: its table, the chart of size against accuracy, badges. `make schemas`.
+"""Write the parts of README.md that follow from results: table, size-accuracy chart, badges (`make schemas`).
 
-`--check` writes nothing, and fails where the files are not what would be written.
+`--check` writes nothing, and fails if a file is out of date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "pictures"
 PTQ = "edgekd, recipe `ptq`"
-PART = 8.0  # of the float file, of coded INT8 in the table
+PART = 8.0  # the table shows coded INT8 in 1/8 of the float file
 SPEED_MODEL = "yolo11n"
 ULTRALYTICS = "Ultralytics, `distill_model=`, `dis=6`"
 DISTILLED = (
@@ -74,7 +74,7 @@ def quantization() -> list[tuple[str, str, str, str]]:
 
 
 def tool_of(method: str) -> str:
-    """Return the name of the tool in that of a method; `the same` are further settings of ONNX Runtime."""
+    """Return the tool that a method's name begins with; `the same ...` is a further setting of ONNX Runtime."""
     return "ONNX Runtime" if method.startswith("the same") else method.partition(",")[0].partition(" `")[0]
 
 
@@ -95,9 +95,9 @@ def training() -> list[tuple[str, str, str, str]]:
 
 
 def distilled(name: str, way: str, what: str) -> tuple[str, str, str, str]:
-    """Return the row about a student beside its teacher, beside labels alone and Ultralytics' own distillation.
+    """Return the row that compares distillation by edgekd with labels alone and with Ultralytics' own distillation.
 
-    Means of the seeds that all of them have: others start from another student, and a run may have been cut.
+    Means over the seeds that all three have: each seed starts from another student, and a run may be incomplete.
     """
     methods = by_method(result(name)["rows"])
     compared = [methods[method] for method in (way, "no distillation", ULTRALYTICS)]

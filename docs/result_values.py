@@ -19,7 +19,7 @@ OLDER = {
     "build_vs_ultralytics": ("2026-12-01T19", "Ultralytics scored on all cores of the machine, edgekd on one"),
     "low_rank": ("2026-12-01T00", "layers behind a product were not refitted"),
 }
-"""Results whose code has changed since: the time of the change, and what differed. A later run removes the note."""
+"""Results that are older than their code: time of the change, and difference. The note is omitted after a later run."""
 
 Row = Mapping[str, Any]
 
@@ -30,19 +30,19 @@ def result(name: str) -> dict[str, Any]:
 
 
 def link(name: str, folder: str = "../../", suffix: str = "md") -> str:
-    """Return the link to a benchmark's table, with a note where the code has changed since it ran."""
+    """Return the link to a benchmark's table, with a note if the code has changed since it ran."""
     return f"([table]({folder}bench/results/{name}.{suffix}){age(name)})"
 
 
 def age(name: str) -> str:
-    """Return a note on a result that is older than the code, or nothing."""
+    """Return a note on a result that is older than the code, else an empty string."""
     changed, difference = OLDER.get(name, ("", ""))
     date = result(name)["date"] if changed else ""
     return f"; of {date[:10]}, when {difference}" if date < changed else ""
 
 
 def wrapped(block: str) -> str:
-    """Return a block of Markdown with its paragraphs and items at most 120 characters wide; tables stay."""
+    """Return a block of Markdown wrapped to 120 characters; tables and headings are unchanged."""
     if block.startswith(("|", "#")):
         return block
     parts = block.replace("\n- ", "\n\0- ").split("\n\0")
@@ -75,12 +75,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def count(value: int) -> str:
-    """Return a count, zero as a word."""
+    """Return a count with thousands separators; `none` for zero."""
     return f"{value:,}" if value else "none"
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with its thousands apart, or a dash."""
+    """Return a number with thousands separators, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
@@ -95,7 +95,7 @@ def megabytes(count: float, digits: int = 2) -> str:
 
 
 def extent(values: Iterable[float], form: str) -> str:
-    """Return the least and the most of some values, or the one that all have."""
+    """Return the range of values as `MIN to MAX`, or one number if both have the same text."""
     every = sorted(values)
     texts = dict.fromkeys(format(value, form) for value in (every[0], every[-1]))
     return " to ".join(texts)
@@ -108,7 +108,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def value_at(row: Row, *keys: str) -> Any:
-    """Return the value under nested keys, None where one is missing."""
+    """Return the value under nested keys, None if one is missing."""
     value: Any = row
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -116,7 +116,7 @@ def value_at(row: Row, *keys: str) -> Any:
 
 
 def average(rows: Iterable[Row], *keys: str) -> float | None:
-    """Return the mean of a value over rows, None where no row has it."""
+    """Return the mean of a value over the rows that have it, None if none has."""
     values = [value for row in rows if (value := value_at(row, *keys)) is not None]
     return mean(values) if values else None
 
@@ -140,11 +140,11 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def only(rows: Iterable[Row], **values: Any) -> dict[str, Any]:
-    """Return the one row that has these values."""
+    """Return the only row with these values. Raises ValueError for none or several."""
     (row,) = (row for row in rows if all(row.get(name) == value for name, value in values.items()))
     return dict(row)
 
 
 def detector(model: str) -> str:
-    """Return the name of a detector, without the kind of its file."""
+    """Return the name of a detector: its file name without suffix."""
     return model.removesuffix(".pt").removesuffix(".onnx")

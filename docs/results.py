@@ -1,7 +1,7 @@
 """Write docs/reference/results.md from bench/results/*.json: `make schemas`.
 
-No number is typed in: after a new run of a benchmark the text follows its JSON. `--check` writes nothing, and fails
-where the file is not what would be written.
+Every number is read from JSON, so the text follows a new run of a benchmark. `--check` writes nothing, and fails if the
+file is out of date.
 """
 
 from __future__ import annotations

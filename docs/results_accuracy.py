@@ -80,7 +80,7 @@ def map_of(row: Row, split: str) -> float:
 
 
 def noise(rows: list[Row]) -> Iterator[str]:
-    """Yield the noise at the end of the network, by tool."""
+    """Yield the output noise of the last convolutions, by tool."""
     yield f"""\
 On so few images a score changes by several thousandths with small changes of the rounding. The noise of the outputs of
 the last convolutions, relative to their signal, is a more sensitive measure {link("quantization_baselines")}:"""
@@ -94,7 +94,7 @@ the last convolutions, relative to their signal, is a more sensitive measure {li
 
 
 def coded_weights() -> Iterator[str]:
-    """Yield what graphs in few bits keep."""
+    """Yield the accuracy of graphs with weights in few bits."""
     run, (whole, small) = result("coded_weights"), result("large_detector")["rows"]
     shares = listed(f"{percent(coded_share(part))} in 1/{part:g} of the float file" for part in run["parts"])
     ((split, (before, _)),) = whole["scores"].items()
@@ -137,7 +137,7 @@ def training() -> Iterator[str]:
 
 
 def pruning() -> Iterator[str]:
-    """Yield what is left of a pruned detector, before and after its recovery."""
+    """Yield the accuracy of pruned detectors, before and after recovery."""
     lines = []
     for name in ("recovery_30_cpu", "recovery_cpu"):
         run = result(name)
@@ -256,12 +256,12 @@ def shapes_and_low_rank() -> Iterator[str]:
 
 
 def speedups(row: Row) -> list[float]:
-    """Return the speed-up on each engine."""
+    """Return the speed-up with each runtime."""
     return [before / after for before, after in row["latency_ms"].values()]
 
 
 def search() -> Iterator[str]:
-    """Yield how many full trials a search needs; nothing before that is measured."""
+    """Yield the number of full trials that a search needs; nothing if the benchmark has no result yet."""
     name = "search_efficiency"
     if not (RESULTS / f"{name}.json").is_file():
         return

@@ -41,7 +41,7 @@ def across(models: dict[str, list[Row]], cell: Callable[[Row], str]) -> str:
 
 
 def build_time() -> str:
-    """Return the time of a whole build beside Ultralytics' export and validation."""
+    """Return the time of a complete build, compared with Ultralytics' export and validation."""
     run = result("build_vs_ultralytics")
     ours, theirs = (only(run["tools"], tool=name) for name in ("edgekd", "ultralytics"))
     seconds = f"{ours['seconds']['median']:.1f} s", f"{theirs['seconds']['median']:.1f} s"
@@ -53,7 +53,7 @@ def build_time() -> str:
 
 
 def overhead() -> str:
-    """Return what the latency harness costs."""
+    """Return the overhead of the latency harness."""
     run = result("harness_overhead")
     alone = run["harness_alone_us_per_frame"]
     part = percent(alone / 1000 / run["bare_ms"], 3)
@@ -99,7 +99,7 @@ def shipping() -> Iterator[str]:
 
 
 def scorer() -> str:
-    """Return how far two scorers are apart."""
+    """Return the differences between the scores of edgekd and of Ultralytics."""
     rows = result("scorer_agreement")["rows"]
     apart = max(abs(row["edgekd"] - row["ultralytics_detections_by_coco"]) for row in rows)
     own = extent((row["edgekd"] - row["ultralytics"] for row in rows), ".4f")
@@ -134,7 +134,7 @@ def engines() -> str:
 
 
 def adaptation() -> str:
-    """Return what variants for other conditions regain; a refused one regains nothing."""
+    """Return the share of the lost mAP that adapted variants regain; a refused variant counts as 0."""
     run = result("adaptation")
     severity = max(run["severities"])
     rows = [row for row in run["rows"] if row["severity"] == severity]
@@ -175,7 +175,7 @@ def robustness() -> Iterator[str]:
 
 
 def hostile_input() -> str:
-    """Return what became of mutations and attacks."""
+    """Return the results of mutations and attacks."""
     run, attacks = result("mutations"), result("attacks")["rows"]
     accepted, crashed = count(run["accepted"]), count(run["crashes"])
     succeeded = count(sum(not row["holds"] for row in attacks))
@@ -186,7 +186,7 @@ def hostile_input() -> str:
 
 
 def power_cuts() -> str:
-    """Return what became of power cuts."""
+    """Return the results of simulated power cuts."""
     run = result("power_cut")
     faults = count(sum(len(row["faults"]) for row in run["rows"]))
     return f"""\
@@ -196,7 +196,7 @@ def power_cuts() -> str:
 
 
 def connections() -> str:
-    """Return what became of broken connections."""
+    """Return the results of broken connections."""
     kills = result("ssh_kills")["kills"]
     left, same = count(sum(bool(row["left"]) for row in kills)), sum(row["identical"] for row in kills)
     return f"""\
@@ -205,7 +205,7 @@ def connections() -> str:
 
 
 def searches() -> str:
-    """Return what became of killed searches."""
+    """Return the results of killed searches."""
     kills = result("search_kills")["kills"]
     same, repeated = sum(row["same"] for row in kills), count(sum(row["repeated"] for row in kills))
     return f"""\

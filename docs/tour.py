@@ -1,8 +1,8 @@
-"""Record the tour: run the commands of examples/tour/README.md, and take a picture of the terminal for each section.
+"""Record the tour: run the commands of examples/tour/README.md, and draw the terminal for each section.
 
-`python docs/tour.py CAMERA FOLDER` takes what `make camera` left in the folder CAMERA, and of ../shared the checkpoint
-and the images, and works in FOLDER; a later call goes on from the stages of builds there. It needs a quarter of an
-hour. The pictures are of one run; a test compares their commands with the page's.
+`python docs/tour.py CAMERA FOLDER` uses the output of `make camera` in the folder CAMERA, and the checkpoint and images
+in ../shared. It works in FOLDER, where a later call reuses the stages of builds, and takes about 15 minutes. The
+pictures show one run; a test compares their commands with those of the page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def sections() -> list[list[str]]:
 
 
 def workplace(folder: Path, camera: Path) -> None:
-    """Make a folder in which the commands find the files that they name, and `edgekd` and `python`."""
+    """Fill a folder with the files that the commands name, and put `edgekd` and `python` into it and the PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in set(folder.iterdir()) - {folder / "runs"}:
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()

@@ -1,4 +1,4 @@
-"""The `edgekd` command, also as `python -m edgekd`. It parses on any Python 3, so that it can refuse an old one."""
+"""The `edgekd` command, also as `python -m edgekd`. It parses on any Python 3 and refuses old versions."""
 
 import sys
 

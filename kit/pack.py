@@ -1,6 +1,6 @@
-"""Pack the validation kit: a bundle, the agent, predictions and `run.sh` in one archive. `make kit` runs it.
+"""Pack the validation kit: a bundle, the agent, predictions and `run.sh` in one archive (`make kit`).
 
-The same bundle and sources give the same bytes: members are sorted, and have no times, owners or names of machines.
+The same bundle and sources give the same bytes: members are sorted, without times, owners or machine names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = "edgekd-validation-kit"
 HERE = Path(__file__).resolve().parent
 SUMS = "SHA256SUMS"
 PROGRAMS = ("run.sh",)
-"""Members that may be executed."""
+"""Members with execute permission."""
 
 
 def main() -> None:
@@ -56,14 +56,14 @@ def members(bundle: Path) -> dict[str, bytes]:
 
 
 def facts(bundle: Path) -> dict[str, Any]:
-    """Return the content of kit.json: predictions for each Jetson that there are figures for."""
+    """Return the content of kit.json, with a prediction for each Jetson with figures. Raises BundleError."""
     targets = [target for target in map(load_target, target_names()) if target.kind == "jetson"]
     predictions = [found for target in targets if (found := prediction(bundle, target)) is not None]
     return {"format": 1, "agent": __version__, "identity": read_head(bundle).identity, "predictions": predictions}
 
 
 def prediction(bundle: Path, target: Target) -> dict[str, Any] | None:
-    """Predict the latency on a target in its default power mode; None where there are no figures for it."""
+    """Predict the latency on a target in its default power mode; None if there are no figures for it."""
     try:
         found = predict_latency(bundle, target=target).document
     except SpecError:
@@ -77,14 +77,14 @@ def prediction(bundle: Path, target: Target) -> dict[str, Any] | None:
 
 
 def power_mode(target: Target) -> dict[str, Any] | None:
-    """Return the power mode of a target's figures; None where the target has none."""
+    """Return name and id of the power mode of a target's figures; None if the target has none."""
     modes = target.power.modes if target.power else ()
     mode = next((mode for mode in modes if target.power and mode.name == target.power.default_mode), None)
     return {"name": mode.name, "id": mode.nvpmodel.value if mode.nvpmodel else None} if mode else None
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
-    """Build a .tar.gz of files in one folder; the same files give the same bytes."""
+    """Return a .tar.gz of files in one folder; the same files give the same bytes."""
     tarred, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=tarred, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in sorted(files.items()):

@@ -9,8 +9,8 @@
 set -u
 LC_ALL=C
 PYTHONDONTWRITEBYTECODE=1
-CUDA_CACHE_DISABLE=1    # it would be written to the home folder
-ORT_DISABLE_TELEMETRY=1 # ONNX Runtime writes there, too, and sends what it has written
+CUDA_CACHE_DISABLE=1    # the cache is in the home folder
+ORT_DISABLE_TELEMETRY=1 # ONNX Runtime also writes there, and sends these data
 export LC_ALL PYTHONDONTWRITEBYTECODE CUDA_CACHE_DISABLE ORT_DISABLE_TELEMETRY
 
 usage='usage: sh run.sh [--out FILE] [--quick]'
@@ -43,12 +43,12 @@ case $out in
 esac
 cd "$here" || exit 2
 
-# What may stand in a JSON text as it is.
+# plain TEXT: print the characters of a text that need no escape in JSON.
 plain() {
     printf '%s' "$1" | tr -cd 'A-Za-z0-9 .,:;()_+=>~-'
 }
 
-# write_result COMPLETE KIND MESSAGE: a whole result.json, where nothing but a shell is known to work.
+# write_result COMPLETE KIND MESSAGE: write a complete result.json, with nothing but a shell.
 write_result() {
     l4t=$(sed -n 's/^# R\([0-9]*\) .*REVISION: \([0-9.]*\).*/"\1.\2"/p' /etc/nv_tegra_release 2>/dev/null)
     {
@@ -64,7 +64,7 @@ write_result() {
     exit 2
 }
 
-# end CODE KIND MESSAGE: nothing more can be done.
+# end CODE KIND MESSAGE: write a result, and exit.
 end() {
     write_result true "$2" "$3"
     echo "run.sh: $3" >&2
@@ -114,12 +114,12 @@ echo "Python: $python; result: $out" >&2
 # shellcheck disable=SC2086
 answer=$("$python" agent.pyz validate ./*.edgekd --kit kit.json --out "$out" $quick)
 code=$?
-# The agent writes a result of its own before it starts anything. Where it did not come that far, its answer is what is left.
+# The agent writes its own result before it starts anything. If it has not, its output is the only information.
 if grep -q '"kind":"started"' "$out"; then
     write_result false crashed "$python ended with exit code $code: $(printf '%.600s' "$answer")"
     code=4
 fi
-# Python itself ends with 1 for a mistake of its own.
+# Python itself also exits with 1 for an unhandled exception.
 [ "$code" -ne 1 ] || grep -q '"outcome":"refuted"' "$out" || code=4
 [ "$code" -le 4 ] || code=4
 case $code in

@@ -1,4 +1,4 @@
-// Search runs in a worker. Browsers refuse workers to pages that are opened from disk: there it runs in a frame instead.
+// Search runs in a worker. Browsers do not allow workers in pages opened from disk, so there it runs in a frame.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {

@@ -1,8 +1,8 @@
-"""The pages of the documentation site that are made while it is built, and links that lead somewhere there, too.
+"""Hooks of mkdocs: pages of the documentation site that are generated at build time, and links adapted to the site.
 
-mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_post_page`. The pages in `docs/` are written to be
-read in the repository; those that lie elsewhere in it, and are linked from them, become pages of the site under the
-names in `moved`. What follows from the code (targets, commands, Python) is made from the code.
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_post_page`. The pages in `docs/` are written for the
+repository; files elsewhere in it that they link become pages of the site under the names in `moved`. Pages about
+targets, commands and the Python interface are generated from the code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Headings are linked as the repository's pages are linked; nav has a page for each target, result and example."""
+    """Set the ids of headings as in the repository, and add a page for each target, result and example to nav."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
     lists = {"@targets": target_pages(), "@measured": measured_pages(), "@examples": example_pages()}
     config.nav = filled(config.nav, lists)
@@ -47,7 +47,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The files in `docs/`, and all that are made."""
+    """Return the files in `docs/` and the generated ones."""
     for source, place in moved().items():
         text = (ROOT / source).read_text("utf-8")
         files.append(File.generated(config, place, content=as_page(source, text)))
@@ -65,7 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """A page of the repository as one of the site: links, and blocks that say more than their language."""
+    """Return a page of the repository as one of the site: with adapted links, and code blocks with a language alone."""
     place = page.file.src_uri
     origin = {there: source for source, there in moved().items()}.get(place, f"docs/{place}")
     if not (ROOT / origin).is_file():
@@ -78,19 +78,19 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Return a page of the theme as screen readers and keyboards need it: tables, and the name of the search."""
+    """Return a page with accessible tables, and a label for the search, for screen readers and keyboards."""
     output = output.replace('="search" role="dialog"', '="search" role="dialog" aria-label="Search"')
     return re.sub(r"<table>.*?</table>", accessible, output, flags=re.DOTALL)
 
 
 def accessible(table: re.Match[str]) -> str:
-    """Return a table whose empty corners are no headings, and which takes the focus where no link in it does."""
+    """Return a table without empty headings, focusable (to scroll by keyboard) if it has no links."""
     text = re.sub(r"<th( [^>]*)?></th>", r"<td\1></td>", table[0])
     return text if "<a " in text else text.replace("<table>", '<table tabindex="0">', 1)
 
 
 def spaced(text: str) -> str:
-    """Lists as mkdocs wants them: an empty line before, and what belongs to an item four spaces to the right."""
+    """Return Markdown with lists for mkdocs: an empty line before them, and items' content indented by four spaces."""
     lines: list[str] = []
     inside = loose = False
     for line in text.split("\n"):
@@ -113,7 +113,7 @@ def spaced(text: str) -> str:
 
 @cache
 def moved() -> dict[str, str]:
-    """Files outside `docs/` that are pages: where they are in the repository, and where on the site."""
+    """Return files outside `docs/` that become pages: path on the site by path in the repository."""
     pages = {
         "README.md": "index.md",
         "CHANGELOG.md": "changelog.md",
@@ -137,7 +137,7 @@ def moved() -> dict[str, str]:
 
 @cache
 def kept() -> dict[str, str]:
-    """Files outside `docs/` that are on the site as they are."""
+    """Return files outside `docs/` that are copied to the site: path there by path in the repository."""
     results = {f"bench/results/{path.name}": f"measured/{path.name}" for path in sorted(_results("*.json"))}
     return {**results, "CITATION.cff": "CITATION.cff", **{f"site/{name}": name for name in ASSETS}}
 
@@ -151,7 +151,7 @@ def _examples() -> Iterator[Path]:
 
 
 def relinked(found: re.Match[str], origin: str, place: str) -> str:
-    """A link from a file of the repository as one from its page on the site; what is nowhere there stays, and fails."""
+    """Return a link in a file of the repository for its page on the site; a broken one stays, and fails the build."""
     path, mark, anchor = found["to"].partition("#")
     if "://" in path or not path:
         return found[0]
@@ -159,12 +159,12 @@ def relinked(found: re.Match[str], origin: str, place: str) -> str:
 
 
 def image(found: re.Match[str], origin: str, place: str) -> str:
-    """Return the source of an image in a file of the repository as one from its page on the site."""
+    """Return the source attribute of an image in a file of the repository for its page on the site."""
     return f'{found["kind"]}="{destination(found["to"], origin, place)}"'
 
 
 def destination(path: str, origin: str, place: str) -> str:
-    """Return the path from a page to what a file of the repository links."""
+    """Return the path from a page of the site to the target of a link in a file of the repository."""
     goal = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
     there = "reference/targets.md" if goal == "targets" else moved().get(goal) or kept().get(goal)
     there = there or (goal.removeprefix("docs/") if goal.startswith("docs/") else goal)
@@ -172,12 +172,12 @@ def destination(path: str, origin: str, place: str) -> str:
 
 
 def slug(title: str, separator: str) -> str:
-    """What a heading is linked by, as where the repository is read."""
+    """Return the id of a heading, as the repository's host forms it."""
     return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", separator)
 
 
 def as_page(source: str, text: str) -> str:
-    """A file as Markdown: a program or a table is shown as it is, with its name over it."""
+    """Return a file as Markdown; a program or TOML file becomes a code block under its name."""
     language = LANGUAGES.get(Path(source).suffix)
     return f"# {Path(source).name}\n\n```{language}\n{text}```\n" if language else text
 
@@ -186,7 +186,7 @@ def as_page(source: str, text: str) -> str:
 
 
 def filled(nav: Any, lists: dict[str, list[Any]]) -> Any:
-    """A navigation with pages in place of the names of lists."""
+    """Return a navigation with the names of lists replaced by their pages."""
     if isinstance(nav, list):
         return [filled(each, lists) for each in nav]
     if isinstance(nav, dict):
@@ -195,19 +195,19 @@ def filled(nav: Any, lists: dict[str, list[Any]]) -> Any:
 
 
 def target_pages() -> list[Any]:
-    """The overview, and each target."""
+    """Return the navigation of targets: the overview, and each target."""
     return ["reference/targets.md", *({name: f"reference/targets/{name}.md"} for name in target_names())]
 
 
 def measured_pages() -> list[Any]:
-    """How it is measured, and each table."""
+    """Return the navigation of results: the method, and each table."""
     tables = [place for source, place in moved().items() if source.startswith("bench/results/")]
     hardware = {"from hardware": ["measured/validation.md", "measured/validation-table.md"]}
     return ["measured/index.md", hardware, *({Path(place).stem.replace("_", " "): place} for place in tables)]
 
 
 def example_pages() -> list[Any]:
-    """Each example."""
+    """Return the navigation of examples."""
     return [{Path(place).stem: place} for source, place in moved().items() if source.startswith("examples/")]
 
 
@@ -215,7 +215,7 @@ def example_pages() -> list[Any]:
 
 
 def targets_page() -> str:
-    """All targets in a table."""
+    """Return the page with all targets in a table."""
     rows = [
         (f"[{name}](targets/{name}.md)", target.title, ", ".join(target.precisions.conv.value), target.engine)
         for name, target in ((name, load_target(name)) for name in target_names())
@@ -225,7 +225,7 @@ def targets_page() -> str:
 
 
 def target_page(target: Target) -> str:
-    """Every number of a target with its source, as `edgekd targets NAME` tells them."""
+    """Return the page of a target: every fact with its source, as in `edgekd targets NAME`."""
     parts = [f"# {target.title}\n\n`--target {target.name}`. Verified: somebody read the place that is named.\n"]
     marks = {True: "yes", False: "no", None: ""}
     facts = explain(target)
@@ -239,7 +239,7 @@ def target_page(target: Target) -> str:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options, in the groups of help."""
+    """Return the page of all commands with their arguments and options, in the groups of help."""
     intro = "Made from the program when this page was built; `edgekd COMMAND --help` says the same."
     parts = [f"# Command line\n\n{intro} Exit codes: [JSON](json.md#exit-codes).\n"]
     for group in GROUPS:
@@ -249,7 +249,7 @@ def cli_page() -> str:
 
 
 def command_section(name: str) -> str:
-    """A command: how it is called, what it does, examples, what it takes."""
+    """Return the section of a command: usage, description, examples, arguments and options."""
     command = parser(name)
     usage = command.collect_usage_pieces(Context(command, info_name=name))
     rows = [(f"`{each.metavar}`", "", "", each.help or "") for each in command.params if _is_argument(each)]
@@ -283,13 +283,13 @@ def _default(option: Any) -> str:
 
 
 def python_page() -> str:
-    """Every public name with its signature and docstring."""
+    """Return the page of all public names with signatures and docstrings."""
     intro = "Made from the code when this page was built. How they go together: [Python](../guides/python.md)."
     return "\n".join([f"# Python reference\n\n{intro}\n", *(name_section(name) for name in edgekd.__all__)])
 
 
 def name_section(name: str) -> str:
-    """A function, class or error."""
+    """Return the section of a function, class or error."""
     found = getattr(edgekd, name)
     text = PAGE.sub(r"[\g<0>](../\1)", inspect.cleandoc(found.__doc__ or ""))
     if inspect.isclass(found):
@@ -313,7 +313,7 @@ def _parameter(each: inspect.Parameter, hint: Any) -> str:
 
 
 def _type(hint: Any) -> str:
-    """A type as it is written in code, without the modules of its names."""
+    """Return a type as it is written in code, without module names."""
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if isinstance(plain, type) and not get_args(plain):
         return plain.__name__
@@ -321,13 +321,13 @@ def _type(hint: Any) -> str:
 
 
 def _help(hint: Any) -> str:
-    """The help of a declared parameter."""
+    """Return the help of a declared parameter; empty without a declaration."""
     metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     return next((each.help for each in metadata if isinstance(each, (Argument, Option))), "")
 
 
 def _attributes(found: type[Any]) -> str:
-    """The fields and properties of a dataclass."""
+    """Return a table of the fields and properties of a dataclass; empty for other classes."""
     if not is_dataclass(found):
         return ""
     rows = [(f"`{entry.name}`", f"`{entry.type}`", "") for entry in fields(found)]
@@ -338,6 +338,6 @@ def _attributes(found: type[Any]) -> str:
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [heads, ("---",) * len(heads), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

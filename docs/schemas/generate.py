@@ -1,8 +1,8 @@
 """Write the JSON schemas beside this file, and the pages of keys and of errors, from types: `make schemas`.
 
-A frozen dataclass is an object in which every field is required, but for those that are marked as OPTIONAL. Its
-description is the summary of its docstring, and that of a field the entry in the docstring's `Args:` section, or the
-summary of the field's own dataclass.
+A frozen dataclass becomes an object; all fields are required, except those marked as OPTIONAL. The description of the
+object is the summary of its docstring. The description of a field is its entry in the section `Args:`, or the summary
+of the field's own dataclass.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ManifestDocument(Manifest):
 
     Args:
         detector: The contract of the network.
-        role: Name of the only model of a camera as which it may be installed; absent for any.
+        role: Name of the only model of a camera that may take the bundle; absent for any.
         format: Version of the format.
     """
 
@@ -149,9 +149,9 @@ _ARRAYS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _ENTRY = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<text>.+)")
 LINE_LENGTH = 120
-"""Characters of a line in a file, at most, unless a text is longer."""
+"""Maximum number of characters in a line of a file, unless a single value is longer."""
 ADDITIONS = {"inspect": {"patternProperties": {"^x-": {"description": "An extension, without a meaning here."}}}}
-"""Rules of schemas that no type has."""
+"""Schema keywords that no type expresses, by document."""
 
 
 class SchemaError(Exception):
@@ -159,7 +159,7 @@ class SchemaError(Exception):
 
 
 def schema(name: str, title: str, kind: Any) -> dict[str, Any]:
-    """Return the schema of a document. Raises SchemaError."""
+    """Return the schema of a document. Raises SchemaError for a type without schema or description."""
     definitions = Definitions()
     root = definitions.object_of(kind) if _is_object(kind) else definitions.schema_of(kind, title)
     definitions.complete()
@@ -168,14 +168,14 @@ def schema(name: str, title: str, kind: Any) -> dict[str, Any]:
 
 
 class Definitions:
-    """Schemas of the dataclasses that a document refers to, by name."""
+    """Schemas of the dataclasses that a document refers to, by name (`$defs`)."""
 
     def __init__(self) -> None:
         self.schemas: dict[str, Any] = {}
         self._kinds: dict[str, Any] = {}
 
     def complete(self) -> None:
-        """Define every class that is referred to, and those that they refer to."""
+        """Add the schemas of all classes that are referred to, directly or indirectly."""
         while missing := [name for name in self._kinds if name not in self.schemas]:
             for name in missing:
                 self.schemas[name] = self.object_of(self._kinds[name])
@@ -199,7 +199,7 @@ class Definitions:
         return properties
 
     def _property(self, kind: Any, name: str, hint: Any, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Return the schema of a field. Raises SchemaError where nothing describes it."""
+        """Return the schema of a field. Raises SchemaError if it has no description."""
         where = f"{_class(kind).__module__}.{_class(kind).__qualname__}.{name}"
         found = self.schema_of(hint, where)
         if name in texts:
@@ -257,7 +257,7 @@ class Definitions:
 
 
 def summary(kind: Any) -> str:
-    """Return the first paragraph of a class's docstring. Raises SchemaError where it has none."""
+    """Return the first paragraph of a class's docstring. Raises SchemaError if it has none."""
     text = inspect.cleandoc(kind.__doc__ or "")
     if not text or text.startswith(f"{kind.__name__}("):  # the signature, which `dataclass` writes
         raise SchemaError(f"{kind.__module__}.{kind.__qualname__}: no docstring")
@@ -265,7 +265,7 @@ def summary(kind: Any) -> str:
 
 
 def field_descriptions(kind: Any) -> dict[str, str]:
-    """Return the entries in the `Args:` of a class and its bases. Raises SchemaError for one that is no field."""
+    """Return the `Args:` entries of a class and its bases by name. Raises SchemaError for a name that is no field."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         found.update(_entries(inspect.cleandoc(base.__dict__.get("__doc__") or "")))
@@ -334,7 +334,7 @@ def text_of(name: str) -> str:
 
 
 def _formatted(value: Any, indent: int) -> str:
-    """Return JSON text: a value that fits is on one line, others have a line for each entry."""
+    """Return JSON text: a value that fits is on one line, others have one line per entry."""
     line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (dict, list)) or len(line) + indent < LINE_LENGTH:
         return line
@@ -391,7 +391,7 @@ def error_page() -> str:
 
 
 def error_kinds(kind: type[EdgeKDError]) -> Iterator[type[EdgeKDError]]:
-    """Yield a class of errors, and those derived from it as far as they are of `core` or the agent."""
+    """Yield an error class, and its subclasses that `core` or the agent defines."""
     yield kind
     for derived in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
         if derived.__module__.startswith(("edgekd.core.", "edgekd.agent.")):

@@ -1,4 +1,4 @@
-"""docs/reference/json-keys.md: a table of the keys of every JSON document, made of their schemas."""
+"""docs/reference/json-keys.md: a table of the keys of every JSON document, generated from the schemas."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Every key of every [JSON document](json.md), generated from the types in the cod
 
 
 def page(schemas: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the page of the keys of documents, by their schemas.
+    """Return the page of the keys of documents. schemas: by name of the document.
 
-    An object that is in one place only has its rows there; the others have tables of their own.
+    An object that is used in one place only has its rows there; others have their own tables.
     """
     objects = {key: value for each in schemas.values() for key, value in each.get("$defs", {}).items()}
     documents = {name: {key: value for key, value in each.items() if key != "$defs"} for name, each in schemas.items()}
@@ -54,7 +54,7 @@ def _section(described: Mapping[str, Any], objects: Mapping[str, Any], inline: S
 def _rows(
     described: Mapping[str, Any], prefix: str, objects: Mapping[str, Any], inline: Set[str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield key, type and meaning of each key of an object, and of the objects in it that are in no other place."""
+    """Yield key, type and meaning of each key of an object, and of objects that are used only in it."""
     for key, value in described["properties"].items():
         referred = list(_references(value))
         meaning = value.get("description") or objects[referred[0]]["description"]

@@ -35,21 +35,22 @@ from edgekd.hardware.budget import Basis
 from edgekd.hardware.target import Target, to_dict
 
 FRAMES = 8
-"""Scored images on which layers are compared."""
+"""Number of scored images on which layers are compared."""
 PICTURED = 4
-"""Frames whose attention maps are shown: those with most changes."""
+"""Number of frames whose attention maps are shown: those in which most objects changed."""
 ATTENTION = "attention.npz"
 
 
 @dataclass(frozen=True)
 class AnalyseResult(StageResult):
-    """Analysis inside the networks; attention maps are in the file ATTENTION.
+    """Analysis of layers; attention maps are in the file ATTENTION.
 
     Args:
         frames: Number of images on which layers were compared.
         compared: Similarity of the layers of two graphs.
-        times: Of the layers, before and after.
-        maps: Of each attention map: index of the scored image, layer, agreement of both networks.
+        times: Times of the layers, before and after.
+        maps: For each attention map: index of the scored image, layer, correlation of both networks' maps (None if one
+            network lacks the layer).
     """
 
     frames: int
@@ -69,14 +70,14 @@ def analyse(
     host: HostFacts,
     frames: int = FRAMES,
 ) -> Stage[AnalyseResult] | None:
-    """Measure similarity and times of layers, and attention maps, in the graphs of a build.
+    """Measure similarities and times of layers, and attention maps, in the graphs of a build.
 
     Args:
-        findings: Of the same graphs; they choose the frames whose attention is shown.
-        target: None where it is not known here.
-        host: This machine, on which layers are timed where the target cannot be predicted.
+        findings: Findings of the same graphs; they select the frames whose attention is shown.
+        target: Target to predict times for; None if unknown.
+        host: This machine, on which layers are timed if the target cannot be predicted.
 
-    Returns None after a note where one of the graphs cannot be analysed: no build fails by that.
+    Returns None after a note if a graph cannot be analysed; the build does not fail.
     """
     pairs = _pairs(graphs)
     samples = scored_samples(graphs)
@@ -115,9 +116,9 @@ def analyse(
 def analysed_report(
     report: Report, graphs: BuildGraphs, findings: Findings | None, stage: Stage[AnalyseResult] | None
 ) -> Report:
-    """Return the report with the analysis of its detections, and with that inside the networks.
+    """Return the report with the analysis of detections and of layers.
 
-    findings: Of the graphs; None where the data is not at hand.
+    findings: Findings of the graphs; None without the data. stage: None without an analysis of layers.
     """
     missing = []
     if findings is None:
@@ -137,7 +138,7 @@ def analysed_report(
 
 
 def findings_of(graphs: BuildGraphs) -> Findings:
-    """Match the detections of both graphs with every labelled object in the scored images, at a camera's thresholds."""
+    """Match the detections of both graphs with the labelled objects in the scored images, at the build's thresholds."""
     detections = [load_detections(score.path / DETECTIONS) for score in graphs.scores]
     shapes = load_shapes(graphs.scores[0].path / DETECTIONS)
     frames = [
@@ -155,7 +156,7 @@ def _analysis_of(graphs: BuildGraphs, findings: Findings) -> Analysis:
 def analysis_from(
     findings: Findings, samples: Sequence[Sample], classes: tuple[str, ...], thresholds: tuple[float, ...]
 ) -> Analysis:
-    """Return the counts and pictures of findings in samples. Raises DataError where an image cannot be read."""
+    """Return the counts and pictures of findings in samples. Raises DataError if an image cannot be read."""
     return Analysis(
         class_names=classes,
         thresholds=thresholds,
@@ -173,21 +174,21 @@ def analysis_from(
 
 
 def inside_of(graphs: BuildGraphs, stage: Stage[AnalyseResult], findings: Findings | None) -> LayerAnalysis:
-    """Return the analysis inside the networks; attention maps only with the findings."""
+    """Return the analysis of layers; with attention maps only if there are findings."""
     result = stage.result
     attention = tuple(_attention(graphs, stage, findings))
     return LayerAnalysis(frames=result.frames, compared=result.compared, times=result.times, attention=attention)
 
 
 def most_changed(findings: Findings, most: int) -> list[int]:
-    """Return the frames in which most objects were lost and gained; of equal ones those with most objects."""
+    """Return the indices of the `most` frames with most objects lost or gained, sorted; ties go to more objects."""
     moved = Counter(each.frame for each in findings.objects if each.outcome in ("lost", "gained"))
     count = Counter(each.frame for each in findings.objects)
     return sorted(sorted(count, key=lambda frame: (-moved[frame], -count[frame], frame))[:most])
 
 
 def _attention(graphs: BuildGraphs, stage: Stage[AnalyseResult], findings: Findings | None) -> list[FrameAttention]:
-    """Return attention maps laid over their frames, with the objects that were lost; none without the data."""
+    """Return attention maps as overlays on their frames, with lost objects outlined; none without findings."""
     if findings is None:
         return []
     samples = scored_samples(graphs)
@@ -211,9 +212,10 @@ def _attention(graphs: BuildGraphs, stage: Stage[AnalyseResult], findings: Findi
 
 
 def _pairs(graphs: BuildGraphs) -> list[tuple[str, GraphStage, dict[str, GraphStage]]]:
-    """Return the comparisons: a student with the given detector, and the shipped graph with its own float graph.
+    """Return the comparisons: name and graph of the reference, and the graphs compared with it.
 
-    A quantized graph that was trained is also compared with the graph before training.
+    A student or pruned graph, and the graph shipped from it, are compared with the given detector. The shipped graph is
+    compared with its float graph, and so is a quantized graph before its training.
     """
     rows = []
     if graphs.floating.key != graphs.before.key:
@@ -239,7 +241,7 @@ def _compared(
 
 
 def _times(graphs: BuildGraphs, target: Target | None, cpu: str) -> tuple[LayerTimes, LayerTimes]:
-    """Return the times of layers before and after: both predicted for the target, or else both measured here."""
+    """Return the times of layers before and after: both predicted for the target, else both measured here."""
     here = target is not None and target.kind == "cpu"
     if target is not None and not here:
         before, after = (predicted(graph.path / GRAPH, target) for graph in (graphs.before, graphs.shipped))

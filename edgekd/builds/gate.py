@@ -1,4 +1,4 @@
-"""Errors for missed limits: numbers, the costliest layers, and what to try next."""
+"""Errors for missed limits, with values, costliest layers, and what to try next."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edgekd.core.errors import BudgetError
 from edgekd.hardware.budget import LimitResult, size_text
 
 SIZES = 16
-"""Sizes, evenly from the plan's to the largest useful one, among which a sufficient one is looked for."""
+"""Number of sizes that are tried, evenly spaced from the plan's to the largest useful one."""
 
 
 def costliest(errors: Mapping[str, float], count: int = 3) -> list[tuple[str, float]]:
-    """Return the layers with the largest estimated cost, and the share of each."""
+    """Return the layers with the largest estimated cost, and the share of each in the total, 0 to 1."""
     total = sum(errors.values())
     listed = sorted(errors.items(), key=lambda entry: -entry[1])[:count]
     return [(name, error / total) for name, error in listed if total and error > 0]
@@ -29,9 +29,9 @@ def costliest(errors: Mapping[str, float], count: int = 3) -> list[tuple[str, fl
 def require_met(
     lines: Sequence[LimitResult], recipe: Recipe, stages: Sequence[AnyStage], report: Any, fallback: str | None = None
 ) -> None:
-    """Raise BudgetError where a limit is missed: each number with its limit, the layers, and the next lever.
+    """Raise BudgetError if a limit is missed, with values and limits, the costliest layers, and what to try next.
 
-    fallback: A further remedy for any limit.
+    report: Result that the error carries. fallback: A further remedy for any limit.
     """
     missed = [line for line in lines if line.met is False]
     if not missed:
@@ -44,7 +44,7 @@ def require_met(
 
 
 def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
-    """Return what to try next where a limit is missed."""
+    """Return what to try next for a missed limit."""
     step = recipe.quantize
     if line.name in ("min_fps", "max_energy_mj"):
         return "a smaller model of the family, or a smaller input size"
@@ -64,12 +64,12 @@ def lever(line: LimitResult, recipe: Recipe, stages: Sequence[AnyStage]) -> str:
 
 
 def _size_above(count: float) -> str:
-    """Return a size for people that is no smaller than these bytes."""
+    """Return a number of bytes as text, rounded up."""
     return size_text(math.ceil(count / 1e4) * 1e4 if count >= 1e4 else count)
 
 
 def _errors(stages: Sequence[AnyStage]) -> Mapping[str, float]:
-    """Return the estimated cost of each layer in the last quantization; nothing where training changed it since."""
+    """Return the estimated cost of each layer in the last quantization; empty if it was trained since."""
     last = [stage.result for stage in stages if isinstance(stage.result, QuantizedResult)]
     return last[-1].errors if last and isinstance(last[-1], QuantizeResult) else {}
 
@@ -81,7 +81,10 @@ def _with_more_than_boxes(stages: Sequence[AnyStage]) -> bool:
 
 
 def _more_bytes(line: LimitResult, stages: Sequence[AnyStage]) -> int | None:
-    """Return how much larger a plan must be for an error as much smaller as the loss has to be; None: impossible."""
+    """Return by how many bytes a plan must grow to meet a limit on accuracy; None without a plan, or if none suffices.
+
+    Assumes that the loss of accuracy is proportional to the predicted error of the plan.
+    """
     planned = [stage for stage in stages if isinstance(stage.result, CostsResult)]
     quantized = [stage for stage in stages if PLAN in stage.files and isinstance(stage.result, QuantizedResult)]
     if not planned or not quantized or line.value is None or line.value >= 1:

@@ -1,4 +1,4 @@
-"""The file `ledger.json` of a build: what its stages took and gave, on which machine, and from which inputs."""
+"""The file `ledger.json` of a build: times, results and hashes of its stages, the machine, and the inputs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class LedgerStage:
         name: Name, such as `score-int8`.
         version: Version of the stage's code.
         key: SHA-256 of name, version and inputs.
-        seconds: Wall time when the stage was done, now or in an earlier build.
-        bytes: Length of all its files.
+        seconds: Wall time when the stage ran, now or in an earlier build.
+        bytes: Total length of its files.
         map50_95, map50: COCO's mAP; null where the stage scores nothing.
         sha256: SHA-256 of its files and results.
         files: SHA-256 by file name.
-        cached: True where it was found in the store.
+        cached: True if it was found in the store.
         updates: Weight updates of a training; null where the stage trains nothing.
-        cpu_seconds: CPU time when the stage was done, of all threads and processes; null where it was not measured.
+        cpu_seconds: CPU time when the stage ran, of all threads and processes; null where it was not measured.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LedgerTiming:
     Args:
         basis: `measured`, or `stand-in` for another machine than the target.
         fps: Frames per second, one after the other; null where the run was too short or too noisy.
-        p50_ms, p99_ms: Percentile.
+        p50_ms, p99_ms: Percentile of the milliseconds of a frame.
     """
 
     basis: Basis
@@ -90,7 +90,7 @@ class LedgerPrediction:
 
     Args:
         ms: Milliseconds.
-        low_ms, high_ms: Range that holds nine of ten measurements.
+        low_ms, high_ms: Range of the milliseconds that contains nine of ten measurements.
     """
 
     ms: float
@@ -103,8 +103,8 @@ class TrainingRecord:
     """The training of a student.
 
     Args:
-        losses: Mean of each loss in each epoch, by name, before it is weighted.
-        weights: Mean weight of each loss in each epoch, by name, and of what the weights follow from.
+        losses: Mean of each loss in each epoch, by name, before weighting.
+        weights: Mean weight of each loss in each epoch, by name, and mean of the values that weights are computed from.
     """
 
     losses: Epochs
@@ -121,8 +121,8 @@ class Ledger:
         data: Path of the data set, as given.
         target: Name of the target.
         bundle: File name of the bundle.
-        budget: A line for each limit.
-        losses: Mean of each loss in each epoch of the training of the quantized graph; empty without one.
+        budget: An entry for each limit.
+        losses: Mean of each loss in each epoch of quantization-aware training; empty without it.
         calibration_cache: Null where nothing on the target reads one, or nothing was quantized.
         distillation: Null without a student.
         predicted: Null where the target cannot be predicted.
@@ -148,7 +148,7 @@ class Ledger:
 
 
 def ledger_row(stage: AnyStage) -> LedgerStage:
-    """Return a stage as the ledger has it."""
+    """Return the ledger's entry for a stage."""
     return LedgerStage(
         name=stage.name,
         version=stage.version,
@@ -166,18 +166,18 @@ def ledger_row(stage: AnyStage) -> LedgerStage:
 
 
 def timing_of(summary: TimingSummary) -> LedgerTiming:
-    """Return the times of a graph as the ledger has them."""
+    """Return the ledger's entry for the times of a graph."""
     return LedgerTiming(summary.basis, summary.fps, summary.total_ms.p50, summary.total_ms.p99)
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> Path:
-    """Write the ledger of a result folder. Raises SpecError."""
+    """Write the ledger into a result folder and return its path. Raises SpecError if it cannot be written."""
     write_file(folder / LEDGER, readable_json(to_plain(ledger)))
     return folder / LEDGER
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Read the ledger in a result folder. Raises SpecError where no build was finished there, or it is damaged."""
+    """Read the ledger in a result folder. Raises SpecError if no build has finished there, or it is damaged."""
     path = folder / LEDGER
     if not is_file(path):
         fix = "pass the folders that `edgekd build --out` wrote"

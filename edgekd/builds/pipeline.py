@@ -32,8 +32,8 @@ def build(request: BuildRequest, progress: Progress = SILENT, signers: Sequence[
 
     The bundle is signed by all of `signers`.
 
-    Raises SpecError, DataError, CompressError or DeviceError and leaves nothing half-written. A missed budget does
-    not raise: `BuildResult.require_met` does.
+    Raises SpecError, DataError, CompressError, DeviceError or SignatureError, and leaves no partial files. A missed
+    budget raises nothing here: `BuildResult.require_met` does.
     """
     dataset, device, target = data_of(request), local_device(request.device), request.target
     context = StageContext.within(request.out, request.fresh, progress)
@@ -49,12 +49,12 @@ def build(request: BuildRequest, progress: Progress = SILENT, signers: Sequence[
 
 
 def data_of(request: BuildRequest) -> Dataset:
-    """Return the data of a request, after refusing what can be refused at once. Raises SpecError, DataError."""
+    """Check a request without computing anything, and return its data set. Raises SpecError, DataError."""
     refuse_impossible(request)
     dataset = load_dataset(request.data)
     dataset.split(SCORED)
     if request.recipe.quantize:
-        calibration_source(request.calibration, dataset)  # a mistake in it should not cost an export first
+        calibration_source(request.calibration, dataset)  # raises before the export
     return dataset
 
 
@@ -64,7 +64,7 @@ def compressed(request: BuildRequest, dataset: Dataset, context: StageContext) -
     detector, before = export.run_model(context, model, head, dataset, opset_for(target), trust=trust)
     refuse_task(request.recipe, before.result.spec, request.interface.postprocess)
     if request.recipe.first(Resize) is None:
-        interface.run(context, before, request.interface)  # what is impossible should not cost a training first
+        interface.run(context, before, request.interface)  # raises before any training
     checked = check.run(context, before, target, "fp32")
     scored = dataset.split(SCORED, before.result.spec.head.task)
     data = context.fingerprint(scored)
@@ -104,7 +104,7 @@ def checked_and_scored(record: BuildRecord, context: StageContext) -> BuildRecor
 
 
 def refuse_impossible(request: BuildRequest) -> None:
-    """Raise SpecError for what the target cannot run, before anything is computed."""
+    """Raise SpecError if the target or the model does not support the recipe, before anything is computed."""
     recipe, target = request.recipe, request.target
     refuse_recipe(recipe, request.budget, request.model)
     products = "nvfp4" if recipe.quantize and "nvfp4" in recipe.quantize.formats else None

@@ -82,14 +82,14 @@ _ROLES: Mapping[str, Role] = {
     sbom.NAME: "sbom",
 }
 _BESIDE = (PACKED, PLAN, CALIBRATION)
-"""Files of a bundle that also lie beside it, for people and for the next build."""
+"""Files of a bundle that are also copied beside it, for people and for the next build."""
 MARGIN = 8192
-"""Bytes by which the rest of a bundle may grow with compression: a plan, the drift reference, a report's digits."""
+"""Bytes reserved for what compression adds to the rest of a bundle: plan, drift reference, longer numbers."""
 
 
 @dataclass(frozen=True)
 class PackResult(StageResult):
-    """The length of the bundle."""
+    """The length of the bundle in bytes."""
 
     bytes: int
 
@@ -137,10 +137,10 @@ def publish(
 
 
 def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Signer] = ()) -> Path:
-    """Write the bundle, and copy it, the graphs, plan and calibration set to the request's folder.
+    """Write the bundle, copy it, the graphs, plan and calibration set to the request's folder, and return its path.
 
-    A bundle follows from model, data, recipe, target and versions: the same inputs give the same bytes. The store keeps
-    it unsigned; the copy is signed by these signers. Raises SignatureError.
+    The same model, data, recipe, target and versions give the same bytes. The bundle in the store is unsigned; the copy
+    is signed by `signers`. Raises SpecError, SignatureError.
     """
     request, identity, files = record.request, _identity(record), _files(record)
 
@@ -166,7 +166,7 @@ def pack_bundle(context: StageContext, record: BuildRecord, signers: Sequence[Si
 
 
 def bytes_beside_graph(record: BuildRecord) -> int:
-    """Estimate the bytes of a bundle beside its graph and calibration cache, from a record without any compression."""
+    """Estimate the bytes of a bundle's files except graph and calibration cache; MARGIN is for those of later steps."""
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         folder = Path(scratch)
         sources = {PACKED: record.encoded.path / PACKED}
@@ -209,7 +209,7 @@ def _ledger(
 
 
 def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
-    """Write `bundle.edgekd` with these files and the small ones to a folder, and return its size in bytes."""
+    """Write `bundle.edgekd` with these files and the small ones into a folder, and return its size in bytes."""
     sources = dict(files)
     for name, content in _small_files(record).items():
         (folder / name).write_bytes(content)
@@ -226,7 +226,7 @@ def _pack(record: BuildRecord, files: Mapping[str, Path], folder: Path) -> int:
 
 
 def _identity(record: BuildRecord) -> dict[str, Any]:
-    """Return everything that a bundle's content follows from."""
+    """Return everything that determines a bundle's content, except its report and agent."""
     return {
         "model": record.request.model.name,
         "target": to_dict(record.request.target),
@@ -254,7 +254,7 @@ def _files(record: BuildRecord) -> dict[str, Path]:
 
 
 def _small_files(record: BuildRecord) -> dict[str, bytes]:
-    """Return the files that packing makes: scores per class, class names, golden set and agent."""
+    """Return the files that no stage wrote, by name: scores per class, class names, golden set and agent."""
     scores = {label: score.results for label, score in zip(("before", "after"), record.scores, strict=True)}
     labels = "".join(f"{name}\n" for name in record.after.result.spec.classes)
     return {
@@ -266,7 +266,7 @@ def _small_files(record: BuildRecord) -> dict[str, bytes]:
 
 
 def _golden(record: BuildRecord) -> bytes:
-    """Return the golden set of the graph that ships, from the first scored images."""
+    """Return the golden set of the graph that ships, on the first scored images."""
     floating = None if record.after.key == record.floating.key else record.reference.path / GRAPH
     images = (image for _, image in ReadableImages(record.scored.samples[:TRIED], max_bad_share=0.5))
     return to_bytes(golden_set(record.shipped.path / GRAPH, floating, record.shipped.result.spec, images))
@@ -306,7 +306,7 @@ def _evidence(record: BuildRecord) -> Evidence:
 
 
 def _on_target(record: BuildRecord) -> PredictResult | None:
-    """Return the prediction for the graph that ships; None where the target cannot be predicted."""
+    """Return the prediction for the graph that ships; None if the target cannot be predicted."""
     try:
         return predict_graph(record.shipped.path / GRAPH, record.request.target)
     except SpecError:
@@ -351,7 +351,7 @@ def _step_json(step: Step) -> dict[str, Any]:
 
 
 def _with_names(value: Any) -> Any:
-    """Return settings with paths reduced to names, those of a training between rounds of pruning, too."""
+    """Return settings with paths reduced to names, also in nested settings."""
     if isinstance(value, dict):
         return {name: _with_names(inner) for name, inner in value.items()}
     return Path(value).name if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Recipes: compression steps from TOML, and what a detector and a budget must have for them."""
+"""Recipes: compression steps from TOML, and checks that a detector and a budget support them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Recipe:
 
     @property
     def trains(self) -> bool:
-        """True where a step needs a checkpoint and labelled training data."""
+        """True if a step needs a checkpoint and labelled training data."""
         return any(kind_of(step).trains for step in self.steps)
 
     @property
     def quant_aware(self) -> bool:
-        """True where the quantized graph is trained."""
+        """True if the quantized graph is trained."""
         return self.first(QuantAwareDistill) is not None
 
     def first(self, kind: type[S]) -> S | None:
@@ -54,25 +54,22 @@ class Recipe:
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
     def only(self, kind: type[S]) -> S:
-        """Return the recipe's only step, of that kind. Raises SpecError."""
+        """Return the recipe's only step. Raises SpecError if it has several, or one of another kind."""
         if len(self.steps) == 1 and isinstance(self.steps[0], kind):
             return self.steps[0]
         fix = f"pass --recipe {kind.kind}, or one with that step alone; `edgekd build` runs further steps"
         raise SpecError(f"recipe {self.name} is not one step of kind {kind.kind}", fix=fix)
 
     def with_plan(self, plan: Path) -> Recipe:
-        """Return the recipe with the plan in a file in place of its own choice.
-
-        Raises SpecError where it does not quantize.
-        """
+        """Return the recipe with the quantization plan in a file. Raises SpecError if it does not quantize."""
         if self.quantize is None:
             raise SpecError(f"--plan {plan}: recipe {self.name} quantizes nothing", fix="pass --recipe mixed or ptq")
         return self.with_settings(Quantize, plan=str(plan))
 
     def with_settings(self, kind: type[Step], **settings: Any) -> Recipe:
-        """Return the recipe with these settings, unless they are None, of its first step of that kind.
+        """Return the recipe with these settings in its first step of that kind; None leaves a setting as it is.
 
-        Raises SpecError where it has no such step.
+        Raises SpecError if it has no such step.
         """
         changed = self.first(kind)
         if changed is None:
@@ -85,7 +82,7 @@ class Recipe:
 def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
     """Return a shipped recipe by name, one from a `.toml` file, or one from a table with `name` and `steps`.
 
-    Raises SpecError naming what is wrong and where. What steps may say: docs/reference/recipe-settings.md.
+    Raises SpecError naming the problem and its place. Settings of steps: docs/reference/recipe-settings.md.
     """
     if isinstance(name, Mapping):
         return recipe_from(dict(name), "recipe")
@@ -118,7 +115,7 @@ class _RecipeTable:
 
 
 def recipe_from(table: dict[str, Any], source: str) -> Recipe:
-    """Return the recipe in a TOML table. Raises SpecError with the key."""
+    """Return the recipe in a TOML table. Raises SpecError naming the key. source: name for messages."""
     recipe = parse_table(_RecipeTable, table, source)
     found = tuple(_step(step, f"{source}: step {number}") for number, step in enumerate(recipe.steps, start=1))
     if not in_order([kind_of(step) for step in found]):
@@ -136,7 +133,7 @@ def _step(table: dict[str, Any], where: str) -> Step:
 
 
 def refuse_task(recipe: Recipe, spec: DetectorSpec, postprocess: Postprocess = "host") -> None:
-    """Raise SpecError for a recipe, or a place of the selection, that the detector of `spec` cannot have."""
+    """Raise SpecError if a detector does not support a recipe, or postprocessing in the graph."""
     if spec.head.masks and postprocess == "graph":
         raise SpecError("--postprocess graph", expected="a detector without masks", found="one with masks")
     if not spec.head.beside_boxes:
@@ -152,7 +149,7 @@ def refuse_task(recipe: Recipe, spec: DetectorSpec, postprocess: Postprocess = "
 
 
 def refuse_recipe(recipe: Recipe, budget: Budget, model: Path) -> None:
-    """Raise SpecError for a recipe without a limit to plan for, or for a detector that cannot take its steps."""
+    """Raise SpecError if a recipe lacks a limit to plan for, or the model does not support its steps."""
     family, name = family_of(model), model.name
     if recipe.trains and (family is None or family.is_graph):
         raise SpecError(

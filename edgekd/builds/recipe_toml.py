@@ -7,6 +7,6 @@ from edgekd.core.toml import non_default, toml_text
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """Return the recipe, without settings that have their default; paths in it stay as they are."""
+    """Return a recipe as TOML, without settings at their defaults; paths are unchanged."""
     steps = [{"kind": step.kind, **non_default(step)} for step in recipe.steps]
     return toml_text({"name": recipe.name, "description": recipe.description, "steps": steps})

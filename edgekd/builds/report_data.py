@@ -1,4 +1,4 @@
-"""The stages of a build as rows and figures of its report."""
+"""Rows and figures of a build's report, from its stages."""
 
 from __future__ import annotations
 
@@ -47,13 +47,16 @@ PICTURES = 4
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Facts of a report that are no stages.
+    """Facts of a report that no stage has.
 
     Args:
-        model: Name of the file.
+        model: File name of the model.
         target: Title of the target.
+        recipe: Name of the recipe.
+        provenance: Hashes and versions, by label.
         rare: Classes that are rare in the training split.
         budget: The limits and the values that were reached.
+        bundle_bytes: Length of the bundle; None before it is packed.
         search: The search that found the recipe.
     """
 
@@ -163,9 +166,11 @@ def layer_rows(
     """Return the layers with weights in graph order, with their storage in the packed graph.
 
     Args:
+        before, after: ONNX files with the same layers.
+        packed: The packed graph of `after`.
         errors: Estimated cost of each layer by its name, in any unit.
-        snr_db: Signal-to-noise ratio at each layer's output.
-        options: The errors of the formats that a plan chose between.
+        snr_db: Signal-to-noise ratio at the output of each layer, in dB, by its name.
+        options: Error by format of the formats that a plan chose from, for each layer by its name.
     """
     stored = {section.name: section for section in sections(packed.read_bytes())}
     total = sum(errors.values())
@@ -192,7 +197,7 @@ def layer_rows(
 
 
 def _noise(graphs: BuildGraphs) -> Mapping[str, float]:
-    """Return the signal-to-noise ratio of each layer in dB, of a trained graph the one before training."""
+    """Return the signal-to-noise ratio of each layer in dB; for a quantized graph that was trained, before training."""
     results = (stage.result for stage in (graphs.after, *reversed(graphs.steps)))
     return next((result.snr_db for result in results if isinstance(result, QuantizeResult)), {})
 
@@ -200,7 +205,7 @@ def _noise(graphs: BuildGraphs) -> Mapping[str, float]:
 def _options(steps: Sequence[AnyStage]) -> dict[str, dict[str, float]]:
     """Return the error of each format of each layer, as measured for the last plan; empty without a plan.
 
-    Of coded INT8 with a step that takes about as many bits as fp4x.
+    The error of coded INT8 is at the step that takes about as many bits as fp4x.
     """
     plan = next((stage for stage in reversed(steps) if COSTS in stage.files), None)
     if plan is None:
@@ -214,7 +219,7 @@ def _errors(options: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def provenance(record: BuildRecord) -> dict[str, str]:
-    """Return the origin of a bundle: hashes and versions, nothing of the machine that built it."""
+    """Return the origin of a bundle by label: hashes and versions, without the machine that built it."""
     facts = {
         "Model": record.request.model.name,
         "Model SHA-256": record.model_sha256,
@@ -271,7 +276,7 @@ def _latencies(timing: Stage[TimingResult]) -> tuple[FrameLatency, ...]:
 
 
 def scored_samples(graphs: BuildGraphs) -> list[Sample]:
-    """Return the samples of the detections in both scores, in their order; none where the data is not at hand."""
+    """Return the scored samples, without skipped ones, in the order of the detections; empty without the data."""
     if graphs.scored is None:
         return []
     left_out = {index for index, _, _ in graphs.scores[0].result.skipped}
@@ -300,7 +305,7 @@ class _Weights:
 
     Args:
         output: The tensor that the layer writes.
-        bytes: Of each initializer by its name: the weights or their codes first, then scales and zero points.
+        bytes: Length of each initializer by name: the weights or their codes first, then scales and zero points.
     """
 
     name: str
@@ -320,7 +325,7 @@ def _weights(path: Path) -> list[_Weights]:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         source = graph.producers.get(node.input[1])
-        if source is not None and source.op_type == "Transpose":  # of a MatMul's, behind DequantizeLinear
+        if source is not None and source.op_type == "Transpose":  # of MatMul weights, after DequantizeLinear
             source = graph.producers.get(source.input[0])
         names = list(source.input) if source is not None else [node.input[1]]
         values = {name: value for name in names if (value := graph.constant(name)) is not None}

@@ -1,4 +1,4 @@
-"""The request and the record of a build: what is wanted, the stages that ran, and the files that were written."""
+"""The request, the record and the result of a build: settings, stages, and files written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgekd.hardware.budget import Budget, LimitResult
 from edgekd.hardware.target import Target
 
 SEARCH = "search.json"
-"""The file with the result of a search."""
+"""Name of the file with the result of a search."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class BuildRequest:
 
     Args:
         out: Folder for the results.
-        device: To time on, `local` or `local:ENGINE`.
+        device: Device to time on, `local` or `local:ENGINE`.
         head: Description of an ONNX file's output, a name or a `.toml` file.
-        calibration: Number of images, or the `.toml` file of a set.
-        fresh: Reuse no stage from before.
-        counter: Version of the bundle: no device goes back to a lower one.
-        licence: Of the model, as an SPDX expression.
-        bundle_report: Put the report into the bundle, too.
-        search: The search that found the recipe; None where it was given.
-        train_on: GPUs to train students on, such as `0,1`; None for one if there is any.
+        calibration: Number of images, or the `.toml` file of a set; None for the shipped rule.
+        trust_checkpoint: Allow code that is pickled in a checkpoint to run.
+        fresh: Do not reuse stages of earlier builds.
+        counter: Version of the bundle for rollback protection: devices refuse a lower one than they have.
+        licence: Licence of the model, as an SPDX expression.
+        bundle_report: Also put the report into the bundle.
+        search: The search that found the recipe; None if it was given.
+        train_on: GPUs to train students on, such as `0,1`; None for one GPU, if available.
         interface: Input and output of the graph that ships.
     """
 
@@ -70,18 +71,18 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildGraphs:
-    """The graphs of a running or finished build, and the stages that judged them.
+    """The graphs of a running or finished build, and the stages that checked and scored them.
 
     Args:
         before: The given detector's float graph.
-        floating: The float graph that `after` was made from: the given one, a student's, or a pruned one.
-        after: The graph that the steps of the recipe led to.
+        floating: The float graph from which `after` was made: of the given detector, a student, or a pruned detector.
+        after: The graph after the steps of the recipe.
         shipped: `after` with the requested interface, in float16 where the target's builder needs that.
-        encoded: `shipped` as it is packed.
-        scores: Of `before` and of `shipped`.
-        checked: The target's check of `shipped`.
-        scored: The split that was scored; None where the data is not at hand.
-        steps: The stages of the recipe.
+        encoded: `shipped` as packed in the bundle.
+        scores: Scores of `before` and of `shipped`.
+        checked: Check of `shipped` for the target.
+        scored: The split that was scored; None without the data.
+        steps: The stages that the steps of the recipe ran.
     """
 
     before: GraphStage
@@ -96,7 +97,7 @@ class BuildGraphs:
 
     @property
     def thresholds(self) -> DetectionThresholds:
-        """For each class the confidence with the best F1 on the scored images; the default where none is known."""
+        """For each class the confidence with the best F1 on the scored images, else the default."""
         default, scored = Thresholds(), self.scores[1].result.per_class
         rows = [scored.get(name) for name in self.after.result.spec.classes]
         best = [row.confidence if row else None for row in rows]
@@ -106,15 +107,17 @@ class BuildGraphs:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRecord(BuildGraphs):
-    """A build as far as it is the same on every machine.
+    """The part of a build that is the same on every machine.
 
     Args:
-        detector: That of `floating`.
-        timed: `after` with the interface of `shipped`: this machine's CPU is slow in float16.
-        reference: `floating` with the same interface.
-        calibrated: None without quantization.
+        model_sha256: SHA-256 of the model's file.
+        data_sha256: Fingerprint of the scored split.
+        detector: The detector whose graph is `floating`.
+        timed: `after` with the interface of `shipped`, for timing: CPUs are slow in float16.
+        reference: `floating` with the interface of `shipped`.
+        calibrated: Calibration images; None without quantization.
         drift: The reference for drift detection; None without a training split.
-        weakened: `floating` has lost channels or rank, and was not trained since.
+        weakened: True if `floating` has lost channels or rank, and was not trained since.
     """
 
     request: BuildRequest
@@ -130,7 +133,7 @@ class BuildRecord(BuildGraphs):
 
     @property
     def reproducible(self) -> list[AnyStage]:
-        """The stages that the bundle follows from, without repetition."""
+        """The stages that determine the content of the bundle, each once."""
         stages = [self.before, self.scores[0], *self.steps, self.shipped, self.scores[1], self.encoded]
         stages += [self.drift] if self.drift else []
         return list({stage.key: stage for stage in stages}.values())
@@ -138,7 +141,7 @@ class BuildRecord(BuildGraphs):
 
 @dataclass(frozen=True)
 class MachineRecord:
-    """The stages that depend on this machine: what it compiled, and its times."""
+    """The stages that depend on this machine: compilation and times."""
 
     compiled: Stage[CompileResult]
     timing: Stage[TimingResult]
@@ -146,7 +149,7 @@ class MachineRecord:
 
 @dataclass(frozen=True)
 class BuildResult(Result):
-    """A finished build. Pairs are of the given detector's float graph, and of the graph that ships.
+    """A finished build. Pairs: the given detector's float graph, and the graph that ships.
 
     Args:
         bundle: Path of the bundle.
@@ -154,8 +157,8 @@ class BuildResult(Result):
         ledger: Path of `ledger.json`.
         target: Name of the target.
         stages: The stages, in the order in which they ran.
-        met: Verdict on the budget: false if a limit is missed, else null if one is undecided here, else true.
-        budget: A line for each limit.
+        met: Verdict on the budget: false if a limit is missed, else null if one cannot be decided here, else true.
+        budget: An entry for each limit.
         calibration_cache: Null where nothing on the target reads one, or nothing was quantized.
         search: Path of `search.json`; null where the recipe was given.
     """
@@ -181,17 +184,17 @@ class BuildResult(Result):
 
     @property
     def kept(self) -> float | None:
-        """Share of the mAP50-95 that is left; None where there was none before."""
+        """Share of the mAP50-95 that the graph keeps; None if it was 0 before."""
         before, after = self.map50_95
         return after / before if before else None
 
     @property
     def graph_bytes(self) -> tuple[int, int]:
-        """Length of the float ONNX file, and of the packed graph in the bundle."""
+        """Length in bytes of the float ONNX file, and of the packed graph in the bundle."""
         return self.record.before.result.bytes, self.record.encoded.result.bytes
 
     def require_met(self) -> None:
-        """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
+        """Raise BudgetError if a limit is missed, with values and limits, costliest layers, and what to try next."""
         request = self.record.request
         searched = "or --search, which looks for a recipe that keeps all limits" if request.search is None else None
         gate.require_met(self.budget, request.recipe, self.done, self, searched)

@@ -1,10 +1,10 @@
-"""The file `progress.json` in a result folder: how far a command that takes long is.
+"""The file `progress.json` in a result folder: progress of a long command.
 
 OUT/
-  progress.json     replaced every second while something changes, and at the end
-  .progress.lock    held while the command runs: where it is free and the state still `running`, the command was killed
+  progress.json     replaced at most once a second, when something changed, and at the end
+  .progress.lock    held while the command runs; if it is free and the state is still `running`, the command was killed
 
-Nothing is written before the first stage, loop or line: a request that is refused leaves no trace.
+Nothing is written before the first stage, loop or line, so a refused request writes no file.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ T = TypeVar("T")
 PROGRESS = "progress.json"
 _LOCK = ".progress.lock"
 INTERVAL_S = 1.0
-"""Between two writes: a page that asks every two seconds sees each change once."""
+"""Seconds between two writes; pages poll every two seconds."""
 MAX_LINES = 40
-"""Lines that are kept, the last ones: a build has one for each stage."""
+"""Number of last lines that are kept; a build has one for each stage."""
 MAX_STAGES = 200
-"""Stages that are kept, the last ones: a build has about 15, a search as many for each trial."""
+"""Number of last stages that are kept; a build has about 15, a search as many for each trial."""
 LOCK_WAIT_S = 1.0
-"""A reader that looks at the lock holds it for some microseconds."""
+"""Seconds to wait for the lock; a reader that tests it holds it for some microseconds."""
 
 Command = Literal["build", "quantize", "prune", "factorize", "distill", "fleet"]
 State = Literal["running", "done", "failed", "stopped"]
@@ -67,7 +67,7 @@ class StageProgress:
 
     Args:
         name: Name of the stage.
-        seconds: Wall time when it was done, now or in an earlier build.
+        seconds: Wall time when it ran, now or in an earlier build.
         map50_95: COCO's mAP of the graph; null where the stage scores nothing.
     """
 
@@ -86,13 +86,13 @@ class RunProgress:
         target: Name of the target; null where there is none, as for a fleet.
         began_at: Start, UTC, ISO 8601.
         changed_at: Last change, UTC, ISO 8601.
-        state: `running`, `done`, `failed` by an error, or `stopped` by Ctrl-C. A command that was killed stays
-            `running`, while nobody holds the lock beside the file.
+        state: `running`, `done`, `failed` by an error, or `stopped` by Ctrl-C. A killed command stays `running`, but
+            no process holds the lock beside the file.
         error: The error on one line; null without one.
         loop: The loop that runs; null between loops.
         stages: The stages so far, in the order in which they ended.
         epochs: Mean of each loss in each epoch, by the name of the training.
-        lines: The last lines for people.
+        lines: The last lines of text that the command reported.
     """
 
     command: Command
@@ -109,12 +109,12 @@ class RunProgress:
 
 
 class RecordedProgress:
-    """A progress that is also kept in a result folder. Where that fails, a line says so, and the work goes on."""
+    """A progress that is also written into a result folder. If that fails, a note says so and the command continues."""
 
     def __init__(self, folder: Path, start: RunProgress, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
         self._now = start
-        self._changes = threading.Lock()  # boards of a fleet report from threads of their own
+        self._changes = threading.Lock()  # each board of a fleet reports from its own thread
         self._ended = threading.Event()
         self._writer: threading.Thread | None = None
 
@@ -167,7 +167,7 @@ class RecordedProgress:
                 self._writer.start()
 
     def _write_changes(self) -> None:
-        """Write what changes until the end, unless another command records its progress there."""
+        """Write changes until the end, unless another command records its progress in the folder."""
         try:
             with writing(self._folder):
                 lock = lock_file(self._folder / _LOCK, LOCK_WAIT_S)
@@ -193,7 +193,7 @@ class RecordedProgress:
 def recorded(
     folder: Path, command: Command, model: str, target: str | None, progress: Progress
 ) -> Iterator[RecordedProgress]:
-    """Yield a progress that is also kept in the result folder of a command, with the way in which the block ends."""
+    """Yield a progress that is also written into a result folder; the end of the block sets the final state."""
     start = RunProgress(command=command, model=model, target=target, began_at=_utc_now(), changed_at=_utc_now())
     recording = RecordedProgress(folder, start, progress)
     try:
@@ -207,7 +207,7 @@ def recorded(
 
 
 def read_progress(folder: Path) -> RunProgress:
-    """Read the progress in a result folder; of a command that was killed the state is `stopped`. Raises SpecError."""
+    """Read the progress in a result folder; the state of a killed command is `stopped`. Raises SpecError."""
     found = read_document(RunProgress, folder / PROGRESS)
     if found.state != "running" or _is_locked(folder / _LOCK):
         return found
@@ -215,7 +215,7 @@ def read_progress(folder: Path) -> RunProgress:
 
 
 def _is_locked(path: Path) -> bool:
-    """Return whether a process holds a lock file; False where it is missing."""
+    """Return whether a process holds a lock file; False if it is missing."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

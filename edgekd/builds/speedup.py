@@ -20,17 +20,19 @@ from edgekd.hardware.budget import Basis
 from edgekd.hardware.target import EXPORT_OPSET, Target
 
 SCORED = "val"
-"""The split that is scored and timed on if there is one; nothing is chosen by it."""
+"""The split that is scored and timed on, if the data set has it; it influences no choice."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A detector before it is made lighter.
+    """The given detector, before a lighter one is derived from it.
 
     Args:
         before: Its float graph.
-        target: None for this machine.
-        trust: Allow what is pickled in a checkpoint to run.
+        target: Target whose latency decides; None for this machine.
+        measured: Measurement on this machine.
+        latency: Source of the latencies that decide.
+        trust: Allow code that is pickled in a checkpoint to run.
     """
 
     context: StageContext
@@ -42,7 +44,7 @@ class Start:
     trust: bool
 
     def export(self, checkpoint: Path) -> GraphStage:
-        """Return the float graph of a checkpoint that was written here."""
+        """Return the float graph of a derived checkpoint."""
         detector = load(checkpoint, trust_checkpoint=self.trust)
         return export.run(self.context, detector, None, self.dataset.classes, EXPORT_OPSET)
 
@@ -57,11 +59,12 @@ def start(
     trust_checkpoint: bool,
     uses_training_images: bool,
 ) -> Start:
-    """Export a detector, and choose how latency is judged. Raises SpecError, DataError.
+    """Export a detector, and choose the source of latencies. Raises SpecError, DataError.
 
     Args:
-        device: For measurements, `local` or `local:ENGINE`.
-        uses_training_images: The result depends on them.
+        target: Target whose latency decides; None for this machine.
+        device: Device for measurements, `local` or `local:ENGINE`.
+        uses_training_images: The result depends on them, so none of them may be in the split `val`.
     """
     detector, dataset = load(model, trust_checkpoint=trust_checkpoint), load_dataset(data)
     split = dataset.split(SCORED if SCORED in dataset.splits else "train")
@@ -95,7 +98,7 @@ class DetectorFigures:
 
 @dataclass(frozen=True)
 class TargetLatency:
-    """The latencies that decided.
+    """The latencies by which the detectors were compared.
 
     Args:
         name: Name of the target.
@@ -113,7 +116,7 @@ class TargetLatency:
 
 @dataclass(frozen=True)
 class Lightened(Result):
-    """A detector and a lighter one, which should be trained next.
+    """A detector and a lighter one derived from it, which should be trained next.
 
     Args:
         model: File name of the detector.
@@ -121,7 +124,7 @@ class Lightened(Result):
         checkpoint: Path of the lighter detector, a checkpoint of its family.
         before: The given detector.
         after: The lighter detector.
-        target: The latencies that decided; null where they are those of `before` and `after`.
+        target: The latencies by which they were compared; null where they are those of `before` and `after`.
     """
 
     model: str
@@ -173,7 +176,7 @@ def lightened(begun: Start, model: Path, recipe: str, derived: DerivedDetector, 
 def _figures(
     begun: Start, derived: DerivedDetector, index: int, graph: GraphStage, timing: TimingSummary
 ) -> DetectorFigures:
-    """Return one side of a derived detector; index: of its pairs."""
+    """Return the figures of the given detector, index 0, or of the derived one, index 1."""
     measured, scores = begun.measured, None
     if measured.split.name == SCORED:
         scores = score.run(measured.context, graph, measured.split, measured.data, "fp32").result

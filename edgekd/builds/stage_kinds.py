@@ -44,7 +44,7 @@ KINDS: tuple[StageKind[Any], ...] = (
 
 
 def stage_kinds() -> Mapping[str, StageKind[Any]]:
-    """Return the kinds of stages by name. Raises SpecError."""
+    """Return the kinds of stages by name. Raises SpecError if two packages declare the same step."""
     return {kind.name: kind for kind in (*KINDS, *(kind for step in step_kinds() for kind in step.stages))}
 
 

@@ -1,9 +1,9 @@
-"""The store: every stage of a build kept under the hash of what went into it, so that nothing is done twice.
+"""The store: stages of builds, cached by the hash of their inputs, so that no stage runs twice.
 
 ROOT/
   NAME-KEY/              a complete stage: its files, and stage.json
-  .NAME-KEY.lock         held by the process that is doing or checking the stage
-  .NAME-KEY.*.edgekd-tmp a stage being done; of a killed process, until the store is opened next
+  .NAME-KEY.lock         held by the process that runs or checks the stage
+  .NAME-KEY.*.edgekd-tmp a running stage; that of a killed process is removed when the store is opened next
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ R_co = TypeVar("R_co", bound="StageResult", covariant=True)
 
 RECORD = "stage.json"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)-[0-9a-f]{16}\.[0-9a-f]{8}\.edgekd-tmp")
-"""Name of the folder of a stage being done, by `atomic_files.new_folder`."""
+"""Name of the folder of a running stage, from `atomic_files.new_folder`."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """The result of a stage beside its files: base of a frozen dataclass for each kind of stage."""
+    """The result of a stage besides its files: base of a frozen dataclass for each kind of stage."""
 
     @property
     def summary(self) -> str:
@@ -59,9 +59,10 @@ class StageKind(Generic[R]):
     """The declaration of a stage.
 
     Args:
-        version: Counts changes of its code that change its output.
-        result: The dataclass that it returns, or a union of them that differ in their fields.
-        tools: Libraries whose version its output may depend on.
+        name: Name of the stage.
+        version: Number that rises with each change of code that changes the output.
+        result: The dataclass that it returns, or a union of dataclasses with different fields.
+        tools: Libraries whose versions may change its output.
     """
 
     name: str
@@ -83,14 +84,15 @@ class Stage(Generic[R_co]):
     """A complete stage.
 
     Args:
-        name: That of its kind, with a label such as `score-int8` where one build has several.
+        name: Name of its kind, with a label such as `score-int8` where one build has several.
+        version: Version of its code.
         key: SHA-256 of name, version and inputs, in hexadecimal.
         path: The folder with its files.
         tools: Versions of the libraries that it used.
-        sha256: The identity of its output: of files, result and tools, not of the time they took.
-        seconds: Duration of the run that made it, in this build or in an earlier one (`cached`).
-        cpu_seconds: Of all threads, and of the processes that it started; None where an older edgekd made it.
-        files: By path relative to `path`, with forward slashes.
+        sha256: SHA-256 of its files, result and tools, without times.
+        seconds: Wall time of the run that made it, in this build or in an earlier one (`cached`).
+        cpu_seconds: CPU time of all threads and child processes; None if an older edgekd made it.
+        files: Files by path relative to `path`, with forward slashes.
     """
 
     name: str
@@ -107,12 +109,12 @@ class Stage(Generic[R_co]):
 
     @property
     def bytes(self) -> int:
-        """Length of all its files together."""
+        """Total length of its files."""
         return sum(file.length for file in self.files.values())
 
     @property
     def results(self) -> dict[str, Any]:
-        """Result and tools as its record has them."""
+        """Result and tools as in `stage.json`."""
         return _results(self.result, self.tools)
 
 
@@ -120,12 +122,12 @@ AnyStage = Stage[StageResult]
 
 
 class Store:
-    """Stages on disk. Processes may share them: when two need one stage, one runs it and the other waits."""
+    """Stages on disk. Processes may share them: if two need the same stage, one runs it and the other waits."""
 
     def __init__(self, root: Path, fresh: bool = False, progress: Progress = SILENT) -> None:
-        """Open or make a store; `fresh`: run every stage once more, even where a complete one is found.
+        """Open or create a store. fresh: run every stage again, even if the store has it.
 
-        Raises SpecError when `root` cannot be written.
+        Raises SpecError if `root` cannot be written.
         """
         self.root = root
         self._progress = progress
@@ -145,12 +147,12 @@ class Store:
         tools: Mapping[str, str] | None = None,
         fits: Callable[[Path], bool] | None = None,
     ) -> Stage[R]:
-        """Return the stage with these inputs: found complete and undamaged, or else made by `work`.
+        """Return the stage with these inputs, from the store if it is complete and undamaged, else made by `work`.
 
-        `work` writes files into the empty folder that it is given (`stage.json` is taken) and returns the result.
-        fits: Called with the folder of a stage that was found: returns whether its files still are of use.
-        Raises SpecError when the store cannot be written or its disk is full, and what `work` raises; nothing of the
-        stage is left then.
+        `work` is called with an empty folder, writes files into it (except `stage.json`), and returns the result.
+        fits: Called with the folder of a stage that was found; returns whether its files are still usable.
+        Raises SpecError if the store cannot be written or its disk is full, and what `work` raises; in both cases no
+        part of the stage is left.
         """
         name = f"{kind.name}-{label}" if label else kind.name
         key = json_sha256({"name": name, "version": kind.version, "inputs": inputs})
@@ -177,7 +179,7 @@ class Store:
                 os.close(handle)
 
     def _found(self, path: Path, kind: StageKind[R], name: str, key: str) -> Stage[R] | None:
-        """Return the complete stage in a folder; None when there is none or it is not as it was written."""
+        """Return the complete stage in a folder; None if there is none, it is damaged, or has another key."""
         if not path.exists():
             return None
         stage = read_stage(path, kind)
@@ -188,9 +190,9 @@ class Store:
 
 
 def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
-    """Return the complete stage in a folder; None where there is none, or it is not as it was written.
+    """Return the complete stage in a folder; None if there is none, it is damaged, or belongs to another user.
 
-    A stage of another user than this one and root is none: whoever may write a stage may write its record, too.
+    The owner of a stage can write files and record alike, so only those of this user and of root are trusted.
     """
     try:
         if not _trusted(path):
@@ -205,19 +207,19 @@ def read_stage(path: Path, kind: StageKind[R]) -> Stage[R] | None:
 
 
 def _trusted(path: Path) -> bool:
-    """Return whether this user or root owns a path, and all that is in it where it is a folder. Raises OSError."""
+    """Return whether this user or root owns a path and everything in it. Raises OSError."""
     paths = (path, *contents(path)) if path.is_dir() else (path,)
     return {each.lstat().st_uid for each in paths} <= {os.geteuid(), 0}
 
 
 def inputs_of(stage: AnyStage) -> Mapping[str, Any]:
-    """Return the inputs of a stage by name."""
+    """Return the inputs of a stage by name, from its record. Raises OSError."""
     found: Mapping[str, Any] = json.loads((stage.path / RECORD).read_bytes())["inputs"]
     return found
 
 
 def unfinished_stages(root: Path) -> list[str]:
-    """Return the names of stages in a store that are being done, or were when their process was killed."""
+    """Return the names of stages in a store that are running, or were when their process was killed."""
     try:
         found = [_UNFINISHED.fullmatch(entry.name) for entry in os.scandir(root)]
     except OSError:
@@ -234,7 +236,7 @@ def _make(
     work: Callable[[Path], R],
     tools: Mapping[str, str],
 ) -> Stage[R]:
-    """Run a stage in a folder that takes the place of `path` when it is complete."""
+    """Run a stage in a temporary folder, which replaces `path` when it is complete."""
     with new_folder(path) as folder:
         began, cpu_began = time.perf_counter(), sum(os.times()[:4])
         try:
@@ -269,7 +271,7 @@ def _make(
 def _results(result: StageResult, tools: Mapping[str, str]) -> dict[str, Any]:
     """Return the results of a record: plain JSON types, keys sorted.
 
-    Raises TypeError or ValueError for what JSON cannot hold.
+    Raises TypeError or ValueError for values that JSON does not have.
     """
     results: dict[str, Any] = json.loads(canonical_json({**to_plain(result), "tools": tools}))
     return results
@@ -285,7 +287,7 @@ def _stage(
     *,
     cached: bool,
 ) -> Stage[R]:
-    """Return the stage whose record has these results. Raises SpecError.
+    """Return the stage whose record has these results. Raises SpecError if they do not fit the kind.
 
     identity: name, version and key; times: wall and CPU seconds.
     """
@@ -296,7 +298,7 @@ def _stage(
 
 
 def _files(folder: Path) -> dict[str, StageFile]:
-    """Return the files in a stage's folder, but for its record. Raises OSError."""
+    """Return the files in a stage's folder, except its record. Raises OSError."""
     names = {file.relative_to(folder).as_posix(): file for file in contents(folder) if not file.is_dir()}
     return {name: StageFile(file.stat().st_size, file_sha256(file)) for name, file in names.items() if name != RECORD}
 
@@ -307,10 +309,10 @@ class StageSummary:
 
     Args:
         name: Name; `score-fp32` is stage `score` on the float32 graph.
-        seconds: Wall time when the stage was done, now or in an earlier build.
+        seconds: Wall time when the stage ran, now or in an earlier build.
         bytes: Size of the graph, packed graph, checkpoint or bundle that it made; for other stages, of all its files.
         map50_95, map50: COCO's mAP of the graph; null where the stage scores nothing.
-        cached: True where it was found in the store and not done again.
+        cached: True if it was found in the store and did not run again.
     """
 
     name: str
@@ -322,7 +324,7 @@ class StageSummary:
 
 
 def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
-    """Return stages as commands print them."""
+    """Return the summaries of stages that commands report."""
     return tuple(
         StageSummary(
             name=stage.name,
@@ -337,9 +339,9 @@ def summaries(stages: Sequence[AnyStage]) -> tuple[StageSummary, ...]:
 
 
 def put_result(source: Path | None, place: Path) -> None:
-    """Replace a file of a result folder with a copy of a stage's; without one remove that of an earlier run.
+    """Copy a stage's file into a result folder; without a source, remove the file of an earlier run there.
 
-    Raises SpecError where it cannot be written.
+    Raises SpecError if it cannot be written.
     """
     if source is not None:
         copy_file(source, place)
@@ -349,25 +351,25 @@ def put_result(source: Path | None, place: Path) -> None:
 
 
 def number_of(stage: Stage[StageResult], name: str, default: Any = None) -> Any:
-    """Return a number, or numbers by epoch, that only some results have, by its name."""
+    """Return a field of a stage's result by name; the default if its kind of result has no such field."""
     return getattr(stage.result, name, default)
 
 
 def readable_json(value: Any) -> bytes:
-    """Return a JSON document for people, in UTF-8. Raises ValueError for NaN and infinity."""
+    """Return an indented JSON document in UTF-8. Raises ValueError for NaN and infinity."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 class FileHashes:
-    """SHA-256 of files, kept between runs by path, size and times: an unchanged file is not read again.
+    """SHA-256 of files, cached between runs by path, size and times: an unchanged file is not read again.
 
-    The time of the last change of the inode counts too, because a copy can carry another file's modification time.
+    The times are those of modification and of inode change, because a copy can have its source's modification time.
     """
 
     _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system: FAT's two seconds
 
     def __init__(self, path: Path) -> None:
-        """Open the cache in file `path`. One that is missing or damaged is an empty one."""
+        """Open the cache in the file `path`; it is empty if the file is missing, damaged, or of another user."""
         self._path = path
         self._known: dict[str, list[Any]] = {}
         self._changed = False
@@ -379,7 +381,7 @@ class FileHashes:
             self._known = {name: entry for name, entry in known.items() if _is_hash_entry(entry)}
 
     def sha256(self, file: Path) -> str:
-        """Return the SHA-256 of a file's content. Raises DataError when it cannot be read."""
+        """Return the SHA-256 of a file's content. Raises DataError if it cannot be read."""
         name = str(file.absolute())
         try:
             now = file.stat()
@@ -391,14 +393,14 @@ class FileHashes:
         except OSError as error:
             what = f"{file}: cannot read"
             raise DataError(what, found=error.strerror or str(error), fix="check the path and its rights") from error
-        # A file that changed a moment ago may change again within one tick of the clock: not to be trusted yet.
+        # A file that has just changed may change again within one tick of the clock, so its hash is not cached yet.
         if time.time_ns() - now.st_ctime_ns > self._SETTLED_NS:
             self._known[name] = [*facts, digest]
             self._changed = True
         return digest
 
     def save(self) -> None:
-        """Write the cache if it has changed. Raises SpecError when it cannot be written."""
+        """Write the cache if it has changed. Raises SpecError if it cannot be written."""
         if self._changed:
             write_file(self._path, canonical_json(self._known))
             self._changed = False

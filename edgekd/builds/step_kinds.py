@@ -1,4 +1,4 @@
-"""Compression steps: what each needs, where it may stand in a recipe, and the table of all of them.
+"""Declarations of compression steps: their requirements, their order in a recipe, and the table of all steps.
 
 A step is the dataclass of its settings (`edgekd.compress.steps`) and one `StepKind`, which declares the rest. A package
 outside edgekd adds a step by an entry point of the group `edgekd.steps`.
@@ -34,23 +34,23 @@ class StepKind:
 
     Args:
         settings: The dataclass of its settings; `settings.kind` is its name in recipes.
-        order: Its place in a recipe, whose steps stand in rising order.
+        order: Its position in a recipe, whose steps are in rising order.
         effect: The change it makes, as the end of a message that begins with `recipe NAME`.
         apply: Runs it: called with the step, the `BuildRecord`, the `Dataset` and the `StageContext`, returns the
             record after the step.
-        stages: Kinds of the stages that it runs alone.
+        stages: Kinds of the stages that no other step runs.
         trains: It needs a checkpoint, and labelled training data of which no image is scored.
-        capability: An attribute of `edgekd.detectors.family.Family` that it needs, of the detector as the steps before
-            leave it.
-        given_capability: The same of the detector that the build was given.
-        fix: Remedy where a family lacks one of them.
-        repeats: A recipe may hold it several times in succession.
-        requires: Name of a step that a recipe must hold before it.
-        out_of_order: Called with the names of the steps before and after it: returns whether it may stand there
-            although the step before it has a higher order.
+        capability: Attribute of `edgekd.detectors.family.Family` that it needs in the family of the detector after the
+            steps before it.
+        given_capability: Attribute that it needs in the family of the detector that the build was given.
+        fix: Remedy if a family lacks one of them.
+        repeats: A recipe may have it several times in succession.
+        requires: Name of a step that a recipe must have before it.
+        out_of_order: Called with the names of the steps before and after it; returns whether it may be there although
+            the step before it has a higher order.
         out_of_order_text: The same in words, for messages.
         refuse: Called with the step, the recipe and the `Budget`, before anything runs; raises SpecError.
-        command: The command of edgekd that runs it alone.
+        command: The command of edgekd that runs only this step.
     """
 
     settings: type[Step]
@@ -76,7 +76,10 @@ class StepKind:
 
 
 def step_kinds() -> tuple[StepKind, ...]:
-    """Return the steps of edgekd and of other packages, in the order in which recipes hold them. Raises SpecError."""
+    """Return the steps of edgekd and of other packages, in their order in recipes.
+
+    Raises SpecError if two packages declare the same step.
+    """
     kinds: dict[str, StepKind] = {}
     for kind in sorted(registered(GROUP, BUILT_IN), key=lambda kind: kind.order):
         if kinds.setdefault(kind.name, kind) is not kind:

@@ -1,4 +1,4 @@
-"""The compression steps: how each runs in a build, and its declaration."""
+"""The compression steps of edgekd: a function that runs each in a build, and its declaration."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _prune(step: Prune, record: BuildRecord, dataset: Dataset, context: StageCon
 
 
 def _prunes_out_of_order(before: Sequence[str], after: Sequence[str]) -> bool:
-    """Allow a student that is pruned once it is trained, and channels ranked by their effect when quantized."""
+    """Return True for pruning a student after its training, and for ranking channels by their effect when quantized."""
     return before == ["distill"] or (before == ["quantize"] and set(after) == {"quant_aware_distill"})
 
 
@@ -111,7 +111,7 @@ FACTORIZE = StepKind(
 
 
 def _recover(step: Recover, record: BuildRecord, dataset: Dataset, context: StageContext) -> BuildRecord:
-    """Train what the steps before have left beside cached predictions of the given detector."""
+    """Train the detector after the steps before on cached predictions of the given one."""
     request = record.request
     stage = recover.run(
         context,
@@ -127,7 +127,7 @@ def _recover(step: Recover, record: BuildRecord, dataset: Dataset, context: Stag
 
 
 def _require_loss(step: Recover, recipe: Recipe, budget: Budget) -> None:
-    """Raise SpecError where nothing before the step has changed the detector."""
+    """Raise SpecError if no step before prunes or factorizes the detector."""
     if not any(isinstance(other, (Prune, LowRank)) for other in recipe.steps[: recipe.steps.index(step)]):
         raise SpecError(f"recipe {recipe.name} has nothing to recover from", fix="prune or factorize before recover")
 
@@ -145,7 +145,7 @@ RECOVER = StepKind(
 
 
 def _distill(step: Distill, record: BuildRecord, dataset: Dataset, context: StageContext) -> BuildRecord:
-    """Train the student that the step names, or the detector that the steps before have left."""
+    """Train the student that the step names, else the detector after the steps before; the given one is the teacher."""
     request = record.request
     student, image_size = step.student or str(record.detector.path), input_size(record) or step.image_size
     step = replace(step, student=student, image_size=image_size)
@@ -155,7 +155,7 @@ def _distill(step: Distill, record: BuildRecord, dataset: Dataset, context: Stag
 
 
 def _require_student(step: Distill, recipe: Recipe, budget: Budget) -> None:
-    """Raise SpecError for a step that would train the given detector beside itself."""
+    """Raise SpecError if the given detector would be its own teacher."""
     if step.student is None and recipe.steps[0] is step:
         raise SpecError(
             f"recipe {recipe.name} trains a student and names none",
@@ -191,7 +191,7 @@ def _quantize(step: Quantize, record: BuildRecord, dataset: Dataset, context: St
 
 
 def _limits(record: BuildRecord, step: Quantize) -> plan.PlanLimits:
-    """Return the limits of a plan: the step's own size, or the budget less the rest of the bundle; and the accuracy."""
+    """Return the limits of a plan: size, the step's own or the budget minus the rest of the bundle, and accuracy."""
     recipe, budget = record.request.recipe, record.request.budget
     own = plan.size_of(step, record.floating) if step.planned else None
     if not step.planned or step.plan or own is not None or budget.max_bytes is None:
@@ -201,7 +201,7 @@ def _limits(record: BuildRecord, step: Quantize) -> plan.PlanLimits:
 
 
 def _require_plan(step: Quantize, recipe: Recipe, budget: Budget) -> None:
-    """Raise SpecError where the plan's file cannot be read, or formats are to be chosen under no limit."""
+    """Raise SpecError if the file of a plan cannot be read, or several formats have no limit to choose them by."""
     if step.plan is not None:
         load_plan(Path(step.plan))
     limits = (step.bits, step.max_bytes, budget.max_bytes, budget.min_retention)
@@ -228,7 +228,7 @@ QUANTIZE = StepKind(
 def _quant_aware_distill(
     step: QuantAwareDistill, record: BuildRecord, dataset: Dataset, context: StageContext
 ) -> BuildRecord:
-    """Train the quantized graph beside predictions of the given detector, or of a student that was trained."""
+    """Train the quantized graph on predictions of the given detector, or of its float student after distillation."""
     request, tensorrt = record.request, cache_version(record.request.target)
     cache = recover.CacheRequest(tensorrt, record.calibrated.frames) if tensorrt and record.calibrated else None
     given = record.weakened or request.recipe.first(Distill) is None

@@ -1,8 +1,8 @@
 """`edgekd adapt`: a bundle for other conditions, adapted to frames without labels.
 
-From the frames the shift of the domain is estimated (`data.domain_shift`), and applied to images of the training split;
-on these pairs layers are fitted (`compress.quantization.adapt`). The result is a variant: a bundle with the same graph
-and other numbers in it, for the same target, and the delta to it from the bundle that cameras have.
+The domain shift is estimated from the frames (`data.domain_shift`) and applied to images of the training split. Layers
+are fitted on these pairs of images (`compress.quantization.adapt`). The result is a variant: a bundle for the same
+target, with the same graph and other constants, and the delta to it from the bundle that cameras have.
 """
 
 from __future__ import annotations
@@ -62,28 +62,29 @@ from edgekd.evaluation.evaluate import evaluate
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 FEWEST = 16
-"""Frames of the new conditions, and training images, that are needed at least."""
+"""Minimum number of frames of the new conditions, and of training images."""
 FITTED = 64
-"""Training images that layers are fitted on."""
+"""Number of training images on which layers are fitted."""
 JUDGED = 16
-"""Other training images, at most a fifth of all, on which the result is compared with the original."""
+"""Number of other training images, at most a fifth of all, on which the result is compared with the original."""
 LOOKED = 64
-"""Frames of the new conditions from which the domain shift is estimated."""
+"""Number of frames of the new conditions from which the domain shift is estimated."""
 RANGED = 32
-"""Frames of the new conditions on which activation ranges are measured."""
+"""Number of frames of the new conditions on which activation ranges are measured."""
 SEED = 0
 VARIANT = "x-variant"
-"""The field of a manifest that says what a bundle is a variant of."""
+"""The field of a manifest that names the variant and its base."""
 TOOLS = ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy")
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A graph that was fitted, as a file, with what it was fitted by.
+    """A fitted graph, and the data that it was fitted on.
 
-    quantized: whether it has INT8 layers; ranged: the frames of the new conditions, float32 [1, 3, h, w], on which
-    ranges are measured; look: what the new conditions do; errors: how far its scores are from those of the old graph on
-    undisturbed pictures, before and after.
+    graph: its file; quantized: whether it has INT8 layers; ranged: the frames of the new conditions, float32
+    [1, 3, h, w], on which ranges are measured; look: the domain shift; pictures, frames: numbers of training images and
+    of frames that were used; errors: relative error of the confidences on shifted images, compared with the original
+    graph on unshifted ones, before and after fitting.
     """
 
     graph: Path
@@ -113,12 +114,12 @@ def adapt(
     secret_file: SecretFile = None,
     progress: Progress = SILENT,
 ) -> Variant:
-    """Make a variant of a bundle for other conditions, from frames without labels, and the delta that leads to it.
+    """Make a variant of a bundle for other conditions, from frames without labels, and the delta to it.
 
-    Layers are fitted on the split `train` of `data`. The delta is written beside the bundle.
+    Layers are fitted on the split `train` of `data`. The delta is written beside the variant.
 
-    Raises SpecError, DataError, BundleError, SignatureError, or CompressError where fitting does not help; then nothing
-    is written. The command: `edgekd adapt`. The method, with its sources: docs/guides/adapt.md.
+    Raises SpecError, DataError, BundleError, SignatureError, or CompressError if fitting does not help; then nothing is
+    written. The command: `edgekd adapt`. The method, with its sources: docs/guides/adapt.md.
     """
     base, copies, signers = Path(bundle), path_or_none(twins), signers_of(sign, secret_file)
     place = path_or_none(out) or Path("runs") / f"{base.stem}-{name}.edgekd"
@@ -142,7 +143,7 @@ def adapt(
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
         copy_file(shorter, delta_place)
-        copy_file(packed, place)  # last: where it is, all is
+        copy_file(packed, place)  # last, so that a bundle is never there without its delta
     if not signers:
         fix = f"edgekd sign {place}, then edgekd delta {base} {place} --out {delta_place}"
         progress.note(f"adapt: not signed, and its delta carries no signature: pass --sign, or {fix}")
@@ -171,7 +172,7 @@ def _variant(
     *,
     score: bool,
 ) -> tuple[Adapted, Adaptation]:
-    """Turn the files of an unpacked bundle into those of the variant; return also the results of the adaptation."""
+    """Replace the files of an unpacked bundle by those of the variant; return the graph and the documented results."""
     scratch, spec = folder.parent, spec_from_json(manifest.detector)
     base = expanded(folder / manifest.graph.path, scratch / "base.onnx")
     known = dataset.split("train")
@@ -202,9 +203,10 @@ def _variant(
 def adapt_graph(
     base: Path, out: Path, spec: DetectorSpec, known: Split, new: Split, progress: Progress = SILENT
 ) -> Adapted:
-    """Write `out`: the Q/DQ graph `base` fitted to frames `new`, by images `known` of its training. Labels are unused.
+    """Write the Q/DQ graph `base`, fitted to the frames `new`, to `out`. Labels are not used.
 
-    Raises DataError where there are too few readable pictures, CompressError where fitting does not help.
+    known: training images of the detector. Raises DataError for too few readable images, CompressError if fitting does
+    not help.
     """
     how = spec.preprocess
     pictures = _drawn(known, FITTED + JUDGED, spec, progress, "pictures that the model knows")
@@ -229,7 +231,7 @@ def adapt_graph(
 
 
 def _refuse_places(name: str, bundle: Path, out: Path, twins: Path | None) -> None:
-    """Refuse names and paths that cannot be written. Raises SpecError."""
+    """Raise SpecError for invalid names and paths."""
     if not MODEL_NAME.fullmatch(name):
         raise SpecError(f"--name {name}", expected=MODEL_NAME_TEXT)
     if out.suffix != ".edgekd" or out.absolute() == bundle.absolute():
@@ -239,7 +241,7 @@ def _refuse_places(name: str, bundle: Path, out: Path, twins: Path | None) -> No
 
 
 def _refuse_shared(dataset: Dataset, frames: Mapping[Path, str], progress: Progress) -> None:
-    """Refuse frames that are scored, too; frames: their SHA-256. Raises DataError."""
+    """Raise DataError if a frame is also scored; frames: SHA-256 by path."""
     for name in dataset.splits:
         if name == "train":
             continue
@@ -254,7 +256,7 @@ def _refuse_shared(dataset: Dataset, frames: Mapping[Path, str], progress: Progr
 
 
 def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, what: str) -> list[Image]:
-    """Draw readable images of a split at random, in the size of the network's input. Raises DataError."""
+    """Draw images of a split at random, resized to the network's input. Raises DataError for too few readable ones."""
     order = np.random.default_rng(SEED).permutation(len(split.samples))[:count]
     found = ReadableImages([split.samples[at] for at in order], progress, label=f"read {what}", max_bad_share=0.5)
     pictures = [resized_to_input(image, spec.preprocess) for _, image in found]
@@ -264,7 +266,10 @@ def _drawn(split: Split, count: int, spec: DetectorSpec, progress: Progress, wha
 
 
 def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return noise by signal of the confidences of `graph` on the second of each pair, against `base` on the first."""
+    """Return noise power by signal power of the confidences of `graph` on the second image of each pair.
+
+    The signal is the confidences of `base` on the first image.
+    """
     error = RelativeError()
     with ONNXRUNTIME_CPU.load(base) as before, ONNXRUNTIME_CPU.load(graph) as after:
         for picture, frame in pairs:
@@ -278,14 +283,14 @@ def _error(base: Path, graph: Path, spec: DetectorSpec, pairs: Sequence[tuple[np
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores on labelled images. summary: the documented part; score: of the variant, for the evidence."""
+    """Scores on labelled images. summary: mAP50-95 of bundle and variant; score: of the variant, for the evidence."""
 
     summary: AdaptedScores
     score: Score
 
 
 def _scores(base: Path, graph: Path, spec: DetectorSpec, scored: Split, progress: Progress, label: str) -> _Scores:
-    """Score the old graph and the new one on the same images."""
+    """Score the original graph and the fitted one on the same images."""
     before, after = (
         evaluate(path, spec, scored, progress, f"{label}, {which}").score
         for path, which in ((base, "bundle"), (graph, "variant"))
@@ -301,7 +306,7 @@ def _key(bundle: Path, name: str, frames: Split, known: Split) -> str:
 
 
 def look_of(look: DomainShift) -> Look:
-    """Return a domain shift in few numbers."""
+    """Return the summary of a domain shift: blur, gain and noise of each band of detail, and brightness."""
     gains, noise = (each.mean(axis=(1, 2), dtype=float) for each in (look.gains, look.noise))
     before, after = (round(float(mean[0]) / 3**0.5, 1) for mean in (look.before, look.after))
     return Look(look.blur, tuple(gains.round(3).tolist()), tuple(noise.round(2).tolist()), (before, after))
@@ -310,7 +315,10 @@ def look_of(look: DomainShift) -> Look:
 def _write_files(
     folder: Path, manifest: Manifest, made: Adapted, frames: Split, clean: _Scores | None, progress: Progress
 ) -> int | None:
-    """Write the files of the variant into an unpacked bundle. Return the number of frames in its drift reference."""
+    """Write the files of the variant into an unpacked bundle; return the number of frames in its drift reference.
+
+    None if there are too few frames for a reference; then the variant has none.
+    """
     paths = {entry.role: folder / entry.path for entry in manifest.files}
     spec = spec_from_json(manifest.detector)
     paths["graph"].write_bytes(pack(made.graph.read_bytes()))
@@ -331,7 +339,7 @@ def _write_files(
 
 
 def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, progress: Progress) -> int | None:
-    """Replace the drift reference by one of the new conditions; return its number of frames, None without one."""
+    """Replace the drift reference by one of the new conditions; return its number of frames, None if too few."""
     path = next((folder / entry.path for entry in manifest.files if entry.role == "drift"), folder / DRIFT)
     path.unlink(missing_ok=True)
     if len(frames.samples) < drift.MIN_FRAMES:
@@ -346,7 +354,7 @@ def _write_record(folder: Path, manifest: Manifest, graph: Path, frames: Split, 
 def _write_manifest(
     folder: Path, manifest: Manifest, about: Mapping[str, Any], record: int | None, key: str, clean: _Scores | None
 ) -> None:
-    """Write the manifest of the variant beside its files; packing sets lengths and hashes."""
+    """Write the manifest of the variant into its folder; packing sets lengths and hashes."""
     files = [entry for entry in manifest.files if (folder / entry.path).is_file()]
     if record is not None and not any(entry.role == "drift" for entry in files):
         files.append(FileEntry(DRIFT, 0, "0" * 64, "drift"))

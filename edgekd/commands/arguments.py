@@ -1,4 +1,4 @@
-"""Values that callers pass, as the objects that the package works with."""
+"""Conversion of the values that callers pass into the types of the package."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from edgekd.hardware.target import Target, load_target, takes_bytes
 
 
 def path_or_none(path: str | Path | None) -> Path | None:
-    """Return a path, where one is given."""
+    """Return a path; None for None."""
     return None if path is None else Path(path)
 
 
 def short_name(detector: str | Path) -> str:
-    """Return the name of a detector in result folders: of its file, without `.pt` or `.tv.pt`."""
+    """Return the name of a detector in result folders: its file name without suffix, for `.tv.pt` without both."""
     return Path(detector).stem.removesuffix(".tv")
 
 
 def names_of(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """Return one name, or several, as text."""
+    """Return one name or several as a tuple of text."""
     return (str(names),) if isinstance(names, (str, Path)) else tuple(map(str, names))
 
 
 def paths_of(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
-    """Return one path, or several."""
+    """Return one path or several as a tuple."""
     return tuple(map(Path, names_of(paths)))
 
 
 def target_of(target: str | Path | Target) -> Target:
-    """Return a target, loaded where it is a name or a file. Raises SpecError."""
+    """Return a target, loaded if it is a name or a file. Raises SpecError."""
     return target if isinstance(target, Target) else load_target(target)
 
 
 def target_or_none(target: str | Path | Target | None) -> Target | None:
-    """Return a target, where one is given. Raises SpecError."""
+    """Return a target, loaded if it is a name or a file; None for None. Raises SpecError."""
     return None if target is None else target_of(target)
 
 
 def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-    """Return a recipe, loaded where it is a name, a file or a table. Raises SpecError."""
+    """Return a recipe, loaded if it is a name, a file or a table. Raises SpecError."""
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
@@ -87,7 +87,7 @@ def limits(
     usual: Budget,
     max_energy: str | None = None,
 ) -> Budget:
-    """Return the limits that are given, and the `usual` ones for the others. Raises SpecError."""
+    """Return the given limits, and those of `usual` in place of None. Raises SpecError."""
     if min_fps is not None and not 0 <= min_fps < math.inf:
         raise SpecError(f"--min-fps {min_fps}", expected="a number from 0")
     budget = Budget(

@@ -1,7 +1,7 @@
 """`edgekd bench`: an artifact measured on this machine, alone or compared with another one.
 
-docs/guides/benchmark.md has the protocol: cold start, latency of the engine alone and from camera to detections,
-interleaved, throughput with several streams, a sustained run with its time line, energy, cost.
+docs/guides/benchmark.md has the protocol: cold start; latency of the engine alone and from camera to detections,
+interleaved; throughput with several streams; a sustained run with its time line; energy; cost.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ from edgekd.graph.runtimes.types import Session
 from edgekd.hardware.target import Target
 
 BLOCK = 10
-"""Frames of one artifact before it is the other's turn."""
+"""Number of consecutive frames of one artifact in interleaved measurements of latency."""
 TURNS = 3
-"""Turns of each artifact in the measurement of throughput."""
+"""Number of turns of each artifact in the measurement of throughput."""
 TIMELINE_S = 1.0
 """Seconds between readings in a sustained run."""
 BATCHES = 8
-"""Prepared batches that the engine alone is timed on."""
+"""Number of prepared batches on which the engine alone is timed."""
 CAMERA, ENGINE = "camera", "engine"
 OURS, THEIRS = "artifact", "against"
 
@@ -80,10 +80,11 @@ OURS, THEIRS = "artifact", "against"
 class BenchJob:
     """A measurement.
 
-    frames: a folder of images or a video; None for synthetic raw frames of the input's size. streams: for throughput, 0
-    for none. minutes: of the sustained run, 0 for none. batch: frames of a run of the engine alone, where a graph takes
-    so many. target: the device that this machine is, or stands in for.
-    root: the folder of the system's files; meter: replaces the one that is found there; rest: sleeps.
+    frames: a folder of images or a video; None for synthetic raw frames of the input's size. iterations, seconds:
+    minimum of each part. streams: parallel streams for throughput, 0 for none. minutes: length of the sustained run, 0
+    for none. batch: frames in a run of the engine alone, at most as many as a graph takes. target: the device that this
+    machine is, or stands in for. root: the folder of the system's files; meter: used instead of the one found there;
+    rest: sleeps for seconds.
     """
 
     artifact: Path
@@ -106,7 +107,7 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class Side:
-    """A loaded artifact. batches: inputs of the engine alone, each of `batch` frames."""
+    """A loaded artifact. batches: inputs for timing the engine alone, each of `batch` frames."""
 
     graph: Path
     spec: DetectorSpec
@@ -117,7 +118,7 @@ class Side:
 
 
 def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
-    """Measure. Raises SpecError, DataError, DeviceError."""
+    """Run a measurement. Raises SpecError, DataError, DeviceError."""
     with ExitStack() as stack:
         artifacts = {OURS: job.artifact, **({THEIRS: job.against} if job.against else {})}
         graphs = {
@@ -145,7 +146,7 @@ def run(job: BenchJob, progress: Progress = SILENT) -> BenchResult:
 
 
 def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, source: FrameSource) -> Side:
-    """Load a graph and run it once."""
+    """Load a graph and run it once, and time both."""
     inputs = [letterbox(frame, spec.preprocess)[0] for frame in source.frames(BATCHES)]
     batch = min(job.batch, spec.batch)
     batches = [np.concatenate(list(itertools.islice(itertools.cycle(inputs), at, at + batch))) for at in range(BATCHES)]
@@ -158,7 +159,7 @@ def _cold(stack: ExitStack, job: BenchJob, graph: Path, spec: DetectorSpec, sour
 
 
 def _candidates(side: Side, source: FrameSource, session: Session | None = None) -> dict[str, FramePipeline]:
-    """Return both states of a side: on the same frames; for the engine alone they are prepared before."""
+    """Return both pipelines of a side: from camera to detections, and the engine alone on prepared batches."""
     prepared = itertools.cycle(side.batches)
     session = session or side.session
     return {
@@ -170,7 +171,7 @@ def _candidates(side: Side, source: FrameSource, session: Session | None = None)
 def _latency(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
 ) -> dict[tuple[str, str], Timing]:
-    """Time both states of every side, interleaved."""
+    """Time both pipelines of every side, interleaved."""
     progress.note("bench: latency ...")
     lanes = {
         f"{name} {state}": candidate
@@ -190,7 +191,7 @@ def _latency(
 
 
 def _basis(job: BenchJob) -> Basis:
-    """Return `measured` without a target, or where this machine says that it is the target; else `stand-in`."""
+    """Return `measured` if there is no target, it is a CPU, or this machine identifies as it; else `stand-in`."""
     if job.target is None or job.target.kind == "cpu":
         return MEASURED
     return MEASURED if read_device(job.root).fits(job.target.compatible) else STAND_IN
@@ -217,7 +218,7 @@ def _throughputs(
 
 
 def throughput(gaps_ms: np.ndarray, streams: int) -> Throughput:
-    """Return the throughput, by the times between finished frames; `refused` where that is too uncertain."""
+    """Return the throughput from the milliseconds between finished frames; without a rate if it is too uncertain."""
     if not len(gaps_ms):
         return Throughput(streams, 0, None, None, "no frame was done")
     if refused := rate_refusal(gaps_ms, np.cumsum(gaps_ms) / 1000):
@@ -228,7 +229,7 @@ def throughput(gaps_ms: np.ndarray, streams: int) -> Throughput:
 
 
 def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> Moment:
-    """Read clocks and temperature; those of the GPU that runs the network, where NVIDIA's driver has them."""
+    """Read clocks and temperature; those of the GPU, from NVIDIA's driver, if it runs the network."""
     now = read_moment(job.root)
     return now if gpu is None else replace(now, gpu_mhz=gpu.clock_mhz, temperature_c=gpu.temperature_c)
 
@@ -236,7 +237,7 @@ def _moment(job: BenchJob, gpu: NvidiaGpu | None) -> Moment:
 def _sustained(
     job: BenchJob, side: Side, source: FrameSource, gpu: NvidiaGpu | None, progress: Progress
 ) -> SustainedRun:
-    """Time camera to detections for minutes, with the state of the machine every second."""
+    """Time the pipeline from camera to detections for minutes, and record the state of the machine every second."""
     progress.note(f"bench: sustained run of {job.minutes:g} minutes ...")
     clock, meter = job.device.clock, _meter(job)
     joules = Joules(meter, clock) if meter else None
@@ -265,7 +266,7 @@ def _sustained(
 def _timeline(
     timing: Timing, began: float, recorder: Recorder[Moment], joules: Joules | None
 ) -> Iterator[TimelinePoint]:
-    """Yield for every second the readings at its end, and the power and median latency in it."""
+    """Yield the readings at the end of every second, and the power in W and median latency in ms within it."""
     last = began
     for moment, reading in zip(recorder.times_s, recorder.readings, strict=True):
         inside = (timing.starts_s >= last - began) & (timing.starts_s < moment - began)
@@ -292,7 +293,7 @@ def _meter(job: BenchJob) -> Meter | None:
 def _energy(
     job: BenchJob, sides: Mapping[str, Side], source: FrameSource, progress: Progress
 ) -> tuple[dict[str, Energy], str | None]:
-    """Measure the energy of a frame of each side; where it cannot be read return nothing, and the reason."""
+    """Return the energy of a frame of each side and None, or nothing and the reason why it cannot be measured."""
     meter = _meter(job)
     if meter is None:
         return {}, "no sensor here that may be read: rails of a Jetson, NVIDIA's driver, or RAPL (which is root's)"
@@ -340,7 +341,7 @@ def _result(
 def _compared(
     path: Path, ours: ArtifactResult, theirs: ArtifactResult, timings: Mapping[tuple[str, str], Timing]
 ) -> OtherArtifact:
-    """Compare the artifact with the other one, whose path is given."""
+    """Compare the artifact with the other one; path: of the other one."""
     camera_times, engine_times = (
         speed_up(
             compare(
@@ -357,7 +358,7 @@ def _compared(
 
 
 def speed_up(found: statistics.Comparison) -> SpeedUp:
-    """Return a comparison of times, other by ours, with its verdict."""
+    """Return a comparison of times, the other's divided by ours, with its verdict."""
     faster: Literal["faster", "slower"] = "faster" if found.ratio > 1 else "slower"
     return SpeedUp(**vars(found), verdict=faster if found.differs else "cannot tell")
 
@@ -391,9 +392,9 @@ def bench(
 ) -> BenchResult:
     """Time an artifact here, engine alone and from camera to detections: percentiles, throughput, energy, cost.
 
-    Times are milliseconds, energies millijoules a frame. A rate that a run was too short or too noisy for is None, with
-    the reason in `refused`. Raises SpecError, DataError or DeviceError. The command: `edgekd bench`. The protocol, with
-    its sources: docs/guides/benchmark.md.
+    Times are milliseconds, energies millijoules per frame. If a run is too short or too noisy for a rate, the rate is
+    None and the reason is in `refused`. Raises SpecError, DataError or DeviceError. The command: `edgekd bench`. The
+    protocol, with its sources: docs/guides/benchmark.md.
     """
     table, page = path_or_none(csv), path_or_none(report)
     require_place(table, page)

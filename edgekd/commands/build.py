@@ -102,13 +102,13 @@ def build(
     bundle_report: BundleReport = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
-    """Compress, score, compile, time and pack a detector for a target; leave bundle, report and ledger in `out`.
+    """Compress, score, compile, time and pack a detector for a target; write bundle, report and ledger to `out`.
 
-    The split `train` is calibrated and trained on, `val` is scored. `data` is by default the YAML file that the
-    checkpoint's training arguments name, `recipe` the target's own, with a plan `mixed`. Sizes may be numbers of bytes.
-    A missed limit does not raise, `require_met()` of the result does. Nothing is left half-written. Raises SpecError
-    before anything is computed, DataError, CompressError, DeviceError, or SignatureError. The command: `edgekd build`.
-    The method: docs/guides/recipes.md.
+    The split `train` is for calibration and training, `val` is scored. `data` is by default the YAML file named in the
+    checkpoint's training arguments; `recipe` is by default the target's own, or `mixed` with a plan. Sizes may be
+    numbers of bytes. A missed limit raises nothing here: `require_met()` of the result does. Raises SpecError before
+    anything is computed, DataError, CompressError, DeviceError, or SignatureError, and leaves no partial files. The
+    command: `edgekd build`. The method: docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     settings = {"workers": workers, "cluster": cluster, "gpus": gpus, "trials": trials, "epochs": epochs}
@@ -130,13 +130,13 @@ def build(
         interface=interface_of(input_format, postprocess, chosen, max_batch),
         bundle_report=bundle_report,
     )
-    signers = signers_of(sign, secret_file)  # a wrong passphrase should not cost a build first
+    signers = signers_of(sign, secret_file)  # a wrong passphrase raises before the build
     with recorded(job.out, "build", job.model.name, chosen.name, progress) as progress:
         return _built(job, searches, time, fleet, signers, progress, students=students, batch=batch, **settings)
 
 
 def _data_set(data: str | Path | None, model: Path, target: Target, progress: Progress) -> Path:
-    """Return the data set of a build, and note it with the target. Raises SpecError."""
+    """Return the path of the data set of a build, and report it with the target. Raises SpecError."""
     path = trained_on(model) if data is None else Path(data)
     guessed = ", by the training arguments in the checkpoint; --data overrides" if data is None else ""
     progress.note(f"target: {target.name}, {target.title}\ndata: {shown_path(path)}{guessed}")
@@ -144,7 +144,7 @@ def _data_set(data: str | Path | None, model: Path, target: Target, progress: Pr
 
 
 def trained_on(model: Path) -> Path:
-    """Return the YAML file of the data set that a checkpoint was trained on. Raises SpecError where it is not here."""
+    """Return the YAML file of the data set that a checkpoint was trained on. Raises SpecError if it is not here."""
     named = training_data(model) if model.suffix == ".pt" else None
     if named and Path(named).suffix in DATA_SUFFIXES and is_file(Path(named)) and os.access(named, os.R_OK):
         return Path(named)
@@ -161,7 +161,7 @@ def _built(
     progress: Progress,
     **settings: Any,
 ) -> BuildResult:
-    """Build, after a search for the recipe where one is asked for. settings: of the search. Raises as `build` does."""
+    """Build, after a search for the recipe if requested. settings: of the search. Raises as `build` does."""
     if searches:
         seconds = None if time is None else parse_duration(time, "--time")
         boards = load_fleet(Path(fleet)).boards if fleet else ()
@@ -178,7 +178,7 @@ def _recipe(
     *,
     searches: bool,
 ) -> Recipe:
-    """Return the recipe to follow; for a search, which finds it, the target's own. Raises SpecError."""
+    """Return the recipe to run; for a search the target's own, which the search replaces. Raises SpecError."""
     if searches and (recipe or plan):
         flag = "--recipe" if recipe else "--plan"
         raise SpecError(f"--search with {flag}", fix=f"leave out {flag}: the search finds the recipe")
@@ -194,7 +194,7 @@ def _recipe(
 
 
 def _refuse_without_search(searches: bool, /, **options: Any) -> None:
-    """Refuse options of a search, other than their defaults, where there is none. Raises SpecError."""
+    """Raise SpecError for options of a search, other than their defaults, without a search."""
     flags = {"batch": "--round"}
     names = [flags.get(name, f"--{name}") for name, value in options.items() if value != getattr(SearchJob, name, None)]
     if names and not searches:

@@ -1,4 +1,4 @@
-"""`edgekd check`: a model against the limits of a target, from the graph alone."""
+"""`edgekd check`: compare a model with the limits of a target, from the graph alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Checked(Result):
 
     Args:
         target: Name of the target.
-        possible: False where a finding is `impossible`.
-        findings: Worst first; empty where no obstacle is known.
+        possible: False if a finding is `impossible`.
+        findings: Findings, worst first; empty if no obstacle is known.
     """
 
     target: str
@@ -32,7 +32,7 @@ class Checked(Result):
 
     @property
     def exit_status(self) -> int:
-        """1 where the model is impossible on the target."""
+        """1 if the model is impossible on the target, else 0."""
         return 0 if self.possible else 1
 
 
@@ -44,7 +44,7 @@ def check_model(
     head: Head = None,
     trust_checkpoint: Trust = False,
 ) -> Checked:
-    """Find what is impossible or slow for a model on a target, and what to change: from the graph alone, in a second.
+    """Find what is impossible or slow for a model on a target, and what to change, from the graph alone.
 
     A `.pt` is exported first. Raises SpecError. The command: `edgekd check`. The rules are in
     `edgekd.hardware.compatibility`, each with its source.

@@ -17,7 +17,7 @@ from edgekd.core.errors import SpecError
 from edgekd.hardware.budget import verdict
 
 _HOST = ("cpu", "cores", "threads", "engine", "libraries")
-"""Facts of a machine that times depend on, except its clock, which changes all the time."""
+"""Facts of a machine that times depend on, except its clock, which varies."""
 _CAUTIONS = {
     "same_model": "They were made of different detectors.",
     "same_data": "They were scored on different images or labels: their scores do not compare.",
@@ -45,14 +45,14 @@ class ComparedBuild:
         target: Name of the target.
         recipe: Name of the recipe.
         map50_95, map50: COCO's mAP of the graph that ships.
-        kept: mAP50-95 after / before; null where that is 0 / 0.
+        kept: mAP50-95 after / before; null where it was 0 before.
         graph_bytes: Size of the packed graph.
         bundle_bytes: Size of the bundle.
         p50_ms: Median milliseconds from frame to detections; null in a ledger of an older edgekd.
         fps: Frames per second, one after the other; null where the run was too short or too noisy.
         basis: Basis of `p50_ms` and `fps`.
-        predicted_ms: Milliseconds that the engine is predicted to take on the target; null where that is not known.
-        seconds: Sum over all stages, of when they were done.
+        predicted_ms: Predicted milliseconds of the engine on the target; null where it cannot be predicted.
+        seconds: Total wall time of all stages, each when it ran.
         met: Verdict on its budget, as in `build`.
     """
 
@@ -88,7 +88,7 @@ class ComparedClass:
 
     @property
     def gain(self) -> float | None:
-        """mAP50-95 that was gained from a to b."""
+        """mAP50-95 of b minus that of a; None if either is."""
         return None if self.a is None or self.b is None else self.b - self.a
 
 
@@ -98,10 +98,10 @@ class ComparedStage:
 
     Args:
         name: Name of the stage.
-        a_seconds, b_seconds: Its duration.
-        a_bytes, b_bytes: Size of all files that it keeps.
-        a_map50_95, b_map50_95: The score that it gave.
-        same: True where it had the same inputs.
+        a_seconds, b_seconds: Wall time when it ran.
+        a_bytes, b_bytes: Total size of its files.
+        a_map50_95, b_map50_95: mAP50-95 that it measured; null where the stage scores nothing.
+        same: True if inputs and version of the stage are the same in both.
     """
 
     name: str
@@ -121,10 +121,10 @@ class Compared(Result):
     Args:
         a: The first build.
         b: The second build.
-        same_model: True where both were made of one file.
-        same_data: True where both were scored on the same images and labels; else scores do not compare.
-        same_host: True where both were timed on the same kind of machine with the same libraries.
-        classes: Every class that either knows, the largest loss from a to b first.
+        same_model: True if both were made from the same file.
+        same_data: True if both were scored on the same images and labels; else scores do not compare.
+        same_host: True if both were timed on the same kind of machine with the same libraries.
+        classes: Every class of either build, the largest loss from a to b first.
         stages: The stages of both.
     """
 
@@ -138,7 +138,7 @@ class Compared(Result):
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences on what does not compare."""
+        """Sentences about numbers of the two builds that do not compare."""
         return [sentence for key, sentence in _CAUTIONS.items() if not getattr(self, key)]
 
 
@@ -148,14 +148,14 @@ def compare(
 ) -> Compared:
     """Compare two builds by their result folders: accuracy by class, sizes, times, and the time of each stage.
 
-    Sizes are bytes, times milliseconds and seconds, scores 0 to 1. Raises SpecError where no build was finished in a
-    folder, BundleError for a damaged one. The command: `edgekd compare`.
+    Sizes are bytes, times milliseconds and seconds, scores 0 to 1. Raises SpecError if a folder has no finished build,
+    BundleError if its bundle is damaged. The command: `edgekd compare`.
     """
     return compare_finished(opened(Path(first)), opened(Path(second)))
 
 
 def compare_finished(a: Finished, b: Finished) -> Compared:
-    """Compare two builds that were read."""
+    """Compare two finished builds."""
     lineages = (a.manifest.lineage, b.manifest.lineage)
     hosts = (a.ledger.host, b.ledger.host)
     return Compared(
@@ -170,13 +170,13 @@ def compare_finished(a: Finished, b: Finished) -> Compared:
 
 
 def opened(folder: Path) -> Finished:
-    """Read the build in a result folder. Raises SpecError where none was finished there, BundleError if damaged."""
+    """Read the build in a result folder. Raises SpecError if none has finished there, BundleError if it is damaged."""
     ledger = read_ledger(folder)
     return finished(folder, ledger, read_manifest(folder / ledger.bundle))
 
 
 def finished(folder: Path, ledger: Ledger, manifest: Manifest) -> Finished:
-    """Return a finished build. Raises SpecError where another build has replaced the bundle, and not the ledger yet."""
+    """Return a finished build. Raises SpecError if an interrupted build has replaced the bundle, but not the ledger."""
     origin = ledger.lineage
     if origin is not None and any(value != getattr(manifest.lineage, name) for name, value in vars(origin).items()):
         raise SpecError(
@@ -211,20 +211,20 @@ def _compared(found: Finished) -> ComparedBuild:
 
 
 def _classes(a: Manifest, b: Manifest) -> tuple[ComparedClass, ...]:
-    """Return mAP50-95 of every class that either knows, the largest loss from a to b first."""
+    """Return the mAP50-95 of every class of either build, the largest loss from a to b first."""
     scores = [dict(zip(each.detector["classes"], each.evidence.after.classes, strict=True)) for each in (a, b)]
     rows = [ComparedClass(name, scores[0].get(name), scores[1].get(name)) for name in {**scores[0], **scores[1]}]
     return tuple(sorted(rows, key=lambda row: (row.gain is None, row.gain or 0.0, row.name)))
 
 
 def _stages(a: Sequence[LedgerStage], b: Sequence[LedgerStage]) -> tuple[ComparedStage, ...]:
-    """Return both of each stage; the second `quantize` is compared with the second of the other."""
+    """Return the stages of both side by side; the second `quantize` is compared with the second of the other."""
     rows = (numbered(a), numbered(b))
     return tuple(_stage(key[0], rows[0].get(key), rows[1].get(key)) for key in {**rows[0], **rows[1]})
 
 
 def numbered(stages: Sequence[LedgerStage]) -> dict[tuple[str, int], LedgerStage]:
-    """Return the stages by name and number among those of that name."""
+    """Return the stages by name and index among stages of that name, from 0."""
     found: dict[tuple[str, int], LedgerStage] = {}
     for stage in stages:
         found[stage.name, sum(name == stage.name for name, _ in found)] = stage

@@ -1,4 +1,4 @@
-"""`edgekd convert`: a detector in another format, compared with its source before it is published."""
+"""`edgekd convert`: a detector in another format, compared with its source before it is written."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ from edgekd.graph.runtimes.types import HostRuntime, library_version
 from edgekd.hardware.target import load_target
 
 MADE = "made"
-"""The folder that a result is written into before it is published."""
+"""Name of the temporary folder into which a result is written before it is moved to its place."""
 FRAMES = 4
-"""Frames on which a conversion is compared with its source."""
+"""Number of frames on which a conversion is compared with its source."""
 MAP_LIMIT = 0.003
 """mAP50-95 that a conversion may lose."""
 INT8_MAP_LIMIT = 0.01
-"""mAP50-95 that a conversion of an INT8 network may lose: runtimes differ in how they round halves."""
+"""mAP50-95 that a conversion of an INT8 network may lose, because runtimes round halves differently."""
 
 
 _FOR_TENSORRT = ("onnx", "deepstream")
@@ -90,11 +90,11 @@ def convert(
 ) -> Converted:
     """Convert an artifact to another format, compare the result with its source, and only then write it.
 
-    INT8 is carried over as it is. GPUs of an engine are targets such as `rtx-40`.
+    INT8 layers keep their scales, unless `precision` is `fp32`. GPUs of an engine are targets such as `rtx-40`.
 
-    Raises SpecError for invalid options, DeviceError where a converter or runtime fails, ParityError where the
-    result computes something else; then nothing is written. The command: `edgekd convert`. The checks and their limits:
-    docs/guides/convert.md.
+    Raises SpecError for invalid options, DeviceError if a converter or runtime fails, ParityError if the outputs or
+    scores of the result differ too much; then nothing is written. The command: `edgekd convert`. The checks and their
+    limits: docs/guides/convert.md.
     """
     path, kind = Path(artifact), format_named(to)
     request = _request(kind, precision, opset, names_of(target))
@@ -125,7 +125,10 @@ def _compared(
     split: Split | None,
     progress: Progress,
 ) -> tuple[ConversionResult, Converted]:
-    """Convert into the folder MADE of `work`, and compare. Raises DeviceError, ParityError."""
+    """Convert into the folder MADE of `work`, and compare the result with its source. Raises DeviceError, ParityError.
+
+    out: the final place, for the result that is returned.
+    """
     folder = work / MADE
     folder.mkdir()
     progress.note(f"converting {artifact.name} to {kind.name} ...")
@@ -161,7 +164,7 @@ def _compared(
 
 
 def _request(kind: Format, precision_name: str, opset: int | None, targets: Sequence[str]) -> ConversionRequest:
-    """Return the settings of the flags, where the format has them. Raises SpecError."""
+    """Return the settings from the flags. Raises SpecError for those that the format does not have."""
     precision = next((each for each in PRECISIONS if each == precision_name), None)
     if precision is None:
         fix = did_you_mean(precision_name, PRECISIONS)
@@ -190,7 +193,7 @@ def _for_tensorrt(kind: Format, precision: Precision, opset: int | None, targets
 
 
 def _compute_capability(name: str) -> str:
-    """Return the compute capability that TensorRT for RTX compiles for. Raises SpecError."""
+    """Return the compute capability of a target for TensorRT for RTX. Raises SpecError."""
     target = load_target(name)
     if target.engine != "rtx" or target.compute_capability is None:
         raise SpecError(
@@ -202,7 +205,7 @@ def _compute_capability(name: str) -> str:
 
 
 def _require_place(artifact: Path, out: Path, kind: Format) -> None:
-    """Refuse a place where something else is, or that the format cannot be in. Raises SpecError."""
+    """Raise SpecError if something else is at `out`, or its name does not suit the format."""
     if out.absolute() == artifact.absolute():
         raise SpecError(f"{out}: is what is converted", fix="choose another --out")
     if kind.single_file:
@@ -215,7 +218,7 @@ def _require_place(artifact: Path, out: Path, kind: Format) -> None:
 
 
 def _cached_scales(artifact: Path) -> dict[str, float]:
-    """Return the scales in a bundle's calibration cache; none where there is no such bundle. Raises BundleError."""
+    """Return the scales in a bundle's calibration cache by tensor; empty without one. Raises BundleError."""
     if artifact.suffix != BUNDLE_SUFFIX:
         return {}
     entry = next((each for each in read_manifest(artifact).files if each.role == "calibration-cache"), None)
@@ -248,7 +251,7 @@ def _parity(
 
 
 def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
-    """Yield frames float32 [1, 3, h, w] to compare on: of the data, else synthetic."""
+    """Yield frames float32 [1, 3, h, w] to compare on, from the data or else synthetic."""
     if split is None:
         yield from (probe(source.spec, seed) for seed in range(FRAMES))
         return
@@ -257,7 +260,7 @@ def _frames(source: Source, split: Split | None) -> Iterator[np.ndarray]:
 
 
 def outputs(graph: Path, engine: HostRuntime, frames: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the output of an engine for each of the frames. Raises DeviceError."""
+    """Return the output of a runtime for each frame. Raises DeviceError."""
     with engine.load(graph) as session:
         return [session.run(frame).copy() for frame in frames]
 
@@ -265,7 +268,7 @@ def outputs(graph: Path, engine: HostRuntime, frames: list[np.ndarray]) -> list[
 def _scores(
     source: Source, entry: Path, engine: HostRuntime, written: ConversionResult, split: Split, progress: Progress
 ) -> ConvertedScores:
-    """Score source and result on a split. Raises ParityError where the result loses more than it may."""
+    """Score source and result on a split. Raises ParityError if the result loses more than its limit."""
     sides = {"source": (source.graph, ONNXRUNTIME_CPU), "converted": (entry, engine)}
     found = {
         side: evaluate(graph, source.spec, split, progress, f"score {side}", by).score
@@ -285,7 +288,7 @@ def _scores(
 
 
 def _publish(folder: Path, written: ConversionResult, out: Path, kind: Format) -> None:
-    """Put the result into its place, whole or not at all. Raises SpecError where it cannot be written."""
+    """Copy the result to its place atomically. Raises SpecError if it cannot be written."""
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     if kind.single_file:
@@ -299,7 +302,7 @@ def _publish(folder: Path, written: ConversionResult, out: Path, kind: Format) -
 
 
 def _files(out: Path, kind: Format) -> tuple[ConvertedFile, ...]:
-    """Return every file of a result."""
+    """Return the files of a result with sizes and hashes. Raises DeviceError if they cannot be read."""
     paths = [out] if kind.single_file else sorted(out.iterdir())
     try:
         return tuple(ConvertedFile(path, path.stat().st_size, file_sha256(path)) for path in paths)

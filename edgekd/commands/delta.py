@@ -1,4 +1,4 @@
-"""`edgekd delta`: what a camera with an old bundle needs of a new one."""
+"""`edgekd delta`: the difference from one bundle to another, for cameras that have the first."""
 
 from __future__ import annotations
 

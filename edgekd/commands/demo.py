@@ -16,7 +16,7 @@ from edgekd.data.demo import DETECTOR, SCENES
 
 @dataclass(frozen=True)
 class Demo:
-    """The build of a demo, whose limits are not required."""
+    """The build of a demo; missed limits are not an error."""
 
     outcome: BuildResult
 

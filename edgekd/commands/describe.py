@@ -18,14 +18,13 @@ from edgekd.graph.view import load_graph
 
 @dataclass(frozen=True)
 class Described(Result):
-    """A detector, as edgekd reads it.
+    """A detector, as edgekd interprets it.
 
     Args:
         model: Path of the model.
         detector: Contract of the graph that compression starts from: classes, input, and output.
         description: The same as TOML, for `--head`.
-        unsure: Keys of the description whose values are usual for such outputs, but which nothing in the graph
-            confirms.
+        unsure: Keys of the description whose values are usual for such outputs, but are not confirmed by the graph.
     """
 
     model: Path

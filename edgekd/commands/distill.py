@@ -1,4 +1,4 @@
-"""`edgekd distill`: train a smaller detector beside a large one on labelled data, and score both."""
+"""`edgekd distill`: train a smaller detector on labels and on the outputs of a larger one, and score both."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ class ScoredDetector:
 
 @dataclass(frozen=True)
 class Distilled(Result):
-    """A student and its teacher. Pairs are of the teacher and of the student.
+    """A student and its teacher. Pairs: the teacher, then the student.
 
     Args:
         teacher: File name of the teacher.
         student: Name of the student's checkpoint or model.
         recipe: Name of the recipe.
         checkpoint: Path of the trained student: `.pt`, or `.tv.pt` for torchvision's.
-        kept: mAP50-95 of the student by that of the teacher; null where one is null, or the teacher's is 0.
+        kept: mAP50-95 of the student / that of the teacher; null where one is null, or the teacher's is 0.
         before: The teacher.
         after: The student.
         epochs: Number of epochs that were trained.
         updates: Number of weight updates.
-        losses: Mean of each loss in each epoch, by name, before it is weighted.
-        weights: Mean weight of each loss in each epoch, by name, and of what the weights follow from.
+        losses: Mean of each loss in each epoch, by name, before weighting.
+        weights: Mean weight of each loss in each epoch, by name, and mean of the values that weights are computed from.
         stages: The stages, in the order in which they ran.
     """
 
@@ -95,7 +95,7 @@ class Distilled(Result):
 def _teachers_scores(
     teacher: Path, step: Distill, dataset: Dataset, scored: Split | None, context: StageContext, trust_checkpoint: bool
 ) -> Maps:
-    """Score the teacher; None without a split to score, and for other classes."""
+    """Return the scores of the teacher; None without a split to score, or if its classes are not those of the data."""
     if scored is None:
         return NOT_SCORED
     graph = _graph(teacher, dataset, context, trust_checkpoint)
@@ -140,10 +140,10 @@ def distill(
 ) -> Distilled:
     """Train a smaller detector on labels and on the outputs of a larger one; score both on the split `val`.
 
-    A student is a checkpoint to begin with, or a description of a network.
+    The student is a checkpoint to start from, or a description of a network.
 
-    An interrupted training resumes after its last whole epoch, unless `fresh`. Raises SpecError, DataError or
-    CompressError, and leaves nothing half-written. The command: `edgekd distill`. The method, with the source of each
+    An interrupted training resumes after its last complete epoch, unless `fresh`. Raises SpecError, DataError or
+    CompressError, and leaves no partial files. The command: `edgekd distill`. The method, with the source of each
     loss: docs/concepts/distillation.md.
     """
     settings: dict[str, Any] = {"student": str(student), "width": width, "epochs": epochs, "minutes": time}
@@ -153,7 +153,7 @@ def distill(
     steps = recipe_of(recipe or "distill").with_settings(Distill, **settings)
     step = steps.only(Distill)
     refuse_recipe(steps, Budget(), teacher)
-    load(teacher)  # a path that leads nowhere should not cost the hashing of the data
+    load(teacher)  # raises for a wrong path before the data is hashed
     dataset = load_dataset(Path(data))
     with recorded(folder, "distill", Path(str(step.student)).name, None, progress) as progress:
         context = StageContext.within(folder, fresh, progress)

@@ -1,6 +1,6 @@
-"""`edgekd doctor`: what is installed and usable, and the one command that adds each missing thing.
+"""`edgekd doctor`: what is installed and usable, and the command that adds each missing part.
 
-The package's own metadata is the list of what should be there. Nothing here imports torch or starts a model.
+The list of requirements is the metadata of the package. Nothing here imports torch or runs a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgekd.graph.runtimes.types import HostRuntime, library_version
 
 State = Literal["ok", "missing", "broken"]
 
-# Where a package's module is not called like the package.
+# Modules whose names differ from those of their packages.
 _MODULES = {
     "cyclonedx-python-lib": "cyclonedx",
     "onnxruntime-gpu": "onnxruntime",
@@ -33,7 +33,7 @@ _MODULES = {
     "python-pkcs11": "pkcs11",
     "pyyaml": "yaml",
 }
-# Other packages that bring the same module.
+# Other packages with the same module.
 _ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",), "opencv-python-headless": ("opencv-python",)}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:>=\s*(?P<minimum>[\d.]+))?(?P<rest>.*)")
 _EXTRA = re.compile(r"extra == ['\"](\w+)['\"]")
@@ -49,7 +49,7 @@ class Check:
     Args:
         group: Group of the requirement: `python`, `base`, `extras`, `engines`, `gpu` or `device`.
         name: Name of the requirement.
-        state: `ok`; `missing`: not there, which is fine unless it is needed; `broken`: there, and unusable.
+        state: `ok`; `missing`: not installed, and only a problem if it is needed; `broken`: installed, but unusable.
         detail: Version, or what is wrong.
         fix: The command that adds it; null where there is nothing to do.
     """
@@ -63,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that edgekd's metadata asks for; `minimum` is empty when any version will do."""
+    """A package that edgekd's metadata requires; `minimum` is empty if any version suffices."""
 
     name: str
     minimum: str = ""
@@ -87,17 +87,17 @@ class Diagnosis:
 
     @property
     def exit_status(self) -> int:
-        """1 where something is broken."""
+        """1 if something is broken, else 0."""
         return int(any(check.state == "broken" for check in self.checks))
 
 
 def doctor() -> Diagnosis:
-    """Find out what is installed here, and what works. The command: `edgekd doctor`."""
+    """Check what is installed on this machine, and whether it works. The command: `edgekd doctor`."""
     return Diagnosis(tuple(diagnose()))
 
 
 def diagnose(root: Path = Path("/")) -> list[Check]:
-    """Return every check, in the order in which to show them; `root`: the folder that contains /etc and /usr."""
+    """Return all checks, in the order in which to show them; `root`: the folder that contains /etc and /usr."""
     wanted = requirements()
     base = [requirement for requirement in wanted if requirement.extra is None]
     extras = sorted({requirement.extra for requirement in wanted if requirement.extra})
@@ -116,7 +116,7 @@ def diagnose(root: Path = Path("/")) -> list[Check]:
 
 
 def requirements() -> list[Requirement]:
-    """Return the requirements of the installed edgekd on this Python; none when it is not installed as a package."""
+    """Return the requirements of the installed edgekd for this Python; none if it is not installed as a package."""
     try:
         lines = metadata.requires("edgekd") or []
     except metadata.PackageNotFoundError:
@@ -172,13 +172,13 @@ def _images() -> Check:
 
 
 def _extra(extra: str, wanted: list[Requirement]) -> Check:
-    """Check one extra: complete, or what it lacks."""
+    """Check whether all packages of an extra are installed."""
     versions = {each: _installed(each.name) for each in wanted}
     lacking = [each for each, version in versions.items() if version is None or _older(version, each.minimum)]
     if lacking:
         fix = "pip install " + " ".join(f"'{each}'" for each in lacking)
         if any(each.name in ONNXRUNTIME_CUDA.distributions for each in lacking):
-            fix = ONNXRUNTIME_CUDA.install  # it cannot simply be added beside the CPU package
+            fix = ONNXRUNTIME_CUDA.install  # replaces the CPU package, which has the same module
         return Check("extras", extra, "missing", f"lacks {', '.join(map(str, lacking))}", fix)
     return Check("extras", extra, "ok", ", ".join(f"{each.name} {version}" for each, version in versions.items()))
 
@@ -188,7 +188,7 @@ def _engine(engine: HostRuntime) -> Check:
     if found.usable:
         return Check("engines", engine.name, "ok", found.why)
     installed = engine.version() is not None
-    broken = installed and found.install is not None  # there, and yet something has to be installed
+    broken = installed and found.install is not None  # installed, but something else is missing
     return Check("engines", engine.name, "broken" if broken else "missing", found.why, found.install)
 
 
@@ -223,7 +223,7 @@ def _jetson(root: Path) -> Check:
 
 def _trtexec(root: Path) -> Check:
     at = shutil.which("trtexec")
-    beside = root / "usr/src/tensorrt/bin/trtexec"  # where JetPack and NVIDIA's packages put it, outside PATH
+    beside = root / "usr/src/tensorrt/bin/trtexec"  # installed there by JetPack and NVIDIA's packages, outside PATH
     if at is None and beside.is_file():
         at = str(beside)
     if at is None:
@@ -233,7 +233,7 @@ def _trtexec(root: Path) -> Check:
 
 
 def _installed(package: str) -> str | None:
-    """Return the version of `package`, or of another that has its module; None when neither is installed."""
+    """Return the version of `package`, or of another package with the same module; None if neither is installed."""
     module = _MODULES.get(package, package.replace("-", "_"))
     if importlib.util.find_spec(module) is None:
         return None
@@ -241,7 +241,7 @@ def _installed(package: str) -> str | None:
 
 
 def _older(version: str, minimum: str) -> bool:
-    """Return whether the numbers at the front of `version` are below those of `minimum`."""
+    """Return whether `version` is below `minimum`, by the first three numbers of each."""
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", text.split("+")[0])][:3]

@@ -1,4 +1,4 @@
-"""`edgekd engine`: a bundle's engine built, tested and timed on a camera, or on a fleet."""
+"""`edgekd engine`: build, test and time a bundle's engine on a camera, or on a fleet."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ def engine(
 ) -> InstallReport | fleets.FleetReport:
     """Build, test and time a bundle's engine on a device, or on all boards of a fleet; activate it with `activate`.
 
-    The bundle is verified first, and by `trust` and `keys` where they are given. On a camera its own agent runs only
-    then, or with `allow_unsigned`; otherwise, and always on this machine, the agent of this edgekd does.
+    The bundle is verified first, with its signatures if `trust` or `keys` are given. Only then, or with
+    `allow_unsigned`, a camera runs the agent in the bundle. Otherwise, and always on this machine, the agent of this
+    edgekd runs.
 
     Raises SpecError, BundleError, HashError, SignatureError, DeviceError, and the errors of the agent. The command:
     `edgekd engine`.
@@ -95,7 +96,7 @@ def engine(
 
 
 def _require_one(device: str | None, fleet: str | Path | None, activate: bool, out: str | Path | None) -> None:
-    """Require a device or a fleet, and only the options that go with it. Raises SpecError."""
+    """Raise SpecError unless there is either a device or a fleet, with suitable options."""
     if (device is None) == (fleet is None):
         found = "both" if device else "neither"
         raise SpecError("engine: where", expected="--device or --fleet", found=found, fix="--device ssh://HOST")

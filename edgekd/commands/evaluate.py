@@ -26,7 +26,7 @@ class Scored(Result):
         tail: Scores of the rare classes; null without --tail.
         seconds: Wall time of the whole command: reading, exporting a checkpoint, inference, scoring.
         skipped: Images that could not be read and were left out.
-        reasons: Why, for each of them.
+        reasons: The reason for each skipped image.
     """
 
     score: Score = field(metadata=INLINE)
@@ -61,9 +61,9 @@ def score_model(
 ) -> Scored:
     """Score an artifact on a labelled split, as it ships: preprocessing, network, decoding and NMS. Scores are 0 to 1.
 
-    Raises SpecError, DataError where classes differ or too many images are unreadable, DeviceError where the graph
-    cannot run, BundleError. The command: `edgekd eval`. The arithmetic is faster-coco-eval's; how it differs from
-    Ultralytics' is measured in bench/results/scorer_agreement.md.
+    Raises SpecError, DataError if classes differ or too many images are unreadable, DeviceError if the graph cannot
+    run, BundleError. The command: `edgekd eval`. The metrics are computed by faster-coco-eval; differences to
+    Ultralytics are in bench/results/scorer_agreement.md.
     """
     began = time.perf_counter()
     dataset = load_dataset(Path(data))

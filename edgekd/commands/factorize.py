@@ -1,4 +1,4 @@
-"""`edgekd factorize`: a detector with layers replaced by products of thinner ones."""
+"""`edgekd factorize`: a detector with layers replaced by low-rank products."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RESULT = "factorize.json"
 
 @dataclass(frozen=True)
 class Factorized(Lightened):
-    """A detector and itself with products of thinner layers in place of some.
+    """A detector before and after some of its layers were replaced by low-rank products.
 
     Args:
-        layers: Each convolution that is a product of several now, by its name.
+        layers: The convolutions that were replaced, by name.
         stages: The stages, in the order in which they ran.
     """
 
@@ -54,12 +54,12 @@ def factorize(
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
 ) -> Factorized:
-    """Replace layers of a detector by products of thinner ones, where that is faster. Train it afterwards.
+    """Replace layers of a detector by low-rank products where that is faster. Train it afterwards.
 
     With a target the predicted latency decides, without one the latency measured on this machine.
 
-    Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
-    The command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
+    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files. The
+    command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-factorized"
     share, chosen = None if energy is None else parse_share(energy, "--energy"), target_or_none(target)

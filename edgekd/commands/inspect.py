@@ -1,4 +1,4 @@
-"""`edgekd inspect`: a bundle, verified, and its manifest."""
+"""`edgekd inspect`: verify a bundle, and read its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekd.core.bundle.network import verify_bundle
 
 @dataclass(frozen=True)
 class Inspected:
-    """A whole bundle. signatures: their number."""
+    """A verified bundle. signatures: their number; they are not checked."""
 
     bundle: Path
     manifest: Manifest

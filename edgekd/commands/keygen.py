@@ -22,7 +22,7 @@ class NewKey(Result):
         key: Id of the key: SHA-256 of the public key's 32 bytes, 64 hexadecimal digits.
         private: Path of the private key.
         public: Path of the public key.
-        encrypted: True where the private key has a passphrase.
+        encrypted: True if the private key has a passphrase.
     """
 
     key: str
@@ -38,7 +38,7 @@ def keygen(
     encrypt: Annotated[bool, Option("Ask for a passphrase; implied by --secret-file.")] = False,
     secret_file: SecretFile = None,
 ) -> NewKey:
-    """Make a key pair, whose private key only its owner can read. Raises SpecError. The command: `edgekd keygen`."""
+    """Write a key pair; only its owner can read the private key. Raises SpecError. The command: `edgekd keygen`."""
     secrets = Secrets(path_or_none(secret_file))
     passphrase = secrets.choose(f"Passphrase for {name}.key") if encrypt or secrets.given else None
     made = make_key(Path(out), name, passphrase)

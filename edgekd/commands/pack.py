@@ -1,8 +1,8 @@
-"""`edgekd pack`: a bundle written again, from a bundle or from the folder that one was unpacked into.
+"""`edgekd pack`: repack a bundle, from a bundle or from the folder that it was unpacked into.
 
 For releases: another counter, name or role, a changed file, fewer files, or latencies that were measured on the device
-after the build. Everything else stays as it is. A changed manifest has another identity, so its signatures are dropped.
-Deltas and trust files are put into files of firmware systems as they are.
+after the build. Everything else is unchanged. A changed manifest has another identity, so its signatures are dropped.
+Deltas and trust files are put into files of firmware systems unchanged.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from edgekd.deploy.signing import Signer
 from edgekd.deploy.signing.signed import NamedSignature, Verified, sign_bundle, verify
 
 HOST_ROLES = ("agent", "calibration-set", "evidence", "report")
-"""Roles of files that a camera with an agent of its own does not read."""
+"""Roles of files that a camera with its own agent does not read."""
 MAX_TIMINGS_BYTES = 1 << 26
-"""Bytes of a file of timings; one document has 2 kB, with all its layers 100 kB."""
+"""Maximum bytes of a file of timings; one document has 2 kB, or 100 kB with all layers."""
 
 
 def pack(
@@ -78,9 +78,9 @@ def pack(
     rauc_plain: Annotated[bool, Option("RAUC's format for cameras without dm-verity.")] = False,
     mender_module: Annotated[str | Path | None, Option("Also write the update module that cameras need.")] = None,
 ) -> Verified:
-    """Write a bundle again, with what is given changed, or a firmware system's file with it.
+    """Repack a bundle with the given changes, or write a firmware system's file with a bundle, delta or trust file.
 
-    Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was. The command: `edgekd pack`.
+    Raises SpecError, BundleError, HashError, SignatureError; then `out` is unchanged. The command: `edgekd pack`.
     """
     wanted = Packaging(
         system=system or "",
@@ -106,7 +106,7 @@ def pack(
 
 @dataclass(frozen=True)
 class _Changes:
-    """Changes of a bundle: counter, name, role and licence of the model, None as it is; measured: files of timings."""
+    """Changes of a bundle: counter, name, role and licence of the model, None for no change; measured: timing files."""
 
     counter: int | None = None
     name: str | None = None
@@ -117,14 +117,14 @@ class _Changes:
 
 
 def _wrapped(source: Path, out: Path, packaging: Packaging) -> Verified:
-    """Write the firmware system's file of a delta or a trust file, as it is."""
+    """Write a firmware system's file with an unchanged delta or trust file."""
     report = _delta_report(source) if kind_of(source) == "delta" else verify(source)
     firmware = wrap(packaging, source, out)
     return replace(report, file=out, bytes=out.stat().st_size, firmware=firmware)
 
 
 def _delta_report(source: Path) -> Verified:
-    """Describe a delta by the head of the bundle that it leads to; the rest is verified where the old bundle is."""
+    """Describe a delta by the head of its new bundle; the camera verifies the rest when it applies the delta."""
     with opened(source) as stream:
         head = DeltaReader(stream, source).head
     return Verified(
@@ -149,8 +149,8 @@ def repack(
 ) -> Verified:
     """Pack a bundle or a folder with a changed manifest; return what `edgekd verify` reports on the result.
 
-    In a folder, a manifest.json lists files, whose lengths and hashes may have changed. packaging: the firmware system
-    that `out` is for. Raises SpecError, BundleError, HashError, SignatureError; then `out` is as it was.
+    A folder has a manifest.json that lists its files, whose lengths and hashes may have changed. packaging: firmware
+    system that `out` is for. Raises SpecError, BundleError, HashError, SignatureError; then `out` is unchanged.
     """
     if packaging:
         require_packager(packaging)
@@ -176,7 +176,7 @@ def _folder(out: Path) -> Path:
 
 
 def _signatures(source: Path, changed: Manifest) -> Any:
-    """Return the signatures of a bundle whose manifest did not change; none for a folder."""
+    """Return the signatures of a bundle if its manifest did not change; none for a folder."""
     if source.is_dir():
         return ()
     head = read_head(source)
@@ -185,7 +185,7 @@ def _signatures(source: Path, changed: Manifest) -> Any:
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[tuple[Manifest, Path]]:
-    """Yield the manifest of a bundle or of a folder, for its files as they are now, and the folder with the files."""
+    """Yield the manifest of a bundle or of a folder, with current lengths and hashes, and the folder with the files."""
     if source.is_dir():
         yield _of_folder(source), source
         return
@@ -219,7 +219,7 @@ def _of_folder(folder: Path) -> Manifest:
 
 
 def _changed(manifest: Manifest, changes: _Changes) -> Manifest:
-    """Return the manifest with what is given in place of its own, and with measured latencies added."""
+    """Return the manifest with the changes, and with measured latencies added. Raises SpecError."""
     evidence, licences, files = manifest.evidence, manifest.licences, manifest.files
     more = tuple(latency for path in changes.measured for latency in measured_latencies(path, manifest.target.name))
     if changes.licence:
@@ -239,7 +239,7 @@ def _changed(manifest: Manifest, changes: _Changes) -> Manifest:
 
 
 def _with_sbom(manifest: Manifest, files: Mapping[str, Path], scratch: Path) -> tuple[Manifest, dict[str, Path]]:
-    """Return manifest and files, with the bill of materials, where there is one, made again for them."""
+    """Return manifest and files with a new bill of materials, if they have one. Raises SpecError."""
     old = next((entry for entry in manifest.files if entry.role == "sbom"), None)
     if old is None:
         return manifest, dict(files)
@@ -256,7 +256,7 @@ def _with_sbom(manifest: Manifest, files: Mapping[str, Path], scratch: Path) -> 
 
 
 def measured_latencies(path: Path, target: str) -> list[Latency]:
-    """Read timings from a file of JSON documents, one a line, as the agent or `edgekd bench --json` prints them.
+    """Read timings from a file of JSON documents, as the agent or `edgekd bench --json` prints them.
 
     Layers from the agent's `build` are added to the `bench` of the same engine. Raises SpecError.
     """
@@ -275,7 +275,7 @@ def measured_latencies(path: Path, target: str) -> list[Latency]:
 
 
 def _documents(text: str) -> Iterator[Any]:
-    """Yield one JSON document after the other. Raises ValueError for anything else."""
+    """Yield the JSON documents in a text. Raises ValueError for anything else."""
     decoder, text = json.JSONDecoder(), text.strip()
     while text:
         document, end = decoder.raw_decode(text)
@@ -284,7 +284,7 @@ def _documents(text: str) -> Iterator[Any]:
 
 
 def _result(document: Any) -> dict[str, Any]:
-    """Return the figures in one document, without the wrapping of the agent."""
+    """Return the result in a document, without the agent's envelope."""
     result = document["result"] if "command" in document else document
     return dict(result or {})
 

@@ -1,7 +1,7 @@
 """Declarations of command parameters: each is stated once, in the signature of the command's function.
 
 A parameter is annotated `Annotated[TYPE, Option(HELP)]` or `Annotated[TYPE, Argument(HELP)]`. Python callers see its
-name, type and default; `edgekd.commands.cli.derive` makes the command line's option of the same.
+name, type and default; `edgekd.commands.cli.derive` derives the option of the command line from them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 OptionGroup = Literal["Input", "Target and recipe", "Budget", "Training and search", "Device", "Security", "Output"]
 OPTION_GROUPS: tuple[OptionGroup, ...] = get_args(OptionGroup)
-"""Headings of options in help, in their order; options without a group follow."""
+"""Headings of options in help, in order; options without a group follow."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Argument:
 class Option:
     """A flag, by default `--` and the parameter's name.
 
-    flag: another name for it, with `--`. inverse: of a boolean, the flag that switches it off; help names the default
-    first. parse: the type to read on the command line, in place of the one that follows from the annotation.
-    minimum, maximum: allowed numbers, both included. group: heading of help that lists it.
+    flag: another name for it, with `--`. inverse: for a boolean, the flag that switches it off; help names the default
+    first. parse: the type to read on the command line, instead of the one derived from the annotation. minimum,
+    maximum: range of allowed numbers, inclusive. group: heading under which help lists it.
     """
 
     help: str

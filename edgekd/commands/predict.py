@@ -35,10 +35,10 @@ def predict_latency(
 ) -> PredictResult:
     """Predict latency and energy of a model on a target that is not at hand, with their uncertainty.
 
-    Milliseconds are of a `batch` of frames, millijoules of one; nine of ten measurements should lie in the interval. A
+    Milliseconds are per `batch` of frames, millijoules per frame; nine of ten measurements should be in the interval. A
     `table` corrects predictions for the GPU. Nothing here is a measurement.
 
-    Raises SpecError, also where the target has no figures for it, and BundleError. The command: `edgekd predict`. The
+    Raises SpecError, also if the target has no figures for it, and BundleError. The command: `edgekd predict`. The
     model, and the published measurements that it is fitted to: docs/concepts/prediction.md.
     """
     path, page, measured = Path(model), path_or_none(report), path_or_none(table)
@@ -61,7 +61,7 @@ def predict_latency(
 
 @contextmanager
 def _graph(model: Path, head: str | None, trust_checkpoint: bool) -> Iterator[Path]:
-    """Open the model as an ONNX file; the meaning of its outputs is irrelevant here."""
+    """Yield the path of the model as an ONNX file, whose outputs need not be understood."""
     if model.suffix == ".onnx":
         yield model
     elif model.suffix == PACKED_SUFFIX:

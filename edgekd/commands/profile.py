@@ -1,7 +1,7 @@
 """`edgekd profile`: networks timed on a device, as the table that `edgekd predict --table` reads.
 
-Whole networks only: runtimes fuse several layers of a network into one, and the times of separate layers do not add up
-to that of the network.
+Only whole networks are timed: runtimes fuse layers, so the times of separate layers do not add up to that of the
+network.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class ProfileResult(Result):
 
     Args:
         table: Path of the table.
-        target: Name of the target that it is of.
+        target: Name of the target.
         precision: The lowest precision that layers compute in.
         measured: Description of the measurement, as in the table.
-        networks: In the order in which they were named.
+        networks: The networks, in the order in which they were named.
     """
 
     table: Path
@@ -147,7 +147,7 @@ def profile(
 
 
 def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
-    """Return the target of all bundles. Raises SpecError where they have several, or another is given."""
+    """Return the target of all bundles. Raises SpecError if they have several, or another one is given."""
     names = {each.manifest.target.name for each in parts} | ({given} if given else set())
     if len(names) > 1:
         fix = "make a table for each target, of bundles that were built for it"
@@ -156,7 +156,7 @@ def _common_target(given: str | None, parts: Sequence[Contents]) -> Target:
 
 
 def _timed(job: EngineJob, parts: Contents, given: str | None, progress: Progress) -> InstallReport:
-    """Time a bundle on a device that is known to be the target. Raises SpecError, and the errors of `engine`."""
+    """Time a bundle on a device. Raises SpecError if it is not known to be the target, and the errors of `engine`."""
     report = install(job, parts, progress)
     device, target = report.device.name, report.target
     if report.basis == REHEARSED:
@@ -171,7 +171,7 @@ def _timed(job: EngineJob, parts: Contents, given: str | None, progress: Progres
 
 
 def _common_precision(reports: Sequence[InstallReport], target: Target) -> PredictedPrecision:
-    """Return the precision of all networks. Raises SpecError where they differ, or the target does not have it."""
+    """Return the precision of all networks. Raises SpecError if they differ, or the target does not have it."""
     precisions = {_precision(report) for report in reports}
     if len(precisions) > 1:
         fix = "make a table for each precision"
@@ -183,7 +183,7 @@ def _common_precision(reports: Sequence[InstallReport], target: Target) -> Predi
 
 
 def _precision(report: InstallReport) -> PredictedPrecision:
-    """Return the lowest precision of layers, by the runtime; where it reports none, by the graph: INT8 or FP32."""
+    """Return the lowest precision of layers as the runtime reports it, else that of the graph: INT8 or FP32."""
     layers = report.engine.layers
     if layers is None:
         return "int8" if report.self_test.precision == "int8" else "fp32"
@@ -203,7 +203,7 @@ def _keep_graph(table: Path, parts: Contents, identity: str) -> str:
 
 
 def _how(reports: Sequence[InstallReport]) -> str:
-    """Describe the device and the measurement."""
+    """Return a description of the device and the measurement."""
     device, runtime = reports[-1].device, reports[-1].runtime
     mode = device.power_mode
     facts = {

@@ -1,4 +1,4 @@
-"""`edgekd prune`: a detector with fewer channels, scored and timed beside the original."""
+"""`edgekd prune`: a detector with fewer channels, scored and timed together with the original."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RESULT, SENSITIVITY = "prune.json", "sensitivity.json"
 
 @dataclass(frozen=True)
 class Pruned(Lightened):
-    """A detector and itself with fewer channels.
+    """A detector before and after pruning.
 
     Args:
         widths: Channels before and after of each unit of connected channels, by the name of a layer that writes them.
-        importance: Share of the importance that each unit keeps.
+        importance: Share of its importance that each unit keeps.
         stages: The stages, in the order in which they ran.
     """
 
@@ -64,13 +64,13 @@ def prune(
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
 ) -> Pruned:
-    """Remove the least important channels of a detector, and make sure that it is faster. Train it afterwards.
+    """Remove the least important channels of a detector, and check that it is faster. Train it afterwards.
 
     Without `ratio` (0 to 1, or such as `30%`), `max_size` and `min_fps` half of the multiply-adds are removed. With a
     target the predicted latency decides, without one the latency measured on this machine.
 
-    Raises SpecError, DataError, or CompressError, also where the result is not faster, and leaves nothing half-written.
-    The command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
+    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files. The
+    command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-pruned"
     share, chosen = None if ratio is None else parse_share(ratio, "--ratio"), target_or_none(target)

@@ -1,7 +1,7 @@
 """`edgekd quantize`: quantize and pack any network, without a target.
 
 A detector with labelled data is judged by its mAP50-95 on the split `val`. Any other ONNX network, or a detector with a
-plain folder of frames, is judged by the error of its outputs on frames that are used for nothing else.
+plain folder of frames, is judged by the error of its outputs on separate frames.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from edgekd.hardware.budget import Budget, LimitName, LimitResult, judge, verdic
 from edgekd.hardware.target import EXPORT_OPSET
 
 CALIBRATED = 128
-"""Calibration frames of a network, at most, unless a number is given."""
+"""Maximum number of calibration frames of a network, unless a number is given."""
 RESULT = "quantize.json"
 
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """A network to quantize; `budget.max_bytes` is of the packed graph."""
+    """A network to quantize; `budget.max_bytes` limits the packed graph."""
 
     model: Path
     data: Path
@@ -134,10 +134,10 @@ class Quantized(Result):
         kept: mAP50-95 after / before, or 1 - the largest relative error of an output; null where before is 0.
         outputs: Error of each output; empty for a detector with labels.
         forms: Number of layers by the format of their weights.
-        costliest: The layers whose quantization is estimated to cost most; empty after training.
+        costliest: The layers with the largest estimated cost of quantization; empty after training.
         stages: The stages, in the order in which they ran.
         met: Verdict on the budget: false if a limit is missed, else null if one is undecided, else true.
-        budget: A line for each limit.
+        budget: An entry for each limit.
     """
 
     model: str
@@ -162,18 +162,18 @@ class Quantized(Result):
 
     @property
     def graph_bytes(self) -> tuple[int, int]:
-        """Length of the float ONNX file, and of the packed graph."""
+        """Length in bytes of the float ONNX file, and of the packed graph."""
         return self.before.bytes, self.after.bytes
 
     def require_met(self) -> None:
-        """Raise BudgetError, naming each number, its limit, the layers and the next lever, where a limit is missed."""
+        """Raise BudgetError if a limit is missed, with values and limits, costliest layers, and what to try next."""
         require_met(self.budget, self.steps, self.done, self)
 
 
 def run(job: QuantizeJob, progress: Progress = SILENT) -> Quantized:
     """Quantize, judge and pack; write graph, packed graph, plan, calibration set and `quantize.json` to `job.out`.
 
-    Raises SpecError, DataError or CompressError and leaves nothing half-written. A missed budget does not raise.
+    Raises SpecError, DataError or CompressError, and leaves no partial files. A missed budget raises nothing here.
     """
     _refuse_steps(job.recipe)
     refuse_recipe(job.recipe, job.budget, job.model)
@@ -196,7 +196,7 @@ def _refuse_steps(recipe: Recipe) -> None:
 def _is_network(job: QuantizeJob) -> bool:
     """Return whether outputs are compared rather than detections scored: no known head, or frames without labels."""
     if not job.model.is_file() or job.model.suffix != ".onnx":
-        return False  # a checkpoint, or a mistake that loading explains
+        return False  # a checkpoint, or a wrong path, for which loading raises
     if frame_files(job.data):
         return True
     model = load_graph(job.model)
@@ -218,9 +218,9 @@ def _is_network(job: QuantizeJob) -> bool:
 
 
 def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
-    """Quantize a detector: scored on `val`, calibrated and planned on `train`."""
+    """Quantize a detector: score on `val`, calibrate and plan on `train`."""
     dataset = load_dataset(job.data)
-    dataset.split(SCORED)  # a mistake in it, or in the choice of images, should not cost an export first
+    dataset.split(SCORED)  # these two raise before the export
     calibration_source(job.calibration, dataset)
     trust = job.trust_checkpoint
     detector, before = export.run_model(context, job.model, job.head, dataset, EXPORT_OPSET, trust=trust)
@@ -245,7 +245,7 @@ def _detector(job: QuantizeJob, context: StageContext) -> Quantized:
 
 
 def _network(job: QuantizeJob, context: StageContext) -> Quantized:
-    """Quantize without labels: calibrated, planned if a plan is searched, and compared on different frames."""
+    """Quantize without labels: calibrate, search a plan if necessary, and compare outputs on separate frames."""
     step = job.recipe.quantize
     assert step is not None, "refused before"
     if job.recipe.quant_aware:
@@ -362,18 +362,19 @@ def quantize(
     trust_checkpoint: Trust = False,
     progress: Progress = SILENT,
 ) -> Quantized:
-    """Quantize a detector or any other ONNX network for no target; leave graph, packed graph and plan in `out`.
+    """Quantize a detector or any other ONNX network without a target; write graph, packed graph and plan to `out`.
 
     The model is one that `build` takes, or an `.onnx` with one float32 input of a fixed shape; arrays are `.npy` or
-    `.npz` of that shape. A size may also be a number of bytes. The share of the outputs kept, without labels, is
-    1 - the relative error of the worst, 0 to 1 or such as `98%`. The default recipe is `ptq`, which is INT8; with a
-    limit or a plan it is `mixed`.
+    `.npz` of that shape. A size may also be a number of bytes. `keep` is 0 to 1, or such as `98%`; without labels it is
+    a share of the outputs, 1 - the largest relative error of one. The default recipe is `ptq`, which is INT8, or
+    `mixed` with a limit or a plan.
 
-    A missed limit does not raise: `require_met()` of the result does. Raises SpecError, DataError or CompressError, and
-    leaves nothing half-written. The command: `edgekd quantize`. The method: docs/concepts/quantization.md.
+    A missed limit raises nothing here: `require_met()` of the result does. Raises SpecError, DataError or
+    CompressError, and leaves no partial files. The command: `edgekd quantize`. The method:
+    docs/concepts/quantization.md.
     """
     model = Path(model)
-    # Where there is something to plan for, every format is a choice; else INT8 costs nearly nothing.
+    # Several formats are useful only with a limit or a plan; without, INT8 loses nearly nothing.
     limited = max_size is not None or keep is not None or plan is not None
     chosen = recipe_of(recipe or ("mixed" if limited else "ptq"))
     job = QuantizeJob(

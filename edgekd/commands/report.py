@@ -1,4 +1,4 @@
-"""`edgekd report`: the report of a finished build, written again with its analysis, and its numbers as JSON."""
+"""`edgekd report`: the report of a finished build with its analysis as a page, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def analyse(
     images: Annotated[int, Option("Scored images on which layers are compared.", minimum=1)] = FRAMES,
     progress: Progress = SILENT,
 ) -> Analysed:
-    """Explain where a finished build lost accuracy: objects lost and gained, confusion, layers, attention; as a page.
+    """Explain where a finished build lost accuracy, as a page: objects lost and gained, confusion, layers, attention.
 
-    Raises SpecError where no build was finished there, or its stages are gone; DataError where `data` is not what was
-    scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019), attention
-    that of Zagoruyko and Komodakis (ICLR 2017): docs/guides/report.md.
+    Raises SpecError if no build has finished there, or its stages are gone; DataError if `data` is not the data that
+    was scored; BundleError. The command: `edgekd report`. Similarity is linear CKA (Kornblith et al., ICML 2019),
+    attention is by Zagoruyko and Komodakis (ICLR 2017): docs/guides/report.md.
     """
     folder, page = Path(run), path_or_none(out)
     require_place(page)
@@ -82,7 +82,7 @@ def analyse(
 
 
 def _stages_of(finished: Finished) -> list[AnyStage]:
-    """Return the stages of a build from its store, as its ledger lists them. Raises SpecError where one is gone."""
+    """Return the stages of a build from its store, as its ledger lists them. Raises SpecError if one is gone."""
     found: list[AnyStage] = []
     for row in finished.ledger.stages:
         path = finished.folder / "stages" / f"{row.name}-{row.key[:16]}"
@@ -99,7 +99,7 @@ def _stages_of(finished: Finished) -> list[AnyStage]:
 
 
 def _graphs(finished: Finished, done: Sequence[AnyStage], scored: Split | None) -> BuildGraphs:
-    """Return the graphs of a build, by the inputs that each stage names. Raises SpecError where they do not fit."""
+    """Return the graphs of a build, found by the inputs of its stages. Raises SpecError if they are inconsistent."""
     by_result: dict[str, Any] = {stage.sha256: stage for stage in done}
     scores = _all(done, ScoreResult)
     try:
@@ -128,7 +128,7 @@ def _graphs(finished: Finished, done: Sequence[AnyStage], scored: Split | None) 
 
 
 def _all(done: Sequence[AnyStage], kind: type[R]) -> list[Stage[R]]:
-    """Return the stages with results of one kind."""
+    """Return the stages with results of one type."""
     return [cast("Stage[R]", stage) for stage in done if isinstance(stage.result, kind)]
 
 
@@ -137,7 +137,7 @@ def _last(done: Sequence[AnyStage], kind: type[R]) -> Stage[R]:
 
 
 def _target(name: str) -> Target | None:
-    """Return the target by its name; None for a user's own, whose file may be anywhere."""
+    """Return the shipped target of that name; None for a user's own, whose file is unknown."""
     try:
         return load_target(name)
     except SpecError:
@@ -145,7 +145,7 @@ def _target(name: str) -> Target | None:
 
 
 def _scored(data: Path | None, finished: Finished, context: StageContext) -> tuple[Split | None, str | None]:
-    """Return the split that was scored, or why it is unavailable. Raises DataError where `--data` is another."""
+    """Return the split that was scored, or None and the reason. Raises the error instead if `data` is given."""
     place = data or (Path(finished.ledger.data) if finished.ledger.data else None)
     if place is None:
         return None, "the data: its path is not in this ledger; pass --data"

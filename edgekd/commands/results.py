@@ -11,9 +11,9 @@ from edgekd.core.documents import Result
 
 
 def write_result(folder: Path, name: str, result: Result, files: Mapping[str, Path | None]) -> None:
-    """Copy files into a result folder under new names, and write the result last. Raises SpecError.
+    """Copy files into a result folder, and write the result last as JSON. Raises SpecError.
 
-    None: the file of an earlier run under that name is removed.
+    files: source by new name; None removes the file of an earlier run.
     """
     for file, source in files.items():
         put_result(source, folder / file)

@@ -1,4 +1,4 @@
-"""`edgekd build --search`: the recipe that meets a budget, found by trying; and what there is to say of it."""
+"""`edgekd build --search`: search for a recipe that meets a budget, and report on it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ RECIPE = "recipe.toml"
 
 
 def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
-    """The job that builds the winner: its recipe, the training images that are not held out, the search's result.
+    """Search, and return the build of the winner: its recipe, training images without held-out ones, search result.
 
-    What was tried before is not tried again. `search.json` and `recipe.toml` lie in the result folder.
-    Raises SpecError, DataError or DeviceError.
+    Trials of an earlier run are reused. Writes `search.json` and `recipe.toml` into the result folder. Raises
+    SpecError, DataError or DeviceError.
     """
     _refuse(request)
     job = replace(request.job, fresh=False)
@@ -65,18 +65,18 @@ def run(request: SearchJob, progress: Progress = SILENT) -> BuildRequest:
 
 
 def with_absolute_paths(job: BuildRequest) -> BuildRequest:
-    """The job with paths that mean the same to a process that works in another folder."""
+    """Return the job with absolute paths, for processes with another working directory."""
     head = str(Path(job.head).absolute()) if job.head and job.head.endswith(".toml") else job.head
     return replace(job, model=job.model.absolute(), data=job.data.absolute(), out=job.out.absolute(), head=head)
 
 
 def absolute_if_file(student: str) -> str:
-    """Return a student so that it means the same in another folder; the name of a model, which is no file, as it is."""
+    """Return the absolute path of a student's file; the name of a model, which is no file, is unchanged."""
     return str(Path(student).absolute()) if is_file(Path(student)) else student
 
 
 def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None]:
-    """Return the requested cluster; None for this machine alone."""
+    """Return a context manager of the requested cluster, or of None for this machine alone."""
     if request.cluster is None:
         return nullcontext()
     return joined_cluster(request.cluster, request.gpus, request.batch, len(request.boards))
@@ -85,7 +85,7 @@ def _joined_cluster(request: SearchJob) -> AbstractContextManager[Cluster | None
 def _trial_runner(
     cluster: Cluster | None, context: SearchContext, progress: Progress
 ) -> AbstractContextManager[RunTrials]:
-    """Return the function that tries candidates."""
+    """Return a context manager of the function that runs trials."""
     request = context.request
     if cluster is None:
         return local_trials(context.task, request.job.out, request.workers, progress)
@@ -93,7 +93,7 @@ def _trial_runner(
 
 
 def _refuse(request: SearchJob) -> None:
-    """Refuse what makes no sense before anything is computed. Raises SpecError."""
+    """Raise SpecError for contradictory or missing options, before anything is computed."""
     job = request.job
     if not job.budget.any:
         fix = "pass --keep, --max-size, --min-fps or --max-energy"
@@ -117,7 +117,7 @@ def _refuse(request: SearchJob) -> None:
 
 
 def _delete_trials(out: Path) -> None:
-    """Remove what was tried before. Raises SpecError."""
+    """Remove the trials and the result of an earlier search. Raises SpecError."""
     if (out / "stages").is_dir():
         remove_folder(out / "stages")
     with writing(out):
@@ -126,7 +126,7 @@ def _delete_trials(out: Path) -> None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder of a search. Raises SpecError where another search does."""
+    """Lock the folder of a search for the block. Raises SpecError if another search holds it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_file(folder / ".lock")

@@ -1,4 +1,4 @@
-"""`edgekd targets`: the shipped targets, or every number of one with its source."""
+"""`edgekd targets`: the shipped targets, or all facts of one with their sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Targets:
 
     @property
     def document(self) -> Any:
-        """The documented list of targets, or the one: docs/reference/json.md."""
+        """The documented list of targets, or the target to explain: docs/reference/json.md."""
         return to_plain(self.targets if self.facts is None else self.targets[0])
 
 

@@ -23,7 +23,7 @@ def trust(
     secret_file: SecretFile = None,
     progress: Progress = SILENT,
 ) -> Verified:
-    """Make a trust file from a table, and sign it; note what in it has expired already.
+    """Make a trust file from a table, and sign it; report what in it has already expired.
 
     Raises SpecError, SignatureError. The command: `edgekd trust`.
     """

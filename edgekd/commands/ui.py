@@ -14,7 +14,7 @@ from edgekd.core.input_files import is_folder, shown_path
 from edgekd.core.progress import SILENT, Progress
 
 PORT = 8420
-"""Not registered with IANA for a common service."""
+"""Default port; not registered with IANA for a common service."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def ui(
 ) -> Served:
     """Serve a page with builds, searches and fleets below a folder, on this machine alone, until Ctrl-C.
 
-    The page shows what they write while they run, and compares two builds. Nothing is written or sent. Raises SpecError
-    where the folder is not there, the port is taken, or Flask is missing. The command: `edgekd ui`.
+    The page shows their progress while they run, and compares two builds. Nothing is written or sent elsewhere. Raises
+    SpecError if the folder does not exist, the port is in use, or Flask is missing. The command: `edgekd ui`.
     """
     root = Path(runs)
     if not is_folder(root):

@@ -1,4 +1,4 @@
-"""`edgekd validate-report`: judge the evidence of a validation on hardware, and write it as a page."""
+"""`edgekd validate-report`: judge the evidence of a validation on hardware, and write a page with the verdicts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class JudgedEvidence(Result):
     Args:
         result: Path of the evidence.
         report: Path of the page.
-        device: Name of the device, as it gives it.
-        complete: True where the validation came to its end.
-        problem: Why nothing, or not everything, was run; null where all was.
+        device: Name of the device, as it reports it.
+        complete: True if the validation ended normally.
+        problem: Why nothing, or not everything, was run; null if everything was.
         exit_code: Exit code of the kit for this evidence: 0 every claim that could be tested is confirmed, 1 one is
             refuted, 3 none could be tested, 4 cut short.
-        verdicts: One for each claim.
+        verdicts: The verdict on each claim.
     """
 
     result: Path
@@ -46,7 +46,7 @@ def validate_report(
     *,
     out: Annotated[str | Path | None, Option("Page to write. Default: RESULT.html.", group="Output")] = None,
 ) -> JudgedEvidence:
-    """Judge the evidence of a validation on hardware, and write a page of it.
+    """Judge the evidence of a validation on hardware, and write a page with the verdicts.
 
     Verdicts are derived from the evidence again; those in the file are ignored. Raises SpecError. The command: `edgekd
     validate-report`.

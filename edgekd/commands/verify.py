@@ -1,4 +1,4 @@
-"""`edgekd verify`: a bundle or trust file checked from its first byte to its last."""
+"""`edgekd verify`: check every byte of a bundle or trust file, and its signatures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def verify(
     trust: TrustFile = None,
     keys: PublicKeys = (),
 ) -> signed.Verified:
-    """Check a bundle or trust file from its first byte to its last, and who signed it.
+    """Check every byte of a bundle or trust file, and its signatures.
 
-    All of `keys` must have signed it. Without `trust` and `keys` the result only says that the file is whole, and by
-    which keys it is signed.
+    All of `keys` must have signed it. Without `trust` and `keys` the result only says that the file is undamaged, and
+    which keys its signatures name.
 
-    Raises HashError for a damaged file, SignatureError for one that is not signed as it has to be, BundleError,
+    Raises HashError for a damaged file, SignatureError if required signatures are missing or invalid, BundleError,
     SpecError. The command: `edgekd verify`. The format, and Ed25519 by RFC 8032: docs/reference/formats/bundle.md.
     """
     required = required_signatures(trust, keys)

@@ -1,1 +1,1 @@
-"""The closed loop: a budget in, the recipe that meets it out."""
+"""Search for the recipe that meets a budget."""

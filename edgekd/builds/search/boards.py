@@ -1,4 +1,4 @@
-"""How long a trial's network takes on a real board: packed, and built, tested and timed there by an agent."""
+"""Latency of a trial on a real board: the graph is packed, and an agent builds, tests and times its engine there."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def rehearsed(boards: Sequence[Board]) -> bool:
 
 
 def time_on_board(record: BuildRecord, boards: Sequence[Board], context: StageContext) -> Stage[BoardResult | Refusal]:
-    """Time the graph that ships on one of these boards, which are of one kind, as soon as one is free.
+    """Time the graph that ships on the first free board. boards: of one kind.
 
-    The result is a Refusal where boards answer, but none can build the engine or passes its self-test. Raises
-    DeviceError where no board gives an answer.
+    The result is a Refusal if boards answer, but none can build the engine or passes its self-test. Raises DeviceError
+    or BundleError if no board answers.
     """
 
     def work(folder: Path) -> BoardResult | Refusal:
@@ -58,7 +58,7 @@ def time_on_board(record: BuildRecord, boards: Sequence[Board], context: StageCo
 def _timed(boards: Sequence[Board], bundle: Path, parts: Contents, progress: Progress) -> BoardResult:
     """Return the timing of the first free board that answers.
 
-    Raises EngineRefusedError where one answered and none can use it, else the DeviceError or BundleError of the last.
+    Raises EngineRefusedError if a board refused it and no other succeeded, else the last DeviceError or BundleError.
     """
     left = {board.name: board for board in boards}
     refused: EngineRefusedError | None = None

@@ -1,9 +1,8 @@
 """Trials on the machines of a Ray cluster. The only module that imports Ray.
 
-All machines share the folder of the search, the model and the data, at the same paths. What a trial reads and writes
-lies there, under the hash of what it was made of; through Ray goes the description of a trial, and what came of it: a
-few kilobytes. A trial whose worker or machine is lost begins again elsewhere, and finds there every stage that was
-finished, and a training as far as it had come.
+All machines share the folder of the search, the model and the data, at the same paths. Trials read and write the stage
+store there; Ray transfers only the description and the result of a trial, a few kilobytes. If a worker or a machine is
+lost, its trial restarts elsewhere, reuses finished stages, and resumes a training.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from edgekd.core.progress import Progress
 from edgekd.core.version import __version__
 
 BOARD = "board"
-"""The resource that a machine offers for each board that it reaches."""
+"""Ray resource of a machine: one for each board that it reaches."""
 LOCAL = "local"
-"""The address of a cluster that is started on this machine, and ends with the search."""
+"""Address for a cluster that is started on this machine and ends with the search."""
 RETRIES = 5
-"""How often a trial begins again whose worker was lost."""
+"""Retries of a trial whose worker was lost."""
 PROBE = "cluster.probe"
 _OTHER_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch for listening to other machines: with 0, its default on Windows and macOS, it has loopback addresses."""
+"""Ray's switch for clusters of several machines: with 0, its default on Windows and macOS, it listens on loopback."""
 _CONNECT_S = 10.0
 Make = Callable[[Task, Path], Point]
 Time = Callable[[Task, Point, Path], Point]
@@ -50,7 +49,7 @@ Time = Callable[[Task, Point, Path], Point]
 class Cluster:
     """Resources of a cluster that this process has joined.
 
-    cpus, gpus: what a trial gets; slots: trials that there is room for at the same time; boards: that are offered.
+    cpus, gpus: cores and GPUs of a trial; slots: trials that fit at the same time; boards: number offered.
     """
 
     cpus: int
@@ -65,10 +64,10 @@ def joined_cluster(
 ) -> Iterator[Cluster]:
     """Join the cluster at an address for the duration of the block.
 
-    gpus: for each trial, None for one if there are any; at_once: trials that are wanted at the same time; boards: how
-    many are to be timed on, of which one must be offered; cores: that a cluster on this machine says it has, None for
-    those that are there. Raises SpecError without Ray and where no machine has what a
-    trial needs, DeviceError where there is no cluster.
+    gpus: GPUs of a trial, None for one if there are any; at_once: trials to run at the same time; boards: number of
+    boards to time on, of which machines must offer at least one; cores: number that a local cluster declares, None for
+    all usable ones. Raises SpecError without Ray or if no machine has the resources of a trial, DeviceError if there is
+    no cluster.
     """
     ray = _library()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -81,7 +80,7 @@ def joined_cluster(
     try:
         with _on_loopback(ray) if address == LOCAL else nullcontext():
             ray.init(address=address, **options)
-    except Exception as error:  # Ray has no common one
+    except Exception as error:  # Ray's errors have no common base class
         fix = f"run the search on a machine of the cluster: there `ray start --address={address}`"
         found = str(error).strip().splitlines()
         raise DeviceError(f"--cluster {address}: cannot join", found=found[0] if found else None, fix=fix) from error
@@ -94,7 +93,7 @@ def joined_cluster(
 
 @contextmanager
 def _on_loopback(ray: Any) -> Iterator[None]:
-    """Let a cluster that starts in the block listen on loopback addresses alone: Ray runs whatever it is sent."""
+    """Make a cluster that starts in the block listen on loopback only, because Ray runs any code that it receives."""
     constants = ray._private.ray_constants
     before = os.environ.get(_OTHER_MACHINES), constants.ENABLE_RAY_CLUSTER
     os.environ[_OTHER_MACHINES], constants.ENABLE_RAY_CLUSTER = "0", False
@@ -108,7 +107,7 @@ def _on_loopback(ray: Any) -> Iterator[None]:
 
 
 def _library() -> Any:
-    """Import Ray. Raises SpecError where it is not installed."""
+    """Import Ray. Raises SpecError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -118,7 +117,7 @@ def _library() -> Any:
 
 
 def _require_listener(address: str) -> None:
-    """Refuse an address without a listener at once; Ray itself takes minutes. Raises DeviceError, SpecError."""
+    """Raise DeviceError if nothing listens at an address, SpecError if it is malformed; Ray itself takes minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
@@ -171,7 +170,7 @@ class SharedEnvironment:
         return cls(folder / PROBE, token, _software())
 
     def require(self) -> None:
-        """Raises DeviceError where this machine is another, or sees other files."""
+        """Raise DeviceError if this machine has other software, or does not see the same folder."""
         seen = None
         with suppress(OSError):
             seen = self.probe.read_text("ascii")
@@ -200,7 +199,8 @@ def cluster_trials(
 ) -> Iterator[RunTrials]:
     """Yield a function that runs trials on machines of the cluster.
 
-    out: the folder of the store, shared by all; halves: what is done where the GPUs are, and where the boards are.
+    out: result folder with the store, shared by all machines; halves: functions that make a candidate, on a machine
+    with GPUs, and time it, on a machine with boards.
     """
     make, measure = halves
     ray = _library()
@@ -217,7 +217,10 @@ def cluster_trials(
 
 
 def gathered(tries: list[Any], progress: Progress) -> list[Any]:
-    """Return all results in order. Raises the error of a trial after the others were cancelled."""
+    """Return all results in order. Raises the error of a trial, or DeviceError if one is lost, and cancels the others.
+
+    tries: Ray's references to the results.
+    """
     ray = _library()
     left = list(tries)
     try:
@@ -242,7 +245,7 @@ def gathered(tries: list[Any], progress: Progress) -> list[Any]:
 
 
 def _make_here(make: Make, task: Task, out: Path, same: SharedEnvironment, cpus: int, gpus: int) -> Point:
-    """Make and score a candidate, on a machine of the cluster."""
+    """Make and score a candidate on this machine of the cluster."""
     with _host_in_errors(), on_cores(cpus):
         same.require()
         # Ultralytics counts the GPUs that Ray shows this process.
@@ -251,7 +254,7 @@ def _make_here(make: Make, task: Task, out: Path, same: SharedEnvironment, cpus:
 
 
 def _time_here(measure: Time, task: Task, point: Point, out: Path, same: SharedEnvironment) -> Point:
-    """Time a candidate on a board, on a machine of the cluster that reaches boards."""
+    """Time a candidate on a board that this machine of the cluster reaches."""
     with _host_in_errors():
         same.require()
         return measure(task, point, out)

@@ -1,7 +1,7 @@
 """Estimated costs of a candidate: bytes by arithmetic, time and energy by the predictor. Pure.
 
-A pruned network is the given one with each layer's channels fewer in the same proportion, and a smaller input has fewer
-positions. Candidates that were tried say how far such reckoning is off, for the next ones.
+A pruned network is modelled as the given one with all channel counts scaled by one factor, and a smaller input by fewer
+positions. Measured costs of tried candidates correct the estimates for similar ones.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_OVERESTIMATE = {
     "bytes, whole": (1.02, 1.1, 1.1),
     "bytes, pruned": (1.02, 1.3, 2.0),
 }
-"""How far estimates are too high at most: where the same network was tried, one pruned as much, and none of these.
+"""Largest factor by which estimates are too high: if the same network was tried, a similar one, or none of these.
 
-What pruning leaves is hard to tell: with half of the multiply-adds a quarter of the weights may go, or three quarters.
+Bytes after pruning are uncertain: with half of the multiply-adds, a quarter or three quarters of the weights may go.
 """
 PACKING_RATIO = {FLOAT: 0.93, INT8: 0.9}
-"""Of a weight's bits the share that is left when codes are packed without loss; plans are made for packed bytes."""
+"""Packed size by size of the weights, for lossless packing; 1 for other bits, because plans count packed bytes."""
 
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A float graph that candidates begin with. side: of its input in pixels; works: what it does."""
+    """A float graph that candidates start from. side: of its input in pixels; works: its kernels."""
 
     side: int
     works: tuple[Work, ...]
@@ -52,7 +52,7 @@ class Cost:
 
 
 def scaled_layer(work: Work, share: float, area: float) -> Work:
-    """A layer with this share of its weights left, for an input with this share of the positions."""
+    """Return a layer with `share` of its weights, for an input with `area` times its positions."""
     width = sqrt(share)
     if work.kind == "depthwise":
         groups = max(round(work.groups * width), 1)
@@ -66,9 +66,9 @@ def scaled_layer(work: Work, share: float, area: float) -> Work:
 
 
 class CostFilter:
-    """Costs of candidates, and which of them a budget leaves.
+    """Estimated costs of candidates, and whether they may keep a budget.
 
-    networks: of the detector, under None, and of each student; beside: bytes of a bundle beside its graph.
+    networks: the detector, under None, and each student by name; beside: bytes of a bundle besides its graph.
     """
 
     def __init__(self, space: Space, networks: Mapping[str | None, BaseGraph], beside: int, target: Target) -> None:
@@ -80,7 +80,7 @@ class CostFilter:
         self._seen: dict[str, dict[tuple[float, ...], list[float]]] = {"bytes": {}, "latency_ms": {}, "energy_mj": {}}
 
     def cost(self, candidate: Candidate) -> Cost:
-        """Return the estimated cost of a candidate, corrected by those that were tried."""
+        """Return the estimated cost of a candidate, corrected by the measured cost of similar ones."""
         found = self._estimated(candidate)
         size = self._corrected("bytes", found.bytes, candidate) or found.bytes
         latency, energy = (
@@ -99,7 +99,7 @@ class CostFilter:
         return Cost(size, latency, energy)
 
     def learn(self, candidate: Candidate, found: Cost) -> None:
-        """Take note of what a candidate really costs."""
+        """Record the measured cost of a candidate."""
         reckoned = self._estimated(candidate)
         for name, known in self._seen.items():
             thought, real = getattr(reckoned, name), getattr(found, name)
@@ -108,7 +108,7 @@ class CostFilter:
                     known.setdefault(kind, []).append(log(real / thought))
 
     def refusal(self, candidate: Candidate, budget: Budget) -> str | None:
-        """Why a candidate cannot keep a budget, by these estimates; None where it may."""
+        """Return why a candidate cannot keep a budget, according to the estimates; None if it may."""
         over = [(name, excess) for name, excess in excesses(self.lower_bound(candidate), budget).items() if excess > 1]
         reasons = (f"{_NAMES[name]} would be at least {excess:.2f} times what is allowed" for name, excess in over)
         return "; ".join(reasons) or None
@@ -134,7 +134,7 @@ class CostFilter:
         return value * factor if value and factor is not None else value
 
     def _slack(self, name: str, candidate: Candidate) -> float:
-        """How far too high an estimate may be."""
+        """Return the largest factor by which an estimate may be too high."""
         kinds = _kinds(name, candidate)
         what = "bytes" if name == "bytes" else "time"
         exact, like, none = MAX_OVERESTIMATE[f"{what}, {'pruned' if candidate.ratio else 'whole'}"]
@@ -143,14 +143,14 @@ class CostFilter:
         return like if any(kind in self._seen[name] for kind in kinds) else none
 
     def _factor(self, name: str, candidate: Candidate) -> float | None:
-        """How much more candidates like this one cost than was reckoned; None where none was tried."""
+        """Return the median ratio of measured to estimated cost of the most similar candidates; None without any."""
         known = (self._seen[name].get(kind) for kind in _kinds(name, candidate))
         found = next(filter(None, known), None)
         return exp(median(found)) if found else None
 
 
 def _kinds(name: str, candidate: Candidate) -> tuple[tuple[float, ...], ...]:
-    """Candidates about which an estimate is off alike, those most alike first."""
+    """Return the groups of candidates with similar errors of the estimate to which one belongs, the narrowest first."""
     if name != "bytes":
         executed = float(candidate.bits == FLOAT)
         return (candidate.ratio, executed, candidate.image_size), (candidate.ratio, executed)
@@ -162,7 +162,7 @@ def _kinds(name: str, candidate: Candidate) -> tuple[tuple[float, ...], ...]:
 
 
 def excesses(cost: Cost, budget: Budget) -> dict[str, float]:
-    """By how many times each limit on size, time and energy is used up; those that nobody knows are left out."""
+    """Return cost by limit for each limit on size, time and energy, without unknown costs; above 1 it is missed."""
     found = {}
     if budget.max_bytes is not None:
         found["max_bytes"] = cost.bytes / budget.max_bytes
@@ -174,7 +174,7 @@ def excesses(cost: Cost, budget: Budget) -> dict[str, float]:
 
 
 def predicted(works: Sequence[Work], target: Target, quantized: bool) -> tuple[float | None, float | None]:
-    """Milliseconds and millijoules of a frame; None where the target cannot be predicted."""
+    """Return predicted milliseconds and millijoules of a frame; None where the target cannot be predicted."""
     if (predictor := _predictor(target, quantized)) is None:
         return None, None
     found = predictor.predict(works)
@@ -182,7 +182,7 @@ def predicted(works: Sequence[Work], target: Target, quantized: bool) -> tuple[f
 
 
 def _predictor(target: Target, quantized: bool) -> Predictor | None:
-    """In INT8 for what is quantized, else in the narrowest float that the target has figures for."""
+    """Return the predictor of a target: INT8 if quantized, else its narrowest float format with data; None without."""
     return narrowest(target, but=None if quantized else "int8")
 
 

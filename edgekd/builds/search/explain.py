@@ -24,7 +24,7 @@ _CHOICES: tuple[_Choice, ...] = get_args(_Choice)
 
 
 def search_result(search: Search, setup: SearchSetup, seconds: float) -> SearchResult:
-    """Return the content of `search.json`; seconds: of all trials."""
+    """Return the content of `search.json`; seconds: spent on trials."""
     points = sorted(search.points.values(), key=lambda point: (-point.rung, -point.kept, point.cost.bytes))
     thorough = [point for point in points if point.rung == FULL]
     shown, refused = front(thorough or points), search.refused()
@@ -58,14 +58,14 @@ def _why(search: Search, winner: Point, points: Sequence[Point]) -> tuple[str, .
 
 
 def _rank_correlation(search: Search) -> float | None:
-    """Return the rank correlation of accuracy as it was estimated and measured, over candidates tried in full."""
+    """Return the rank correlation of estimated and measured accuracy over the candidates tried in full."""
     measured = [search.points[candidate].kept for candidate in search.estimates]
     found = rank_correlation(list(search.estimates.values()), measured)
     return None if found is None else round(found, 3)
 
 
 def _effects(search: Search, winner: Candidate) -> tuple[ChoiceEffect, ...]:
-    """Return the cost and gain of each choice of the winner against the gentlest one, estimated from all trials."""
+    """Return the estimated effect of each choice of the winner, compared with the gentlest choice of its kind."""
     effects = []
     for name in _CHOICES:
         value, gentlest = getattr(winner, name), getattr(search.space, name)[0]
@@ -82,7 +82,7 @@ def _effects(search: Search, winner: Candidate) -> tuple[ChoiceEffect, ...]:
 
 
 def _estimate(search: Search, candidate: Candidate) -> CandidateEstimate:
-    """Return a candidate that was not tried with its estimates."""
+    """Return a candidate that was not tried, with its estimates."""
     kept, cost = search.accuracy.kept(candidate), search.filter.cost(candidate)
     point = tried_candidate(Point(candidate, NOISE, kept, cost, 0.0))
     names = (entry.name for entry in fields(CandidateEstimate))

@@ -1,6 +1,6 @@
-"""Locks on things that one process of a machine uses at a time: a board, cores of a trial.
+"""Leases of resources that one process of a machine uses at a time: a board, the cores of a trial.
 
-A lease is a lock on a file, so it ends with its process, however that ends.
+A lease is a file lock, so the kernel releases it when the process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgekd.core.canonical import json_sha256
 from edgekd.core.private_files import lock_file, private_folder
 
 _LOOK_S = 0.05
-"""Between two looks whether something is free."""
+"""Seconds between two attempts to get a lease."""
 
 
 def lease_folder() -> Path:
@@ -27,9 +27,9 @@ def lease_folder() -> Path:
 
 @contextmanager
 def leased(kind: str, names: Sequence[str], folder: Path | None = None) -> Iterator[str]:
-    """One of the things with these names, as soon as one is free, for as long as the block lasts.
+    """Lease the first free one of these resources for the duration of the block, and yield its name.
 
-    Raises SpecError where locks cannot be written.
+    Waits until one is free. Raises SpecError if locks cannot be written.
     """
     with ExitStack() as held:
         while (found := _first_free(kind, names, folder or lease_folder(), held)) is None:
@@ -39,7 +39,7 @@ def leased(kind: str, names: Sequence[str], folder: Path | None = None) -> Itera
 
 @contextmanager
 def on_cores(count: int, folder: Path | None = None) -> Iterator[None]:
-    """Keep this process to so many cores that no other lease has: to as many as are free, or to all if none is."""
+    """Pin this process to `count` cores without a lease: to fewer if fewer are free, to all if none is."""
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as held:
         free: list[int] = []
@@ -56,7 +56,7 @@ def on_cores(count: int, folder: Path | None = None) -> Iterator[None]:
 
 
 def _first_free(kind: str, names: Sequence[str], folder: Path, held: ExitStack) -> str | None:
-    """The first of the names that nobody has; `held` lets go of it."""
+    """Lease and return the first free name, None if there is none; `held` releases it. Raises SpecError."""
     with writing(folder):
         private_folder(folder)
         for name in names:

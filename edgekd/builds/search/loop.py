@@ -1,7 +1,7 @@
-"""The loop: propose, refuse what cannot fit, measure the noise of the rest, train the best; until it has to stop.
+"""The search loop: propose candidates that may fit, measure their noise, train the best, and repeat until it stops.
 
-Pure but for its parameters: a source that draws candidates, a function that tries them, and a clock. Its course follows
-from their answers alone, however many workers there are and however often it was begun.
+Pure except for its parameters: a source of candidates, a function that tries them, and a clock. Their answers alone
+determine its course, independent of the number of workers and of restarts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from edgekd.hardware.budget import Budget
 ROUND_SIZE = 6
 """Default number of candidates per round; independent of the number of workers."""
 SAMPLED_EVERY = 3
-"""One of so many is drawn by the sampler, in case what was learnt of choices is wrong."""
+"""One candidate in so many is drawn by the sampler, in case the models of accuracy and cost are wrong."""
 ETA = 3
-"""After each round one candidate for so many of the round is tried in full."""
+"""Each round tries the best ceil(batch / ETA) candidates in full."""
 MAX_DRAWS = 4
 """Draws of the sampler for a new candidate that may fit, before the likeliest one is taken."""
 PATIENCE = 4
-"""Rounds without a better winner after which a search without a least accuracy ends."""
+"""Rounds without a better winner after which a search without a limit on accuracy ends."""
 NEXT_COUNT = 3
-"""Candidates that are named as the next ones."""
+"""Number of candidates that are reported as the next ones to try."""
 
 TrialRequest = tuple[Candidate, int]
 """A candidate, and the rung to try it on."""
@@ -44,7 +44,7 @@ class CandidateSource(Protocol):
 
 @dataclass(frozen=True)
 class StopLimits:
-    """When to stop, beside when the budget is met with a margin. trials: candidates; left_s: seconds that are left."""
+    """Limits of a search. trials: maximum number of candidates; left_s: returns the seconds that are left."""
 
     trials: int
     left_s: Callable[[], float]
@@ -52,10 +52,11 @@ class StopLimits:
 
 @dataclass
 class Search:
-    """A search that goes on until `reason` says why it stopped.
+    """A search that runs until `reason` is set.
 
-    note: called after every round; batch: new candidates of one; points: the most thorough trial of each candidate;
-    estimates: the share of the accuracy that was expected of those tried in full, before they were.
+    study: draws candidates; run_trials: tries candidates on their rungs; note: called after every round; batch: new
+    candidates of a round; points: the most thorough trial of each candidate; estimates: for candidates tried in full,
+    the share of the accuracy that was estimated before; reason: why it stopped.
     """
 
     space: Space
@@ -78,16 +79,16 @@ class Search:
 
     @property
     def winner(self) -> Point | None:
-        """The best candidate so far; None where all have failed."""
+        """The best candidate so far; None if all have failed."""
         return best(list(self.points.values()), self.budget)
 
     def run(self) -> None:
-        """Search until there is a reason to stop, and store it in `reason`."""
+        """Search until there is a reason to stop."""
         while not self.reason:
             self.step()
 
     def step(self) -> None:
-        """One round: propose, measure, try the best in full, and judge whether to go on."""
+        """Run one round: propose, measure, try the best in full, and decide whether to stop."""
         new = self._proposed()
         self._measure(new)
         finalists = self._finalists()
@@ -100,13 +101,13 @@ class Search:
         self.note(self)
 
     def likeliest(self, count: int | None = None) -> list[Candidate]:
-        """Return candidates that may fit and were not tried, those first that should win."""
+        """Return untried candidates that may fit, by expected rank, the best first; count: at most so many."""
         free = [each for each in self._all if each not in self.points and self._fits(each)]
         expected = (Point(each, NOISE, 0.0, self.filter.lower_bound(each), 0.0) for each in free)
         return [point.candidate for point in sorted(expected, key=self._rank)[:count]]
 
     def refused(self) -> dict[Candidate, str]:
-        """Return candidates that were not tried, because they cannot fit, and why."""
+        """Return the untried candidates that cannot fit, and why."""
         free = (each for each in self._all if each not in self.points)
         return {each: why for each in free if (why := self.filter.refusal(each, self.budget)) is not None}
 
@@ -115,15 +116,15 @@ class Search:
         return self.filter.refusal(candidate, self.budget) is None
 
     def _estimated(self, point: Point) -> Point:
-        """Return a point that was not tried in full with the accuracy that is expected of it."""
+        """Return a point with its estimated accuracy, unless it was tried in full."""
         return point if point.rung == FULL else replace(point, kept=self.accuracy.kept(point.candidate))
 
     def _rank(self, point: Point) -> tuple[float, ...]:
-        """Return the rank that a candidate is expected to have; among equals those first that train least."""
+        """Return the sort key of a candidate, estimated where it was not tried in full; fewer epochs break ties."""
         return (*rank(self._estimated(point), self.budget), point.candidate.epochs)
 
     def _proposed(self) -> list[Candidate]:
-        """Return new candidates that may fit: the likeliest ones, and drawn ones between them."""
+        """Return new candidates that may fit: the likeliest ones, and some drawn by the sampler between them."""
         likeliest = self.likeliest()
         batch: list[Candidate] = []
         room = min(self.batch, self.ends.trials - len(self.points))
@@ -136,13 +137,13 @@ class Search:
         return batch
 
     def _other(self, likeliest: list[Candidate], batch: list[Candidate]) -> Candidate | None:
-        """Return the likeliest candidate beside a batch, of another shape if there is one: of that more is learnt."""
+        """Return the likeliest candidate that is not in a batch, preferably of a shape that is not, to learn more."""
         free = [each for each in likeliest if each not in batch]
         shapes = {each.shape for each in batch}
         return next((each for each in free if each.shape not in shapes), free[0] if free else None)
 
     def _drawn(self, batch: list[Candidate]) -> Candidate | None:
-        """Return a candidate of the sampler's that is new and may fit; None where it has none after a while."""
+        """Return a new candidate of the sampler that may fit; None after MAX_DRAWS draws without one."""
         for _ in range(MAX_DRAWS):
             candidate = self.study.draw()
             if candidate not in batch and candidate not in self.points and self._fits(candidate):
@@ -150,13 +151,13 @@ class Search:
         return None
 
     def _measure(self, new: Sequence[Candidate]) -> None:
-        """Measure costs and noise of untrained networks; of a student there is nothing to measure before training."""
+        """Measure costs and noise of untrained networks; a student has only estimates before its training."""
         students = [each for each in new if each.student is not None]
         self.points |= {each: Point(each, NOISE, 0.0, self.filter.cost(each), 0.0) for each in students}
         self._learn(self.run_trials([(each, NOISE) for each in new if each.student is None]))
 
     def _finalists(self) -> list[Candidate]:
-        """Return the best candidates that were not tried in full, each with another network."""
+        """Return the best candidates that were not tried in full, each with a different untrained network."""
         waiting = [each for each in self.points.values() if each.rung == NOISE and not each.error]
         found: dict[Candidate, Candidate] = {}
         for point in sorted(filter(self._may_win, waiting), key=self._rank):
@@ -164,14 +165,14 @@ class Search:
         return list(found.values())[: ceil(self.batch / ETA)]
 
     def _may_win(self, point: Point) -> bool:
-        """Return whether a candidate would win if it kept all of the accuracy and more."""
+        """Return whether a candidate with unlimited accuracy would win."""
         winner = self.winner
         if winner is None or winner.rung != FULL:
             return True
         return rank(replace(point, kept=inf), self.budget) < rank(winner, self.budget)
 
     def _try_in_full(self, finalists: Sequence[Candidate]) -> None:
-        """Train and score candidates, and compare with what was expected of them."""
+        """Train and score candidates, and store the estimates that they had before."""
         before = {each: self.points[each] for each in finalists}
         tried = self.run_trials([(each, FULL) for each in finalists])
         for point in tried:
@@ -182,7 +183,7 @@ class Search:
         self._learn([replace(point, noise=before[point.candidate].noise) for point in tried])
 
     def _learn(self, tried: Sequence[Point]) -> None:
-        """Take note of trials, and estimate anew."""
+        """Store trials, fit the models to them, and update the estimates."""
         self.points |= {point.candidate: point for point in tried}
         for point in tried:
             if point.error is None:
@@ -193,7 +194,7 @@ class Search:
         self.points |= {point.candidate: self._estimated(point) for point in known}
 
     def _judge(self) -> None:
-        """Find a reason to stop."""
+        """Set `reason` if the search is to stop."""
         winner = self.winner
         self._still = self._still + 1 if winner == self._last else 0
         self._last = winner

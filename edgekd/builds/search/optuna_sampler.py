@@ -1,8 +1,8 @@
-"""Candidates proposed by Optuna, which learns from those that were tried. The only module that imports it.
+"""Candidates proposed by Optuna, given the results of earlier ones. The only module that imports Optuna.
 
-Each draw has its own seed and depends on the earlier results alone, so equal results lead to equal proposals: a killed
-search proposes the same candidates again and finds their results in the store. Optuna's trials are kept in its own
-journal, for its own tools.
+Each draw has its own seed and depends on the earlier results only, so equal results lead to equal proposals: a killed
+search proposes the same candidates again and finds their results in the store. Optuna's trials are written to a journal
+for Optuna's own tools.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edgekd.builds.search.space import CHOICES, Candidate, Space
 from edgekd.core.errors import SpecError
 
 STARTUP = 8
-"""Trials before draws follow from what was learnt."""
+"""Number of finished trials before TPE replaces random sampling."""
 
 
 def library() -> Any:
-    """Import Optuna. Raises SpecError where it is not installed."""
+    """Import Optuna. Raises SpecError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -32,7 +32,7 @@ def library() -> Any:
 class OptunaSampler:
     """Multi-objective TPE sampler of candidates: maximal accuracy, minimal bytes and milliseconds.
 
-    journal: a file that is written anew; None to keep nothing.
+    journal: file for Optuna's journal, which is replaced; None for none.
     """
 
     def __init__(self, space: Space, seed: int = 0, journal: Path | None = None) -> None:
@@ -53,13 +53,13 @@ class OptunaSampler:
         self._study = optuna.create_study(storage=storage, study_name="edgekd", directions=directions)
 
     def draw(self) -> Candidate:
-        """Return a candidate that follows from those learnt so far; Optuna has it as a trial that failed."""
+        """Return a candidate sampled by the results so far; Optuna records the draw as a failed trial."""
         trial, levels = self._asked()
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return self._space.at({name: levels.get(name, 0) for name in CHOICES})
 
     def learn(self, candidate: Candidate, values: Sequence[float], missed: Mapping[str, float]) -> None:
-        """Record a candidate: accuracy kept, bytes, milliseconds; and by how much each limit is missed."""
+        """Record a trial. values: accuracy kept, bytes, milliseconds; missed: share by which each limit is missed."""
         self._study.enqueue_trial({name: self._space.level(candidate, name) for name in self._choices})
         trial, _ = self._asked()
         trial.set_user_attr("missed", [float(share) for share in missed.values()] or [0.0])
@@ -72,7 +72,7 @@ class OptunaSampler:
         self._study.sampler = self._sampler(self._count)
         self._count += 1
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Optuna calls experimental
+            warnings.simplefilter("ignore")  # about experimental features of Optuna
             trial = self._study.ask()
             return trial, {name: trial.suggest_int(name, 0, most) for name, most in self._choices.items()}
 
@@ -88,5 +88,5 @@ class OptunaSampler:
 
 
 def _constraints(trial: Any) -> Sequence[float]:
-    """Return the sum of the shares by which limits are missed; Optuna takes values above 0 as infeasible."""
+    """Return the sum of the shares by which limits are missed; for Optuna values above 0 are infeasible."""
     return [float(sum(trial.user_attrs.get("missed", (0.0,))))]

@@ -11,20 +11,21 @@ from edgekd.evaluation.search_result import TriedCandidate
 from edgekd.hardware.budget import LABELS, Budget, size_text
 
 NOISE, FULL = 0, 1
-"""Rungs: the noise of the untrained network is measured; trained, and scored on all held-out images."""
+"""Rungs. NOISE: noise of the untrained network, measured; FULL: trained, and scored on all held-out images."""
 MARGIN_RETENTION = 0.25
-"""Of the accuracy that a budget gives away, the part that is to be left for a budget to be met with a margin."""
+"""Share of the accuracy loss allowed by a budget that must be unused for a margin."""
 MARGIN_USE = 0.98
-"""Of a limit on size, time or energy, the most that may be used then."""
+"""Largest share of a limit on size, time or energy that may be used for a margin."""
 
 
 @dataclass(frozen=True)
 class Point:
     """A candidate that was tried.
 
-    rung: NOISE or FULL; kept: the share of the detector's mAP50-95 on held-out images, estimated on the rung NOISE;
-    cost: of its real graph; seconds: that the trial took when it was made; error: why nothing came of it, all else is
-    None or 0 then; noise: of the outputs of its network before training, None where that says nothing.
+    rung: NOISE or FULL; kept: share of the detector's mAP50-95 on held-out images, estimated on the rung NOISE; cost:
+    of its real graph, estimated for a student on the rung NOISE; seconds: duration of the trial when it ran; error: why
+    it failed, with `kept` and `cost` unset, or None; noise: output noise of its network before training, None if
+    unknown.
     """
 
     candidate: Candidate
@@ -37,7 +38,7 @@ class Point:
 
 
 def tried_candidate(point: Point) -> TriedCandidate:
-    """Return a point as search.json has it."""
+    """Return the entry of a point in search.json."""
     return TriedCandidate(
         **vars(point.candidate),
         rung=point.rung,
@@ -57,7 +58,7 @@ def _short(value: float | None) -> float | None:
 
 
 def shortfalls(point: Point, budget: Budget) -> dict[str, float]:
-    """Return the share by which each limit is missed, by its name; empty where all known ones are kept."""
+    """Return the share by which each missed limit is missed, by its name; unknown costs miss no limit."""
     found = {name: used - 1 for name, used in excesses(point.cost, budget).items() if used > 1}
     if budget.min_retention and point.kept < budget.min_retention:
         found["min_retention"] = 1 - point.kept / budget.min_retention
@@ -73,7 +74,7 @@ def has_margin(point: Point, budget: Budget) -> bool:
 
 
 def rank(point: Point, budget: Budget) -> tuple[float, ...]:
-    """Return a sort key, best first: least missed; then most accurate, or cheapest if only accuracy is limited."""
+    """Return a sort key, best first: limits missed by least; then accuracy, or cost if only accuracy is limited."""
     missed = sum(shortfalls(point, budget).values())
     cost = (point.cost.bytes, point.cost.latency_ms or 0.0)
     limited = any((budget.max_bytes, budget.min_fps, budget.max_energy_mj))
@@ -82,7 +83,7 @@ def rank(point: Point, budget: Budget) -> tuple[float, ...]:
 
 
 def best(points: Sequence[Point], budget: Budget) -> Point | None:
-    """Return the winner on the highest rung reached; None where all trials failed."""
+    """Return the winner on the highest rung reached; None if all trials failed."""
     whole = [point for point in points if point.error is None]
     top = max((point.rung for point in whole), default=0)
     return min((point for point in whole if point.rung == top), key=lambda point: rank(point, budget), default=None)
@@ -104,7 +105,7 @@ def _beats(one: Point, other: Point) -> bool:
 
 
 def why(winner: Point, points: Sequence[Point], budget: Budget) -> list[str]:
-    """Return the reasons why it won, as sentences: limits kept, and the runners-up."""
+    """Return the reasons for the winner as sentences: limits kept, the next best, and more accurate ones."""
     missed = shortfalls(winner, budget)
     reasons = [
         "It keeps every limit." if not missed else f"None keeps every limit; it misses least: {_missed(missed)}."
@@ -126,7 +127,7 @@ def why(winner: Point, points: Sequence[Point], budget: Budget) -> list[str]:
 
 
 def against(point: Point, winner: Point) -> str:
-    """Return the differences of a point to the winner."""
+    """Return a point's difference in accuracy to the winner, its size and its latency as text."""
     differences = [f"{point.kept - winner.kept:+.1%} of the mAP50-95", size_text(point.cost.bytes)]
     if point.cost.latency_ms is not None:
         differences.append(f"{point.cost.latency_ms:.2f} ms")

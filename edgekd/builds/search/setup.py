@@ -44,19 +44,19 @@ from edgekd.hardware.predict.graph import works_in
 from edgekd.hardware.target import opset_for, to_dict
 
 RUNGS = (Rung(16, trained=False), Rung(HELD_OUT, trained=True))
-"""The rungs NOISE and FULL: outputs on some held-out images, which hardly depend on which these are; then all."""
+"""The rungs NOISE, on a few held-out images, because noise hardly depends on their choice, and FULL, on all of them."""
 _FAMILY = re.compile(r"(?P<name>.*\d)(?P<size>[nsmlx])(?P<rest>[-_.].*)?", re.ASCII)
 _SIZES = "nsmlx"
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """Request of a search. job: all but its recipe, which is found.
+    """Request of a search. job: the build, whose recipe is to be found.
 
-    seconds: to search for, None for as long as it takes; trials: candidates at most; epochs: of a full training, 0 to
-    train nothing; students: smaller detectors to consider beside those that lie there; workers: processes that try, or
-    trials that a cluster has room for; boards: that candidates are timed on; batch: candidates of a round; cluster: its
-    address; gpus: for each trial there, None for one if there are any.
+    seconds: time limit, None for none; trials: maximum number of candidates; epochs: of a full training, 0 to train
+    nothing; students: smaller detectors to consider, besides those beside the model; workers: processes that run
+    trials, or slots of the cluster; boards: to time candidates on; batch: new candidates of a round; cluster: its
+    address, None for this machine alone; gpus: of each trial on the cluster, None for one if there are any.
     """
 
     job: BuildRequest
@@ -72,7 +72,10 @@ class SearchJob:
 
 
 class SearchContext:
-    """Everything a search needs before the first trial: held-out images, facts of the detector, search space."""
+    """Everything a search needs before the first trial: held-out images, facts of the detector, search space.
+
+    The constructor exports the detector and its students, and runs a first trial. It raises as `pipeline.build`.
+    """
 
     def __init__(self, request: SearchJob, progress: Progress) -> None:
         job = request.job
@@ -105,11 +108,11 @@ class SearchContext:
         self.clock = Clock(request.seconds, request.workers)
 
     def rung(self, at: int) -> Path:
-        """The data of a rung."""
+        """Return the path of the data set of a rung."""
         return self.folder / f"rung{at}.yaml"
 
     def search(self, run_trials: RunTrials) -> Search:
-        """The search, with what tries."""
+        """Return the search. run_trials: runs its trials; their time is counted."""
         job = self.request.job
         return Search(
             space=self.space,
@@ -123,14 +126,14 @@ class SearchContext:
         )
 
     def task(self, wanted: TrialRequest) -> Task:
-        """A candidate as whoever tries it wants it."""
+        """Return the task of a trial; on the rung NOISE its recipe has no trainings."""
         candidate, rung = wanted
         recipe = recipe_of(candidate.untrained if rung == NOISE else candidate, self.space)
         job = with_recipe(self.request.job, recipe, self.rung(rung))
         return Task(job, candidate, rung, self.beside, self.identity, self.request.boards)
 
     def result(self, search: Search) -> SearchResult:
-        """Return the result of a search, as far as it is."""
+        """Return the result of a search so far."""
         job = self.request.job
         rungs = tuple(replace(each, images=min(each.images, self.held_out)) for each in RUNGS)
         known = (self.identity, job.model.name, job.target.name, job.budget, self._basis, self.held_out, rungs)
@@ -144,7 +147,7 @@ class SearchContext:
         return "measured" if self.request.job.target.kind == "cpu" else "predicted"
 
     def note(self, search: Search) -> None:
-        """Say where the search is, and keep it."""
+        """Report the state of the search, and write it to `search.json`."""
         write_file(self.request.job.out / SEARCH, readable_json(self.result(search).document))
         winner = search.winner
         if winner:
@@ -153,7 +156,7 @@ class SearchContext:
             self.progress.note(f"search: {len(search.points)} tried; best: {winner.candidate.text()}, {kept}")
 
     def _student(self, name: str, dataset: Dataset) -> Path:
-        """Return the float graph of a student before training, by which its cost is known."""
+        """Return the path of a student's float graph before training, from which its cost is estimated."""
         family = student_family(name)
         file = f"student{family.suffix}"
 
@@ -174,7 +177,7 @@ class SearchContext:
         return export.run(self.context, detector, None, dataset.classes, opset).path / GRAPH
 
     def _identity(self, data: str, dataset: Dataset) -> str:
-        """Return the SHA-256 of everything that trials depend on beside the candidate."""
+        """Return the SHA-256 of everything that trials depend on, besides the candidate."""
         job = self.request.job
         known = {
             "model": self.context.sha256(job.model),
@@ -188,9 +191,9 @@ class SearchContext:
 
 
 def settings_of(job: BuildRequest) -> dict[str, Any]:
-    """Return the settings of a request that its trials depend on, beside files and what each candidate changes.
+    """Return the settings of a request that its trials depend on, except files and settings that candidates change.
 
-    Raises SpecError for a description of a head that cannot be read.
+    Raises SpecError if the description of the head cannot be read.
     """
     settings = {
         "head": export.head_inputs(job.head),
@@ -198,15 +201,15 @@ def settings_of(job: BuildRequest) -> dict[str, Any]:
         "target": to_dict(job.target),
         "device": job.device if job.target.kind == "cpu" else None,
     }
-    # Only where it is no default: trials that are in stores keep their keys.
+    # Included only if it is not the default, so that trials in existing stores keep their keys.
     return settings if job.interface == Interface() else {**settings, "interface": asdict(job.interface)}
 
 
 def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) -> DetectorFacts:
-    """Return the properties of a detector that decide which choices it has."""
+    """Return the properties of a detector that determine its choices."""
     spec = graph.result.spec
     size = (spec.preprocess.height, spec.preprocess.width)
-    family = None if spec.head.beside_boxes else family_of(model)  # what gives more than boxes is quantized only
+    family = None if spec.head.beside_boxes else family_of(model)  # others are only quantized
     return DetectorFacts(
         image_size=max(size),
         stride=max((32, *spec.head.strides)),
@@ -219,7 +222,7 @@ def detector_facts(model: Path, graph: GraphStage, students: tuple[str, ...]) ->
 
 
 def siblings(model: Path) -> tuple[str, ...]:
-    """Smaller members of a checkpoint's family that lie beside it, the largest first: yolo11s.pt beside yolo11x.pt."""
+    """Return smaller checkpoints of a model's family beside it, the largest first, such as yolo11s.pt of yolo11x.pt."""
     found = _FAMILY.fullmatch(model.stem)
     family = family_of(model)
     if family is None or family.initialize_student is None or found is None:
@@ -230,7 +233,7 @@ def siblings(model: Path) -> tuple[str, ...]:
 
 
 def _refuse_unused_students(request: SearchJob, space: Space) -> None:
-    """Refuse students that no candidate trains. Raises SpecError."""
+    """Raise SpecError for students that no candidate trains."""
     if request.students and space.student == (None,):
         raise SpecError(
             f"--student {request.students[0]}: this search trains no student",
@@ -241,9 +244,9 @@ def _refuse_unused_students(request: SearchJob, space: Space) -> None:
 
 
 def _refuse_unpredicted(job: BuildRequest, found: tuple[float | None, float | None], timed: bool) -> None:
-    """Refuse limits on what nobody can say of the target. Raises SpecError.
+    """Raise SpecError for limits on quantities that are neither measured nor predicted.
 
-    found: milliseconds and millijoules, as predicted; timed: whether boards will say the former.
+    found: milliseconds and millijoules of a frame, None if unknown; timed: whether boards will measure the former.
     """
     for flag, request, value in (
         ("--min-fps", None if timed else job.budget.min_fps, found[0]),
@@ -258,9 +261,10 @@ def _refuse_unpredicted(job: BuildRequest, found: tuple[float | None, float | No
 
 
 def _divide(dataset: Dataset, folder: Path, context: StageContext) -> int:
-    """Write the data sets of every rung, and that of the final build, into a folder; the number of held-out images.
+    """Write the data sets of the rungs and of the final build into a folder; return the number of held-out images.
 
-    Training images are held out that are in no copy scored, a quarter of them at most; no copy of them is trained on.
+    At most a quarter of the training images are held out, none of them a copy of a scored one. Copies of held-out
+    images are not trained on. Raises DataError if none can be held out.
     """
     train, scored = dataset.split("train").samples, dataset.split(SCORED).samples
     seen = {context.sha256(sample.image) for sample in scored}

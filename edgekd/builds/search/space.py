@@ -1,4 +1,4 @@
-"""The search space: candidates, which of them make sense, and the recipe of each. Pure."""
+"""The search space: sensible candidates, and the recipe of each. Pure."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ NAME = "searched"
 FLOAT, INT8 = 32.0, 8.0
 """Bits of a weight in a float graph, and in one that is INT8 throughout."""
 BITS = (INT8, 5.5, 4.0, 3.25)
-"""Below INT8 a planner stores layers in coded INT8 until the file is as small: 1/6, 1/8, 1/10 of the float file."""
+"""Bits per weight. Below INT8 a plan uses coded INT8 to reach the mean: about 1/6, 1/8, 1/10 of the float file."""
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
-"""Of the side of the input that a detector was made for."""
+"""Sides of the input, as shares of the detector's."""
 RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65)
-"""Of the multiply-adds, that pruning removes."""
+"""Shares of the multiply-adds that pruning removes."""
 MOST_ABOVE_RATIO = 0.1
-"""Least share of a unit that may go, above that of the multiply-adds: many units keep all of their channels."""
+"""`Prune.most` is at least this much above the ratio, because many units keep all of their channels."""
 PLANNED = Quantize("best", frames=48, int8_rounding="feedback", formats=("int8", "coded", "float16"))
-"""Settings below INT8, bits aside: those of the recipe `mixed`."""
+"""Settings below INT8, except bits: those of the recipe `mixed`."""
 QUANT_AWARE = 3
-"""The part of a full training's epochs, one in so many, that a quantized graph is trained for."""
+"""Quantization-aware training takes a full training's epochs divided by this."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of a space.
+    """One point of a search space.
 
-    student: what is trained in the detector's place, None for itself; image_size: side of the input in pixels; ratio:
-    of the multiply-adds that pruning removes; bits: of a weight as it is stored, on average, FLOAT for none quantized;
-    recovery: epochs of a training beside the detector as it was given; quant_aware: epochs of a training of the
-    quantized graph.
+    student: smaller detector that replaces the given one, None for none; image_size: side of the input in pixels;
+    ratio: share of the multiply-adds that pruning removes; bits: mean stored bits per weight, FLOAT if not quantized;
+    recovery: epochs of training with the given detector as teacher; quant_aware: epochs of quantization-aware training.
     """
 
     student: str | None
@@ -53,7 +52,7 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[str | None, int, float]:
-        """The choices that decide the shapes of its layers."""
+        """The choices that determine the shapes of its layers."""
         return self.student, self.image_size, self.ratio
 
     @property
@@ -63,7 +62,7 @@ class Candidate:
 
     @property
     def epochs(self) -> int:
-        """Sum of all trainings: a student that is pruned is trained before and after."""
+        """Epochs of all trainings; a student that is pruned is trained before and after."""
         return self.recovery * (2 if self.student and self.ratio else 1) + self.quant_aware
 
     def text(self) -> str:
@@ -86,17 +85,16 @@ def _epochs(count: int) -> str:
 
 
 CHOICES = ("student", "image_size", "ratio", "bits", "quant_aware")
-"""Fields of a candidate that are chosen; `recovery` follows from them."""
+"""Fields of a candidate that are chosen; they determine `recovery`."""
 
 
 @dataclass(frozen=True)
 class DetectorFacts:
-    """Properties of a detector that decide which choices it has.
+    """Properties of a detector that determine its choices.
 
-    image_size: side of its input in pixels; stride: what sides are multiples of; trains: it is a checkpoint that can be
-    pruned and trained; resizes, recovers, quant_aware: its family can have another size, be trained on cached
-    predictions, and be trained as a quantized graph; students: smaller detectors that may take its place once they are
-    trained.
+    image_size: longer side of its input in pixels; stride: sides are multiples of it; trains: it is a checkpoint that
+    can be pruned and trained; resizes: its input can have another size; recovers: it can be trained on cached
+    predictions; quant_aware: it supports quantization-aware training; students: smaller detectors that may replace it.
     """
 
     image_size: int
@@ -112,8 +110,8 @@ class DetectorFacts:
 class Space:
     """The choices of each kind, the gentlest first.
 
-    recovery: epochs of the training of a student, and of what pruning leaves; 0 for none; recovers: the latter is on
-    cached predictions of the detector alone, else distillation.
+    recovery: epochs of the training of a student, and after pruning; 0 for none; recovers: training after pruning
+    without a student uses cached predictions (`recover`), else it is distillation.
     """
 
     student: tuple[str | None, ...]
@@ -125,24 +123,24 @@ class Space:
     recovers: bool = True
 
     def level(self, candidate: Candidate, name: str) -> int:
-        """Return the position of a candidate's choice of a kind, 0 for the gentlest."""
+        """Return the level of a candidate's choice of a kind, 0 for the gentlest."""
         return int(getattr(self, name).index(getattr(candidate, name)))
 
     def at(self, levels: Mapping[str, int]) -> Candidate:
-        """Return the candidate with these choices, as far as they make sense together."""
+        """Return the sensible candidate with the choices at these levels."""
         return self.sensible(Candidate(**{name: getattr(self, name)[levels[name]] for name in CHOICES}))
 
     def sensible(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with a training where it needs one, and without what has no use.
+        """Return the candidate with recovery only where it needs it, and quantization-aware training only if quantized.
 
-        A student knows nothing of these classes; a smaller input alone leaves nothing to learn from the same detector.
+        Students and pruned detectors need recovery. After a smaller input alone, the detector would be its own teacher.
         """
         needs_recovery = candidate.student is not None or candidate.ratio > 0
         candidate = replace(candidate, recovery=self.recovery if needs_recovery else 0)
         return replace(candidate, quant_aware=0) if candidate.bits == FLOAT else candidate
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return all that make sense, each once, always in the same order."""
+        """Return all sensible candidates, each once, in a fixed order."""
         every = product(*(getattr(self, name) for name in CHOICES))
         chosen = (Candidate(**dict(zip(CHOICES, values, strict=True))) for values in every)
         return tuple(dict.fromkeys(map(self.sensible, chosen)))

@@ -1,8 +1,8 @@
-"""Trials of candidates: a recipe on the training images that are not held out, judged on those that are.
+"""Trials of candidates: run a recipe without the held-out training images, and judge the result on those.
 
-`run_trial` is all that a worker does, here or elsewhere: it takes a description that can be pickled, and the folder of
-a store. Every trial is a stage of that store, and so are the steps in it: none is ever done twice. On a cluster its two
-halves are done where they can be: making and judging where there is a GPU, timing where the boards are.
+A worker calls `run_trial` with a task, which can be pickled, and the result folder of the search. Trials and the steps
+in them are stages of the store there, so none runs twice. On a cluster the two halves of a trial run on different
+machines: `make_trial` where GPUs are, `time_trial` where boards are.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A candidate to be tried.
+    """A candidate to try.
 
-    job: with its recipe, untrained on the rung NOISE, and the data that its rung is judged on; beside: bytes of a
-    bundle beside its graph; identity: of everything else that the result depends on; boards: on one of which it is
-    timed, none to leave it predicted.
+    job: build with the candidate's recipe, without trainings on the rung NOISE, and the data set of the rung; beside:
+    bytes of a bundle besides its graph; identity: SHA-256 of everything else that the result depends on; boards: one of
+    them times the candidate; empty for predicted or local times.
     """
 
     job: BuildRequest
@@ -55,7 +55,7 @@ class Task:
 
 
 def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """Run a trial, or read its result from the store of the folder; timed on a board if there is one.
+    """Run a trial, or read its result from the store in the folder; it is timed on a board if there is one.
 
     Raises as `make_trial` does.
     """
@@ -63,9 +63,9 @@ def run_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
 
 
 def time_trial(task: Task, point: Point, folder: Path, progress: Progress = SILENT) -> Point:
-    """A trial with what a board measured in place of what was predicted, or with the error that boards answered.
+    """Return a trial with the latency and energy that a board measured, or with the error that boards reported.
 
-    Raises DeviceError where none answers.
+    Raises DeviceError or BundleError if no board answers.
     """
     if not task.boards or point.error:
         return point
@@ -82,10 +82,10 @@ def time_trial(task: Task, point: Point, folder: Path, progress: Progress = SILE
 
 
 def make_trial(task: Task, folder: Path, progress: Progress = SILENT) -> Point:
-    """Make and judge a candidate, or read its result from the store of the folder; boards aside.
+    """Make and judge a candidate without boards, or read its result from the store in the folder.
 
-    A candidate that cannot be made, because pruning it gains nothing or its training diverges, is a point with that
-    error. Raises what has nothing to do with the candidate: SpecError, DataError, DeviceError.
+    If the candidate cannot be made, because pruning gains nothing or its training diverges, the point has that error.
+    Raises errors of other causes: SpecError, DataError, DeviceError.
     """
     context = StageContext.within(folder, False, progress)
 
@@ -121,7 +121,7 @@ def _tried(task: Task, context: StageContext) -> TrialResult:
 
 
 def _noise(record: BuildRecord, context: StageContext) -> float | None:
-    """Return the noise of a record's outputs on its scored images, beside the given detector at the same input size."""
+    """Return the output noise of a record on its scored images, relative to the given detector at its input size."""
     resize = tuple(step for step in record.request.recipe.steps if isinstance(step, Resize))
     job = replace(record.request, recipe=Recipe(record.request.recipe.name, resize))
     reference = compressed(job, data_of(job), context).floating
@@ -132,7 +132,10 @@ def _noise(record: BuildRecord, context: StageContext) -> float | None:
 
 
 def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, float | None]:
-    """Return milliseconds and millijoules of a frame: measured where this machine is the target, else predicted."""
+    """Return milliseconds and millijoules of a frame: measured if the target is this machine's CPU, else predicted.
+
+    None for what is unknown.
+    """
     target = record.request.target
     if target.kind != "cpu":
         return predicted(works_in(record.shipped.path / GRAPH), target, record.after.key != record.floating.key)
@@ -142,5 +145,5 @@ def time_of(record: BuildRecord, context: StageContext) -> tuple[float | None, f
 
 
 def with_recipe(job: BuildRequest, recipe: Recipe, data: Path) -> BuildRequest:
-    """Return the request of a trial: no limit plans its sizes, which its recipe states."""
+    """Return the request of a trial, without a budget, because the recipe states the size."""
     return replace(job, recipe=recipe, data=data, budget=Budget(), fresh=False)

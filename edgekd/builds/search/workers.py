@@ -1,4 +1,4 @@
-"""Trials on this machine, in this process or in workers, and the time that they take."""
+"""Trials on this machine, in this process or in worker processes, and the time that they take."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from edgekd.core.progress import Progress
 T = TypeVar("T")
 RunTrials = Callable[[Sequence[TrialRequest]], list[Point]]
 EVERY_S = 30.0
-"""Between two signs of life of one trial."""
+"""Seconds between two notes about the progress of a trial."""
 _PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux' prctl."""
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 @contextmanager
 def local_trials(
     task: Callable[[TrialRequest], Task], out: Path, workers: int, progress: Progress
 ) -> Iterator[RunTrials]:
-    """Yield a function that runs trials: in this process, or in workers that end with it. out: the store's folder."""
+    """Yield a function that runs trials: in this process, or in workers that end with it. out: result folder."""
     if workers == 1:
         patient = SlowStepProgress(progress)
         yield lambda wanted: [run_trial(task(each), out, patient) for each in wanted]
@@ -41,7 +41,7 @@ def local_trials(
     with ProcessPoolExecutor(workers, context, initializer=start, initargs=(context.Value("i", 0),)) as pool:
         try:
             yield lambda wanted: list(pool.map(run_trial, map(task, wanted), [out] * len(wanted)))
-        except BaseException:  # Ctrl-C, too, should not wait for a trial; what is finished of it is in the store
+        except BaseException:  # also Ctrl-C does not wait for trials, whose finished stages are in the store
             for worker in active_children():
                 if worker not in others:
                     worker.kill()
@@ -62,7 +62,7 @@ def _end_with(parent: int, workers: int, started: Any) -> None:
 
 
 class SlowStepProgress:
-    """Progress of many trials that reports long steps alone."""
+    """Progress of many trials that reports only long steps."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -81,9 +81,9 @@ class SlowStepProgress:
 
 
 class Clock:
-    """Time that a search has taken: the sum of its trials, of this run and of interrupted ones before.
+    """Time spent on the trials of a search, divided by the workers that share them.
 
-    So a search that has ended by its time ends there again, with all that it had found by then.
+    Trials in the store count with the time that they took, so a repeated search ends after the same trials.
     """
 
     def __init__(self, limit_s: float | None, workers: int) -> None:
@@ -101,5 +101,5 @@ class Clock:
         return timed
 
     def left_s(self) -> float:
-        """Seconds left of the limit."""
+        """Return the seconds left of the limit; infinity without one."""
         return float("inf") if self._limit_s is None else self._limit_s - self.spent_s

@@ -31,7 +31,7 @@ class GraphResult(StageResult):
 
     Args:
         detector: Its inputs and outputs; None for a network that is no detector.
-        opset: None for a network whose own is kept.
+        opset: Its ONNX opset; None for a network that is no detector, whose own is kept.
         bytes: Length of the file.
     """
 
@@ -60,7 +60,7 @@ class StageContext:
 
     @classmethod
     def within(cls, out: Path, fresh: bool, progress: Progress) -> StageContext:
-        """Open the store of a build whose results go to the folder `out`; `fresh`: reuse no stage from before."""
+        """Open the store in the result folder `out`. fresh: reuse no stage of earlier builds. Raises SpecError."""
         store = Store(out / "stages", fresh, progress)
         return cls(store, FileHashes(store.root / "hashes.json"), progress)
 
@@ -74,9 +74,9 @@ class StageContext:
         libraries: Sequence[str] = (),
         fits: Callable[[Path], bool] | None = None,
     ) -> Stage[R]:
-        """Run a stage or find it in the store, and report it in one line.
+        """Run a stage or find it in the store, and report it in one line. Raises as `Store.stage`.
 
-        Versions of the tools of its kind, and of further `libraries`, are part of its key. fits: as of `Store.stage`.
+        Its key includes the versions of the tools of its kind and of further `libraries`. fits: see `Store.stage`.
         """
         tools = tool_versions(*kind.tools, *libraries)
         stage = self.store.stage(kind, {**inputs, "tools": tools}, work, label=label, tools=tools, fits=fits)
@@ -93,11 +93,11 @@ class StageContext:
         self.progress.note(text)
 
     def sha256(self, file: Path) -> str:
-        """Return the SHA-256 of a file, which is read again only when it changed."""
+        """Return the SHA-256 of a file, which is read again only if it changed. Raises DataError."""
         return self._hashes.sha256(file)
 
     def identity_of(self, model: str) -> str:
-        """Return the SHA-256 of the file of that name, or the name itself where there is no file."""
+        """Return the SHA-256 of the file of that name, or the name itself if there is no such file."""
         return self.sha256(Path(model)) if Path(model).is_file() else model
 
     def fingerprint(self, split: Split) -> str:
@@ -107,7 +107,7 @@ class StageContext:
         return found
 
     def refuse_shared(self, trained: Split, scored: Split) -> None:
-        """Raise DataError where an image of a split that is trained on is also scored."""
+        """Raise DataError if an image of the split `trained`, or a copy of it, is in the split `scored`."""
         scored_by_hash = {self.sha256(sample.image): sample.image for sample in scored.samples}
         for sample in trained.samples:
             if (same := scored_by_hash.get(self.sha256(sample.image))) is not None:
@@ -119,21 +119,21 @@ class StageContext:
 
 
 def tool_versions(*names: str) -> dict[str, str]:
-    """Return the versions of these libraries, as far as they are installed."""
+    """Return the versions of those of these libraries that are installed."""
     return {name: version for name in sorted(names) if (version := library_version(name))}
 
 
 def shared_file(
     context: StageContext, kind: StageKind[Any], libraries: Sequence[str], inputs: Mapping[str, Any], name: str
 ) -> Path:
-    """Return a file that outlives a killed stage of a kind, and that other stages may share; missing in a fresh build.
+    """Return the path of a file that survives a killed stage and that stages may share; a fresh build removes it.
 
     Args:
-        inputs: All that its content depends on, beside the kind and libraries.
-        name: With `*` for the key that follows from them.
+        inputs: Everything that its content depends on, besides kind and libraries.
+        name: Name of the file, with `*` for the hash of all these.
     """
     key = json_sha256([kind.name, kind.version, tool_versions(*kind.tools, *libraries), inputs])
-    # Beside the stages, not in one: the folder of a killed stage is removed.
+    # Not in the folder of a stage, which is removed if the stage is killed.
     file = context.store.root / name.replace("*", key[:16])
     if context.store.fresh:
         file.unlink(missing_ok=True)

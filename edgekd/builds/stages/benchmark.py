@@ -46,11 +46,11 @@ def run(
     device: LocalDevice,
     basis: Basis,
 ) -> Stage[TimingResult]:
-    """Time two graphs on images of a split; data: its fingerprint."""
+    """Time two graphs on images of a split. data: its fingerprint. Raises DataError, DeviceError."""
 
     def work(folder: Path) -> TimingResult:
         frames = [image for _, image in ReadableImages(split.samples[:TIMED_FRAMES], max_bad_share=0.5)]
-        # A recipe without steps ships the graph as it is: timing it twice would only show the noise.
+        # A recipe without steps ships the given graph: timing it twice would only show noise.
         stages = {"after": after} if before.key == after.key else {"before": before, "after": after}
         context.note(f"benchmark: timing on {device.engine.name} ...")
         graphs = {label: stage.path / GRAPH for label, stage in stages.items()}

@@ -34,11 +34,12 @@ CALIBRATION = "calibration.toml"
 
 @dataclass(frozen=True)
 class CalibrateResult(StageResult):
-    """The set, in the file CALIBRATION.
+    """A calibration set, in the file CALIBRATION.
 
     Args:
-        images: Their number.
-        rare: Classes that are rare in the training split, if that was read.
+        sha256: SHA-256 of the set.
+        images: Number of images.
+        rare: Classes that are rare in the training split; empty for a set from a file.
     """
 
     sha256: str
@@ -59,8 +60,8 @@ class Frames:
     """The inputs on which a network is calibrated.
 
     Args:
-        sha256: Of the images and how they become inputs.
-        read: Yields the inputs float32, one at a time.
+        sha256: SHA-256 of the images and of their preprocessing.
+        read: Yields the inputs, float32 [1, 3, h, w], one at a time.
     """
 
     sha256: str
@@ -84,9 +85,10 @@ def run(
     data: str,
     spec: DetectorSpec,
 ) -> Calibrated:
-    """Choose images that are not scored; data: the fingerprint of the scored split.
+    """Choose calibration images, of which none is scored; data: the fingerprint of the scored split.
 
-    They are chosen again where they have other names now: the fingerprint of a split does not depend on names.
+    They are chosen again if files were renamed, because the fingerprint of a split does not depend on names. Raises
+    DataError, SpecError.
     """
 
     def work(folder: Path) -> CalibrateResult:
@@ -104,11 +106,11 @@ def run(
             yield letterbox(read_image(image), spec.preprocess)[0]
 
     def in_place(folder: Path) -> bool:
-        """Return whether the images of a set that was chosen here are where it says."""
+        """Return whether the images of a set that was chosen by the rule still have their names."""
         try:
             read_calibration(folder / CALIBRATION, dataset)
         except DataError:
-            return isinstance(source, Path)  # of a set by the user, the error is raised below
+            return isinstance(source, Path)  # for a user's set, the error is raised below
         return True
 
     chosen_from: dict[str, Any]
@@ -123,12 +125,12 @@ def run(
 
 
 def calibration_source(calibration: str | None, dataset: Dataset, *, searching: bool = False) -> CalibrationRule | Path:
-    """Return the shipped rule, with N images where `calibration` is a number, or the path of the set that it names.
+    """Return the shipped rule, with N images if `calibration` is a number, or the path of the set that it names.
 
     Args:
         searching: Leave at least half of the training split to judge plans on, unless a number is given.
 
-    Raises SpecError where it is neither, DataError where there is no training split to choose from.
+    Raises SpecError if it is neither, DataError if there is no training split to choose from.
     """
     if calibration is None or (calibration.isdigit() and int(calibration) > 0):
         if "train" not in dataset.splits:

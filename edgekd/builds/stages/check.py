@@ -24,7 +24,7 @@ CHECK = StageKind("check", 1, CheckResult)
 
 
 def run(context: StageContext, graph: GraphStage, target: Target, precision: str) -> Stage[CheckResult]:
-    """Check a graph for a target. Raises SpecError for the impossible."""
+    """Check a graph for a target. Raises SpecError if the target cannot run it."""
 
     def work(folder: Path) -> CheckResult:
         return CheckResult(tuple(check_graph(graph.path / GRAPH, target)))

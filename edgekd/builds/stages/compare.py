@@ -29,7 +29,7 @@ class NamedError:
 
 @dataclass(frozen=True)
 class CompareResult(StageResult):
-    """The error of each output, and 1 - the largest relative one."""
+    """The error of each output. kept: 1 - the largest relative error."""
 
     outputs: tuple[NamedError, ...]
     kept: float
@@ -50,5 +50,5 @@ def run(context: StageContext, before: GraphStage, after: GraphStage, frames: Fr
 
 
 def kept_output(errors: Mapping[str, OutputError]) -> float:
-    """Return 1 - the relative error of the output that moved most."""
+    """Return 1 - the largest relative error of the outputs."""
     return 1 - max(error.relative_error for error in errors.values())

@@ -12,11 +12,11 @@ from edgekd.graph.runtimes.tensorrt_rtx import TENSORRT_RTX, compile_ahead
 from edgekd.hardware.target import Target, to_dict, version
 
 CHECKED_FOR = ("SM86", "SM89", "SM120")
-"""GPUs for which TensorRT for RTX tries a graph whose own target it cannot compile for."""
+"""GPU architectures for which TensorRT for RTX checks a graph whose target it cannot compile for."""
 CHECKED_SINCE = (10,)
-"""The first TensorRT of which its parser and builder say something.
+"""First version of TensorRT for which the check is meaningful.
 
-Those before refuse graphs that it takes, such as INT8 constants: NVIDIA/TensorRT issue 2163.
+Earlier versions refuse graphs that TensorRT for RTX accepts, such as INT8 constants: NVIDIA/TensorRT issue 2163.
 """
 
 
@@ -26,8 +26,10 @@ class CompileResult(StageResult):
 
     Args:
         how: `ahead` (built here, `engine` is its file), `at load` or `deferred to install`.
-        check: Verdict of TensorRT for RTX on the graph: `accepted`, `refused: ...` or `not run: ...`; None where no
-            TensorRT runs it. It shares parser and builder with TensorRT 10 and later, but is not the target's engine.
+        note: `how` in more words.
+        check: Verdict of TensorRT for RTX on the graph: `accepted ...`, `refused: ...` or `not run: ...`; None if the
+            target does not use TensorRT or the engine was built here. TensorRT for RTX shares parser and builder with
+            TensorRT 10 and later, but its engine is not the target's.
     """
 
     how: str
@@ -54,9 +56,9 @@ def run(context: StageContext, graph: GraphStage, target: Target) -> Stage[Compi
 
 
 def compile_graph(graph: Path, target: Target, folder: Path, batch: int = 1) -> CompileResult:
-    """Compile what can be compiled here; an engine for RTX cards is written into `folder`. Raises DeviceError.
+    """Compile a graph for an RTX card into `folder`; for other targets of TensorRT check it. Raises DeviceError.
 
-    batch: most frames of a run.
+    batch: Maximum number of frames in a run.
     """
     if target.engine == "rtx" and TENSORRT_RTX.available().usable:
         made = compile_ahead(graph, [str(target.compute_capability)], folder / "engine.rtx", batch)
@@ -71,7 +73,7 @@ def compile_graph(graph: Path, target: Target, folder: Path, batch: int = 1) -> 
 
 
 def _parser_check(graph: Path, target: Target, folder: Path, batch: int) -> str:
-    """Return whether TensorRT for RTX parses and builds the graph, for the GPUs it knows."""
+    """Return the verdict of TensorRT for RTX on the graph, for the GPUs in CHECKED_FOR."""
     oldest = target.software.tensorrt.value[0] if target.software.tensorrt else None
     if oldest and version(oldest) < CHECKED_SINCE:
         return f"not run: it says nothing of TensorRT before 10, and the {target.title} has {oldest}"

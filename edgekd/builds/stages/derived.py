@@ -17,7 +17,9 @@ class DerivedDetector:
     Args:
         checkpoint: Its file.
         graph: Its float graph.
-        multiply_adds: Of a frame.
+        parameters: Numbers of parameters.
+        multiply_adds: Multiply-adds of a frame.
+        latency_ms: Milliseconds of a frame.
     """
 
     checkpoint: Path
@@ -28,7 +30,7 @@ class DerivedDetector:
 
 
 def require_faster(what: str, derived: DerivedDetector, latency: LatencySource, with_what: str, fix: str) -> None:
-    """Raise CompressError where the lighter detector takes no less time; what: the method; with_what: its result."""
+    """Raise CompressError if the lighter detector is not faster; what: the method; with_what: its result."""
     before, after = derived.latency_ms
     if after < before:
         return

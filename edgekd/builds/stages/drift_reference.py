@@ -21,7 +21,7 @@ from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 DRIFT = "drift.json"
 FRAMES = 128
-"""Images drawn at random from the split: a calibration set is chosen to vary more than a camera's images do."""
+"""Number of images, drawn at random from the split, because a calibration set varies more than a camera's images."""
 _SEED = 0
 
 
@@ -42,7 +42,7 @@ REFERENCE = StageKind("drift", 1, DriftResult, ("numpy", "onnxruntime", "opencv-
 
 
 def run(context: StageContext, graph: GraphStage, train: Split, thresholds: DetectionThresholds) -> Stage[DriftResult]:
-    """Record how statistics of training images are distributed."""
+    """Record the distribution of statistics of training images. Raises DataError, DeviceError."""
 
     def work(folder: Path) -> DriftResult:
         found = statistics(graph.path / GRAPH, graph.result.spec, thresholds, train, context.progress)

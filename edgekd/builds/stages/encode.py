@@ -30,7 +30,7 @@ ENCODE = StageKind("encode", 2, EncodeResult)
 
 
 def run(context: StageContext, graph: GraphStage, precision: str) -> Stage[EncodeResult]:
-    """Pack a graph. Raises CompressError where it does not expand to itself."""
+    """Pack a graph. Raises CompressError if unpacking does not give the same bytes."""
 
     def work(folder: Path) -> EncodeResult:
         content = (graph.path / GRAPH).read_bytes()

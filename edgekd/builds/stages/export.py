@@ -20,7 +20,7 @@ from edgekd.detectors.generic_onnx import Input, prepare
 
 @dataclass(frozen=True)
 class ExportResult(GraphResult):
-    """error: largest relative difference of the outputs from those of the source."""
+    """The float32 graph of a detector. error: largest relative difference of its outputs from those of the source."""
 
     error: float
 
@@ -32,7 +32,7 @@ class ExportResult(GraphResult):
 
 @dataclass(frozen=True)
 class NetworkResult(GraphResult):
-    """input: name and shape."""
+    """The float32 graph of a network that is no detector. input: name and shape."""
 
     input: tuple[str, tuple[int, ...]]
 
@@ -63,9 +63,9 @@ def run(
 
 
 def head_inputs(head: str | None) -> Any:
-    """Return what a stage depends on by a description of a head: its name, or the content of its file.
+    """Return the inputs of a stage for the description of a head: its name, or the content of its file.
 
-    Raises SpecError for a file that cannot be read.
+    Raises SpecError if the file cannot be read.
     """
     return read_toml(Path(head)) if head and head.endswith(".toml") else head
 
@@ -73,7 +73,7 @@ def head_inputs(head: str | None) -> Any:
 def run_model(
     context: StageContext, model: Path, head: str | None, dataset: Dataset, opset: int, *, trust: bool = False
 ) -> tuple[Detector, Stage[ExportResult]]:
-    """Open and export a detector whose classes are those of the data. Raises SpecError, DataError."""
+    """Load and export a detector. Raises DataError if its classes are not those of the data, and SpecError."""
     detector = load(model, head, dataset.classes, trust)
     graph = run(context, detector, head, dataset.classes, opset)
     require_classes(graph.result.spec, dataset)
@@ -81,7 +81,7 @@ def run_model(
 
 
 def run_network(context: StageContext, model: Path) -> tuple[Stage[NetworkResult], Input]:
-    """Prepare an ONNX network that is no detector for quantization, and return also its input."""
+    """Prepare an ONNX network that is no detector for quantization; return the stage and the network's input."""
 
     def work(folder: Path) -> NetworkResult:
         prepared = prepare(model, folder / GRAPH)

@@ -21,7 +21,7 @@ INTERFACE = StageKind("interface", 1, InterfaceResult, ("onnx",))
 
 
 def run(context: StageContext, graph: GraphStage, interface: Interface) -> GraphStage:
-    """Give a graph another interface; the graph itself where it has that already."""
+    """Return a graph with another interface; the graph itself for the default interface. Raises SpecError."""
     if interface == Interface():
         return graph
 

@@ -36,8 +36,8 @@ class LabelResult(StageResult):
     Args:
         frames: Number of readable frames.
         objects: Number of objects that count as labels.
-        keep: For each class the least score of a label; None where no score is reliable enough.
-        ignore: The same for detections whose area is left out of the loss.
+        keep: Minimum score of a label for each class; None where no score is reliable enough.
+        ignore: Minimum score for each class of detections whose area is left out of the loss.
     """
 
     frames: int
@@ -52,10 +52,10 @@ LABEL = StageKind("label", 1, LabelResult, ("numpy", "onnxruntime", "opencv-pyth
 def run(
     context: StageContext, step: Distill, teacher: Path, dataset: Dataset, *, trust: bool = False
 ) -> tuple[Sample, ...]:
-    """Return the readable frames of `step.unlabelled` with detections as labels, doubtful boxes as crowds.
+    """Return the readable frames of `step.unlabelled` with detections as labels, uncertain boxes as crowds.
 
-    They are those of `step.labeller`, without one of the teacher. The least scores are found on the training split.
-    Raises SpecError for a detector of other classes, DataError where a frame is also scored.
+    The detector is `step.labeller`, by default the teacher. Minimum scores are chosen on the training split. Raises
+    SpecError for a detector with other classes, DataError if a frame is also scored.
     """
     frames, train = unlabelled(Path(str(step.unlabelled))), dataset.split("train")
     for name in dataset.splits:
@@ -83,7 +83,7 @@ def run(
 def _opened(
     context: StageContext, path: Path, dataset: Dataset, trust: bool
 ) -> tuple[dict[str, str], tuple[str, ...], AbstractContextManager[Find]]:
-    """Return a detector's identity, its classes, and a function that finds them in a frame."""
+    """Return a detector's identity, its classes, and a context manager of a function that finds objects in a frame."""
     detector = load(path, trust_checkpoint=trust)
     graph = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
     spec = graph.result.spec
@@ -91,9 +91,9 @@ def _opened(
 
 
 def same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> bool:
-    """Return whether a teacher's class numbers mean those of the data; same: as of `shared_classes`.
+    """Return whether a teacher has the classes of the data, in the same order.
 
-    Raises SpecError.
+    same: equal classes of different names, see `shared_classes`, whose SpecError is raised.
     """
     from edgekd.compress.distillation.loss_terms import shared_classes
 
@@ -101,7 +101,7 @@ def same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]
 
 
 def _require_same_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str]) -> None:
-    """Raise SpecError for other classes: one that only one side knows would count as absent from every frame."""
+    """Raise SpecError if classes differ: one that only the data has would count as absent from every frame."""
     if not same_classes(ours, theirs, same):
         raise SpecError(
             "unlabelled frames: the classes of what labels them are not those of the data",

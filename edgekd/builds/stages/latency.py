@@ -25,8 +25,8 @@ class LatencySource(Protocol):
     Args:
         basis: `measured`, `stand-in` or `predicted`.
         where: Machine or target, for people.
-        identity: Values that a choice by this latency depends on.
-        cost: Microseconds of a convolution; None where only whole networks are timed.
+        identity: Values that a choice by this latency depends on, for keys of stages.
+        cost: Returns the microseconds of a convolution; None if only whole networks are timed.
     """
 
     @property
@@ -48,7 +48,10 @@ class LatencySource(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Median on this machine from frame to detections, both graphs interleaved."""
+    """Median latency on this machine from frame to detections, both graphs interleaved.
+
+    data: the fingerprint of the split.
+    """
 
     context: StageContext
     split: Split
@@ -60,7 +63,7 @@ class Measured:
 
     @property
     def where(self) -> str:
-        """The engine."""
+        """The runtime."""
         return f"{self.device.engine.name} on this machine"
 
     def of_both(self, before: GraphStage, after: GraphStage) -> tuple[float, float]:
@@ -69,14 +72,14 @@ class Measured:
         return timing.before.total_ms.p50, timing.after.total_ms.p50
 
     def timed(self, before: GraphStage, after: GraphStage) -> TimingResult:
-        """Time two graphs, or return what was measured before."""
+        """Return the times of two graphs, measured now or found in the store."""
         stage = benchmark.run(self.context, before, after, self.split, self.data, self.device, self.basis)
         return stage.result
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Prediction for a target that is not here: the engine's time only, from the figures in its file."""
+    """Predicted latency of the engine alone on a target, from the figures in the target's file."""
 
     predictor: Predictor
     basis: Basis = "predicted"
@@ -88,12 +91,12 @@ class Predicted:
 
     @property
     def identity(self) -> Any:
-        """The numbers that the prediction follows from."""
+        """The numbers that determine the prediction."""
         predictor = self.predictor
         return [asdict(predictor.device), asdict(predictor.model.coefficients), predictor.correction]
 
     def cost(self, layer: Convolution) -> float:
-        """Return the microseconds of a convolution with its activation; 0 for one that does not ship."""
+        """Return the microseconds of a convolution with its activation; 0 for one that is not in the exported graph."""
         if not layer.positions:
             return 0.0
         shape = (layer.inputs, layer.outputs, layer.positions, layer.kernel)
@@ -106,9 +109,9 @@ class Predicted:
 
 
 def latency_on(target: Target | None, measured: Measured) -> LatencySource:
-    """Return the latency on a target: predicted in the narrowest precision with figures.
+    """Return the source of latencies for a target: predicted in the narrowest precision with figures.
 
-    Without figures it is measured here, for a target that is no CPU as a stand-in.
+    Without figures it is measured on this machine, as a stand-in unless the target is a CPU or None.
     """
     if target is None or target.kind == "cpu":
         return measured

@@ -18,11 +18,11 @@ from edgekd.detectors.family import require_family
 
 @dataclass(frozen=True)
 class FactoredLayer:
-    """A layer that is a product now.
+    """A layer that was replaced by a low-rank product.
 
     Args:
         kept: Share of the variance of its output that is kept, on the images that were used.
-        ranks: Channels that it reads into, and that it writes from.
+        ranks: Channels that its first factor writes, and that its last factor reads.
     """
 
     kept: float
@@ -31,9 +31,9 @@ class FactoredLayer:
 
 @dataclass(frozen=True)
 class FactorizeResult(StageResult):
-    """A checkpoint, in the file `factorized_file(detector)`: its length, and parameters and multiply-adds.
+    """A checkpoint, in the file `factorized_file(detector)`; pairs are before and after.
 
-    Pairs are before and after.
+    bytes: its length; multiply_adds: per frame; layers: the replaced ones by name.
     """
 
     bytes: int
@@ -52,7 +52,7 @@ FACTORIZE = StageKind("factorize", 3, FactorizeResult, ("numpy", "opencv-python-
 
 @dataclass(frozen=True)
 class FactorizedDetector(DerivedDetector):
-    """A detector some layers of which are products; layers: the replaced ones by name."""
+    """A detector with some layers replaced by low-rank products; layers: the replaced ones by name."""
 
     layers: Mapping[str, FactoredLayer]
 
@@ -72,9 +72,9 @@ def factorize(
 
     Args:
         before: The float graph of the checkpoint.
-        export: Exports a checkpoint that was written here.
+        export: Exports the factorized checkpoint.
 
-    Raises CompressError where no layer is worth it, or the detector is not faster.
+    Raises CompressError if no layer gains from it, or the detector is not faster.
     """
 
     def work(folder: Path) -> FactorizeResult:

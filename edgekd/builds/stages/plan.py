@@ -1,7 +1,7 @@
 """The choice of a quantization plan: from a file, solved for a size, or searched for an accuracy.
 
-The cost of every format of every layer is measured once, on calibration frames and without labels. A plan for a size
-follows from these costs in milliseconds. The accuracy that a size keeps does not: it is tried on frames that are
+The cost of every format of every layer is measured once, on calibration frames and without labels. A plan for a size is
+computed from these costs in milliseconds. The accuracy that a plan keeps is measured on held-out frames, which are
 neither calibrated on nor scored.
 """
 
@@ -48,17 +48,17 @@ from edgekd.hardware.target import Target
 QuantizedStage = Stage[QuantizedResult]
 T = TypeVar("T")
 RUNGS = 32
-"""Plans at even steps of size, of which a search tries five."""
+"""Number of plans, at even steps of size, from which a search tries five."""
 SOLVES = 3
-"""Attempts at a size: how well codes compress is known only afterwards."""
+"""Maximum number of attempts to keep a size: how well codes compress is known only after quantization."""
 FILL = 0.998
-"""Share of its room that a plan takes, because sizes are predicted: to 0.1 % with YOLO11n."""
+"""Share of its size limit that a plan uses, because sizes are predicted: to 0.1 % with YOLO11n."""
 BYTES_PER_LAYER = 100
-"""Bytes of a layer in the plan, or in the calibration cache."""
+"""Estimated bytes of a layer in the plan file, or in the calibration cache."""
 HELD_OUT = 128
-"""Images that a search judges plans on, at most."""
+"""Maximum number of images on which a search judges plans."""
 TRAINED_FILL = 0.98
-"""Share of its room for a graph that will be trained: its codes compress less well then, by 1.6 % after 125 updates."""
+"""Share of a size limit for a graph that will be trained, which makes codes larger: by 1.6 % after 125 updates."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class PlanLimits:
     Args:
         max_bytes: Size of the packed graph and of those files of its stage that are named in `beside`.
         min_retention: Share of the float graph's score to keep, 0 to 1.
+        beside: Names of files that count towards `max_bytes`.
     """
 
     max_bytes: int | None = None
@@ -111,8 +112,8 @@ class HeldOutScorer:
     """Score of a graph on held-out frames, by which a search compares plans.
 
     Args:
-        score: Return the score of an ONNX file; higher is better.
-        sha256: Of the frames.
+        score: Returns the score of an ONNX file; higher is better.
+        sha256: SHA-256 of the frames.
         frames: Description of the frames.
     """
 
@@ -130,9 +131,10 @@ def quantized(
     scorer: Callable[[], HeldOutScorer],
     tensorrt: str | None = None,
 ) -> QuantizedStage:
-    """Quantize a float graph as its step says, by a plan where it wants one.
+    """Quantize a float graph, by a plan if the step has several formats.
 
-    `scorer` is called only where no size is given. Raises SpecError for a plan that is not for this graph.
+    scorer: called only if accuracy is limited and size is not. tensorrt: version to write a calibration cache for.
+    Raises SpecError for a plan that is not for this graph.
     """
 
     def quantized_by(plan: Plan | None) -> QuantizedStage:
@@ -151,7 +153,7 @@ def quantized(
 
 
 def offered(step: Quantize, target: Target) -> Quantize:
-    """Return the step with NVFP4 added to formats with coded INT8 or fp4x, where the target multiplies in NVFP4."""
+    """Return the step with NVFP4 added to formats with coded INT8 or fp4x, if the target multiplies in NVFP4."""
     few_bits = {"coded", "fp4x"} & {*step.formats}
     if not few_bits or "nvfp4" in step.formats or "nvfp4" not in target.precisions.gemm.value:
         return step
@@ -159,7 +161,7 @@ def offered(step: Quantize, target: Target) -> Quantize:
 
 
 def size_of(step: Quantize, graph: GraphStage) -> int | None:
-    """Return the bytes that the step itself allows for a packed graph; None where it sets no limit."""
+    """Return the limit of the step itself on the bytes of a packed graph; None without one."""
     if step.bits is None:
         return step.max_bytes
     by_bits = int(weights_in(graph.path / GRAPH) * step.bits / 8)
@@ -176,12 +178,12 @@ def weights_in(graph: Path) -> int:
 
 
 def room(recipe: Recipe, max_bytes: int | None) -> int | None:
-    """Return the bytes for a plan that leaves its graph within a limit."""
+    """Return the limit on the bytes of a plan, lower if the recipe trains the graph later; None without a limit."""
     return int(max_bytes * TRAINED_FILL) if max_bytes is not None and recipe.quant_aware else max_bytes
 
 
 def searches(step: Quantize, budget: Budget) -> bool:
-    """Return whether plans will be tried on held-out images: accuracy is to be kept, and no size is given."""
+    """Return whether plans will be tried on held-out images: accuracy is limited, and size is not."""
     sizes = (step.bits, step.max_bytes, budget.max_bytes)
     return step.planned and step.plan is None and sizes == (None, None, None) and budget.min_retention is not None
 
@@ -196,11 +198,11 @@ def calibrated_for(
     calibration: str | None,
     budget: Budget,
 ) -> tuple[Calibrated, Callable[[], HeldOutScorer]]:
-    """Choose the calibration set of a detector, and return also the test by which its plans are searched.
+    """Choose the calibration set of a detector; return it, and a function that makes the scorer for a search of plans.
 
     Args:
         data: Fingerprint of the scored split.
-        calibration: The user's choice, as of `calibration_source`.
+        calibration: The user's choice, see `calibration_source`.
     """
     source = calibrate.calibration_source(calibration, dataset, searching=searches(step, budget))
     calibrated = calibrate.run(context, source, dataset, scored, data, graph.result.spec)
@@ -210,7 +212,7 @@ def calibrated_for(
 def _detector_scorer(
     dataset: Dataset, graph: GraphStage, calibrated: Calibrated, scored: Split, context: StageContext
 ) -> HeldOutScorer:
-    """Return the scorer by mAP50-95 on held-out images of the training split."""
+    """Return a scorer by mAP50-95 on held-out images of the training split."""
     spec = graph.result.spec
     split = held_out(dataset, calibrated, scored, context, spec.head.task)
 
@@ -223,7 +225,7 @@ def _detector_scorer(
 def costs_of(planned: AnyStage, formats: tuple[WeightFormat, ...] = WEIGHT_FORMATS) -> Costs:
     """Return the measured costs of these formats and of `float16`.
 
-    Only layers without another option, or that INT8 would ruin, have the option `float16`.
+    Only layers without another option, or with a large error in INT8, have the option `float16`.
     """
     costs = parse_table(Costs, json.loads((planned.path / COSTS).read_bytes()), "costs")
     layers = []
@@ -234,7 +236,7 @@ def costs_of(planned: AnyStage, formats: tuple[WeightFormat, ...] = WEIGHT_FORMA
 
 
 def plan_within(costs: Costs, max_bytes: int | None) -> Plan:
-    """Return the plan with the least error within a size; where none is that small, the smallest of all."""
+    """Return the plan with the least error within a size, None for any; if none is that small, the smallest plan."""
     smallest = ladder(costs, 2)[-1]
     if max_bytes is not None and smallest.predicted_bytes > max_bytes:
         return smallest
@@ -249,7 +251,7 @@ class Attempt(Generic[T]):
         result: Returned by `fitted` for the last attempt.
         graph: Its ONNX file.
         packed_bytes: Length of its packed graph.
-        other_bytes: Of files beside the packed graph that count, too.
+        other_bytes: Length of further files that count towards the limit.
     """
 
     result: T
@@ -259,10 +261,10 @@ class Attempt(Generic[T]):
 
 
 def fitted(costs: Costs, max_bytes: int, other_bytes: int, attempt: Callable[[Plan], Attempt[T]]) -> T:
-    """Quantize by the best plan that keeps a size, in SOLVES attempts; where none does, return the last one.
+    """Quantize by the best plan that keeps a size, in at most SOLVES attempts; if none does, return the last result.
 
-    The sizes of an attempt correct the costs for the next one, which leaves a quarter of what was too much free.
-    other_bytes: about as many as an attempt will have.
+    The sizes of an attempt correct the costs for the next one, which also leaves a quarter of the excess unused.
+    other_bytes: estimate of `Attempt.other_bytes`.
     """
     excess = 0
     for number in range(SOLVES):
@@ -280,7 +282,7 @@ def fitted(costs: Costs, max_bytes: int, other_bytes: int, attempt: Callable[[Pl
 def held_out(dataset: Dataset, calibrated: Calibrated, scored: Split, context: StageContext, task: Task) -> Split:
     """Draw at most HELD_OUT images of the training split of which no copy is calibrated on or scored.
 
-    The choice is the same each time. task: the one to read labels for. Raises DataError where there are none.
+    The choice is deterministic. task: to read labels for. Raises DataError if there are no such images.
     """
     samples = dataset.split("train", task).samples
     used = {file.sha256 for file in calibrated.images.files}
@@ -308,7 +310,7 @@ def _solved(
     beside: tuple[str, ...],
     quantized_by: Callable[[Plan], QuantizedStage],
 ) -> QuantizedStage:
-    """Quantize by the best plan that keeps a size, if one does."""
+    """Quantize by the best plan that keeps a size; if none does, by the last one tried."""
 
     def attempt(plan: Plan) -> Attempt[QuantizedStage]:
         graph = quantized_by(plan)

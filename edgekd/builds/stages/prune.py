@@ -21,9 +21,9 @@ from edgekd.hardware.target import Target
 Widths = Mapping[str, tuple[int, int]]
 """Channels of each unit by its name, before and after."""
 MAX_TRIES = 6
-"""Attempts to reach a latency."""
+"""Maximum number of attempts to reach a latency."""
 MARGIN = 0.97
-"""Factor by which a further attempt keeps less than latency proportional to multiply-adds would need."""
+"""Further factor on the multiply-adds that the next attempt keeps, because latency falls less than they do."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class PruneResult(StageResult):
 
     Args:
         bytes: Length of the checkpoint.
-        parameters: Before and after.
-        multiply_adds: Of a frame, before and after.
-        importance: The share of each unit's importance that stays.
+        parameters: Numbers of parameters before and after.
+        multiply_adds: Multiply-adds of a frame before and after.
+        widths: Channels of each unit before and after.
+        importance: Share of each unit's importance that is kept.
     """
 
     bytes: int
@@ -51,12 +52,12 @@ class PruneResult(StageResult):
 
 @dataclass(frozen=True)
 class SensitivityResult(StageResult):
-    """Loss on the labels when one unit alone loses channels.
+    """Loss on the labels when channels are removed from one unit only.
 
     Args:
         shares: Shares of the channels that are removed.
-        loss: Without any removal.
-        units: For each unit the loss at each share.
+        loss: Loss without any removal.
+        units: Loss at each share, for each unit by its name.
     """
 
     shares: tuple[float, ...]
@@ -71,7 +72,7 @@ SENSITIVITY = StageKind("sensitivity", 3, SensitivityResult, _TOOLS)
 
 @dataclass(frozen=True)
 class PrunedDetector(DerivedDetector):
-    """A detector after all rounds of pruning; importance: the share of each unit's importance that stays."""
+    """A detector after all rounds of pruning; importance: least share of each unit's importance kept in a round."""
 
     widths: Widths
     importance: Mapping[str, float]
@@ -85,13 +86,15 @@ class PrunedDetector(DerivedDetector):
 
 @dataclass(frozen=True)
 class ChannelPruner:
-    """Prunes a checkpoint for a latency.
+    """Prunes a checkpoint until the goal of a step on multiply-adds, size or latency is met.
 
     Args:
         before: The float graph of the checkpoint.
-        export: Exports a checkpoint that was written here.
-        quantized: The quantized graph of the checkpoint, to rank channels by their effect there.
-        train_on: GPUs for the training between rounds, such as `0,1`; None for one if there is any.
+        export: Exports a pruned checkpoint.
+        latency: Source of latencies.
+        trust: Allow code that is pickled in the checkpoint to run.
+        quantized: The quantized graph of the checkpoint, to rank channels by their effect there; None to rank without.
+        train_on: GPUs for the training between rounds, such as `0,1`; None for one GPU, if available.
     """
 
     context: StageContext
@@ -105,7 +108,7 @@ class ChannelPruner:
     train_on: str | None = None
 
     def run(self, step: Prune) -> PrunedDetector:
-        """Prune as the step says. Raises CompressError: not so much can go, too slow, or not faster than before."""
+        """Prune a detector. Raises CompressError if the goal is not reached or the result is not faster, SpecError."""
         found = self._prune(step) if step.min_fps is None else self._until_fast(step, 1000 / step.min_fps)
         widths = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in found.widths.items() if new < old)
         if not widths:
@@ -119,7 +122,7 @@ class ChannelPruner:
         return found
 
     def _until_fast(self, step: Prune, most_ms: float) -> PrunedDetector:
-        """Prune more with each attempt until a frame takes no longer than `most_ms`."""
+        """Prune more with each attempt until a frame takes at most `most_ms`. Raises CompressError."""
         now = self.latency.of_both(self.before, self.before)[1]
         left = min(1 - step.share, most_ms / now)
         if left >= 1 and step.max_size is None:
@@ -164,7 +167,7 @@ class ChannelPruner:
         )
 
     def _rounds(self, step: Prune) -> Iterator[Stage[PruneResult]]:
-        """Yield rounds that each remove the same share of the rest, with training between two of them."""
+        """Yield rounds that each remove the same share of what is left, with training between rounds if wanted."""
         checkpoint = self.checkpoint
         widths: Widths = {}
         for left in range(step.rounds, 0, -1):
@@ -180,7 +183,7 @@ class ChannelPruner:
                 checkpoint = trained.path / train_module.student_file(recovery)
 
     def _round(self, step: Prune, checkpoint: Path, left: int) -> Stage[PruneResult]:
-        """Run one round; left: the number of rounds, this one included."""
+        """Run one round; left: number of remaining rounds, including this one."""
         teacher = None if checkpoint == self.checkpoint else self.checkpoint
 
         def work(folder: Path) -> PruneResult:
@@ -213,7 +216,7 @@ class ChannelPruner:
 def sensitivity(
     context: StageContext, dataset: Dataset, checkpoint: Path, step: Prune, *, trust: bool = False
 ) -> Stage[SensitivityResult]:
-    """Measure the loss on the labels when one unit alone loses channels."""
+    """Measure the loss on the labels when channels are removed from one unit only, for each unit."""
 
     def work(folder: Path) -> SensitivityResult:
         scan = require_family(checkpoint).capability("scan")
@@ -234,7 +237,7 @@ def multiply_adds_text(multiply_adds: tuple[int, int]) -> str:
 
 
 def for_target(step: Prune, target: Target | None) -> Prune:
-    """Return the step with the target's preferred multiple of channels, where it has none of its own."""
+    """Return the step with the target's preferred multiple of channels, if it has no multiple of its own."""
     preferred = target.precisions.multiple if target else None
     return replace(step, multiple=step.multiple or (preferred.value if preferred else None))
 
@@ -245,14 +248,14 @@ def checkpoint_name(detector: Path) -> str:
 
 
 def part_of(step: Prune, left: int, widths: Widths) -> Prune:
-    """Return the settings of one of several rounds, each of which removes the same share of the multiply-adds.
+    """Return the settings of one of several rounds, each of which removes the same share of the multiply-adds left.
 
-    Caps refer to a unit's first width: rounding to multiples of channels once leaves small shares that rounding in
-    every round would lose.
+    Caps are relative to the width of a unit before the first round. Relative to its width now, rounding to multiples
+    of channels would repeat in each round, and small shares would never be removed.
 
     Args:
-        left: Number of rounds, this one included.
-        widths: Before the first round, and now.
+        left: Number of remaining rounds, including this one.
+        widths: Channels of each unit before the first round, and now; empty in the first round.
     """
     ratio = _gone(step.share, 1 / step.rounds) or None
     done = 1 - (left - 1) / step.rounds
@@ -265,5 +268,5 @@ def part_of(step: Prune, left: int, widths: Widths) -> Prune:
 
 
 def _gone(share: float, part: float) -> float:
-    """Return the share removed after a part of several rounds that each remove the same share of the rest."""
+    """Return the share removed after `part` of all rounds, if each removes the same share of what is left."""
     return float(1 - (1 - share) ** part)

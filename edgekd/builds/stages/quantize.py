@@ -23,7 +23,7 @@ PLAN = "plan.toml"
 COSTS = "costs.json"
 CACHE = "calibration.cache"
 _PLAN_SETTINGS = frozenset({"formats", "max_size", "bits", "plan"})
-"""Settings of a step that only choose its plan."""
+"""Settings of a step that only influence the choice of its plan."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CacheResult:
 
     Args:
         activations: Number of floating-point activations of the graph without Q/DQ that have an INT8 scale in it.
-        missing: Number of those without one; TensorRT would compute the layers around them in FP16.
+        missing: Number of those without a scale; TensorRT would compute the layers around them in FP16.
     """
 
     activations: int
@@ -48,12 +48,12 @@ class CacheResult:
 
 @dataclass(frozen=True)
 class QuantizedResult(GraphResult):
-    """A Q/DQ graph, with its plan in the file PLAN and TensorRT's calibration cache in CACHE if it has them.
+    """A Q/DQ graph, with its plan, if any, in the file PLAN, and TensorRT's calibration cache, if any, in CACHE.
 
     Args:
-        layers: Number of INT8 layers, and of all.
+        layers: Number of INT8 layers, and of all layers.
         forms: Format of each layer by its name.
-        calibration_cache: None where none was requested.
+        calibration_cache: Counts of the calibration cache; None if none was requested.
     """
 
     layers: tuple[int, int]
@@ -63,11 +63,11 @@ class QuantizedResult(GraphResult):
 
 @dataclass(frozen=True)
 class QuantizeResult(QuantizedResult):
-    """A graph as quantization leaves it.
+    """A quantized graph before any training.
 
     Args:
-        snr_db: Signal-to-noise ratio at each layer's output.
-        errors: Estimated cost of each layer: by the plan, else the noise at its output relative to the signal.
+        snr_db: Signal-to-noise ratio at each layer's output, in dB, by its name.
+        errors: Estimated cost of each layer by its name: from the plan, else noise power by signal power at its output.
         float32: Largest magnitude of each node that float16 cannot compute, by its name.
     """
 
@@ -92,7 +92,7 @@ QUANTIZE = StageKind("quantize", 8, QuantizeResult, ("numpy", "onnx", "onnxrunti
 
 
 def measure_costs(context: StageContext, step: Quantize, graph: GraphStage, frames: Frames) -> Stage[CostsResult]:
-    """Measure what every format of every layer would cost, into the file COSTS."""
+    """Measure the error and bytes of every format of every layer, and write them into the file COSTS."""
 
     def work(folder: Path) -> CostsResult:
         context.note("plan: measuring what each format of each layer costs ...")
@@ -112,7 +112,7 @@ def run(
     plan: Plan | None = None,
     tensorrt: str | None = None,
 ) -> Stage[QuantizeResult]:
-    """Quantize a graph; tensorrt: the version to write a calibration cache for."""
+    """Quantize a graph, by a plan if given; tensorrt: version to write a calibration cache for, None for none."""
 
     def work(folder: Path) -> QuantizeResult:
         planned = (plan.forms, plan.steps) if plan else (None, None)
@@ -145,5 +145,5 @@ def run(
 
 
 def settings_of(step: Quantize) -> dict[str, Any]:
-    """Return the settings of a step that change a graph beside its plan."""
+    """Return the settings of a step that change a graph for a given plan."""
     return {name: value for name, value in asdict(step).items() if name not in _PLAN_SETTINGS}

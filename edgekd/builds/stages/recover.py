@@ -26,6 +26,7 @@ class RecoverResult(StageResult):
 
     Args:
         bytes: Length of the file.
+        epochs: Number of epochs.
         updates: Number of weight updates.
         losses: Mean losses of each epoch.
     """
@@ -43,7 +44,7 @@ class RecoverResult(StageResult):
 
 @dataclass(frozen=True)
 class TrainedResult(QuantizedResult):
-    """A quantized graph with trained weights; updates: their number; losses: mean losses of each epoch."""
+    """A quantized graph with trained weights; updates: number of weight updates; losses: mean losses of each epoch."""
 
     epochs: int
     updates: int
@@ -56,14 +57,14 @@ class TrainedResult(QuantizedResult):
 
 
 TOOLS = ("numpy", "opencv-python-headless", "scipy", "torch", "torchvision", "ultralytics")
-"""Libraries on whose versions predictions and trainings depend."""
+"""Libraries whose versions may change predictions and trainings."""
 RECOVER = StageKind("recover", 2, RecoverResult, TOOLS)
 QUANT_AWARE_DISTILL = StageKind("quant_aware_distill", 5, TrainedResult, (*TOOLS, "onnx"))
 
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """A calibration cache to write: for a version of TensorRT, measured on calibration frames."""
+    """A calibration cache to write, for a version of TensorRT, with scales measured on calibration frames."""
 
     tensorrt: str
     frames: Frames
@@ -71,7 +72,7 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class _Training:
-    """Inputs and files of a training. cache: of the teacher's predictions; state: of the training in progress."""
+    """Inputs and files of a training. cache: file of the teacher's predictions; state: file of a running training."""
 
     inputs: dict[str, Any]
     cache: Path
@@ -89,13 +90,14 @@ def run(
     trust: bool = False,
     device: str | None = None,
 ) -> Stage[RecoverResult]:
-    """Train a checkpoint beside the predictions of a teacher, which stay in the store for other trainings.
+    """Train a checkpoint on predictions of a teacher, which stay in the store for other trainings.
 
-    A killed training run is resumed by the next call.
+    The next call resumes a killed training.
 
     Args:
         graph: The checkpoint's float graph.
-        device: Where it is trained, which is no input.
+        trust: Allow code that is pickled in checkpoints to run.
+        device: GPUs to train on, such as `0,1`; not part of the stage's key.
     """
     training = _training(context, step, RECOVER, checkpoint, teacher, graph, dataset, {})
 
@@ -122,11 +124,12 @@ def quant_aware_distill(
     device: str | None = None,
     cache_request: CacheRequest | None = None,
 ) -> Stage[TrainedResult]:
-    """Train the weights of a quantized graph, as `run` does those of a checkpoint.
+    """Train the weights of a quantized graph on predictions of a teacher, as `run` trains a checkpoint.
 
     Args:
-        checkpoint: What the graph was exported from.
-        device: Where it is trained, which is no input.
+        checkpoint: Checkpoint that the graph was exported from.
+        device: GPUs to train on, such as `0,1`; not part of the stage's key.
+        cache_request: Calibration cache to write for the trained graph.
     """
     cache_inputs = (cache_request.tensorrt, cache_request.frames.sha256) if cache_request else None
     more = {"graph": graph.sha256, "cache": cache_inputs}
@@ -140,7 +143,7 @@ def quant_aware_distill(
         if PLAN in graph.files:
             shutil.copyfile(graph.path / PLAN, folder / PLAN)
         cache = None
-        if cache_request:  # training moves activations, also those whose scales it keeps
+        if cache_request:  # training changes activations, also those whose scales are fixed
             counts = write_cache(out, folder / CACHE, cache_request.frames.read, cache_request.tensorrt)
             cache = CacheResult(**counts)
         return TrainedResult(
@@ -170,7 +173,7 @@ def _training(
     dataset: Dataset,
     more: Mapping[str, Any],
 ) -> _Training:
-    """Return inputs and files of a training; of the same predictions for both kinds. more: further inputs."""
+    """Return inputs and files of a training; both kinds share the predictions. more: further inputs."""
     preprocess = graph.result.spec.preprocess
     libraries = require_family(checkpoint).libraries
     predicted = {
@@ -194,6 +197,6 @@ def recovered_file(checkpoint: Path) -> str:
 
 
 def quantized_stage(graph: GraphStage) -> Stage[QuantizedResult]:
-    """Return a graph that a recipe has quantized, as one."""
+    """Return a stage with the type of a quantized graph; recipes train only graphs that they have quantized."""
     assert isinstance(graph.result, QuantizedResult), "recipes train only what they have quantized"
     return cast("Stage[QuantizedResult]", graph)

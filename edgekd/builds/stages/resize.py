@@ -18,9 +18,9 @@ def resized_file(checkpoint: Path) -> str:
 
 @dataclass(frozen=True)
 class ResizeResult(StageResult):
-    """The checkpoint, in the file `resized_file(detector)`: its length, and its input's height and width.
+    """A checkpoint, in the file `resized_file(detector)`.
 
-    size: Before and after.
+    bytes: its length; size: height and width of the input, before and after.
     """
 
     bytes: int
@@ -31,7 +31,7 @@ RESIZE = StageKind("resize", 1, ResizeResult, ("torch", "ultralytics"))
 
 
 def run(context: StageContext, step: Resize, checkpoint: Path, *, trust: bool = False) -> Stage[ResizeResult]:
-    """Write the checkpoint for another size."""
+    """Write the checkpoint with another input size."""
 
     family = require_family(checkpoint)
 

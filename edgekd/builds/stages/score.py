@@ -15,7 +15,7 @@ SCORED = "val"
 """The split that is scored; nothing is chosen, calibrated or trained on it."""
 DETECTIONS = "detections.npz"
 KEPT_CONFIDENCE = 0.01
-"""Least confidence of the detections that are kept: far below a camera's threshold, to show near misses."""
+"""Minimum confidence of stored detections: far below a camera's threshold, to show near misses."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ SCORE = StageKind("score", 3, ScoreResult, ("faster-coco-eval", "numpy", "onnxru
 
 
 def run(context: StageContext, graph: GraphStage, split: Split, data: str, precision: str) -> Stage[ScoreResult]:
-    """Score a graph; data: the fingerprint of the split."""
+    """Score a graph; data: the fingerprint of the split. Raises DataError."""
 
     def work(folder: Path) -> ScoreResult:
         found = evaluate(graph.path / GRAPH, graph.result.spec, split, context.progress, f"score {precision}")

@@ -1,4 +1,4 @@
-"""Stage `distill`: a student trained beside its teacher."""
+"""Stage `distill`: a student trained on labels and its teacher's outputs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ class DistillResult(StageResult):
 
     Args:
         bytes: Length of the file.
+        epochs: Number of epochs.
         updates: Number of weight updates.
         losses: Mean losses of each epoch.
         weights: Weights of the losses in each epoch.
-        parameters: Number of the student's.
+        parameters: Number of parameters of the student.
+        teacher_parameters: Number of parameters of the teacher.
     """
 
     bytes: int
@@ -47,7 +49,7 @@ class DistillResult(StageResult):
 
     @property
     def summary(self) -> str:
-        """Both sizes."""
+        """The sizes of student and teacher, and the length of the training."""
         ours, theirs = self.parameters / 1e6, self.teacher_parameters / 1e6
         sizes = f"a student of {ours:.2f} M parameters beside a teacher of {theirs:.2f} M"
         return f"{sizes}; epochs: {self.epochs}, weight updates: {self.updates}"
@@ -70,10 +72,11 @@ def distill(
     trust: bool = False,
     device: str | None = None,
 ) -> Stage[DistillResult]:
-    """Train a student. A killed training run is resumed by the next call.
+    """Train a student. The next call resumes a killed training.
 
     Args:
-        device: Where it is trained, which is no input.
+        trust: Allow code that is pickled in checkpoints to run.
+        device: GPUs to train on, such as `0,1`; not part of the stage's key.
     """
     frames = label.run(context, step, teacher, dataset, trust=trust) if step.unlabelled else ()
     predicted: dict[str, Any] = {
@@ -116,5 +119,5 @@ def distill(
 
 
 def rounded(epochs: Iterable[Mapping[str, float]]) -> Epochs:
-    """Return the numbers of a training as results hold them, with six digits."""
+    """Return the values of each epoch, rounded to six significant digits."""
     return tuple({name: float(f"{value:.6g}") for name, value in epoch.items()} for epoch in epochs)

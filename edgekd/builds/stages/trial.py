@@ -16,13 +16,14 @@ class Refusal(StageResult):
 
 @dataclass(frozen=True)
 class TrialResult(StageResult):
-    """A candidate as it was tried.
+    """The result of a trial.
 
     Args:
-        kept: Share of the detector's accuracy; None where only noise was measured.
-        noise: Of the outputs, as of `evaluation.output_noise`; None where the candidate was trained.
-        latency_ms: Of a frame; None where it is not known.
-        energy_mj: The same.
+        kept: Share of the detector's accuracy; None if only noise was measured.
+        noise: Output noise, see `evaluation.output_noise`; None if the candidate was tried in full.
+        bytes: Estimated bytes of the bundle.
+        latency_ms: Milliseconds of a frame; None if unknown.
+        energy_mj: Millijoules of a frame; None if unknown.
     """
 
     kept: float | None
@@ -34,13 +35,13 @@ class TrialResult(StageResult):
 
 @dataclass(frozen=True)
 class BoardResult(StageResult):
-    """The times of a network on a board.
+    """Latency and energy of a network on a board.
 
     Args:
-        board: Its name.
+        board: Name of the board.
         basis: `measured` or `rehearsed`.
-        latency_ms: Mean of the engine.
-        energy_mj: Of a frame, all that the sensor measures; None without a sensor.
+        latency_ms: Mean milliseconds of a run of the engine alone.
+        energy_mj: Millijoules of a frame, without subtracting those at rest; None without a sensor.
     """
 
     board: str

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. The only place that exits; imports the module of a command when it runs."""
+"""The command line: parses, calls, prints. Only it exits the process; it imports the module of a command on use."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ edgekd: from a trained detector to a bundle for camera firmware.
   edgekd doctor       List what works here, and how to add what is missing.
 
 All commands: edgekd --help"""
-"""Text of `edgekd` alone."""
+"""Text of `edgekd` without a command."""
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """Import a command; return the function behind it."""
+    """Import a command and return its function. Raises KeyError for an unknown one, ImportError."""
     default = name.replace("-", "_")
     module, function = (COMMANDS[name].function or f"{default}.{default}").split(".")
     found: Callable[..., Any] = getattr(import_module(f"edgekd.commands.{module}"), function)
@@ -40,17 +40,17 @@ def function_of(name: str) -> Callable[..., Any]:
 
 
 def callback(name: str) -> Callable[..., None]:
-    """Import a command; return what Typer runs for it, whose signature has its options."""
+    """Import a command and return the function that Typer runs for it, whose signature has its options."""
     return derive.callback(function_of(name), printer(name), COMMANDS[name].run_name)
 
 
 def new_app(*, add_completion: bool = False, **settings: Any) -> typer.Typer:
-    """Return an empty application with plain texts. add_completion: with options that install shell completion."""
+    """Return an empty application without markup. add_completion: add options that install shell completion."""
     return typer.Typer(add_completion=add_completion, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
 
 
 def parser(name: str) -> Any:
-    """Import a command; return the parser of its arguments and options, with `params`."""
+    """Import a command and return Click's command, which parses its arguments and options (`params`)."""
     alone, command = new_app(), COMMANDS[name]
     texts: dict[str, Any] = {"help": f"{command.summary}\n\n{command.details}", "epilog": "\n".join(command.examples)}
     alone.command(name, cls=HelpCommand, **texts)(callback(name))
@@ -88,8 +88,8 @@ def _main(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake ends as one line on stderr and the error's exit code."""
-    # ONNX Runtime, from 1.32 on, sends events and keeps a database of them, unless this is set before its import.
+    """Run the command line. A user's mistake gives one line on stderr and the error's exit code."""
+    # From 1.32 on, ONNX Runtime sends events and keeps a database of them, unless this is set before its import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app(prog_name="edgekd")
@@ -99,7 +99,7 @@ def main() -> None:
     except ImportError as error:
         print(f"edgekd: {error}; fix: `edgekd doctor` says what is missing and how to add it", file=sys.stderr)
         sys.exit(EdgeKDError.exit_code)
-    except OSError as error:  # whatever a file system refuses, such as a name that is too long
+    except OSError as error:  # from the file system, such as a name that is too long
         place = f"{shown_path(str(error.filename))}: " if error.filename else ""
         print(f"edgekd: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(EdgeKDError.exit_code)

@@ -1,4 +1,4 @@
-"""Texts for people on a build: before and after, measured by what, the budget, the files, and the next command."""
+"""Printed text about a build: before and after, basis of the numbers, budget, files, and the next command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_outcome(outcome: BuildResult) -> None:
 
 
 def _rows(outcome: BuildResult) -> list[list[str]]:
-    """Return the table of a build: the given detector, and the graph that ships."""
+    """Return the rows of a build's table: label, given detector, graph that ships."""
     record, timing = outcome.record, outcome.machine.timing.result
     scores = [score.result for score in record.scores]
     boxes = [score.boxes for score in scores if score.boxes]
@@ -53,7 +53,7 @@ def _rows(outcome: BuildResult) -> list[list[str]]:
 
 
 def _origins(outcome: BuildResult) -> Iterator[str]:
-    """Yield a line for each kind of number: measured on what."""
+    """Yield a line for each kind of number: what it was measured on."""
     record, compiled, timing = outcome.record, outcome.machine.compiled.result, outcome.machine.timing.result
     yield f"accuracy: measured on {record.scores[1].result.images} images with ONNX Runtime on the CPU"
     host, title = timing.host, record.request.target.title
@@ -79,7 +79,7 @@ def print_searched(result: SearchResult) -> None:
 
 
 def print_budget(lines: Sequence[LimitResult]) -> None:
-    """Print each limit, and the number to compare with it."""
+    """Print each limit, the value that was reached, and the verdict."""
     marks = {True: "met", False: "MISSED", None: "undecided here"}
     for line in lines:
         value, limit = line.texts

@@ -1,4 +1,4 @@
-"""Texts for people on bundles, their signatures, and their engines on devices."""
+"""Printed text about bundles, their signatures, and their engines on devices."""
 
 from __future__ import annotations
 

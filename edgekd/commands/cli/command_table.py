@@ -12,11 +12,11 @@ class Command(NamedTuple):
     """A command.
 
     Args:
-        group: Heading of help that lists the command.
+        group: Heading under which help lists the command.
         summary: One sentence, short enough for its line in the list of commands.
         examples: Complete calls.
         details: Further sentences, for the command's own help.
-        function: The function behind it, as MODULE.FUNCTION of `edgekd.commands`; by default both are called like the
+        function: The function behind it, as MODULE.FUNCTION of `edgekd.commands`; by default both have the name of the
             command.
         run_name: Name of a run in `--log`, a format string over the parameters; None for a command without `--log`.
     """
@@ -252,4 +252,4 @@ COMMANDS: dict[str, Command] = {
         "It looks for extras, runtimes and devices.",
     ),
 }
-"""In the order in which help lists them, within their groups."""
+"""Commands by name, in the order in which help lists them within their groups."""

@@ -27,19 +27,19 @@ JSON = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.", rich_help_panel="Output")
 ]
 _METAVARS = {Path: "PATH", int: "INTEGER", float: "NUMBER", str: "TEXT"}
-"""Values of options in help, by type; a flag has none."""
+"""Placeholders for values of options in help, by type; a flag has none."""
 
 
 def callback(
     function: Callable[..., Any], show: Callable[[Any], None], run_name: str | None = None
 ) -> Callable[..., None]:
-    """Return what Typer runs for a command: it calls `function`, then prints the result by `show` or as JSON.
+    """Return the function that Typer runs for a command. It calls `function`, then prints by `show` or as JSON.
 
-    A parameter `progress` is supplied. What the command line leaves out is the function's default. The exit code is the
-    result's `exit_status`, if it has one. run_name: of the run in a log, a format string over the parameters; only with
-    one is there `--log`.
+    A parameter `progress` is supplied. Options that are not given have the function's defaults. The exit code is the
+    result's `exit_status`, if it has one. run_name: name of the run in a log, a format string over the parameters; None
+    for a command without `--log`.
 
-    Raises TypeError, naming the parameter, where one is not declared.
+    Raises TypeError, naming the parameter, if one is not declared.
     """
     signature = inspect.signature(function, eval_str=True)
     parameters = {name: each for name, each in signature.parameters.items() if name != "progress"}
@@ -70,7 +70,7 @@ def callback(
 
 
 def _declaration(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, Argument | Option]:
-    """Return the type of a parameter and its declaration. Raises TypeError where it has none."""
+    """Return the type of a parameter and its declaration. Raises TypeError if it has none."""
     if get_origin(parameter.annotation) is Annotated:
         hint, *metadata = get_args(parameter.annotation)
         for each in metadata:
@@ -100,7 +100,7 @@ def _option(parameter: inspect.Parameter, hint: Any, declaration: Argument | Opt
             rich_help_panel=declaration.group,
         )
     annotation = Annotated[kind | None, info] if default is None else Annotated[kind, info]
-    # Of two flags the default's comes first, which Typer takes for True.
+    # With two flags, that of the default is first, and Typer reads the first as True.
     return _keyword(parameter.name, annotation, True if _inverse(declaration) else default)
 
 
@@ -109,7 +109,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _flag(parameter: inspect.Parameter, option: Option) -> str:
-    """Return the flag, and of a boolean with two that of the default first."""
+    """Return the flag; for a boolean with two flags both, that of the default first."""
     flag = option.flag or f"--{parameter.name.replace('_', '-')}"
     if option.inverse is None:
         return flag
@@ -126,9 +126,10 @@ def _inverse(declaration: Argument | Option) -> str | None:
 
 
 def command_line_type(hint: Any, parse: type | None = None) -> Any:
-    """Return the type to read for an annotation: a list for a sequence, Path for `str | Path`, str where it may be.
+    """Return the type to read for an annotation: a list for a sequence, Path for `str | Path`, str for other unions
+    with it.
 
-    parse: the type of one value, where that is given. Raises TypeError where it is not clear.
+    parse: type of one value, used instead. Raises TypeError if it is ambiguous.
     """
     kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     for each in kinds:

@@ -17,7 +17,7 @@ class HelpCommand(TyperCommand):
     """A command whose help has options by `rich_help_panel`, and the lines of `epilog` as examples."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return the arguments, the required options, and a word for all others."""
+        """Return the arguments, the required options, and `[OPTIONS]` for all others."""
         pieces = []
         for each in self.get_params(ctx):
             if each.param_type_name == "argument":
@@ -57,7 +57,7 @@ class HelpGroup(TyperGroup):
 
 
 def _write_sections(formatter: Any, rows: dict[str, Rows]) -> None:
-    """Write what has rows, each under its heading."""
+    """Write the sections that have rows, each under its heading."""
     for heading, records in rows.items():
         if records:
             with formatter.section(_styled(heading, bold=True)):
@@ -65,5 +65,5 @@ def _write_sections(formatter: Any, rows: dict[str, Rows]) -> None:
 
 
 def _styled(text: str, **style: Any) -> str:
-    """Return a text in a style, where stdout shows styles."""
+    """Return a text in a style, if stdout shows styles."""
     return typer.style(text, **style) if has_styles() else text

@@ -1,4 +1,4 @@
-"""Texts of results for people: `printer` finds that of a command."""
+"""Printed text of results: `printer` returns the function for a command."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def print_factorized(result: Factorized) -> None:
 
 
 def _print_lighter(result: Lightened) -> None:
-    """Print a detector before and after it was made lighter."""
+    """Print a detector and the lighter one derived from it."""
     both = (result.before, result.after)
     rows = _metric_rows(*both)
     rows.append(["parameters", *(f"{each.parameters / 1e6:.2f} M" for each in both)])
@@ -279,7 +279,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def print_described(described: Described) -> None:
-    """Print the result of `edgekd describe`: a file for `--head`, with what has to be checked as comments."""
+    """Print the result of `edgekd describe`: a file for `--head`, with comments on settings to check."""
     size = described.detector.preprocess
     print(f"# {described.model.name}: input {size.width}x{size.height}, {len(described.detector.classes)} classes")
     if described.unsure:
@@ -322,5 +322,5 @@ PRINTERS: Mapping[str, Callable[[Any], None]] = {
 
 
 def printer(command: str) -> Callable[[Any], None]:
-    """Return the function that prints the result of a command. Raises KeyError where there is none."""
+    """Return the function that prints the result of a command. Raises KeyError if there is none."""
     return PRINTERS[command]

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _STYLES = {"ok": "green", "missing": "yellow", "broken": "red", "FAILED": "red"}
-"""Colours of cells that say how something went."""
+"""Colours of cells with a state."""
 
 
 def has_styles() -> bool:
-    """Return whether stdout is a terminal for colour and boxes: neither NO_COLOR nor a dumb one."""
+    """Return whether stdout is a terminal that shows colours and boxes, and NO_COLOR is not set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document, and nothing else. Bytes, which are JSON in a canonical form, are printed as they are."""
+    """Print one JSON document, and nothing else. Bytes are canonical JSON, and are printed unchanged."""
     if isinstance(document, bytes):
         sys.stdout.write(document.decode("utf-8"))
     else:
@@ -30,12 +30,12 @@ def print_json(document: Any) -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print columns under a header, as wide as the terminal."""
+    """Print columns under a header, at most as wide as the terminal."""
     _print(_table(header, rows))
 
 
 def print_box(title: str, header: list[str], rows: list[list[str]], lines: Sequence[str]) -> None:
-    """Print a table and the lines that belong to it: in a box with a title, where stdout shows styles."""
+    """Print a table and the lines that belong to it, in a box with a title if stdout shows styles."""
     table = _table(header, rows)
     if not has_styles():
         _print(table)
@@ -61,26 +61,26 @@ def _table(header: list[str], rows: list[list[str]]) -> Table:
 def _print(shown: RenderableType) -> None:
     from rich.console import Console
 
-    # Where nobody's terminal sets the width, nothing is cut off or folded.
+    # Without a terminal, lines of up to 240 characters are not folded.
     Console(width=None if sys.stdout.isatty() else 240).print(shown)
 
 
 def score_text(value: float | None) -> str:
-    """Format a score from 0 to 1, or a dash."""
+    """Return a score from 0 to 1 as text; a dash for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def rate_text(fps: float | None) -> str:
-    """Format frames per second, or a dash where a run was too short or too noisy for them."""
+    """Return frames per second as text; a dash if a run was too short or too noisy for them."""
     return "- FPS" if fps is None else f"{fps:.1f} FPS"
 
 
 def megabytes(count: int) -> str:
-    """Format bytes in MB."""
+    """Return bytes as text in MB."""
     return f"{count / 1e6:.2f} MB"
 
 
 def print_refused(refused: Sequence[str]) -> None:
-    """Print the rates that a run was too short or too noisy for, and what to do."""
+    """Print the numbers that are not reported, with the reasons."""
     for reason in refused:
         print(f"not reported: {reason}")

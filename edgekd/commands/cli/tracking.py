@@ -24,19 +24,19 @@ from edgekd.deploy.signing.secrets import without_secrets
 
 T = TypeVar("T")
 MLFLOW = "mlflow:"
-"""Prefix of the address of an MLflow server; alone it stands for the address in MLFLOW_TRACKING_URI."""
+"""Prefix of the address of an MLflow server; alone it means the address in MLFLOW_TRACKING_URI."""
 EXPERIMENT = "edgekd"
 _APART = frozenset({"detector", "errors", "float32", "forms", "host", "per_class", "snr_db", "tools"})
-"""Keys in results of stages that are no numbers of a run, or have one for each of many layers or classes."""
+"""Keys in results of stages that are not logged: no numbers of a run, or one for each of many layers or classes."""
 _BATCH = 500
-"""Metrics in one request."""
+"""Maximum number of metrics in one request."""
 
 
 class Sink(Protocol):
     """A destination of numbers. It may raise anything: the run continues without it."""
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Keep numbers by name; step: an epoch, or the count of earlier ones of that name."""
+        """Store numbers by key, for a stage or training `name`. step: the epoch, or the number of earlier calls."""
         ...
 
     def close(self, ended: bool) -> None:
@@ -45,10 +45,10 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Lines appended to a file, each at once, so that a running training can be followed."""
+    """JSON lines, appended to a file without buffering, so that a running training can be followed."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SpecError when the place cannot be written."""
+        """Open the file. Raises SpecError if it cannot be written."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = path.open("a", encoding="utf-8")
@@ -68,7 +68,7 @@ class Mlflow:
     """A run of the experiment `edgekd` on an MLflow server, with the command line in its tag `command`."""
 
     def __init__(self, uri: str, name: str) -> None:
-        """Raises SpecError without MLflow, DeviceError where the server does not take a run."""
+        """Start a run. Raises SpecError without MLflow, DeviceError if the server does not accept a run."""
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
@@ -80,7 +80,7 @@ class Mlflow:
             experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
             tags = {"command": without_secrets(" ".join(["edgekd", *sys.argv[1:]]))[:5000]}
             self._run = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        except Exception as error:  # its stores have no common one
+        except Exception as error:  # MLflow's stores have no common base class of errors
             found = str(error).strip().splitlines() or [type(error).__name__]
             raise DeviceError(f"--log {MLFLOW}{uri}: takes no run", found=found[0][:300]) from error
 
@@ -98,7 +98,7 @@ class Mlflow:
 
 
 class Tracked:
-    """A progress that also passes numbers on. A failure is noted once, and the run continues."""
+    """A progress that also passes numbers to a sink. A failure is reported once, and the run continues without it."""
 
     def __init__(self, progress: Progress, sink: Sink) -> None:
         self._progress = progress
@@ -120,7 +120,7 @@ class Tracked:
         self._write(name, epoch, values)
 
     def stage(self, name: str, results: Mapping[str, Any], seconds: float) -> None:
-        """Pass on results of a stage, of this run or an earlier one: its numbers, and the epochs not passed on yet."""
+        """Pass on the numbers of a stage of this run or an earlier one, and its epochs that were not passed on yet."""
         known = self._live.pop(name, set())
         for epoch, values in enumerate(results.get("losses") or ()):
             if epoch not in known:
@@ -142,13 +142,13 @@ class Tracked:
             return
         try:
             work(self._sink)
-        except Exception as error:  # a server that is down must not cost a training
+        except Exception as error:  # a failing server must not stop a training
             self._sink = None
             self._progress.note(f"--log: no more numbers are kept: {error}")
 
 
 def numbers(results: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers in a stage's results, by names with points."""
+    """Yield the numbers in a stage's results with dotted names. before: prefix of the names."""
     for key, value in results.items():
         if key in _APART:
             continue
@@ -160,9 +160,9 @@ def numbers(results: Mapping[str, Any], before: str = "") -> Iterator[tuple[str,
 
 @contextmanager
 def tracked(log: str | None, progress: Progress, name: str) -> Iterator[Progress]:
-    """Yield the progress; with a log, a file or an MLflow server, one that also keeps numbers there.
+    """Yield the progress; with a log, one that also writes numbers to a file or an MLflow server.
 
-    name: of the run there. Raises SpecError or DeviceError before anything else is done.
+    name: of the run on the server. Raises SpecError or DeviceError before the block runs.
     """
     if log is None:
         yield progress

@@ -1,1 +1,1 @@
-"""The pages of `edgekd ui`: result folders, read and shown. Nothing is written, and nothing leaves the machine."""
+"""The pages of `edgekd ui`, which show result folders. Nothing is written, and nothing leaves the machine."""

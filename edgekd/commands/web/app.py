@@ -1,7 +1,7 @@
-"""The web application of `edgekd ui`: addresses, and headers that keep everything on this machine.
+"""The web application of `edgekd ui`: routes, and headers that keep everything on this machine.
 
-The only module that imports Flask. It answers GET alone, and nothing but pages of result folders that were found, their
-reports, one style sheet and one script: no path of a request is ever opened.
+The only module that imports Flask. It answers only GET, with pages of the result folders that were found, their
+reports, one style sheet and one script. It never opens a path from a request.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from flask import Flask, Response
 
 HOST = "127.0.0.1"
-"""The only address that is served: nobody outside this machine can ask."""
+"""The only address that is served, which other machines cannot reach."""
 HOSTS = [HOST, "localhost"]
-"""Names of this machine in a request: a page of another name that leads here (DNS rebinding) is refused."""
+"""Allowed host names of a request; others are refused, as protection from DNS rebinding."""
 MAX_REPORT_BYTES = 1 << 28
-"""Bytes of a report; that of the demo has 750 kB."""
+"""Maximum bytes of a report; that of the demo has 750 kB."""
 _FOLDER = Path(__file__).parent
 _OWN = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'self'; style-src 'self'"
 PAGE_POLICY = f"{_OWN}; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-"""Content-Security-Policy of pages: their own style sheet and script, and no other address."""
+"""Content-Security-Policy of pages: only their own style sheet and script, and no other address."""
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 )
-"""Content-Security-Policy of reports: a report by somebody else reads no page of ours and opens no connection."""
+"""Content-Security-Policy of reports: an untrusted report can neither read other pages nor open connections."""
 HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -52,7 +52,7 @@ def create_app(root: Path) -> Flask:
     app.config["TRUSTED_HOSTS"] = HOSTS
 
     def found(name: str) -> Run:
-        """Return the result folder of that name; the answer is 404 where there is none."""
+        """Return the result folder of that name; respond with 404 if there is none."""
         runs = {run.name: run for run in find_runs(root)[0]}
         return runs[name] if name in runs else flask.abort(404)
 
@@ -103,7 +103,7 @@ def create_app(root: Path) -> Flask:
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket that listens on this machine alone. port: 0 for a free one. Raises SpecError."""
+    """Return a socket that listens on the loopback address. port: 0 for a free one. Raises SpecError."""
     listening = socket.socket()
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,7 +121,7 @@ def serve(app: Flask, listening: socket.socket) -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
-        """Prints no line for each request: pages ask every two seconds."""
+        """Handler that does not log requests, because pages poll every two seconds."""
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             pass

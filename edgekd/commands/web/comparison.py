@@ -1,4 +1,4 @@
-"""Two builds side by side: which number is better, and which settings differ. No HTML."""
+"""Comparison of two builds: which numbers are better, and which settings differ. No HTML."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from edgekd.evaluation.report import text
 
 Verdict = Literal["better", "worse", "same"]
 SCORE_NOISE = 0.001
-"""Difference of two scores from 0 to 1 below which none is called better: the last digit that is shown."""
+"""Scores from 0 to 1 that differ by less count as equal: the last digit that is shown."""
 TIME_NOISE = 0.05
-"""Relative difference of two times below which none is called better: runs at other moments differ that much."""
+"""Times that differ by less, relative to the first, count as equal: repeated runs differ by as much."""
 _ASKED = ("step", "rule", "opset", "head")
-"""Inputs of stages that were asked for; the others follow from them."""
+"""Inputs of stages that are settings; the others are computed."""
 
 
 class _Figure(NamedTuple):
     """A number of a build.
 
     Args:
-        name: The number for people.
+        name: Label of the number.
         key: The field of `ComparedBuild`.
-        shown: Formats it.
-        sign: 1 where more is better, -1 where less is.
-        kind: What has to be the same in both builds for the numbers to compare.
+        shown: Formats the number.
+        sign: 1 if more is better, -1 if less is.
+        kind: Kind of number, which decides when those of two builds compare.
     """
 
     name: str
@@ -57,7 +57,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A number of both builds as text. change: b by a. verdict: on b beside a; None where they do not compare."""
+    """A number of both builds as text. change: from a to b, in percent. verdict: on b; None if they do not compare."""
 
     name: str
     a: str
@@ -68,7 +68,7 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class SettingRow:
-    """A setting that differs, as text."""
+    """A setting with different values in both builds, as text."""
 
     name: str
     a: str
@@ -77,7 +77,7 @@ class SettingRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two builds: what `edgekd compare` gives, its numbers with verdicts, and the settings that differ."""
+    """Two builds: the result of `edgekd compare`, its numbers with verdicts, and the settings that differ."""
 
     found: Compared
     figures: tuple[FigureRow, ...]
@@ -109,7 +109,7 @@ def _figure_row(found: Compared, figure: _Figure) -> FigureRow:
 
 
 def _verdict(found: Compared, figure: _Figure, a: float, b: float) -> Verdict | None:
-    """Return the verdict on b beside a; None where they do not compare."""
+    """Return the verdict on b compared with a; None if they do not compare."""
     a_target, b_target = found.a.target, found.b.target
     comparable = {
         "score": found.same_data,
@@ -127,7 +127,7 @@ def _verdict(found: Compared, figure: _Figure, a: float, b: float) -> Verdict | 
 
 
 def _settings(run: Run, build: Finished) -> Iterator[tuple[str, str]]:
-    """Yield names and values of all that a build was asked for, and of what it ran with."""
+    """Yield names and values of the settings of a build, and of the versions and machine that it ran with."""
     ledger, lineage = build.ledger, build.manifest.lineage
     facts = {
         "model": ledger.model,
@@ -147,7 +147,7 @@ def _settings(run: Run, build: Finished) -> Iterator[tuple[str, str]]:
 
 
 def _stage_settings(run: Run, name: str, stage: LedgerStage) -> Iterator[tuple[str, str]]:
-    """Yield what was asked of a stage; nothing where its record is not there any more."""
+    """Yield names and values of the settings of a stage; nothing if its record is gone or damaged."""
     try:
         folder = run.inner("stages").inner(f"{stage.name}-{stage.key[:16]}")
         for key, value in json.loads(read_text(folder, RECORD))["inputs"].items():
@@ -158,7 +158,7 @@ def _stage_settings(run: Run, name: str, stage: LedgerStage) -> Iterator[tuple[s
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the single values in a nested one, with their names."""
+    """Yield the scalars and lists in a nested value as text, with their names."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}, {key}", inner)

@@ -1,6 +1,6 @@
 """The pages of `edgekd ui` as HTML, with the numbers, charts and style of the report.
 
-A row or section whose numbers cannot be shown becomes a line with the reason: a broken file does not hide the others.
+A row or section whose numbers cannot be shown becomes a line with the reason, so a broken file does not hide others.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from edgekd.hardware.budget import verdict
 
 _FOLDER = Path(__file__).parent
 CHARTS = 4
-"""Fronts on the overview, of the newest searches: more would hide the fleets below them."""
+"""Number of Pareto fronts on the overview, of the newest searches; fleets are listed below them."""
 
 
 def overview_page(root: Path) -> str:
-    """Return the page with all result folders in a folder."""
+    """Return the HTML of the page with all result folders in a folder."""
     runs, problems = find_runs(root)
     records = sorted(map(read_run, runs), key=lambda record: (record.state != "running", -record.changed_at))
     builds = [record for record in records if not record.is_fleet]
@@ -51,7 +51,7 @@ def overview_page(root: Path) -> str:
 
 
 def run_page(run: Run) -> str:
-    """Return the page of a result folder."""
+    """Return the HTML of the page of a result folder."""
     record = read_run(run)
     others = [other for other in map(read_run, find_runs(run.root)[0]) if other.build and other.run != run]
     return _page(
@@ -66,7 +66,7 @@ def run_page(run: Run) -> str:
 
 
 def comparison_page(runs: Sequence[Run]) -> str:
-    """Return the page of two builds side by side. Raises SpecError where they are not two finished builds."""
+    """Return the HTML of the page of two builds side by side. Raises SpecError unless both are finished builds."""
     records = [read_run(run) for run in runs]
     builds = [record.build for record in records if record.build]
     if len(runs) != 2 or len(builds) != 2:
@@ -86,12 +86,12 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def problem_page(title: str, reason: str) -> str:
-    """Return a page that says why another one cannot be shown."""
+    """Return the HTML of a page with the reason why another one cannot be shown."""
     return _page("problem.html", title=title, reason=reason)
 
 
 def _sections(record: RunRecord) -> Iterator[str]:
-    """Yield the macros of the sections that a result folder has something for."""
+    """Yield the names of the macros of the sections for which a result folder has data."""
     progress, build = record.progress, record.build
     if progress and (record.state != "done" or build is None):
         yield "progress_section"
@@ -116,7 +116,7 @@ def _trainings(progress: RunProgress) -> list[Training]:
 
 
 def _alike(record: RunRecord, other: RunRecord) -> bool:
-    """Return whether two finished builds are of the same model for the same target."""
+    """Return whether two finished builds have the same model and target."""
     return (record.build and (record.build.ledger.model, record.build.ledger.target)) == (
         other.build and (other.build.ledger.model, other.build.ledger.target)
     )
@@ -127,7 +127,7 @@ def _page(template: str, **values: Any) -> str:
 
 
 def _part(macro: str, record: RunRecord, *values: object) -> Markup:
-    """Return a row or a section, or the line that says why it cannot be shown."""
+    """Return the HTML of a row or section, or a line with the reason why it cannot be shown."""
     shared: Any = templates().get_template("shared.html").module
     try:
         return Markup(getattr(shared, macro)(record, *values))
@@ -138,7 +138,7 @@ def _part(macro: str, record: RunRecord, *values: object) -> Markup:
 
 @cache
 def templates() -> Environment:
-    """Return the templates: these, and those of the report with their filters."""
+    """Return the templates of these pages and of the report, with the filters of both."""
     report = environment()
     assert report.loader is not None
     found = report.overlay(loader=ChoiceLoader([FileSystemLoader(_FOLDER / "templates"), report.loader]))

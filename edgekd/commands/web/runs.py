@@ -1,7 +1,7 @@
-"""Result folders below a folder, and all that their files say. No HTML.
+"""Result folders below a folder, and the content of their files. No HTML.
 
-Every file is hostile until it has been read: a broken one is a line with the reason, and nothing outside the folder is
-opened, whatever links and names in files lead to.
+Files are untrusted: a broken one becomes a line with the reason, and nothing outside the folder is opened, even if
+links or names in files refer to it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from edgekd.evaluation.search_result import SearchResult
 T = TypeVar("T")
 REPORT = "report.html"
 _MARKS = (LEDGER, PROGRESS, SEARCH, RESULT)
-"""Files of which a result folder has one at least."""
+"""Files of which each result folder has at least one."""
 _INSIDE = frozenset({"stages", "search", BOARDS})
-"""Folders in result folders that have no further result folders, but thousands of files."""
+"""Folders in result folders that are not searched: they have thousands of files, and no result folders."""
 MAX_DEPTH = 4
-"""Levels of folders below the given one."""
+"""Maximum levels of folders below the given one."""
 MAX_RUNS = 2000
-"""Result folders on a page."""
+"""Maximum number of result folders on a page."""
 MAX_TEXT_BYTES = 1 << 20
-"""Bytes of a plan; that of a network with 300 layers has 30 kB."""
+"""Maximum bytes of a text such as a plan; that of a network with 300 layers has 30 kB."""
 _CACHED = 4096
-"""Files whose content is kept: those of MAX_RUNS folders."""
+"""Number of documents, and of manifests, that are cached: enough for MAX_RUNS folders."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,28 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Its path."""
+        """Path of the folder."""
         return self.root / self.name
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Name of the folder, printable."""
         return printable(self.name or self.root.name)
 
     def inner(self, name: str) -> Run:
-        """Return a folder in it as a result folder. Raises SpecError where a name or a link leads out of the root."""
+        """Return a folder in it as a result folder. Raises SpecError if the name or a link leads out of the root."""
         self.file(name)
         return Run(self.root, f"{self.name}/{name}".lstrip("/"))
 
     def has(self, name: str) -> bool:
-        """Return whether a file lies there, and not outside by a link."""
+        """Return whether the folder has a file of that name that no link leads out of the root."""
         try:
             return self.file(name).is_file()
         except (OSError, SpecError):
             return False
 
     def file(self, name: str) -> Path:
-        """Return the path of a file in the folder. Raises SpecError where a name or a link leads out of the root."""
+        """Return the path of a file in the folder. Raises SpecError if the name or a link leads out of the root."""
         path = self.folder / name
         try:
             inside = Path(name).name == name != ".." and path.resolve().is_relative_to(self.root)
@@ -90,17 +90,17 @@ class Run:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that the files of a result folder say; None for what is not there.
+    """The content of the files of a result folder; None for missing files.
 
     Args:
         changed_at: Time of the last change of a file, in seconds since 1970.
-        progress: How far the last command came.
+        progress: Progress of the last command.
         build: The finished build.
         search: The search for its recipe.
-        boards: The boards of a fleet, by the result of the fleet or, while it runs, by those of the boards.
+        boards: The boards of a fleet, from the result of the fleet or, while it runs, from the results of the boards.
         fleet: The result of a fleet.
-        unfinished: Names of the stages that are being done, or were when the command was stopped.
-        problems: Files that cannot be read, and why.
+        unfinished: Names of the stages that are running, or were when the command was stopped.
+        problems: Files that cannot be read, with the reasons.
     """
 
     run: Run
@@ -115,19 +115,19 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """The state of the last command; a folder by an older edgekd, which kept no progress, is done."""
+        """The state of the last command; `done` without a record, as in folders of an older edgekd."""
         return self.progress.state if self.progress else "done"
 
     @property
     def is_fleet(self) -> bool:
-        """True for a fleet, else it is a build."""
+        """True for a fleet; False for a build or another command."""
         if self.progress:
             return self.progress.command == "fleet"
         return self.fleet is not None
 
 
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """Return the result folders in a folder, itself included, sorted by name, and the problems of finding them."""
+    """Return the result folders in a folder, including itself, sorted by name, and problems found on the way."""
     root = root.resolve()
     runs: list[Run] = []
     problems: list[str] = []
@@ -146,7 +146,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
 
 
 def _folders(root: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield folders down to MAX_DEPTH and the names of their files, without the inner ones of result folders."""
+    """Yield folders down to MAX_DEPTH and the names of their files, without the folders _INSIDE result folders."""
 
     def refuse(error: OSError) -> None:
         problems.append(printable(f"{error.filename}: cannot be listed: {error.strerror}"))
@@ -168,13 +168,13 @@ def _is_utf8(name: str) -> bool:
 
 
 def read_run(run: Run) -> RunRecord:
-    """Read a result folder; what cannot be read is a problem of the record."""
+    """Read a result folder; the record lists files that cannot be read as problems."""
     problems: list[str] = []
 
     def read(name: str, reader: Callable[[Path], T]) -> T | None:
         return _read(run, name, reader, problems)
 
-    progress = read(PROGRESS, lambda path: read_progress(path.parent))  # not kept: its state depends on a lock
+    progress = read(PROGRESS, lambda path: read_progress(path.parent))  # not cached: its state depends on a lock
     search = read(SEARCH, lambda path: _document(SearchResult, *_version(path)))
     fleet = read(RESULT, lambda path: _document(FleetReport, *_version(path)))
     build = read(LEDGER, lambda path: _finished(run, path))
@@ -196,7 +196,7 @@ def read_run(run: Run) -> RunRecord:
 
 
 def read_text(run: Run, name: str) -> str:
-    """Return the text of a file. Raises SpecError."""
+    """Return the text of a file. Raises SpecError if it cannot be read or is too large."""
     content = read_input(run.file(name), MAX_TEXT_BYTES, SpecError)
     return content.decode("utf-8", "replace")
 
@@ -207,7 +207,7 @@ def _finished(run: Run, ledger_path: Path) -> Finished:
 
 
 def _boards(run: Run, problems: list[str]) -> tuple[BoardReport, ...]:
-    """Return what boards of a fleet gave so far, the last of each, by the name of the board."""
+    """Return the last result of each board of a fleet so far, sorted by the name of the board."""
     try:
         boards = run.inner(BOARDS)
         names = sorted(entry.name for entry in os.scandir(boards.folder))[:MAX_RUNS]
@@ -220,31 +220,31 @@ def _boards(run: Run, problems: list[str]) -> tuple[BoardReport, ...]:
 
 
 def _read(run: Run, name: str, reader: Callable[[Path], T], problems: list[str]) -> T | None:
-    """Return what a reader makes of a file; None without the file, and with a problem where it cannot."""
+    """Return the result of a reader for a file; None without the file, or with an entry in `problems` if it fails."""
     if not os.path.lexists(run.folder / name):
         return None
     try:
         return reader(run.file(name))
     except EdgeKDError as error:
         problems.append(str(error))
-    except Exception as error:  # of a reader that met something unforeseen in a hostile file
+    except Exception as error:  # any error that a hostile file causes in a reader
         problems.append(printable(f"{run.title}/{name}: cannot be read: {first_line(error)}"))
     return None
 
 
 def _version(path: Path) -> tuple[Path, tuple[int, int, int]]:
-    """Return a path, and what changes when the content of its file does. Raises OSError."""
+    """Return a path, and inode, modification time (ns) and size of its file. Raises OSError."""
     status = path.stat()
     return path, (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(_CACHED)
 def _document(kind: type[T], path: Path, version: tuple[int, int, int]) -> T:
-    """Return the document in this version of a file."""
+    """Return the document in this version of a file, cached."""
     return read_document(kind, path)
 
 
 @lru_cache(_CACHED)
 def _manifest(path: Path, version: tuple[int, int, int]) -> Manifest:
-    """Return the manifest of this version of a bundle."""
+    """Return the manifest of this version of a bundle, cached."""
     return read_manifest(path)

@@ -1,5 +1,5 @@
-// Follow what runs: ask for this page again, and put in the parts that have changed. Without this script the page stays
-// as it was when it was opened. Nothing leaves this machine.
+// Poll this page, and replace the parts that have changed. Without this script the page stays as it was when it was
+// opened. Nothing leaves this machine.
 "use strict";
 
 const INTERVAL_MS = 2000;
@@ -13,7 +13,7 @@ function checkChosen(part) {
   for (const box of part.querySelectorAll(BOXES)) box.checked = chosen.includes(box.value);
 }
 
-// Two builds are compared: one more takes the place of the one that was chosen first.
+// Two builds are compared: choosing a third replaces the one that was chosen first.
 function choose(event) {
   if (!event.target.matches(BOXES)) return;
   const at = chosen.indexOf(event.target.value);
@@ -23,13 +23,13 @@ function choose(event) {
   checkChosen(document);
 }
 
-// What tells an element that can have the focus from the others of its part, wherever it moves.
+// A key that identifies a focusable element among those of its part, also after it has moved.
 function keyOf(element) {
   const attribute = (name) => element.getAttribute(name);
   return element.tagName + (attribute("href") || attribute("value") || attribute("aria-label") || element.textContent);
 }
 
-// What the reader has opened, focused and scrolled in a part of the page, as a function that does it in a newer one.
+// Return a function that opens, focuses and scrolls a new part of the page as the reader had left the old one.
 function readerState(old, fresh) {
   const open = Array.from(old.querySelectorAll("details"), (each) => each.open);
   const scrolled = Array.from(old.querySelectorAll(SCROLLING), (each) => [each.scrollLeft, each.scrollTop]);
