@@ -145,7 +145,7 @@ class Prune(_Sized):
         refit: Refit the weights of all layers to their original outputs, by least squares on the images.
         recovery: Training between two rounds, with the original detector as teacher.
         images: Number of images of the training split for gradients and the refit.
-        batch: Images per batch for new statistics of batch norms and for gradients.
+        batch: Images per batch for new statistics of batch norms and for the scan of sensitivity.
         image_size: Their side in pixels; None for the detector's own.
         seed: Seed of the choice of images.
     """
@@ -351,7 +351,7 @@ class Distill(_Cached):
             moves its objects with the labels; `auto` is `cached` unless a loss compares feature maps.
         cache_size: Most disk space for cached objects, such as `2GB`.
         features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
-        focus: Exponent by which the class loss is weighted with the disagreement of both networks: 0, or 1 or more.
+        focus: Exponent of the disagreement of both networks as a weight of the class loss: 0 for none, or 1 or more.
         alpha: Whether the teacher's share in an adaptive stage grows with `agreement` or `disagreement`; `off`: 1.
         temperature: Temperature of the class probabilities.
         balance_every: Steps between two measurements of the losses' gradients, by which all losses are scaled to the
