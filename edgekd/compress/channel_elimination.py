@@ -1,15 +1,15 @@
-"""Loss that the removal of channels leaves after the layers that read them are refitted: optimal brain surgeon.
+"""Increase of the loss by removing channels and refitting the layers that read them: optimal brain surgeon.
 
-A layer with weights W reads inputs z of covariance C. Without its input i the other weights can make good what is
-linear in the others: to second order the loss then grows by
+A layer with weights W reads inputs z with covariance C. If its input i is removed, the other weights can compensate the
+part of it that is linear in the other inputs. To second order the loss then increases by
 
     sum over outputs o of  G_o * W_oi^2 / (C^-1)_ii,
 
-with G_o the mean squared gradient of the loss by output o, of which the errors of places are independent. Channels
-are eliminated one by one, always the one that costs least, and W and C^-1 are brought up to date after each. For one
-weight: Hassibi and Stork, NIPS 1992; for groups of weights: ZipLM, Kurtic and others, arXiv 2302.04089. A convolution
-reads patches, each channel by as many inputs as its kernel has places. Where these are too many, the covariance is
-taken as that of channels times that of places.
+where G_o is the mean squared gradient of the loss at output o; the errors at different positions are assumed to be
+independent. Channels are eliminated one by one, always the one with the smallest increase, and W and C^-1 are updated
+after each. For one weight: Hassibi and Stork, NIPS 1992; for groups of weights: ZipLM, Kurtic and others, arXiv
+2302.04089. A convolution reads patches: each channel is as many inputs as its kernel has positions. If these are too
+many, the covariance is approximated by the product of one over channels and one over kernel positions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 RIDGE = 0.01
-"""Ridge of a covariance, as a share of its mean variance: that of the refit."""
+"""Ridge added to a covariance, as a share of its mean variance; the same as in `detectors.refit`."""
 MIN_VARIANCE = 1e-12
-"""Smallest mean variance, so that inputs that do not vary have an inverse."""
+"""Lower bound of the mean variance, which keeps the covariance of constant inputs invertible."""
 
 
 MAX_INPUTS = 1152
-"""Most inputs with a covariance of their own, such as 128 channels by 3 x 3 places: a matrix of 11 MB."""
+"""Largest number of inputs with a full covariance, such as 128 channels times 3 x 3 positions: 11 MB in float64."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Reader:
     """A layer that reads channels.
 
     inverse: float64 [inputs, inputs], C^-1; gram: float64 [inputs, inputs], sum over outputs of G_o W_oi W_oj; places:
-    neighbouring inputs by which each channel is read.
+    number of adjacent inputs of each channel.
     """
 
     inverse: torch.Tensor
@@ -44,27 +44,29 @@ class Reader:
     places: int = 1
 
     def inputs_of(self, channels: torch.Tensor) -> torch.Tensor:
-        """Return the inputs that read channels int64 [n, k]: [n, k * places]."""
+        """Return the indices of the inputs of channels int64 [n, k]: int64 [n, k * places]."""
         return (channels[..., None] * self.places + torch.arange(self.places)).flatten(1)
 
 
 class ReaderStatistics:
-    """Moments of the inputs and output gradients of a layer, accumulated at places drawn by their squared gradient."""
+    """Moments of a layer's inputs and output gradients, accumulated at positions sampled by their squared gradient."""
 
     def __init__(self, inputs: int, outputs: int, positions: int) -> None:
-        """positions: of the kernel."""
+        """positions: number of positions of the kernel, kh * kw."""
         self._places = positions if inputs * positions <= MAX_INPUTS else 1
         inputs, positions = inputs * self._places, positions // self._places
         self._total = 0.0
         self._means = torch.zeros(inputs, positions, dtype=torch.float64)
-        # Sums in float32: what is lost is far below the ridge, and a sum in place takes half of the time.
+        # Sums in float32: the rounding error is far below the ridge, and summing in place takes half of the time.
         self._channels = torch.zeros(inputs, inputs)
         self._kernel = torch.zeros(positions, positions)
         self._gradients = torch.zeros(outputs, dtype=torch.float64)
 
     def add(self, read: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Add an output map: patches that some places read, float32 [n, inputs, kh * kw], and all squared gradients,
-        float32 [outputs, h * w], by whose sum over the outputs the places were drawn.
+        """Add one frame.
+
+        read: patches read at the sampled positions, float32 [n, inputs, kh * kw]; gradients: squared gradients at all
+        positions, float32 [outputs, h * w]. Positions are sampled in proportion to their sum over the outputs.
         """
         read = self._by_input(read)
         by_output = gradients.double().sum(1)
@@ -77,7 +79,7 @@ class ReaderStatistics:
         self._kernel.addmm_(by_position, by_position.T, alpha=weight)
 
     def reader(self, weights: torch.Tensor) -> Reader:
-        """Return the layer with weights float32 [outputs, inputs, kh * kw]."""
+        """Return the layer for weights float32 [outputs, inputs, kh * kw]."""
         total, positions = max(self._total, MIN_VARIANCE), len(self._kernel)
         means = self._means / total
         channels = (self._channels.double() / total - means @ means.T) / positions
@@ -90,14 +92,14 @@ class ReaderStatistics:
         return Reader(inverse, scaled.flatten(1) @ rows.flatten(1).T, self._places)
 
     def _by_input(self, values: torch.Tensor) -> torch.Tensor:
-        """Return values [n, channels, kh * kw] with the inputs in place of the channels."""
+        """Reshape values [n, channels, kh * kw] to [n, channels * places, kh * kw / places]."""
         return values.unflatten(2, (self._places, -1)).flatten(1, 2)
 
 
 def elimination_losses(readers: Sequence[tuple[Reader, torch.Tensor]], channels: int) -> NDArray[np.float64]:
-    """Return the growth of the loss with each channel when it is its turn, float64 [channels], none less than before.
+    """Return the loss increase by each channel at its elimination, float64 [channels]; non-decreasing in that order.
 
-    readers: with int64 [channels, k], the layer's input channels that are each channel.
+    readers: each with an index int64 [channels, k]: the input channels of the layer that belong to each channel.
     """
     reading = [_Elimination(reader, index) for reader, index in readers]
     losses, left, last = np.zeros(channels), list(range(channels)), 0.0
@@ -116,21 +118,21 @@ def elimination_losses(readers: Sequence[tuple[Reader, torch.Tensor]], channels:
 
 
 class _Elimination:
-    """Inverse covariance and Gram matrix of what a layer reads of some channels, float64 [channels * m, channels * m].
+    """Inverse covariance and Gram matrix of a layer's inputs from the channels, float64 [channels * m, channels * m].
 
-    Of n channels that are left the first n * m rows and columns are up to date. What a layer reads of other channels is
-    left out: no update needs it.
+    m: inputs per channel. With n channels left, only the first n * m rows and columns are up to date. Inputs from other
+    channels are left out: no update needs them.
     """
 
     def __init__(self, reader: Reader, index: torch.Tensor) -> None:
-        """index: as of `elimination_losses`."""
+        """index: int64 [channels, k], as in `elimination_losses`."""
         inputs = reader.inputs_of(index)
         self._size = inputs.shape[1]
         rows = inputs.flatten()
         self._matrices = [each[rows[:, None], rows] for each in (reader.inverse, reader.gram)]
 
     def growth(self, count: int) -> torch.Tensor:
-        """Return the growth of the loss without each of the `count` channels that are left, float64 [count]."""
+        """Return the loss increase by removing each of the `count` channels left, float64 [count]."""
         shape = (count, self._size, count, self._size)
         inverse, gram = (
             each[: count * self._size, : count * self._size].view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -141,7 +143,7 @@ class _Elimination:
         return torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(1)
 
     def eliminate(self, channel: int, count: int) -> None:
-        """Bring both up to date after a channel of the `count` that are left is gone; the last one takes its place."""
+        """Remove one of the `count` channels left, and update both matrices; the last channel takes its place."""
         size, end = self._size, (count - 1) * self._size
         here, last = slice(channel * size, (channel + 1) * size), slice(end, end + size)
         for each in self._matrices:
@@ -150,7 +152,7 @@ class _Elimination:
         inverse, gram = (each[:end, :end] for each in self._matrices)
         own_inverse, own_gram = (each[last, last] for each in self._matrices)
         cross_inverse, cross_gram = (each[last, :end] for each in self._matrices)
-        moves = torch.linalg.solve(own_inverse, cross_inverse)  # of the weights of all inputs, by those gone
+        moves = torch.linalg.solve(own_inverse, cross_inverse)  # changes of all weights per removed weight
         inverse.addmm_(cross_inverse.T, moves, alpha=-1)
         change = cross_gram - own_gram @ moves / 2
         gram.addmm_(torch.cat([change, moves]).T, torch.cat([moves, change]), alpha=-1)

@@ -1,15 +1,15 @@
-"""Least squares for the weights of a linear layer: weights that give, from changed inputs, the outputs of before.
+"""Least squares for the weights of a linear layer: weights that compute the original outputs from changed inputs.
 
-Where channels are removed, or an earlier layer is approximated, a layer reads patches z in place of those it was
-trained for, and should still give y, the outputs of the original layer that are kept. Its new weights W minimize
+After channels are removed, or an earlier layer is approximated, a layer reads other patches z than it was trained for,
+but should still compute y, the kept outputs of the original layer. Its new weights W minimize
 
     mean |W z - y|^2 + r |W - W0|^2,    r = ridge * mean variance of z,
 
-with the means of z and y removed: what they differ by is an offset for the layer's bias, or its batch norm's mean. The
-ridge keeps W near W0, the old weights that are kept, in directions in which z hardly varies. For each group of a
-grouped layer this is a problem of its own; of a depthwise one each channel.
+with the means of z and y subtracted: mean y - W mean z is an offset for the layer's bias, or for the mean of its batch
+norm. The ridge keeps W near W0, the kept old weights, in directions in which z hardly varies. Each group of a grouped
+layer is solved separately, and so is each channel of a depthwise layer.
 
-Memory: only covariances are kept, [inputs, inputs + outputs] float64 for each group, whatever the number of samples.
+Memory: only covariances, float64 [inputs, inputs + outputs] for each group, for any number of samples.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 
 MIN_RIDGE = 1e-12
-"""Smallest ridge: inputs that do not vary leave the weights as they are."""
+"""Lower bound of the ridge and of the mean variance: weights of constant inputs do not change."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The inputs that an output of a convolution reads. Pairs are of height and width.
+    """The inputs that an output of a convolution reads. Pairs are (height, width).
 
-    transposed: of a transposed convolution, which reads the places whose window holds the output.
+    transposed: for a transposed convolution, whose output reads the positions whose window contains it.
     """
 
     kernel: tuple[int, int] = (1, 1)
@@ -37,9 +37,9 @@ class Window:
 
 
 def patches(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, window: Window) -> torch.Tensor:
-    """Return what some outputs of a convolution read: [b, n, channels, kh * kw], zeros beyond a map's edge.
+    """Return the input patches of some outputs of a convolution: [b, n, channels, kh * kw], zero outside of the map.
 
-    maps: [b, channels, h, w]; rows, columns: int64 [b, n], places of outputs in each frame.
+    maps: [b, channels, h, w]; rows, columns: int64 [b, n], positions of the outputs in each frame.
     """
     height, width = maps.shape[2:]
     down, fits_down = _sources(rows, 0, height, window)
@@ -51,7 +51,7 @@ def patches(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, windo
 
 
 def _sources(places: torch.Tensor, axis: int, size: int, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which rows, or columns, of the input outputs read: indices [b, n, k], and where there is one."""
+    """Return the rows (axis 0) or columns (1) of the input that outputs read, int64 [b, n, k], and which are inside."""
     reach = torch.arange(window.kernel[axis], device=places.device) * window.dilation[axis]
     stride, padding = window.stride[axis], window.padding[axis]
     if window.transposed:
@@ -66,11 +66,11 @@ def _sources(places: torch.Tensor, axis: int, size: int, window: Window) -> tupl
 class LeastSquares:
     """The normal equations of a layer's weights, accumulated batch by batch.
 
-    centred: remove means. Without, for a layer that can have no offset, the weights have to give the means as well.
+    centred: subtract means. False for a layer without an offset: its weights then fit the means, too.
     """
 
     def __init__(self, groups: int, inputs: int, outputs: int, *, centred: bool = True) -> None:
-        """inputs, outputs: of each group."""
+        """inputs, outputs: numbers per group."""
         self._inputs, self._centred = inputs, centred
         self._count = 0
         self._shift = torch.zeros(groups, 1, inputs + outputs)
@@ -78,19 +78,19 @@ class LeastSquares:
         self._products = torch.zeros(groups, inputs, inputs + outputs, dtype=torch.float64)
 
     def add(self, read: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Add samples: what is read, float32 [groups, n, inputs], and the outputs wanted, [groups, n, outputs]."""
+        """Add samples: inputs `read`, float32 [groups, n, inputs], and target outputs, float32 [groups, n, outputs]."""
         both = torch.cat([read, wanted], 2)
         if self._centred and not self._count:
-            self._shift = both.mean(1, keepdim=True)  # near enough to the mean for float32 products
+            self._shift = both.mean(1, keepdim=True)  # close enough to the mean for products in float32
         both = both - self._shift
         self._count += both.shape[1]
         self._sums += both.double().sum(1, keepdim=True)
         self._products += (both[..., : self._inputs].transpose(1, 2) @ both).double()
 
     def solve(self, start: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights, float32 [groups, outputs, inputs], and offsets, [groups, outputs], 0 where not centred.
+        """Return weights, float32 [groups, outputs, inputs], and offsets, [groups, outputs], 0 if not centred.
 
-        start: the old weights, of the same shape.
+        start: the old weights, of the same shape; ridge: a share of the mean variance of the inputs.
         """
         mean = self._sums / max(self._count, 1)
         covariance = self._products / max(self._count, 1)

@@ -1,19 +1,19 @@
 """Convolutions as products of thinner ones: low-rank approximation of weights, weighted by a layer's inputs.
 
-A layer W has outputs y = W x, of patches x with the second moment S. Of all layers of lower rank W~ has the least
-|D (W - W~) S^(1/2)|_F^2, the power of the error on real maps, where D says how much each output counts. The share kept
-is 1 less that power relative to the variance of y.
+A layer W computes outputs y = W x of patches x with the second moment S. Among the layers of lower rank, W~ minimizes
+|D (W - W~) S^(1/2)|_F^2, the power of the error on real maps, where the diagonal matrix D weights the outputs. The kept
+share is 1 minus this power relative to the variance of y.
 
 A patch of k x k has I k^2 numbers, and S the square of that. Here S is C (x) T: the second moment C [I, I] of channels,
-and the correlation T [k^2, k^2] of positions around the mean, which says how smooth maps are. For a matrix and for
-1 x 1 this is exact, T being 1. For k x k it takes a k^4-th of the memory and has what matters most: which channels are
-correlated, and that a kernel's mean counts more than its details. S is that of patches, zeros around a map included,
-for which a bias that corrects the mean error would be wrong; so none does.
+and the correlation T [k^2, k^2] of positions around the mean, which describes how smooth maps are. For a matrix and for
+1 x 1 this is exact, with T = 1. For k x k it needs about 1 / k^4 of the memory and keeps the main effects: the
+correlation of channels, and that the mean of a kernel matters more than its details. S includes the zeros around a map,
+for which a bias that corrects the mean error would be wrong, so there is no such bias.
 
-W~ is a Tucker-2 decomposition (Kim and others, ICLR 2016, arXiv 1511.06530) of D W (C (x) T)^(1/2): 1 x 1 reads
-channels into fewer, k x k mixes those, 1 x 1 writes the outputs. Either end may keep its full rank, and then has no
-layer. Without the writing end, a matrix or 1 x 1 becomes two by its singular value decomposition, which is the best of
-their rank (Eckart and Young, 1936).
+W~ is a Tucker-2 decomposition (Kim and others, ICLR 2016, arXiv 1511.06530) of D W (C (x) T)^(1/2): a 1 x 1 layer reads
+the channels into fewer, a k x k layer mixes these, and a 1 x 1 layer writes the outputs. Either end may keep its full
+rank, and then has no layer. A matrix or 1 x 1 layer becomes two layers, without a writing end, by singular value
+decomposition, which is optimal for its rank (Eckart and Young, 1936).
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ import torch
 from edgekd.compress.pruning import Convolution, CostFunction, multiply_adds
 
 RIDGE = 1e-4
-"""Share of the mean power that is added in every direction: inactive directions here may be active elsewhere."""
+"""Share of the mean power added in every direction: directions inactive in these images may be active in others."""
 RANK_MULTIPLE = 8
-"""Ranks are multiples of it, or full: kernels for FP16 and INT8 pad smaller ones."""
+"""Ranks are multiples of this, or full: FP16 and INT8 kernels pad other channel counts."""
 MAX_RELATIVE_COST = 0.8
-"""Largest cost of a product relative to its layer's: for less of a gain a network is not to lose accuracy."""
+"""Largest cost of a product relative to its layer: a smaller gain is not worth the loss of accuracy."""
 MULTIPLY_ADDS_PER_NUMBER = 64
-"""Cost of a number that a layer reads or writes, in multiply-adds."""
+"""Cost of reading or writing one number, in multiply-adds."""
 MULTIPLY_ADDS_PER_KERNEL = 4_000_000
 """Cost of starting a layer, in multiply-adds."""
 MIN_OUTPUT_WEIGHT = 1e-3
 """Smallest weight of an output, relative to the largest one."""
 EPS = 1e-30
-"""Smallest divisor."""
+"""Lower bound of divisors."""
 
 
 def default_cost(layer: Convolution) -> float:
-    """Return the cost of a convolution in multiply-adds, where its time on a device is unknown."""
+    """Return the cost of a convolution in multiply-adds, for a device on which its time is unknown."""
     inputs, outputs = layer.inputs * layer.positions * layer.stride**2, layer.outputs * layer.positions
     return layer.multiply_adds + MULTIPLY_ADDS_PER_NUMBER * (inputs + outputs) + MULTIPLY_ADDS_PER_KERNEL
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Channels between the parts of a product: after the first one, and before the last one."""
+    """Ranks of a product: `reading`, channels after its first layer, and `writing`, channels before its last one."""
 
     reading: int
     writing: int
@@ -68,12 +68,13 @@ def parts(layer: Convolution, ranks: Ranks) -> tuple[Convolution, ...]:
 def choose(layer: Convolution, kept: torch.Tensor, energy: float, cost: CostFunction) -> Ranks | None:
     """Return the cheapest ranks that keep at least the share `energy` of the output's variance.
 
-    kept: the share by ranks, as in `WeightedLayer`. None where no product costs, and multiplies, enough less.
+    kept: kept share by ranks, float64 [O, I], as in `WeightedLayer`. Returns None if no product has fewer multiply-adds
+    than the layer and at most MAX_RELATIVE_COST of its cost.
     """
     best, least = None, MAX_RELATIVE_COST * cost(layer)
     for reading in _steps(layer.inputs):
         enough = [rank for rank in _steps(layer.outputs) if kept[rank - 1, reading - 1] >= energy]
-        # The least rank, or all there are: then a layer is saved. Of 1 x 1 only that.
+        # The lowest sufficient rank, or full rank, which saves a layer; for 1 x 1 only full rank.
         for writing in {*enough[:1], *enough[-1:]} if layer.kernel > 1 else enough[-1:]:
             layers = parts(layer, Ranks(reading, writing))
             if multiply_adds(layers) < layer.multiply_adds and (spent := sum(map(cost, layers))) < least:
@@ -87,8 +88,10 @@ def _steps(full_rank: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class InputMoments:
-    """Moments of a layer's input, float64. mean: of channels [I]; moment: their second moment [I, I]; taps: correlation
-    of the positions of a patch around the mean, [k^2, k^2], 1 on the diagonal.
+    """Moments of a layer's input, float64.
+
+    mean: means of the channels [I]; moment: second moment of the channels [I, I]; taps: correlation of the positions of
+    a patch around the mean, [k^2, k^2], 1 on the diagonal.
     """
 
     mean: torch.Tensor
@@ -97,7 +100,7 @@ class InputMoments:
 
 
 class InputStatistics:
-    """Accumulates `InputMoments` of maps, batch by batch, and keeps none of them."""
+    """Accumulate `InputMoments` of maps batch by batch, without storing maps."""
 
     def __init__(self, channels: int, kernel: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)) -> None:
         positions = torch.cartesian_prod(torch.arange(kernel[0]), torch.arange(kernel[1]))
@@ -108,7 +111,7 @@ class InputStatistics:
         self._correlation, self._pairs = torch.zeros(2, len(positions), len(positions), dtype=torch.float64)
 
     def add(self, maps: torch.Tensor) -> None:
-        """Add maps float32 [b, I, h, w] that the layer has read."""
+        """Add inputs of the layer, float32 [b, I, h, w]."""
         for channels in maps:
             flat = channels.flatten(1)
             self._count += flat.shape[1]
@@ -118,7 +121,7 @@ class InputStatistics:
                 self._add_correlation(channels)
 
     def _add_correlation(self, channels: torch.Tensor) -> None:
-        """Add the products of values at all distances: the transform of the power spectrum (Wiener-Khinchin)."""
+        """Add the autocorrelation of channels [I, h, w], the transform of the power spectrum (Wiener-Khinchin)."""
         size = torch.tensor(channels.shape[1:])
         padded = tuple((size + self._lags.amax((0, 1))).tolist())
         power = torch.fft.rfft2(channels, s=padded).abs().square().sum(0)
@@ -138,12 +141,13 @@ class InputStatistics:
 class WeightedLayer:
     """The weights of a layer, scaled by the power of its inputs and the weights of its outputs: D W (C (x) T)^(1/2).
 
-    kept: by ranks [writing, reading], counted from 1, the share of the output's variance that is kept, float64 [O, I];
-    below 0 where the error is larger. `products` keep a little more: one end is fitted to the other.
+    kept: float64 [O, I], the kept share of the output's variance for the ranks writing and reading, at
+    [writing - 1, reading - 1]; below 0 if the error exceeds the variance. `products` keep a little more: one end is
+    fitted to the other.
     """
 
     def __init__(self, weight: torch.Tensor, inputs: InputMoments, counts: torch.Tensor | None = None) -> None:
-        """weight: [O, I, kh, kw], or [O, I] of a linear layer; counts: weights of the outputs [O], None for equal."""
+        """weight: [O, I, kh, kw], or [O, I] of a linear layer; counts: weights of the outputs [O]; None: equal."""
         counts = torch.ones(len(weight)) if counts is None else counts
         self._shape = weight.shape
         self._counts = counts.double().clamp(min=float(counts.max()) * MIN_OUTPUT_WEIGHT)
@@ -161,8 +165,8 @@ class WeightedLayer:
     def products(self, ranks: Ranks) -> tuple[torch.Tensor, ...]:
         """Return the weights, float32, of the layers that approximate this one in sequence.
 
-        The maps between them have the same power in each channel, so that one scale suits all: after the first one the
-        mean power of the inputs, before the last one that of the outputs.
+        All channels of a map between them have about the same power, so that one INT8 scale suits them: the mean power
+        of the inputs after the first layer, that of the outputs before the last one.
         """
         outputs, inputs = self._shape[:2]
         reading = self._reading[:, : ranks.reading]
@@ -182,7 +186,7 @@ class WeightedLayer:
         return tuple(self._by_channel(part) for part in weights)
 
     def keeps(self, products: Sequence[torch.Tensor]) -> float:
-        """Return the share of the output's variance that layers with these weights keep in sequence."""
+        """Return the share of the output's variance that a sequence of layers with these weights keeps."""
         lost = self._scale(self._weight - self._by_tap(merged(products)))
         return 1 - float(lost.square().sum()) / self._variance
 
@@ -200,7 +204,7 @@ class WeightedLayer:
 
 
 def merged(products: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the weights of the single layer that equals these in sequence; one of them at most is not 1 x 1."""
+    """Return the weights of the single layer equal to these layers in sequence, of which at most one is not 1 x 1."""
     whole = products[0]
     for part in products[1:]:
         whole = torch.einsum("om...,mi...->oi...", part, whole)

@@ -1,9 +1,10 @@
-"""Selection of channels to prune: rules on numbers, independent of the network's framework.
+"""Selection of the channels to prune, from importance and cost alone: independent of the network's framework.
 
 Convolutions are coupled: one reads another's outputs, and the summands of a residual are equally wide. Channels that
-can only be removed together are a group. Groups that must lose equally many channels, such as the two halves that a
-block splits, are a unit. Units are cut in steps that keep widths multiples of what a device prefers, always by the step
-with the least importance for its saving: multiply-adds, or time on a device. Steps that save nothing are left out.
+can only be removed together are a group. Groups that must lose equally many channels, such as the two halves of a split
+block, are a unit. Units are cut in steps, so that widths stay multiples of the number that the device prefers. The next
+cut is always the one with the lowest importance per saving, in multiply-adds or time on a device. Cuts that save
+nothing are skipped.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One layer. positions: height * width of its output; kernel: weights for a pair of channels.
+    """Sizes of a convolution.
 
-    stride: positions in its input for each in its output, along each side.
+    positions: height * width of its output; kernel: weights per pair of channels, kh * kw; stride: the same along both
+    axes.
     """
 
     inputs: int
@@ -66,8 +68,8 @@ class Goal:
 class Unit:
     """Channels that are removed in the same number from one or more groups.
 
-    name: of a layer that writes them; importance: float64 [groups, channels]; writes, reads: by the index of a
-    convolution, the channels it loses on that side with each channel of the unit.
+    name: name of a layer that writes them; importance: float64 [groups, channels]; writes, reads: output or input
+    channels that a convolution loses for each removed channel of the unit, by the convolution's index.
     """
 
     name: str
@@ -81,7 +83,7 @@ class Unit:
         return int(self.importance.shape[1])
 
     def losses(self) -> NDArray[np.float64]:
-        """Return the importance of the least important 0, 1, ... channels of each group: [channels + 1]."""
+        """Return the summed importance of each group's 0, 1, ... least important channels: float64 [channels + 1]."""
         return np.concatenate([[0.0], np.sort(self.importance, axis=1).sum(axis=0).cumsum()])
 
 
@@ -91,14 +93,14 @@ def multiply_adds(convolutions: Sequence[Convolution]) -> int:
 
 
 def isomorphic(units: Sequence[Unit]) -> list[Unit]:
-    """Replace importance by the rank among the channels of units built alike: (0, 1], 1 for the most important.
+    """Replace importance by its rank among the channels of units with the same structure: (0, 1], 1 for the highest.
 
-    Layers of one kind are then cut alike however large their gradients are. Isomorphic pruning: Fang and others,
-    arXiv 2407.04616.
+    Different kinds of layers are then pruned alike, whatever the size of their gradients. Isomorphic pruning: Fang and
+    others, arXiv 2407.04616.
     """
     kinds: dict[str, list[Unit]] = {}
     for unit in units:
-        kinds.setdefault(re.sub(r"\d+", "#", unit.name), []).append(unit)  # the same for units built alike
+        kinds.setdefault(re.sub(r"\d+", "#", unit.name), []).append(unit)  # equal for units of the same structure
     ranked: dict[str, Unit] = {}
     for alike in kinds.values():
         ordered = np.sort(np.concatenate([unit.importance.ravel() for unit in alike]))
@@ -109,11 +111,11 @@ def isomorphic(units: Sequence[Unit]) -> list[Unit]:
 
 
 DEFAULT_MULTIPLE = 16
-"""Divisor of widths where neither step nor target names one: vectors of 16 numbers are common."""
+"""Widths are multiples of this if neither step nor target sets one: vectors of 16 numbers are common."""
 MIN_SAVING = 1e-9
 """Smallest saving that counts, as a share of a network's cost."""
 ROUNDING = 1e-9
-"""Channels by which a share of whole channels may be off by floating point: 30 % of 160 are 48, and no more."""
+"""Tolerance for rounding errors when a share is converted to channels: 30 % of 160 is 48, not 49."""
 
 
 def choose(
@@ -123,12 +125,12 @@ def choose(
     step: Prune,
     cost: CostFunction | None = None,
 ) -> dict[str, int]:
-    """Return how many channels each unit loses, by name: greedily, by the least importance for its saving.
+    """Return the number of channels to remove from each unit, by name: greedily, by the lowest importance per saving.
 
-    step: `multiple`, `most` and `caps` count; each cut brings a unit to its next multiple, or where that saves nothing
-    to a further one. cost: what cuts save; by default what the goal limits, first multiply-adds. `least_important`
-    selects the channels of each group.
-    Raises CompressError where all that may be removed is not enough.
+    step: only `multiple`, `most` and `caps` are used; a cut reduces a unit to the next lower multiple, or further if
+    that saves nothing. cost: the cost that cuts save; by default the limited quantity, multiply-adds if both are
+    limited. `least_important` selects the channels of each group.
+    Raises CompressError if the goal cannot be met within these limits.
     """
     multiple = step.multiple or DEFAULT_MULTIPLE
     limited: CostFunction = attrgetter("weights" if goal.multiply_adds == inf else "multiply_adds")
@@ -138,7 +140,7 @@ def choose(
     least = {unit.name: _least(unit, step) for unit in units}
 
     def price(unit: Unit) -> tuple[float, int] | None:
-        """Return the importance by saving of the next cut, and its channels; None without a further one."""
+        """Return the importance per saving of the next cut, and its number of channels; None if there is none."""
         now = left[unit.name]
         gone = unit.channels - now
         for fewer in range(now % multiple or multiple, now - least[unit.name] + 1, multiple):
@@ -153,7 +155,7 @@ def choose(
             raise _unreachable(network, convolutions, goal)
         _, index = heapq.heappop(waiting)
         cut = price(units[index])
-        if cut and (not waiting or cut[0] <= waiting[0][0]):  # else it saves less since others were cut
+        if cut and (not waiting or cut[0] <= waiting[0][0]):  # else it saves less now, because other units were cut
             network.cut(units[index], cut[1])
             left[units[index].name] -= cut[1]
             cut = price(units[index])
@@ -163,7 +165,7 @@ def choose(
 
 
 def _least(unit: Unit, step: Prune) -> int:
-    """Return the channels that a unit keeps in any case."""
+    """Return the minimum number of channels that a unit keeps."""
     multiple = step.multiple or DEFAULT_MULTIPLE
     rest = int(np.ceil(unit.channels * (1 - step.cap(unit.name)) - ROUNDING))
     return max(rest, multiple if unit.channels >= multiple else 1)
@@ -188,7 +190,7 @@ def _unreachable(network: _Network, before: Sequence[Convolution], goal: Goal) -
 
 
 def least_important(importance: NDArray[np.float64], count: int) -> list[int]:
-    """Return the indices of a group's least important channels, ascending; of equal ones the first."""
+    """Return the indices of a group's `count` least important channels, ascending; ties go to the lower index."""
     return sorted(np.argsort(importance, kind="stable")[:count].tolist())
 
 
@@ -203,15 +205,15 @@ class _Network:
         self.cost = sum(map(cost, convolutions))
 
     def within(self, goal: Goal) -> bool:
-        """Return whether the totals keep the goal's limits."""
+        """Return whether the totals are within the goal's limits."""
         return self.multiply_adds <= goal.multiply_adds and self.weights <= goal.weights
 
     def saved(self, unit: Unit, channels: int) -> float:
-        """Return the saved cost without so many channels of a unit."""
+        """Return the cost saved by removing this number of channels from each group of a unit."""
         return sum(self._cost(self._layers[index]) - self._cost(new) for index, new in self._after_cut(unit, channels))
 
     def cut(self, unit: Unit, channels: int) -> None:
-        """Remove so many channels of a unit."""
+        """Remove this number of channels from each group of a unit."""
         self.cost -= self.saved(unit, channels)
         for index, new in self._after_cut(unit, channels):
             old, self._layers[index] = self._layers[index], new
@@ -219,12 +221,12 @@ class _Network:
             self.weights -= old.weights - new.weights
 
     def _after_cut(self, unit: Unit, channels: int) -> list[tuple[int, Convolution]]:
-        """Return the convolutions that write or read a unit's channels, by index, without so many of them."""
+        """Return the convolutions that write or read a unit's channels after the cut, with their indices."""
         layers = []
         for index in sorted({*unit.writes, *unit.reads}):
             old = self._layers[index]
             outputs = old.outputs - channels * unit.writes.get(index, 0)
-            # A depthwise one reads as many as it writes, and is listed once.
+            # A depthwise convolution has as many inputs as outputs, and is listed in `writes` only.
             inputs = outputs if old.depthwise else old.inputs - channels * unit.reads.get(index, 0)
             layers.append((index, replace(old, inputs=inputs, outputs=outputs)))
         return layers

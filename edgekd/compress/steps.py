@@ -28,7 +28,7 @@ class Step:
 
 
 class _Sized(Step):
-    """Base of a step that may have a size to reach."""
+    """Base of a step that may have a size limit."""
 
     max_size: str | None
 
@@ -39,7 +39,7 @@ class _Sized(Step):
 
 
 class _Cached(Step):
-    """Base of a step with predictions of a teacher on disk."""
+    """Base of a step that caches a teacher's predictions on disk."""
 
     cache_size: str
 
@@ -50,7 +50,7 @@ class _Cached(Step):
 
 
 def _require(step: Step, expected: str, fits: Callable[[Any], bool], *names: str) -> None:
-    """Raise SpecError where one of these settings of a step does not fit; None does."""
+    """Raise SpecError if one of these settings of a step is neither None nor accepted by `fits`."""
     for name in names:
         value = getattr(step, name)
         if value is not None and not fits(value):
@@ -66,19 +66,19 @@ class Quantize(_Sized):
     """Post-training quantization to Q/DQ.
 
     Args:
-        ranges: Rule of `edgekd.compress.quantization.ranges` for the range of an activation; `best` takes for each
-            layer the one with the least cost for the layers that read it.
+        ranges: Rule of `edgekd.compress.quantization.ranges` for the range of an activation; `best` selects for each
+            activation the rule with the lowest error of the layers that read it.
         min_snr_db: Layers whose output would have a lower signal-to-noise ratio in INT8, on calibration frames, stay
             float.
-        frames: Calibration frames, the first ones, on which weights and biases are fitted to the quantized layers
-            before them; with feedback more for layers that read little of each.
+        frames: Number of calibration frames, from the first on, for fitting weights and biases to the quantized layers
+            before them; rounding with feedback uses more if a layer has few patches per frame.
         int8_rounding: `feedback` compensates the rounding of earlier weights by later ones, as fp4x always does; in
-            INT8 that is a hundredth of the noise, and `nearest` is quicker.
-        formats: Allowed formats of weights; `nvfp4` only for matrix products. With more than INT8 a planner gives every
-            layer one of them, within `max_size`, `bits` or the build's budget.
-        max_size: Of the packed graph, such as `3MB`.
-        bits: For each of the graph's weights, on average.
-        plan: A TOML file by an earlier planner, or edited by hand, to be run as it is.
+            INT8 that is a hundredth of the noise, and `nearest` is faster.
+        formats: Allowed formats of weights; `nvfp4` only for matrix products. If not INT8 alone, a planner assigns one
+            to every layer, within `max_size`, `bits` or the build's budget.
+        max_size: Largest size of the packed graph, such as `3MB`.
+        bits: Largest mean number of bits per weight of the graph.
+        plan: A TOML file with a plan to use unchanged: written by an earlier run, or edited by hand.
     """
 
     kind = "quantize"
@@ -100,17 +100,17 @@ class Quantize(_Sized):
 
     @property
     def planned(self) -> bool:
-        """True where a planner, or a plan from a file, chooses the formats."""
+        """True if a planner, or a plan from a file, chooses the formats."""
         return self.plan is not None or self.formats != ("int8",)
 
     def beside(self, folder: Path) -> Quantize:
-        """Return the step with its plan relative to a folder."""
+        """Return the step with its plan's path relative to a folder."""
         return replace(self, plan=str(folder / self.plan)) if self.plan else self
 
 
 @dataclass(frozen=True)
 class Resize(Step):
-    """Another size of the input; image_size: its side in pixels, rounded up to the detector's strides."""
+    """Change of the input size; image_size: its side in pixels, rounded up to a multiple of the detector's strides."""
 
     kind = "resize"
 
@@ -132,21 +132,22 @@ class Prune(_Sized):
 
     Args:
         ratio: Share of the multiply-adds to remove.
-        max_size: Of the checkpoint, such as `3MB`.
-        min_fps: On the target.
-        importance: Of a channel: the growth of the loss on the labels that a refit leaves (`surgeon`), the first-order
-            change of that loss without one (`taylor`), the gradients alone, or the magnitude of the weights alone.
-        ranking: Over all layers, or among layers of the same structure.
-        multiple: Widths stay multiples of it; None for the target's preference.
-        most: Largest share of a layer's channels to remove in all.
-        caps: The same for layers whose names match a pattern, such as `model.2.*`; 0 keeps them.
+        max_size: Largest size of the checkpoint, such as `3MB`.
+        min_fps: Frames per second to reach on the target.
+        importance: Importance of a channel: the increase of the loss on labels that remains after a refit (`surgeon`),
+            its first-order change without a refit (`taylor`), the gradients alone, or the magnitude of the weights
+            alone.
+        ranking: Compare channels over all layers, or among layers of the same structure.
+        multiple: Widths stay multiples of this; None for the target's preference.
+        most: Largest share of a layer's channels to remove in all rounds.
+        caps: The same for layers whose names match a pattern, such as `model.2.*`; 0 keeps all of their channels.
         rounds: Number of rounds, each of which removes the same share.
-        refit: Refit the weights of all layers to the outputs of before, by least squares on the images.
+        refit: Refit the weights of all layers to their original outputs, by least squares on the images.
         recovery: Training between two rounds, with the original detector as teacher.
-        images: Of the training split, for gradients and the refit.
-        batch: Images at a time, where batch norms get new statistics and in the scan.
+        images: Number of images of the training split for gradients and the refit.
+        batch: Images per batch for new statistics of batch norms and for the scan of sensitivity.
         image_size: Their side in pixels; None for the detector's own.
-        seed: Of the choice of images.
+        seed: Seed of the choice of images.
     """
 
     kind = "prune"
@@ -182,40 +183,40 @@ class Prune(_Sized):
 
     @property
     def needs_images(self) -> bool:
-        """True where training images are read."""
+        """True if training images are read."""
         return self.refit or self.importance != "magnitude"
 
     @property
     def needs_weight_gradients(self) -> bool:
-        """True where importance follows from gradients of weights, and not of layers' outputs."""
+        """True if importance is computed from gradients of weights, not of layers' outputs."""
         return self.importance in ("taylor", "gradient")
 
     @property
     def share(self) -> float:
-        """Share of the multiply-adds to remove in any case."""
+        """Minimum share of the multiply-adds to remove."""
         default = HALF if self.max_size is None and self.min_fps is None else 0.0
         return default if self.ratio is None else self.ratio
 
     def cap(self, unit: str) -> float:
-        """Return the largest share of a unit's channels to remove."""
+        """Return the largest share of the channels of this unit, a layer's name, to remove."""
         return min([self.most, *(cap for pattern, cap in self.caps.items() if fnmatchcase(unit, pattern))])
 
     def beside(self, folder: Path) -> Prune:
-        """Return the step with the files of its training relative to a folder."""
+        """Return the step with the paths of its training relative to a folder."""
         return replace(self, recovery=self.recovery.beside(folder)) if self.recovery else self
 
 
 @dataclass(frozen=True)
 class LowRank(Step):
-    """Convolutions replaced by low-rank products where those cost less.
+    """Replacement of convolutions by low-rank products that cost less.
 
     Args:
-        energy: Least share of the variance of a convolution's output that its product keeps.
-        channels: Convolutions with fewer on either side are kept.
-        refit: Refit the weights of products and of layers after them to the outputs of before, by least squares.
-        images: Of the training split, to measure activations on and for the refit.
+        energy: Smallest share of the variance of a convolution's output that its product keeps.
+        channels: Convolutions with fewer input or output channels are kept.
+        refit: Refit the weights of products and of layers after them to the original outputs, by least squares.
+        images: Number of images of the training split for measuring activations and for the refit.
         image_size: Their side in pixels; None for the detector's own.
-        seed: Of the choice of images.
+        seed: Seed of the choice of images.
     """
 
     kind = "factorize"
@@ -234,16 +235,16 @@ class LowRank(Step):
 
 @dataclass(frozen=True)
 class _CachedTraining(_Cached):
-    """Base of a training beside cached predictions, without labels.
+    """Base of a training on cached predictions, without labels.
 
     Args:
-        epochs: Passes over the images, each in one of its two views: as it is, or mirrored.
-        batch: Images of an update of the weights.
-        learning_rate: Largest rate of the optimizer.
-        images: Most images of the training split to use; None for all.
+        epochs: Passes over the images; each image is used unchanged and mirrored in turn.
+        batch: Images per update of the weights.
+        learning_rate: Peak learning rate.
+        images: Largest number of images of the training split to use; None for all.
         image_size: Their side in pixels; None for the detector's own.
-        cache_size: Most disk space for predictions of the original detector, and frames, such as `2GB`.
-        seed: Of the order of the images and their views.
+        cache_size: Most disk space for the cached predictions of the original detector and their frames, such as `2GB`.
+        seed: Seed of the order of the images and of mirroring.
     """
 
     epochs: int = 5
@@ -262,17 +263,17 @@ class _CachedTraining(_Cached):
 
 @dataclass(frozen=True)
 class Recover(_CachedTraining):
-    """Training of a pruned or factorized detector to predict as the original one does, without labels."""
+    """Training of a pruned or factorized detector to reproduce the original's predictions, without labels."""
 
     kind = "recover"
 
 
 @dataclass(frozen=True)
 class QuantAwareDistill(_CachedTraining):
-    """Training of a quantized detector to predict as the float one does, without labels.
+    """Training of a quantized detector to reproduce the float detector's predictions, without labels.
 
     Args:
-        learning_rate: Largest rate of the optimizer; for quantized weights as a share of the range of INT8 codes.
+        learning_rate: Peak learning rate; for quantized weights relative to the range of INT8 codes.
         ranges: Keep the calibrated scales (`fixed`) or train them, too (`learned`).
     """
 
@@ -286,7 +287,8 @@ class QuantAwareDistill(_CachedTraining):
 class Weights:
     """Weights of the distillation losses, 0 for none: docs/concepts/distillation.md.
 
-    With balanced gradients (`Distill.balance_every`) 1 pulls on the student's neck as hard as the labels do.
+    With balanced gradients (`Distill.balance_every`), a loss with weight 1 has the same gradient norm at the student's
+    neck as the loss on labels.
     """
 
     neurons: float = 0.0
@@ -303,17 +305,17 @@ class Weights:
 
     @property
     def any(self) -> bool:
-        """True with any weight."""
+        """True if any weight is not 0."""
         return any(vars(self).values())
 
 
 @dataclass(frozen=True)
 class DistillStage:
-    """A part of a distillation.
+    """A stage of a distillation.
 
     Args:
-        share: Of the training, relative to the other stages' shares.
-        adaptive: Scale each anchor by the teacher's share, which follows from the disagreement of both networks there.
+        share: Share of the training, relative to the other stages' shares.
+        adaptive: Scale each anchor by the teacher's share, computed from the disagreement of both networks there.
     """
 
     name: str
@@ -323,48 +325,49 @@ class DistillStage:
 
 
 DISTILL_STAGES = (DistillStage("predictions", 1.0, Weights(classes=0.3, boxes=0.3)),)
-"""The teacher's predictions alone: no other level is known to help, and a cached teacher is enough."""
+"""Only the teacher's predictions: no other loss is known to help, and these work with a cached teacher."""
 
 
 @dataclass(frozen=True)
 class Distill(_Cached):
-    """Training of a smaller detector, the student, on labels and beside its teacher.
+    """Training of a smaller detector, the student, on labels and on a teacher's predictions.
 
     Args:
-        student: A .pt checkpoint, a model description by Ultralytics such as `yolo11n.yaml`, or one in a file.
-        width: Factor of its channels, in place of the description's own.
+        student: A .pt checkpoint, a model description of Ultralytics such as `yolo11n.yaml`, or a description file.
+        width: Factor of its channels, instead of the description's own.
         epochs: Passes over the training split.
-        minutes: Train that long, with as many epochs as fit, the first of which assumes `epochs`.
-        batch: Images of a step.
+        minutes: Duration of the training; `epochs` is then assumed until the first epoch has been timed.
+        batch: Images per update of the weights.
         image_size: Side of the training images in pixels; None for the teacher's own.
         learning_rate: Rate of AdamW; None for Ultralytics' choice of optimizer and rate.
         final_rate: Share of the learning rate at the end.
-        warmup_steps: Weight updates of the linear warm-up, which is at most a tenth of the training.
+        warmup_steps: Weight updates of the linear warm-up; at most a tenth of the training.
         mosaic: Probability of the mosaic augmentation.
-        close_mosaic: Last epochs without it.
-        amp: bfloat16 where hardware has it.
-        seed: Of weights and images.
+        close_mosaic: Number of last epochs without mosaic.
+        amp: Use bfloat16 if the hardware supports it.
+        seed: Seed of initial weights and of the order and augmentation of images.
         stages: The losses, stage by stage.
-        teacher: `live` computes its output for every batch; `cached` detects the objects of each image once, at the
-            teacher's own size, and moves them with the labels; `auto` is `cached` where no loss compares feature maps.
+        teacher: `live` runs it on every batch; `cached` runs it once on each image, at the teacher's own size, and
+            moves its objects with the labels; `auto` is `cached` unless a loss compares feature maps.
         cache_size: Most disk space for cached objects, such as `2GB`.
         features: Comparison of feature maps: `weighted` by the teacher's certainty, `correlation` or `channels`.
-        focus: Extra weight of classes on which both networks disagree: 0, or 1 or more.
-        alpha: How the teacher's share in an adaptive stage follows from the disagreement.
-        temperature: Of the class distributions.
-        balance_every: Steps between two measurements of each loss's gradient, by which all are scaled to the labels';
-            0 for never.
+        focus: Exponent of the disagreement of both networks as a weight of the class loss: 0 for none, or 1 or more.
+        alpha: Whether the teacher's share in an adaptive stage grows with `agreement` or `disagreement`; `off`: 1.
+        temperature: Temperature of the class probabilities.
+        balance_every: Steps between two measurements of the losses' gradients, by which all losses are scaled to the
+            gradient of the loss on labels; 0 for never.
         same_classes: Classes with another name in the teacher's list, as "teacher's name = name in the data"; several
             of the teacher's may be one in the data.
-        class_power: Weight of rare classes in the teacher's class loss: 0 for none, 1 for as much as all together.
-        repeat: Images with a class that a smaller share of the images has are repeated; 0 for none.
+        class_power: Weight of rare classes in the teacher's class loss: 0 weights objects equally, 1 classes.
+        repeat: Repeat images with a class that less than this share of the images has; 0 for none.
         unlabelled: A folder of frames that the teacher labels.
-        labeller: A detector of the data's classes that labels them in its place, such as an open-vocabulary one.
-        unlabelled_share: Their share of each batch.
-        keep: Precision of the teacher's detections that count as labels.
+        labeller: A detector of the data's classes that labels them instead of the teacher, such as an open-vocabulary
+            one.
+        unlabelled_share: Share of these frames in each batch.
+        keep: Precision that the teacher's detections need to become labels.
         conflict: Reconcile the gradients of both losses at the student's neck.
         text: Weight of the loss between the student's features of an object and the embedding of its class's words.
-        prompts: By class, the words in place of its name.
+        prompts: Words to use instead of a class's name, by class.
     """
 
     kind = "distill"
@@ -430,17 +433,17 @@ class Distill(_Cached):
 
     @property
     def uses_cache(self) -> bool:
-        """True where the teacher's objects are cached, and it does not run while the student trains."""
+        """True if the teacher's objects are cached, so that it does not run during the training."""
         return self.teacher != "live" and not self.maps_compared and any(stage.weights.any for stage in self.stages)
 
     def stage_at(self, progress: float) -> DistillStage:
-        """Return the stage at a progress of 0 to 1."""
+        """Return the stage at this progress, a share of the training from 0 to 1."""
         total = sum(stage.share for stage in self.stages)
         ends = accumulate(stage.share / total for stage in self.stages)
         return next((stage for stage, end in zip(self.stages, ends, strict=True) if progress < end), self.stages[-1])
 
     def beside(self, folder: Path) -> Distill:
-        """Return the step with its files relative to a folder; a student may also be the name of a model."""
+        """Return the step with its paths relative to a folder; a `student` that is no file there is a model's name."""
         beside = self.student and (folder / self.student).is_file()
         student = str(folder / str(self.student)) if beside else self.student
         unlabelled, labeller = (path and str(folder / path) for path in (self.unlabelled, self.labeller))

@@ -1,4 +1,4 @@
-"""Detectors: one folder per family, and the pure rules for feeding and decoding them."""
+"""Detectors: one folder per family, with the preparation of frames and the decoding of outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Detector(Protocol):
-    """A trained detector on disk. Making one reads nothing; `export` does the work."""
+    """A trained detector on disk. The constructor reads nothing; `export` does the work."""
 
     family: str
     libraries: tuple[str, ...]
@@ -34,10 +34,10 @@ class Detector(Protocol):
 def load(
     path: Path, head: str | None = None, classes: tuple[str, ...] = (), trust_checkpoint: bool = False
 ) -> Detector:
-    """Open a detector: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, `.pth`, a folder by transformers, or another.
+    """Open a detector: `.pt` by Ultralytics, `.tv.pt`, `.onnx`, `.pth`, a folder by transformers, or another family.
 
-    head, classes: for ONNX, the kind of an output that is not recognised, and the names of unnamed classes.
-    Raises SpecError for anything else.
+    head: for ONNX, a kind or description of the head, if it is not recognised; classes: class names, if the file has
+    none; trust_checkpoint: allow code in a checkpoint to run. Raises SpecError for any other file.
     """
     from edgekd.detectors.family import detector_file, known_suffixes, require_family
 

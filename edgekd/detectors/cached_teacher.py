@@ -1,4 +1,4 @@
-"""A teacher's predictions for all images of a training, computed once and kept in a cache."""
+"""A teacher's predictions for all images of a training, computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from edgekd.detectors.teacher import Teacher
 from edgekd.detectors.torch_support import in_bfloat16
 
 TEACHER_BATCH = 4
-"""Images of a pass of the teacher, each in both of its views."""
+"""Images per pass of the teacher, each in both of its views."""
 
 
 def cached_predictions(
@@ -43,11 +43,12 @@ def cached_predictions(
     """Return a teacher's predictions and maps for images and their mirror images: records of a `prediction_cache`.
 
     Args:
-        size: Height and width of the frames, which are else the teacher's own.
-        cache: The file, whose name follows from teacher, images and size.
+        size: Height and width of the frames; otherwise they are prepared as for the teacher.
+        cache: The file, named after teacher, images and size.
         limit: Most bytes of all caches in its folder.
 
-    Raises SpecError for a teacher without anchors, and where the cache would be too large; DataError.
+    Raises SpecError for a teacher without feature maps, and for a cache that would be too large; DataError if too many
+    images are unreadable.
     """
     teacher.to(memory_format=torch.channels_last)
     blank = _features(teacher, np.zeros((1, 3, *size), np.float32))
@@ -80,13 +81,13 @@ def cached_predictions(
 def cached_objects(
     teacher: Teacher, samples: Sequence[Sample], cache: Path, limit: int, progress: Progress
 ) -> NDArray[Any]:
-    """Return the objects that a teacher detects in images, in frames of its own: records of `object_record_type`.
+    """Return the objects that a teacher detects in images, at its own input size: records of `object_record_type`.
 
     Args:
-        cache: The file, whose name follows from teacher and images.
+        cache: The file, named after teacher and images.
         limit: Most bytes of all caches in its folder.
 
-    Raises SpecError where the cache would be too large; DataError.
+    Raises SpecError for a cache that would be too large; DataError if too many images are unreadable.
     """
     teacher.to(memory_format=torch.channels_last)
     kind = object_record_type(len(teacher.classes))
@@ -118,14 +119,14 @@ def _object_record(
 
 
 def _chunks(samples: Sequence[Sample], progress: Progress) -> Iterator[list[tuple[Sample, Image]]]:
-    """Yield the readable images, as many as the teacher takes at a time."""
+    """Yield the readable images in lists of TEACHER_BATCH."""
     images = iter(ReadableImages(samples, progress, label="predictions of the teacher"))
     while chunk := list(islice(images, TEACHER_BATCH)):
         yield chunk
 
 
 def evenly_chosen(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
-    """Return at most `count` samples at even distances, all of them for None."""
+    """Return at most `count` evenly spaced samples; all for None."""
     if count is None or count >= len(samples):
         return samples
     return [samples[index * len(samples) // count] for index in range(count)]
@@ -139,9 +140,10 @@ def _features(teacher: Teacher, frames: NDArray[np.float32]) -> DetectorFeatures
 
 
 def _views(branch: str, predictions: Predictions, grid: Grid) -> Predictions:
-    """Return predictions [2, n, ...] for n images and their mirror images, from those [2 * n, ...] for the frames.
+    """Return predictions [2, n, ...] for n images and their mirror images, from predictions [2 * n, ...] for frames.
 
-    The mean of both views is better than either. But a one-to-one branch may choose another anchor in each.
+    In the branch `one2many` both are the mean over the two views, which is more accurate than either. A one-to-one
+    branch may select different anchors in the views, so its predictions are not averaged.
     """
     first, second = map(Predictions, predictions.scores.cpu().chunk(2), predictions.boxes.cpu().chunk(2))
     if branch == "one2many":

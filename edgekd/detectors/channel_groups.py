@@ -1,6 +1,6 @@
-"""Groups of channels of a PyTorch network, and their removal, by torch-pruning.
+"""Groups of coupled channels of a PyTorch network, and their removal, with torch-pruning.
 
-Families of detectors state how their networks run, and which layers keep their outputs.
+Families of detectors define how their networks run, and which layers keep their outputs.
 """
 
 from __future__ import annotations
@@ -49,19 +49,22 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 Pair = tuple[str, str]
-"""Names of two layers that must lose as many channels each."""
+"""Names of two layers that must lose equally many channels."""
 LabelledImage = tuple[Sample, Image]
 """A sample, and its image uint8 [h, w, 3] BGR."""
 OUTPUT_TOLERANCE = 0.01
-"""Largest change of an output, of the largest value: sums in another order."""
+"""Largest change of an output by another order of summation, relative to the largest value."""
 PREDICTIONS_ONLY = Distill(
     stages=(DistillStage("predictions", 1.0, Weights(classes=1.0, boxes=1.0)),), alpha="off", balance_every=0
 )
-"""Distillation by which a teacher's classes and boxes count in the gradients of pruning."""
+"""Settings for a teacher's classes and boxes in the loss whose gradients pruning uses."""
 
 
 class Channels:
-    """The channels that can be removed from a network. convolutions: all that run; units: with indices of these."""
+    """The channels that can be removed from a network.
+
+    convolutions: all convolutions that run; units: their channels, with indices of convolutions.
+    """
 
     def __init__(
         self,
@@ -73,9 +76,12 @@ class Channels:
         pairs: Iterable[Pair] = (),
         readers: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
-        """frame: by which layers are followed through the network's `forward`; convolutions: by name, in the order of
-        the units' indices; fixed_outputs: layers that keep their outputs; importance: as of `Prune`; readers: by name,
-        for the importance `surgeon`.
+        """Trace the network.
+
+        frame: input for tracing the network's `forward`; convolutions: by name, in the order of the units' indices;
+        fixed_outputs: layers that keep their outputs; importance: as in `Prune`; pairs: layers that must lose equally
+        many channels; readers: layers by name, for the importance `surgeon`. Raises CompressError for a network whose
+        coupling torch-pruning gets wrong.
         """
         names = {module: name for name, module in network.named_modules()}
         self.convolutions = tuple(convolutions.values())
@@ -90,10 +96,11 @@ class Channels:
         self.units = [_unit(joined, index) for joined in self._groups.values()]
 
     def prune(self, step: Prune, cost: CostFunction | None, weights: float = inf) -> dict[str, int]:
-        """Remove the channels that `compress.pruning.choose` selects; return how many are removed, by unit.
+        """Remove the channels that `compress.pruning.choose` selects; return the number of removed channels by unit.
 
-        weights: how many the convolutions may keep. Raises CompressError, also where the network then computes
-        something else than with the channels masked; SpecError for a cap that matches no unit.
+        cost: as for `choose`; weights: largest number of weights that the convolutions may keep. Raises CompressError
+        if the goal cannot be met, or the outputs of the pruned network differ from those with masked channels;
+        SpecError for a cap that matches no unit.
         """
         _require_known_caps(self.units, step)
         units = isomorphic(self.units) if step.ranking == "isomorphic" else self.units
@@ -109,13 +116,13 @@ class Channels:
         return removed
 
     def remove(self, removed: Mapping[str, int]) -> None:
-        """Remove so many channels from each group of the units named."""
+        """Remove this number of channels from each group of a unit, by unit name."""
         for name, count in removed.items():
             for group in self._groups[name] if count else ():
                 group.remove(count)
 
     def kept_outputs(self, removed: Mapping[str, int]) -> dict[str, list[int]]:
-        """Return which output channels layers keep, by name, where some are removed."""
+        """Return the indices of kept output channels for each layer that loses some, by name."""
         gone: dict[str, set[int]] = {}
         for name, count in removed.items():
             for group in self._groups[name] if count else ():
@@ -129,7 +136,7 @@ class Channels:
 
     @contextmanager
     def masked(self, name: str, count: int) -> Iterator[None]:
-        """Set the weights that read so many channels of each group of a unit to zero, as if these were removed."""
+        """Simulate the removal of `count` channels of each group of a unit: the weights that read them are zero."""
         kept = [
             (layer.weight, layer.weight.detach().clone()) for group in self._groups[name] for layer in group.readers
         ]
@@ -143,7 +150,11 @@ class Channels:
     def pruned(
         self, removed: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float
     ) -> PruningRecord:
-        """Return the result after a removal. removed: channels by unit; after: the convolutions that are left."""
+        """Return the record of a removal.
+
+        removed: number of channels by unit; after: the pruned convolutions; parameters: before and after; seconds:
+        duration.
+        """
         return PruningRecord(
             parameters=parameters,
             multiply_adds=(multiply_adds(self.convolutions), multiply_adds(tuple(after))),
@@ -154,7 +165,7 @@ class Channels:
 
 
 def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[str, ...], list[LabelledImage]]:
-    """Return the classes of a data set, and the training images that a step draws for gradients."""
+    """Return the classes of a data set, and the training images that a step draws. Raises DataError."""
     dataset = load_dataset(data)
     return dataset.classes, draw_images(dataset.split("train").samples, step.images, step.seed, progress)
 
@@ -162,9 +173,9 @@ def pruning_images(data: Path, step: Prune, progress: Progress) -> tuple[tuple[s
 def accumulate_gradients(
     network: Any, samples: Sequence[S], loss: Callable[[S], torch.Tensor], progress: Progress
 ) -> None:
-    """Leave as the gradient of each parameter the sum of |gradient| of the loss of each sample.
+    """Set the gradient of each parameter to the sum over samples of |gradient of the sample's loss|.
 
-    Of a trained network the sum of the gradients themselves is near zero, and mostly noise of the choice of samples.
+    In a trained network the sum of the gradients themselves is near zero, and mostly noise from the choice of samples.
     """
     sums: dict[Any, torch.Tensor] = {}
     with deterministic():
@@ -179,14 +190,14 @@ def accumulate_gradients(
 
 
 def weights_to_keep(network: Any, excess_bytes: float, bytes_per_weight: int, rounds: int) -> float:
-    """Return how many weights convolutions may keep after this round, to lose `excess_bytes` in so many rounds."""
+    """Return the number of weights that convolutions may keep after this of `rounds`, which remove `excess_bytes`."""
     weights = sum(each.weight.numel() for each in network.modules() if isinstance(each, nn.Conv2d))
     goal = max(weights - excess_bytes / bytes_per_weight, 0.0)
     return float(weights * (goal / weights) ** (1 / rounds))  # each round removes the same share
 
 
 def scan(channels: Channels, measure: Callable[[], float], progress: Progress) -> Sensitivity:
-    """Measure the loss with each unit alone pruned, the least important channels first; nothing stays changed."""
+    """Measure the loss with each unit pruned alone, least important channels first; weights are restored afterwards."""
     units: dict[str, tuple[float, ...]] = {}
     with torch.no_grad():
         whole = measure()
@@ -212,7 +223,7 @@ def _require_known_caps(units: Sequence[Unit], step: Prune) -> None:
 
 
 def _require_same_outputs(network: Any, frame: torch.Tensor, expected: Sequence[torch.Tensor]) -> None:
-    """Raise CompressError where a network has other outputs for a frame."""
+    """Raise CompressError if a network's outputs for a frame differ from `expected` by more than OUTPUT_TOLERANCE."""
     try:
         outputs = network(frame)
     except RuntimeError as error:
@@ -233,14 +244,14 @@ def _unsupported(found: str) -> CompressError:
 
 
 def _share_kept(unit: Unit, removed: int) -> float:
-    """Return the share of a unit's importance that stays without its least important channels."""
+    """Return the share of a unit's importance that is kept without its `removed` least important channels."""
     whole = float(unit.importance.sum())
     return 1 - float(unit.losses()[removed]) / whole if whole else 1.0
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Let PyTorch add in the same order each time, where it can."""
+    """Make PyTorch use deterministic algorithms where they exist."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -255,19 +266,19 @@ def in_batches(samples: Sequence[S], size: int) -> list[Sequence[S]]:
 
 
 def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Callable[[Sequence[S]], Any]) -> None:
-    """Replace the statistics of batch norms by means over batches of `size`, at least 2, samples.
+    """Replace the statistics of batch norms by means over batches of `size` samples, at least 2.
 
-    In a pruned network the old ones are far off: Li and others, EagleEye, arXiv 2007.02491. frames: makes the network's
-    input of some samples. Without two samples the network stays as it is.
+    In a pruned network the old statistics are far off: Li and others, EagleEye, arXiv 2007.02491. frames: returns the
+    network's input for a batch of samples. With fewer than two samples the network does not change.
     """
-    batches = [batch for batch in in_batches(samples, max(size, 2)) if len(batch) > 1]  # one alone has no variance
+    batches = [batch for batch in in_batches(samples, max(size, 2)) if len(batch) > 1]  # one sample has no variance
     if not batches:
         return
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # all batches count alike
+        norm.momentum = None  # equal weights of all batches
         norm.train()
     with torch.no_grad(), deterministic():
         for batch in batches:
@@ -280,9 +291,10 @@ def renew_statistics(network: Any, samples: Sequence[S], size: int, frames: Call
 def convolutions_run(
     network: Any, run: Callable[[], Any], scale: tuple[int, int] = (1, 1), skipped: Collection[int] = ()
 ) -> dict[str, Convolution]:
-    """Return the convolutions of a network by name, as they run in `run`.
+    """Return the convolutions of a network by name, with the positions that they compute in `run`.
 
-    scale: factor and divisor of the number of positions; spared: ids of those that a camera skips, without positions.
+    scale: factor and divisor of the number of positions; skipped: `id` of convolutions that do not run on a camera,
+    which get 0 positions.
     """
     convolutions: dict[str, Convolution] = {}
 
@@ -292,7 +304,7 @@ def convolutions_run(
         depthwise = layer.groups > 1
         before = (
             convolutions[name].positions if name in convolutions else 0
-        )  # one that reads several maps runs several times
+        )  # a convolution that is applied to several maps runs several times
         convolutions[name] = Convolution(
             layer.in_channels, layer.out_channels, before + positions, kernel, depthwise, layer.stride[0]
         )
@@ -307,9 +319,10 @@ def convolutions_run(
 
 
 class _ChannelGroup:
-    """Channels that can only go together. name: of a layer that writes them; parts: for each layer that has them, its
-    name, whether it writes them, the indices among its channels, and those among the group's; readers: the layers that
-    read them.
+    """Channels that can only be removed together.
+
+    name: name of a layer that writes them; parts: for each layer with these channels its name, whether it writes them,
+    their indices among its channels, and among the group's; readers: the layers that read them.
     """
 
     def __init__(
@@ -338,7 +351,7 @@ class _ChannelGroup:
         self.readers = [layers[name] for name, *_ in self._read]
 
     def _elimination_losses(self, readers: Mapping[str, Reader]) -> NDArray[np.float64]:
-        """Return the importance of the channels to all layers that read them, float64 [channels]."""
+        """Return the importance `surgeon` of the channels, over all layers that read them, float64 [channels]."""
         reading = []
         for layer, _, own, roots in self._read:
             if layer in readers:
@@ -348,11 +361,11 @@ class _ChannelGroup:
         return elimination_losses(reading, self.channels)
 
     def remove(self, count: int) -> None:
-        """Remove the least important ones."""
+        """Remove the `count` least important channels."""
         self._group.prune(least_important(self.importance, count))
 
     def mask(self, count: int) -> None:
-        """Set the weights by which the least important ones are read to zero."""
+        """Set the weights that read the `count` least important channels to zero."""
         away = set(least_important(self.importance, count))
         for layer, (_, _, own, roots) in zip(self.readers, self._read, strict=True):
             places = [place for place, root in zip(own, roots, strict=True) if root in away]
@@ -376,7 +389,7 @@ def _scores(
 
 
 def _joined(groups: Sequence[_ChannelGroup], pairs: Iterable[Pair]) -> list[list[_ChannelGroup]]:
-    """Join the groups that write the two layers of a pair; leave out those of which only one layer is free."""
+    """Join the groups that write the two layers of a pair; drop those of pairs with only one free layer."""
     writer = {name: group for group in groups for name, writes, *_ in group.parts if writes}
     joined = {group.name: [group] for group in groups}
     fixed: set[str] = set()
@@ -394,7 +407,7 @@ def _joined(groups: Sequence[_ChannelGroup], pairs: Iterable[Pair]) -> list[list
 
 
 def _unit(groups: Sequence[_ChannelGroup], index: Mapping[str, int]) -> Unit:
-    """Return groups that lose as many channels each, as a unit."""
+    """Return groups that must lose equally many channels as a unit."""
     writes: Counter[int] = Counter()
     reads: Counter[int] = Counter()
     for group in groups:

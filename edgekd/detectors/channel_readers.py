@@ -1,4 +1,4 @@
-"""Statistics of the layers that read channels, observed by hooks while the gradients of a loss are computed."""
+"""Statistics of the layers that read channels, recorded by hooks during the backward pass of a loss."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from edgekd.compress.least_squares import patches
 from edgekd.detectors.refit import window_of
 
 PLACES = 192
-"""Places of an output map that are drawn from each image: of 128 images 24,576, as in the refit."""
+"""Positions sampled per output map and image: 24,576 for 128 images, as in the refit."""
 
 
 @contextmanager
 def observed_readers(network: Any, seed: int, floating: Any = None) -> Iterator[dict[str, Reader]]:
-    """Yield a mapping that holds the convolutions with gradients by name, once the context is left.
+    """Yield a mapping that is filled with the convolutions that got gradients, by name, when the context ends.
 
-    floating: the float network with the weights, where `network` computes with rounded ones. Convolutions with groups
-    are left out: a depthwise one only passes channels on.
+    seed: seed of the sampled positions; floating: the network with float weights, if `network` computes with rounded
+    ones. Grouped convolutions are left out: a depthwise one does not mix channels.
     """
     generator = torch.Generator().manual_seed(seed)
     modules = (floating or network).named_modules()
@@ -54,5 +54,5 @@ def observed_readers(network: Any, seed: int, floating: Any = None) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
-    for name in list(statistics):  # one after the other, for both need as much memory as all weights of a wide network
+    for name in list(statistics):  # one by one: statistics and readers of a wide network each need much memory
         readers[name] = statistics.pop(name).reader(layers[name].weight.detach().flatten(2))

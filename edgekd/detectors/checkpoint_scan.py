@@ -1,7 +1,7 @@
-"""Scan of a PyTorch checkpoint before PyTorch reads it: zip directory and pickle, without calling what it names.
+"""Scan of a PyTorch checkpoint before PyTorch reads it: zip directory and pickle, without calling anything it names.
 
-A file of half a megabyte can hold gigabytes of compressed zeros, tensors of terabytes that repeat one number, and
-storages that are longer than their records. What is refused here needs no memory yet.
+A file of half a megabyte can contain gigabytes of compressed zeros, tensors of terabytes that repeat one number, and
+storages that are longer than their records. The scan refuses such files before memory is allocated for them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from edgekd.core.errors import SpecError
 from edgekd.core.input_files import regular_file, shown_path
 
 MAX_BYTES = 1 << 33
-"""Bytes of a checkpoint; YOLO11x has 0.1 GB, or 0.7 GB with the state of its training."""
+"""Limit of a checkpoint's size in bytes; YOLO11x has 0.1 GB, or 0.7 GB with its training state."""
 MAX_RECORDS = 100_000
-"""Records of the zip file: one for each tensor."""
+"""Limit of the number of records in the zip file: one per tensor."""
 MAX_PICKLE_BYTES = 1 << 24
-"""Bytes of the pickle. That of YOLO11x has 0.25 MB, for 1,000 tensors."""
+"""Limit of the pickle's size in bytes; YOLO11x has 0.25 MB, for 1,000 tensors."""
 MAX_COPIED = 1 << 24
-"""Items that all calls in the pickle copy: of lists, of text, of attributes. YOLO11x has 40,000."""
+"""Limit of the items (of lists, text and attributes) that all calls in the pickle copy; YOLO11x has 40,000."""
 _PLAIN_NAMES = frozenset(
     {
         "builtins.complex",
@@ -42,32 +42,32 @@ _PLAIN_NAMES = frozenset(
         "_codecs.encode",
     }
 )
-"""Functions and types for data that a checkpoint may name, beside storages, number formats and layers."""
+"""Functions and types for plain data that a checkpoint may name, beside storages, number formats and layers."""
 _NUMBER_FORMAT = re.compile(r"torch\.(bool|(float|int|uint|bfloat|complex)[0-9]+)")
 _STORAGE_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1}
 _STORAGE_BYTES |= {"Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}
-"""Bytes of an element of a storage, by the name of its type without `Storage`."""
+"""Bytes per element of a storage, by the name of its type without `Storage`."""
 
 
 class _Scan(NamedTuple):
-    """The names in a pickle that are no data, and the data set that its training arguments name."""
+    """The names in a pickle that are not plain data, and the data set that its training arguments name."""
 
     names: frozenset[str]
     training_data: str | None
 
 
 def scan_checkpoint(path: Path) -> frozenset[str]:
-    """Return the names in a checkpoint that are no data: of layers and of whatever else it asks for.
+    """Return the names in a checkpoint that are not plain data: of layers, and of anything else that it needs.
 
-    Raises SpecError for a file that torch.save did not write, or that takes much more memory than disk.
+    Raises SpecError for a file that torch.save did not write, or that needs much more memory than disk space.
     """
     return _scan(path).names
 
 
 def training_data(path: Path) -> str | None:
-    """Return the data set that Ultralytics' training arguments in a checkpoint name: any text; None without.
+    """Return the data set named in Ultralytics' training arguments of a checkpoint: unchecked text, None without.
 
-    Raises SpecError as `scan_checkpoint`.
+    Raises SpecError like `scan_checkpoint`.
     """
     return _scan(path).training_data
 
@@ -85,13 +85,13 @@ def _scan(path: Path) -> _Scan:
         raise _refusal(path, str(error) or "cut short") from error
     try:
         return _scanned(content, pickles[0].removesuffix("data.pkl"), tuple(records.items()))
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle can raise anything
         raise _refusal(path, str(error) or type(error).__name__) from error
 
 
 @lru_cache(maxsize=8)  # a build reads the same checkpoint in many of its stages
 def _scanned(content: bytes, folder: str, records: tuple[tuple[str, int], ...]) -> _Scan:
-    """Return what a pickle names. folder: of its record in the zip file."""
+    """Return the names in a pickle. folder: of its record in the zip file; records: (name, bytes) of each."""
     reader = _RestrictedUnpickler(content, folder, dict(records))
     checkpoint = reader.load()
     arguments = checkpoint.get("train_args") if isinstance(checkpoint, dict) else None
@@ -101,7 +101,7 @@ def _scanned(content: bytes, folder: str, records: tuple[tuple[str, int], ...]) 
 
 
 def _records(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
-    """Return the bytes of each record. Raises ValueError where they are compressed, overlap or repeat."""
+    """Return the size of each record in bytes. Raises ValueError if records are compressed, overlap or repeat."""
     if len(entries) > MAX_RECORDS:
         raise ValueError(f"more than {MAX_RECORDS} records")
     for entry in entries:
@@ -118,13 +118,13 @@ def _is_data(name: str) -> bool:
 
 
 def _storage_bytes(name: str) -> int:
-    """Return the bytes of an element of a storage type; 0 for any other name."""
+    """Return the bytes per element of a storage type; 0 for any other name."""
     module, _, kind = name.rpartition(".")
     return _STORAGE_BYTES.get(kind.removesuffix("Storage"), 0) if module in ("torch", "torch.storage") else 0
 
 
 class _Name:
-    """A function or type that the pickle names. A call checks its arguments, and gives an object without effects."""
+    """Stand-in for a function or type that the pickle names. A call checks the arguments, and returns an `_Object`."""
 
     def __init__(self, name: str, reader: _RestrictedUnpickler) -> None:
         self.name = name
@@ -138,7 +138,7 @@ class _Name:
 
 
 class _Object:
-    """The result of a call: takes items and attributes, and keeps none."""
+    """The result of a call: accepts items and attributes, and stores none."""
 
     def __init__(self, reader: _RestrictedUnpickler) -> None:
         self._reader = reader
@@ -157,16 +157,17 @@ class _Object:
 
 
 class _Storage:
-    """A storage of so many elements."""
+    """A storage: only its number of elements."""
 
     def __init__(self, elements: int) -> None:
         self.elements = elements
 
 
 class _RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Python's own unpickler with nothing to call. It is the one written in Python: that in C reserves memory by index.
+    """Python's unpickler, with stand-ins for everything callable.
 
-    folder: of the records; records: bytes of each.
+    The implementation in Python, because the one in C allocates memo memory by an index in the file. folder: folder of
+    the records in the zip file; records: bytes of each.
     """
 
     def __init__(self, content: bytes, folder: str, records: Mapping[str, int]) -> None:
@@ -180,7 +181,7 @@ class _RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc
         return _Name(full, self)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return a storage. Raises ValueError where its record is shorter than it."""
+        """Return a storage. Raises ValueError if its record is shorter."""
         _, kind, key, _, elements = pid
         if type(elements) is not int or elements < 0 or not isinstance(kind, _Name) or not isinstance(key, str):
             raise ValueError("a storage that torch.save does not write")
@@ -190,7 +191,7 @@ class _RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc
         return _Storage(elements)
 
     def spend(self, arguments: Iterable[Any]) -> None:
-        """Count the items that a call copies. Raises ValueError where all calls copy too many."""
+        """Count the items that a call copies. Raises ValueError if all calls together copy more than MAX_COPIED."""
         self._left -= sum(len(each) for each in arguments if hasattr(each, "__len__"))
         if self._left < 0:
             raise ValueError(f"calls that copy more than {MAX_COPIED} items")
@@ -206,7 +207,7 @@ class _RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc
 
 
 def _require_inside(storage: Any, offset: Any, shape: Any, strides: Any) -> None:
-    """Raise ValueError for a tensor that reaches beyond its storage, or has more elements than that."""
+    """Raise ValueError for a tensor that extends beyond its storage, or has more elements than it."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or any(type(each) is not int or each < 0 for each in numbers):
         raise ValueError("a tensor that torch.save does not write")

@@ -1,4 +1,4 @@
-"""Networks of PyTorch whose raw outputs a description of their head explains: exported with decoded boxes; teachers."""
+"""PyTorch networks with a description of their head: export with decoded boxes, and use as teachers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from edgekd.graph.view import load_graph
 
 _OPSET = 17
 _IR_VERSION = 8
-"""Opset and IR version of the graph that only decodes: ONNX Runtime 1.20 and newer take both."""
+"""IR version; with _OPSET for the graph that only decodes. ONNX Runtime 1.20 and newer support both."""
 
 
 Outputs = Callable[[Any], Sequence[torch.Tensor]]
-"""From what a network returns to its outputs, in the order of `output_names`."""
+"""Returns the outputs, in the order of `output_names`, from a network's return value."""
 
 
 def output_names(described: HeadDescription) -> tuple[str, ...]:
@@ -41,12 +41,12 @@ def export_described(
     """Write a module as float32 ONNX, and append the decoding of its outputs.
 
     Args:
-        module: From frames float32 [1, 3, h, w] to the outputs of `output_names`.
-        described: The description of its head, complete.
+        module: Returns the outputs of `output_names` for frames float32 [1, 3, h, w].
+        described: The complete description of its head.
         size: Height and width of the frames.
-        where: Beginning of the message of an error.
+        where: Start of error messages.
 
-    Raises CompressError, SpecError.
+    Returns the decoded head. Raises CompressError if the export fails, SpecError if outputs contradict the description.
     """
     import onnx
 
@@ -58,9 +58,9 @@ def export_described(
 
 
 class RawOutputs(nn.Module):  # type: ignore[misc]
-    """A network in evaluation mode, from frames float32 [1, 3, h, w] to its raw outputs.
+    """A network in evaluation mode that returns its raw outputs for frames float32 [1, 3, h, w].
 
-    described: its head and classes; size: height and width of the frames.
+    described: its head and classes; size: height and width of the frames; outputs: selects them from its return value.
     """
 
     def __init__(self, network: Any, described: HeadDescription, size: tuple[int, int], outputs: Outputs) -> None:
@@ -77,17 +77,17 @@ class RawOutputs(nn.Module):  # type: ignore[misc]
         return tuple(self._outputs(self.network(frames)))
 
     def export(self, graph: Path, opset: int, where: str) -> DetectorSpec:
-        """Write it as `export_described`; return the contract of the graph. Raises CompressError, SpecError."""
+        """Write the network like `export_described`; return the graph's contract. Raises CompressError, SpecError."""
         head = export_described(self, self.described, self.size, graph, opset, where)
         return checked_spec(DetectorSpec(self.described.classes, self.preprocess, head), where)
 
     def teacher(self) -> DescribedTeacher:
-        """Return it as a teacher."""
+        """Return the network as a teacher."""
         return DescribedTeacher(self, self.described, self.preprocess)
 
 
 class _FixedShapes(nn.Module):  # type: ignore[misc]
-    """A module whose outputs have their shapes as constants of an exported graph, where inference may not find them."""
+    """A module whose outputs get constant shapes in an exported graph, because shape inference may not find them."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _FixedShapes(nn.Module):  # type: ignore[misc]
 
 
 def decoded(module: Any, described: HeadDescription, size: tuple[int, int], batch: np.ndarray) -> np.ndarray:
-    """Return the outputs of a module for a batch float32 [1, 3, h, w], decoded as the exported graph does."""
+    """Return a module's outputs for a batch float32 [1, 3, h, w], decoded as in the exported graph."""
     with torch.no_grad():
         return _decoded_outputs(described, size, module(torch.from_numpy(batch)))
 
@@ -106,7 +106,7 @@ def decoded(module: Any, described: HeadDescription, size: tuple[int, int], batc
 def _decoded_outputs(
     described: HeadDescription, size: tuple[int, int], values_by_output: Sequence[torch.Tensor]
 ) -> np.ndarray:
-    """Return raw outputs of one frame decoded, float32 [1, 4 + classes, n], by a graph that does only that."""
+    """Return the raw outputs of one frame decoded, float32 [1, 4 + classes, n], by a graph that only decodes."""
     from onnx import TensorProto, helper
 
     found = [values.float().cpu().numpy() for values in values_by_output]
@@ -128,9 +128,9 @@ class DescribedTeacher(nn.Module):  # type: ignore[misc]
     """A network as a teacher of boxes and classes, without anchors and feature maps; see `Teacher`.
 
     Args:
-        module: As of `export_described`.
-        described: The description of its head, complete.
-        preprocess: What the module expects of a frame.
+        module: As for `export_described`.
+        described: The complete description of its head.
+        preprocess: Preparation of frames that the module expects.
     """
 
     widths: tuple[int, ...] = ()
@@ -147,11 +147,11 @@ class DescribedTeacher(nn.Module):  # type: ignore[misc]
         self.register_buffer("std", torch.tensor(preprocess.std).reshape(3, 1, 1))
 
     def forward(self, frames: torch.Tensor) -> DetectorFeatures:
-        """Return the objects in frames float32 [b, 3, h, w] of its own, RGB, 0 to 1."""
+        """Return the objects in frames float32 [b, 3, h, w] of the teacher's own size, RGB, 0 to 1."""
         size = height, width = self.preprocess.height, self.preprocess.width
         ordered = frames.flip(1) if self._expected.color == "bgr" else frames
         batch = (ordered * (255 * self._expected.scale) - self.mean) / self.std
-        with torch.autocast(frames.device.type, enabled=False):  # boxes are places in the whole frame
+        with torch.autocast(frames.device.type, enabled=False):  # boxes are fractions of the frame
             raw = self.module(batch.float())
         one_each = zip(*(values.split(1) for values in raw), strict=True)
         rows = np.concatenate([_decoded_outputs(self._described, size, one) for one in one_each])

@@ -1,4 +1,4 @@
-"""Export of a detector to the float32 ONNX graph that compression starts from."""
+"""Export of a detector to the float32 ONNX graph that compression starts with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph on disk: its contract, its opset, and its largest relative error against the detector."""
+    """An exported graph: its contract, its opset, and its largest relative error compared with the detector."""
 
     spec: DetectorSpec
     opset: int
@@ -35,7 +35,7 @@ class Exported:
 def export(detector: Detector, graph: Path, opset: int) -> Exported:
     """Export a detector to `graph`, simplified, self-describing, with batch 1, and compare the outputs of both.
 
-    Raises ParityError where they differ.
+    Raises ParityError if they differ by more than TOLERANCE.
     """
     import onnx
     import onnxslim
@@ -59,7 +59,7 @@ def export(detector: Detector, graph: Path, opset: int) -> Exported:
 
 
 def _error(found: np.ndarray, expected: np.ndarray, head: Head) -> float:
-    """Return the largest relative error of an output; the order of queries, which nearly equal scores give, is free."""
+    """Return the largest relative error of an output, in any order of queries: nearly equal scores can change it."""
     if head.kind == "yolo" and not has_places(head) and found.shape == expected.shape:
         found, expected = (candidate_rows(output, head) for output in (found, expected))
         found, expected = nearest(found, expected, head).T, expected.T
@@ -67,7 +67,7 @@ def _error(found: np.ndarray, expected: np.ndarray, head: Head) -> float:
 
 
 def probe(spec: DetectorSpec, seed: int = 0) -> np.ndarray:
-    """Return a deterministic frame float32 [1, 3, h, w] with structure at several scales, in the network's range."""
+    """Return a deterministic test frame float32 [1, 3, h, w] with structure at several scales, preprocessed."""
     height, width = spec.preprocess.height, spec.preprocess.width
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
     smooth = np.kron(coarse, np.ones((16, 16, 1), np.uint8))[:height, :width]

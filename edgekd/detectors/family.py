@@ -1,8 +1,8 @@
-"""Families of detectors: what each can do, behind one description, and the table of all of them.
+"""Families of detectors: the capabilities of each, in one description, and the table of all families.
 
-A family is one module-level `FAMILY` and the functions that it names; a function is imported where it is first called,
-so that a family costs nothing where another one is used. A package outside edgekd adds a family by an entry point of
-the group `edgekd.families`.
+A family is one module-level `FAMILY` and the functions that it names; a function is imported on its first call, so
+that unused families cost nothing. A package outside edgekd adds a family by an entry point of the group
+`edgekd.families`.
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ BUILT_IN = (
 class Family:
     """A family of detectors. A capability that it lacks is None.
 
-    name: in records of builds; title: in messages; suffix: of its files' names; files: in the folder of a detector that
-    consists of several, the one with its weights first; models: glob patterns of the names of models that a student can
-    be made of, beside its files; is_graph: its files are ONNX graphs, which need no export; libraries: packages on
-    whose versions results depend, beside those of edgekd's own families.
+    name: name in records of builds; title: name in messages; suffix: suffix of its files; files: names of the files of
+    a detector that is a folder, the one with its weights first; models: glob patterns of names, beside files, that a
+    student can be created from; is_graph: whether its files are ONNX graphs, which need no export; libraries: packages
+    on whose versions results depend, beside those of edgekd's own families.
 
-    Each capability is a function. Those that write a detector write the file `out`. `data` is a data set, of which they
-    read the split `train` only; `trust` allows what is pickled in a checkpoint to run; `progress` receives each item.
-    They raise SpecError for a checkpoint that is no detector of the family, DataError for unusable data, and
-    CompressError where a step cannot be done. Without a GPU the same arguments give the same result.
+    Each capability is a function. Functions that create a detector write it to the file `out`. `data` is a data set, of
+    which only the split `train` is read; `trust` allows code in a checkpoint's pickle to run; `progress` receives each
+    item. They raise SpecError for a checkpoint that is not a detector of the family, DataError for unusable data, and
+    CompressError if a step is impossible. Without a GPU, equal arguments give equal results.
 
     load(path, head, classes, trust)
-        Open a file as a `Detector`; read nothing yet.
+        Return a file as a `Detector`, without reading it yet.
     teacher(checkpoint, trust)
-        Load a network that a student can learn from.
+        Load a network as a teacher.
     distill(teacher, out, data, step, state, trust, device, progress, frames, cache)
-        Train a student beside a teacher of any family. `state`: the file from which an interrupted training resumes;
+        Train a student with a teacher of any family. `state`: the file from which an interrupted training resumes;
         `frames`: samples that the teacher has labelled; `cache`: the file of the teacher's objects, named after teacher
         and images.
     initialize_student(step, classes, out, trust)
-        Write the student of a step `distill` as it is before training.
+        Write the untrained student of a step `distill`.
     prune(checkpoint, out, data, step, trust, progress, cost, teacher, rounds)
-        Remove channels. `cost`: of a convolution, None for multiply-adds; `teacher`: whose outputs count in the
-        gradients, too; `rounds`: how many are left, this one included.
+        Remove channels. `cost`: cost of a convolution, None for multiply-adds; `teacher`: a detector whose outputs are
+        added to the loss for gradients; `rounds`: number of remaining rounds, including this one.
     prune_quantized(..., quantized)
-        The same, with gradients taken on the Q/DQ graph `quantized`.
+        Like `prune`, with gradients computed on the Q/DQ graph `quantized`.
     scan(checkpoint, data, step, trust, progress)
         Measure the loss without part of each unit of channels.
     factorize(checkpoint, out, data, step, trust, progress, cost)
         Replace convolutions by products of thinner ones.
     recover(checkpoint, teacher, out, data, step, cache, state, trust, device, progress)
-        Train a pruned or factorized detector to predict as `teacher`, what it was made from. `cache`: the file of its
-        predictions, named after teacher, images and size; `state`: that of a training in progress.
+        Train a pruned or factorized detector to reproduce the predictions of `teacher`, the original. `cache`: the file
+        of its predictions, named after teacher, images and size; `state`: as for `distill`.
     resize(checkpoint, image_size, out, trust)
         Change the side of the input; return height and width before and after.
     quant_aware_distill(..., graph)
-        The same for the Q/DQ graph `graph`, which was exported from `checkpoint`; `teacher` may be that.
+        Like `recover` for the Q/DQ graph `graph`, which was exported from `checkpoint`; `teacher` may be `checkpoint`.
     """
 
     name: str
@@ -104,11 +104,11 @@ class Family:
 
     @property
     def trains(self) -> bool:
-        """True for files with networks to train, False for graphs and for networks that at most teach."""
+        """True if its networks can be trained, False for graphs and for networks that can only be teachers."""
         return any((self.distill, self.prune, self.factorize, self.quant_aware_distill))
 
     def capability(self, name: str) -> Callable[..., Any]:
-        """Return a capability. Raises SpecError where the family lacks it."""
+        """Return the function of a capability. Raises SpecError if the family lacks it."""
         function: Callable[..., Any] | None = getattr(self, name)
         if function is None:
             expected = f"a detector by {offering(name)}"
@@ -120,7 +120,7 @@ class Family:
 class Imported:
     """A function that is imported when it is called. reference: `package.module:function`.
 
-    needs: the message of the SpecError where a library that the module imports is missing; extra: of edgekd, with it.
+    needs: message of the SpecError if a library that the module imports is missing; extra: edgekd's extra with it.
     """
 
     reference: str
@@ -139,19 +139,19 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(path: Path | str) -> Family | None:
-    """Return the family of a detector's file, by the longest suffix that its name ends in; None for any other file."""
+    """Return the family of a detector's file, by the longest matching suffix; None for any other file."""
     fitting = [each for each in families() if str(path).endswith(each.suffix)]
     return max(fitting, key=lambda each: len(each.suffix), default=None)
 
 
 def detector_file(path: Path) -> Path:
-    """Return the file of a detector that its folder stands for: the one with its weights; any other path as it is."""
+    """Return the file with the weights for the folder of a detector; any other path unchanged."""
     inside = (path / each.files[0] for each in families() if each.files)
     return next(filter(is_file, inside), path) if is_folder(path) else path
 
 
 def detector_name(path: Path) -> str:
-    """Return the name of a detector: of its folder where it has several files, else of its file without the suffix."""
+    """Return the name of a detector: of its folder if it has several files, else of its file without the suffix."""
     family = family_of(path)
     return path.absolute().parent.name if family and path.name in family.files else path.stem
 
@@ -163,7 +163,7 @@ def files_beside(path: Path) -> tuple[Path, ...]:
 
 
 def require_family(path: Path | str) -> Family:
-    """As `family_of`. Raises SpecError for a file of no family."""
+    """Return the family of a detector's file, like `family_of`. Raises SpecError for a file of no family."""
     family = family_of(path)
     if family is None:
         suffix = Path(path).suffix or "no suffix"
@@ -184,13 +184,13 @@ def offering(capability: str) -> str:
 
 
 def known_suffixes() -> str:
-    """Return the suffixes of detectors' files for messages, without those that end in another one."""
+    """Return the suffixes of detectors' files for messages, without those that end with another suffix."""
     suffixes = [each.suffix for each in families()]
     last = [one for one in suffixes if not any(one != other and one.endswith(other) for other in suffixes)]
     return " or ".join(last)
 
 
 def load_teacher(path: Path, trust: bool = False) -> Teacher:
-    """Load a detector that a student can learn from. Raises SpecError."""
+    """Load a detector as a teacher. Raises SpecError if its family has no teachers, or it cannot be read."""
     teacher: Teacher = require_family(path).capability("teacher")(path, trust)
     return teacher

@@ -1,8 +1,8 @@
-"""Networks other than detectors: any ONNX graph with one float32 input, judged by the errors of its outputs.
+"""Networks other than detectors: any ONNX graph with one float32 input, evaluated by the errors of its outputs.
 
-Frames are files of one folder: images, which are letterboxed to the input's height and width, in RGB from 0 to 1; or
-arrays, `.npy` or `.npz` (the one named like the input, or the only one), of the input's shape, with or without the
-batch of 1, which are used as they are.
+Frames are files in one folder: images, which are letterboxed to the input's height and width, in RGB from 0 to 1; or
+arrays, `.npy` or `.npz` (the array named like the input, or the only one), of the input's shape, with or without the
+batch of 1, which are used unchanged.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from edgekd.graph.view import inputs_of, load_graph
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 MAX_ELEMENT_BYTES = 16
-"""Bytes of an element of an array: a long double."""
+"""Largest size of an array's element in bytes: a long double."""
 MAX_ARRAY_HEADER = 1 << 16
-"""Bytes of the header of an array's file; the first version of the format has no more."""
+"""Largest header of an array's file in bytes, as in version 1 of the format."""
 MAX_ARRAYS_BYTES = 1 << 31
-"""Bytes of a file with several arrays."""
-MAX_SNR_DB = 120.0  # what is reported where outputs are equal, or nearly
+"""Largest size of a file with several arrays in bytes."""
+MAX_SNR_DB = 120.0  # reported for outputs that are (nearly) equal
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Input:
 
 @dataclass(frozen=True)
 class OutputError:
-    """The error of an output: the root of noise power by signal power over all frames, and the same in dB."""
+    """The error of an output over all frames: sqrt(noise power / signal power), and signal-to-noise ratio in dB."""
 
     relative_error: float
     snr_db: float
 
 
 def prepare(source: Path, out: Path) -> Input:
-    """Write the network to `out` with a batch of 1, simplified, at an opset that quantization needs.
+    """Write the network to `out`, simplified, with a batch of 1 and at least the opset that quantization needs.
 
-    Raises SpecError where it is no ONNX file, or has not one float32 input of a fixed shape.
+    Raises SpecError for a file that is not ONNX, or does not have exactly one float32 input of a fixed shape.
     """
     import onnx
     import onnxslim
@@ -86,7 +86,7 @@ def prepare(source: Path, out: Path) -> Input:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Return the images and arrays directly in a folder, sorted; empty where it is no folder."""
+    """Return the images and arrays directly in a folder, sorted; empty if it is not a folder."""
     if not is_folder(folder):
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES | ARRAY_SUFFIXES)
@@ -113,7 +113,7 @@ def read_frame(path: Path, target: Input) -> np.ndarray:
 
 
 def _array(path: Path, wanted: Input) -> np.ndarray:
-    """Read the array in a file, or that of the input's name. Raises DataError, also for one much longer than wanted."""
+    """Read the only array in a file, or the one with the input's name. Raises DataError, also if it is too large."""
     limit = MAX_ELEMENT_BYTES * math.prod(wanted.shape) + MAX_ARRAY_HEADER
     regular_file(path, limit if path.suffix.lower() == ".npy" else MAX_ARRAYS_BYTES)
     try:
@@ -136,7 +136,10 @@ def _array(path: Path, wanted: Input) -> np.ndarray:
 
 
 def output_errors(before: Path, after: Path, frames: Iterator[np.ndarray]) -> Mapping[str, OutputError]:
-    """Return the error of each output of `after` against that of `before`, over all frames. Raises CompressError."""
+    """Return the error of each output of the graph `after` compared with `before`, over all frames.
+
+    Raises CompressError for outputs that are not finite.
+    """
     sessions = [cpu_session(runnable(graph)) for graph in (before, after)]
     errors = {output.name: RelativeError() for output in sessions[0].get_outputs()}
     for frame in frames:

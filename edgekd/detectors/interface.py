@@ -1,5 +1,4 @@
-"""Input and output of the graph that ships: raw frames in place of normalised planes, the best candidates of all,
-several frames at once."""
+"""Input and output of the shipped graph: raw frames instead of normalised planes, only the best candidates, batches."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ class Interface:
 
     Args:
         input: Format of the input.
-        postprocess: `graph` where the graph decodes and selects the best candidates, `host` where its output is as the
-            detector has it.
+        postprocess: `graph`: the graph decodes and selects the best candidates; `host`: its output is the detector's
+            own.
         float_bytes: As in `Preprocess`.
         batch: As in `DetectorSpec`.
     """
@@ -37,9 +36,9 @@ class Interface:
 
 
 def with_interface(model: Any, spec: DetectorSpec, interface: Interface, where: str) -> DetectorSpec:
-    """Give a graph, in place, another interface; return its contract, which is written into it, too.
+    """Change the interface of a graph in place; return its contract, which is also written into the graph.
 
-    Raises SpecError where that is impossible. where: the graph, for errors.
+    where: start of error messages. Raises SpecError if that is impossible.
     """
     if interface.input != "float32":
         preprocess = replace(spec.preprocess, input=interface.input, float_bytes=interface.float_bytes)
@@ -56,7 +55,7 @@ def with_interface(model: Any, spec: DetectorSpec, interface: Interface, where: 
 
 
 def _decoded(model: Any, spec: DetectorSpec, where: str) -> Head:
-    """Append the decoding of a `yolox` head, in place; return the head `yolo`."""
+    """Append the decoding of a `yolox` head in place; return the head of kind `yolo`. Raises SpecError."""
     if spec.head.kind == "yolo":
         return spec.head
     if spec.head.extra:

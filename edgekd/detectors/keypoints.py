@@ -17,10 +17,10 @@ COCO_SIGMAS = (
 
 
 def keypoints_of(shape: object, sigmas: object, where: str) -> Keypoints:
-    """Return the keypoints of a detector. Raises SpecError, which begins with `where`.
+    """Return the keypoints of a detector. Raises SpecError; where: start of its message.
 
-    shape: number of keypoints, and of numbers for each, 2 or 3; sigmas: one for each, or None or none for those of
-    Ultralytics: COCO's for 17 keypoints with visibility, else 1 by their number.
+    shape: number of keypoints, and of values per keypoint, 2 or 3; sigmas: one per keypoint; None or empty for the
+    defaults of Ultralytics: COCO's for 17 keypoints with visibility, else 1 / number of keypoints.
     """
     sides = list(shape) if isinstance(shape, (list, tuple)) else []
     if len(sides) != 2 or any(type(side) is not int for side in sides) or not 1 <= sides[0] <= MAX_KEYPOINTS:

@@ -1,7 +1,7 @@
-"""Python literals in the metadata of models: a number, a text, and lists and mappings of these.
+"""Python literals in the metadata of models: a number, a string, or a list or mapping of these.
 
-Nothing is nested and nothing is evaluated: Python's own parser takes seconds, and gigabytes, for some texts of a
-megabyte.
+Nested literals are not supported, and the whole text is never parsed by Python: its parser needs seconds, and
+gigabytes, for some texts of a megabyte.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from typing import Any
 
 MAX_TEXT = 1 << 20
-"""Characters of a literal: 10,000 class names of 100 characters."""
+"""Largest number of characters of a literal: 10,000 class names of 100 characters."""
 _SCALAR = r"""-?\d{1,9}(?:\.\d{1,17})?|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _ITEM = re.compile(rf"\s*(?:({_SCALAR})\s*:\s*)?({_SCALAR})\s*(,|$)", re.DOTALL)
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
 def read_literal(text: str) -> Any:
-    """Return a number, a text, or a list or dictionary of these; None for any other text."""
+    """Return a number, a string, or a list or dictionary of these; None for any other text."""
     text = text.strip()
     if len(text) > MAX_TEXT or not text:
         return None
@@ -26,7 +26,7 @@ def read_literal(text: str) -> Any:
         if _BRACKETS.get(text[0]) != text[-1]:
             return _scalar(text) if re.fullmatch(_SCALAR, text, re.DOTALL) else None
         return _items(text[1:-1].strip(), keyed=text[0] == "{")
-    except (ValueError, SyntaxError):  # as for an escape that is incomplete
+    except (ValueError, SyntaxError):  # such as for an incomplete escape sequence
         return None
 
 

@@ -1,4 +1,4 @@
-"""One output for a network with masks: candidates, and behind them the pixels of its prototypes."""
+"""One output for a network with masks: candidates, followed by the pixels of its prototypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _PREFIX = "edgekd.masks"
 def join_prototypes(model: Any, where: str) -> Masks:
     """Replace the outputs [1, c, n] and [1, k, h, w] of a graph, in place, by one [1, c, n + h * w].
 
-    The last k columns of a candidate are its coefficients. Raises SpecError for other outputs.
+    The last k of a candidate's c values are its coefficients; for pixels of prototypes only these rows are used.
+    Raises SpecError for other outputs.
     """
     import onnx
 
@@ -55,7 +56,7 @@ def join_prototypes(model: Any, where: str) -> Masks:
 
 
 def joined(found: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
-    """Return the outputs [1, c, n] and [1, k, h, w] as the graph by `join_prototypes` gives them."""
+    """Return the outputs [1, c, n] and [1, k, h, w] joined like in the graph by `join_prototypes`."""
     columns, coefficients = found.shape[1], prototypes.shape[1]
     pixels = prototypes.reshape(1, coefficients, -1)
     return np.concatenate([found, np.pad(pixels, ((0, 0), (columns - coefficients, 0), (0, 0)))], axis=2)

@@ -1,4 +1,4 @@
-"""Detectors that come as ONNX graphs, with a head that is recognised or described."""
+"""Detectors in ONNX graphs, with a head that is recognised or described."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 from edgekd.graph.view import inputs_of, load_graph, onnx_type_name, opset_of
 
 SPEC_KEY = "edgekd.detector"
-"""The metadata property in which a graph that edgekd wrote describes itself."""
+"""The metadata property with the description of a graph that edgekd wrote."""
 
 MIN_OPSET = 13
-"""Least opset of an exported graph: Q/DQ per channel needs it."""
+"""Lowest opset of an exported graph: Q/DQ per channel needs it."""
 TASKS: tuple[str, ...] = get_args(Task)
-"""Ultralytics' names of the tasks that are supported."""
+"""Ultralytics' names of the supported tasks."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _DESCRIBE = (
     "describe it with --head NAME or --head FILE.toml: `kind`, or the roles of outputs such as `boxes` and `scores`; "
@@ -46,10 +46,10 @@ _DESCRIBE = (
 
 @dataclass(frozen=True)
 class Understood:
-    """A detector in a graph. spec: of the graph, which has decoding appended where its own outputs need it.
+    """A detector in a graph. spec: contract of the graph, including appended decoding.
 
-    completed: the description of a head whose outputs have roles; None for one output of a known kind. appended: True
-    where nodes were added to the graph.
+    completed: the completed description of a head whose outputs have roles; None for one output of a known kind.
+    appended: whether nodes were added to the graph.
     """
 
     spec: DetectorSpec
@@ -58,10 +58,10 @@ class Understood:
 
 
 class OnnxDetector:
-    """An ONNX file, in which nothing can be executed.
+    """An ONNX file; it contains no code that could run.
 
-    head: a kind of head, or a TOML file that describes it; None to recognise it. classes: names where the graph has
-    none.
+    head: a kind of head, the name of a shipped description, or a TOML file that describes it; None to recognise it.
+    classes: class names, if the graph has none.
     """
 
     family = "onnx"
@@ -73,7 +73,7 @@ class OnnxDetector:
         self._classes = classes
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the graph with batch 1, and an opset from MIN_OPSET to `opset`."""
+        """Write the graph with batch 1, and an opset from MIN_OPSET to `opset`. Raises SpecError."""
         import onnx
 
         model = load_graph(self.path)
@@ -92,7 +92,7 @@ class OnnxDetector:
         return replace(spec, batch=1)
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """Return the file's own output in float32 for a batch [1, 3, h, w], decoded where it has several."""
+        """Return the file's own output in float32 for a batch [1, 3, h, w], with decoding if the export appends it."""
         import onnx
 
         model = load_graph(self.path)
@@ -114,8 +114,8 @@ def understand(
 ) -> Understood:
     """Describe the detector in a graph: by edgekd's metadata, by `head`, or recognised by its shapes and names.
 
-    A graph whose outputs are of no kind that the agent decodes gets their decoding appended, in place. names: of the
-    classes, where the graph has none; opset: most that the graph may have then. Raises SpecError.
+    If the agent cannot decode the outputs, their decoding is appended to the graph in place. names: class names, if the
+    graph has none; opset: highest opset that the graph may then have. Raises SpecError.
     """
     metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
@@ -133,7 +133,7 @@ def understand(
 
 
 def describe(model: Any, path: Path, head: str | None = None, names: tuple[str, ...] = ()) -> DetectorSpec:
-    """Describe the detector in a graph with one output of a known kind, as `understand` does."""
+    """Describe the detector in a graph with one output of a known kind, like `understand`. Raises SpecError."""
     metadata = _metadata(model)
     if head is None and SPEC_KEY in metadata:
         return _own_description(model, metadata[SPEC_KEY], path)
@@ -151,7 +151,7 @@ def _of_one_output(
     names: tuple[str, ...],
     masks: Masks | None = None,
 ) -> DetectorSpec:
-    """Describe a head of one output, whose kind is given or recognised. size: height and width of the input."""
+    """Describe a head with one output, of a given or recognised kind. size: height and width of the input."""
     metadata = _metadata(model)
     classes, keypoints = _class_names(metadata), _keypoints(given, metadata, path)
     shape = _shape(model.graph.output[0])
@@ -182,7 +182,7 @@ def _metadata(model: Any) -> dict[str, str]:
 def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescription:
     """Return the description that `head` names.
 
-    Raises SpecError also without one, for a graph whose metadata names a task that is not supported.
+    Raises SpecError for an invalid description, and without one for metadata with an unsupported task.
     """
     task = metadata.get("task", TASKS[0])
     if head is None and task not in TASKS:
@@ -192,7 +192,7 @@ def _given(head: str | None, metadata: dict[str, str], path: Path) -> HeadDescri
 
 
 def _keypoints(given: HeadDescription, metadata: dict[str, str], path: Path) -> Keypoints | None:
-    """Return the keypoints in the last columns, as described, or by Ultralytics' metadata. Raises SpecError."""
+    """Return the keypoints in the last columns, from the description or Ultralytics' metadata. Raises SpecError."""
     of_pose = metadata.get("task") == "pose"
     shape = given.keypoints or (read_literal(metadata.get("kpt_shape", "")) if of_pose else None)
     return keypoints_of(shape, given.keypoint_sigmas, str(path)) if shape or of_pose else None
@@ -203,7 +203,7 @@ def _outputs_text(model: Any) -> str:
 
 
 def _decoded_by_the_agent(model: Any, given: HeadDescription, size: tuple[int, int]) -> bool:
-    """Return True for one input, and one output that is of a kind or may be recognised as one."""
+    """Return whether a graph has one input, and one output of a given kind, or of one to be recognised."""
     one = len(inputs_of(model)) == 1 and len(model.graph.output) == 1
     if given.kind or not one:
         return one
@@ -218,7 +218,7 @@ def _with_decoding(
     names: tuple[str, ...],
     opset: int | None,
 ) -> Understood:
-    """Append the decoding of outputs that have roles, in place."""
+    """Append the decoding of outputs that have roles, in place. Raises SpecError."""
     if given.kind:
         expected = f'one output, as `kind = "{given.kind}"` says'
         raise SpecError(f"{path}: wrong outputs", expected=expected, found=_outputs_text(model), fix=_DESCRIBE)
@@ -246,7 +246,7 @@ def _prepare(
     opset: int | None,
     constants: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> None:
-    """Rehearse a graph, and give it fixed inputs and an opset that nodes can be appended in, in place."""
+    """Rehearse a graph; then, in place, give it fixed inputs and an opset in which nodes can be appended."""
     rehearse(path, size)
     own = opset_of(model)
     fix_input(model, size)
@@ -255,7 +255,7 @@ def _prepare(
 
 
 def _own_description(model: Any, text: str, path: Path) -> DetectorSpec:
-    """Return the description that edgekd wrote into a graph, which anybody can write. Raises SpecError."""
+    """Return the description in a graph's metadata. It is not trusted: anyone can write it. Raises SpecError."""
     where = f"{path}: metadata {SPEC_KEY}"
     try:
         spec = spec_from_json(json.loads(text, parse_int=short_int))
@@ -288,7 +288,7 @@ def describe_in(model: Any, spec: DetectorSpec) -> None:
 
 
 def _recognise(model: Any, shape: list[int], size: tuple[int, int], classes: int, path: Path, extra: int) -> str:
-    """Return the only kind of head that an output's shape fits; extra: columns behind the scores. Raises SpecError."""
+    """Return the kind of head that matches an output's shape; extra: columns after the scores. Raises SpecError."""
     if len(shape) == 3:
         _, rows, columns = shape
         cells = [_cells(size, strides) for strides in _STRIDES]
@@ -326,7 +326,7 @@ def _require_shape(spec: DetectorSpec, shape: list[int], path: Path) -> None:
 
 
 def _input_size(model: Any, metadata: dict[str, str], given: HeadDescription, path: Path) -> tuple[int, int]:
-    """Return height and width of the input; for a dynamic input, the size of its training from the metadata."""
+    """Return height and width of the input; for a dynamic input the training size in the metadata. Raises SpecError."""
     images = image_inputs(model)
     others = len(inputs_of(model)) > 1 and (given.kind or (len(model.graph.output) == 1 and not has_roles(given)))
     shape = _shape(images[0]) if len(images) == 1 and not others else []
@@ -366,7 +366,7 @@ def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _numbered(kind: str, shape: list[int], path: Path, extra: int = 0) -> tuple[str, ...]:
-    """Return numbered names, as many as the output has classes; extra: columns behind the scores. Raises SpecError."""
+    """Return numbered names, as many as the output has classes; extra: columns after the scores. Raises SpecError."""
     count = {"yolo": shape[1] - 4, "yolox": shape[2] - 5}.get(kind, extra) - extra if len(shape) == 3 else 0
     if count > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES} classes"

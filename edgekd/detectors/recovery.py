@@ -1,4 +1,4 @@
-"""Training of a compressed detector beside cached outputs of the original, the same for every family."""
+"""Training of a compressed detector on cached outputs of the original, the same for every family."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ REMEDY = "lower learning_rate"
 
 @dataclass(frozen=True)
 class CompressedDetector:
-    """A detector to recover, on the device where it is trained.
+    """A detector to recover, on the device for its training.
 
-    network: its module, whose parameters with gradients are trained; outputs: of a batch, as of `Predict`; size: height
-    and width of its frames in pixels.
+    network: its module, whose parameters with gradients are trained; outputs: returns its outputs for a batch, as
+    `Predict`; strides: of its head in pixels; size: height and width of its frames in pixels.
     """
 
     network: torch.nn.Module
@@ -57,10 +57,10 @@ def recover(
     *,
     trust: bool,
 ) -> TrainingRun:
-    """Train a detector in place to predict as the one in the file `teacher` does.
+    """Train a detector in place to reproduce the predictions of the detector in the file `teacher`.
 
-    cache, state, trust: as of `Family.recover`. Raises SpecError for a teacher whose classes or strides are not the
-    student's.
+    cache, state, trust: as for `Family.recover`. Raises SpecError for a teacher whose classes or strides differ from
+    the student's, CompressError if the training diverges or needs too much memory.
     """
     began = time.monotonic()
     place = next(student.network.parameters()).device

@@ -1,6 +1,6 @@
-"""Least-squares refit of a changed network: each layer in the order of execution, so that it gives what it gave before.
+"""Least-squares refit of a changed network: each layer, in order of execution, to its original outputs.
 
-The networks of every family are followed by hooks; the arithmetic is in `compress.least_squares`. No labels and no
+Hooks record the layers of networks of any family; the arithmetic is in `compress.least_squares`. No labels and no
 gradients are needed, and batch norms keep their statistics except for a shift of the mean, so that the network can be
 trained afterwards.
 """
@@ -27,26 +27,26 @@ from edgekd.core.progress import SILENT, Progress
 from edgekd.detectors.teacher import Teacher
 
 SAMPLES = 24_576
-"""Output places of each layer that are sampled, over all frames: several times the unknowns of an output."""
+"""Sampled output positions per layer, over all frames: several times the unknowns of an output."""
 MAX_PIXELS = 2**24
-"""Pixels of all frames, which pass through a network together: 163 frames of 320 x 320, 40 of 640 x 640."""
+"""Pixels of all frames, which pass through a network as one batch: 163 frames of 320 x 320, 40 of 640 x 640."""
 OBJECT_SHARE = 0.8
-"""Share of the places that are drawn by the certainty of an object there: most of a frame is background."""
+"""Share of the positions that are sampled by the certainty of an object there: most of a frame is background."""
 MIN_CERTAINTY = 1e-6
-"""Certainty that every place has, so that frames without an object can be drawn from."""
+"""Smallest certainty of a position, so that frames without objects can be sampled."""
 RIDGE = 0.01
 """Ridge towards the old weights, as a share of the mean variance of a layer's inputs."""
 BATCH = 8
-"""Frames of the original network at a time."""
+"""Frames per batch of the original network."""
 MAX_PATCH_NUMBERS = 2**24
-"""Largest number of values of patches in memory, 64 MB."""
+"""Largest number of patch values in memory: 64 MB."""
 
 _Linear = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 
 @dataclass
 class _Layer:
-    """A layer to refit. norm: the batch norm that reads its output, if one does; samples: of each call, by order."""
+    """A layer to refit. calls: per pass; norm: the batch norm that reads its output, or None; samples: by call."""
 
     name: str
     calls: int = 0
@@ -56,7 +56,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Outputs wanted of a layer at sampled places. rows, columns: int64 [frames, n]; wanted: [frames, n, outputs]."""
+    """Target outputs of a layer at sampled positions. rows, columns: int64 [frames, n]; wanted [frames, n, outputs]."""
 
     rows: torch.Tensor
     columns: torch.Tensor
@@ -64,7 +64,7 @@ class _Samples:
 
 
 class _PassDoneError(Exception):
-    """Ends a pass whose layers are all refitted."""
+    """Raised to end a forward pass when all of its layers are refitted."""
 
 
 def refit(
@@ -78,11 +78,12 @@ def refit(
 ) -> None:
     """Refit the weights of all layers of `network` that run on frames float32 [b, 3, h, w], to `original`'s outputs.
 
-    Layers that both networks have by name are refitted. kept: by name of a layer, which of the original's output
-    channels it has, where some are removed; certainty: of an object at each place of some frames, [b, 1, h, w] of any
-    size, by which places are drawn. A layer that runs several times is refitted to all of its outputs at once.
-    The first frames that have MAX_PIXELS together pass through the network at once; beside its maps, of which as many
-    are in memory as it needs at a time, there are SAMPLES outputs of every layer.
+    Layers are matched by name; a layer that only one network has keeps its weights. kept: for layers with removed
+    outputs, by name, the kept output channels of the original; certainty: returns the certainty of an object at each
+    position of frames, [b, 1, h, w] of any size, by which positions are sampled. A layer that runs several times is
+    refitted to all of its outputs together. Raises CompressError if weights or maps are not finite.
+    Memory: the first frames, up to MAX_PIXELS, pass through the network as one batch; beside its maps, SAMPLES outputs
+    of every layer are stored.
     """
     frames = frames[: max(MAX_PIXELS // frames[0, 0].numel(), 1)]
     with torch.no_grad():
@@ -98,8 +99,8 @@ def refit(
 def object_certainty(teacher: Teacher, frames: torch.Tensor) -> torch.Tensor:
     """Return the largest class probability around each cell of a detector's finest grid, [b, 1, h, w].
 
-    The maximum of 3 x 3 cells of every level, so that what surrounds an object counts, too; without anchors that of the
-    boxes around the cell.
+    The maximum over 3 x 3 cells of every level, to include the surroundings of objects; for a head without anchors the
+    maximum over the boxes that contain the cell.
     """
     features = teacher(frames)
     if features.objects is not None:
@@ -115,7 +116,7 @@ def object_certainty(teacher: Teacher, frames: torch.Tensor) -> torch.Tensor:
 
 
 def _certainty_in_boxes(features: DetectorFeatures) -> torch.Tensor:
-    """Return the largest class probability of the boxes around each cell of the finest grid, [b, 1, h, w]."""
+    """Return the largest class probability of the boxes that contain each cell of the finest grid, [b, 1, h, w]."""
     grid, found = features.grid, predicted_boxes(features)
     points, _ = Grid(grid.sizes[:1], grid.strides[:1]).points(found.boxes.device)
     maps = [
@@ -148,7 +149,7 @@ def _layers_run(network: Any, frame: torch.Tensor) -> dict[str, _Layer]:
 
 
 def _linear_layers(network: Any) -> list[tuple[str, Any]]:
-    """List linear layers by name; those that pad with other values than zeros keep their weights."""
+    """Return the linear layers with their names, except those with other padding than zeros, which are not refitted."""
     return [
         (name, each)
         for name, each in network.named_modules()
@@ -159,7 +160,7 @@ def _linear_layers(network: Any) -> list[tuple[str, Any]]:
 
 @contextmanager
 def _removed(hooks: Sequence[Any]) -> Iterator[None]:
-    """Remove hooks afterwards."""
+    """Remove hooks at the end of the context."""
     try:
         yield
     finally:
@@ -175,7 +176,7 @@ def _sample(
     certainty: Callable[[torch.Tensor], torch.Tensor],
     generator: torch.Generator,
 ) -> None:
-    """Sample the outputs of the original network into the layers."""
+    """Store sampled outputs of the original network in `layers`; remove layers that it does not have."""
     objects, count = torch.zeros(0), -(-SAMPLES // len(frames))
     found: dict[str, list[list[_Samples]]] = {name: [] for name in layers}
     counts: Counter[str] = Counter()
@@ -212,7 +213,7 @@ def _sample(
 def _draw_places(
     objects: torch.Tensor, height: int, width: int, count: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return so many places in each map of this size, int64 [b, count]; all where there are no more."""
+    """Return `count` sampled positions in each map of this size, int64 [b, count]; all if there are no more."""
     if height * width <= count:
         return torch.arange(height * width).expand(len(objects), -1)
     near_objects = round(count * OBJECT_SHARE)
@@ -222,9 +223,9 @@ def _draw_places(
 
 
 def _refit_first(network: Any, waiting: list[_Layer], frames: torch.Tensor, done: Callable[[], Any]) -> list[_Layer]:
-    """Refit layers in one pass, up to the first one that runs several times; return those that are left.
+    """Refit layers in one pass, up to the first one that runs several times; return the remaining ones.
 
-    What comes after that one reads its outputs, which are only known once all its inputs have been.
+    Later layers read the outputs of that layer, which are known only after all of its inputs were seen.
     """
     last = next((index for index, layer in enumerate(waiting) if layer.calls > 1), len(waiting) - 1)
     now = {layer.name: layer for layer in waiting[: last + 1]}
@@ -272,7 +273,7 @@ def _accumulate(equations: LeastSquares, layer: Any, maps: torch.Tensor, samples
 
 
 def _replace_weights(layer: Any, entry: _Layer, equations: LeastSquares) -> None:
-    """Give a layer the weights that fit; the offset goes into the batch norm's mean, or the layer's bias."""
+    """Set a layer's weights to the solution; the offset changes the mean of its batch norm, or its bias."""
     weights, offsets = equations.solve(_as_matrices(layer), RIDGE)
     if not (weights.isfinite().all() and offsets.isfinite().all()):
         raise CompressError(f"refit: layer {entry.name} cannot be refitted", expected="finite weights and maps")
@@ -289,7 +290,7 @@ def _replace_weights(layer: Any, entry: _Layer, equations: LeastSquares) -> None
 
 
 def _as_matrices(layer: Any) -> torch.Tensor:
-    """Return the weights of a layer: [groups, outputs, inputs * kh * kw], of each group."""
+    """Return the weights of a layer as [groups, outputs, inputs * kh * kw], with numbers per group."""
     weight = layer.weight.detach()
     if isinstance(layer, nn.ConvTranspose2d):
         return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(2)
@@ -304,7 +305,7 @@ def _as_maps(layer: Any, values: torch.Tensor) -> torch.Tensor:
 
 
 def window_of(layer: Any) -> Window:
-    """Return what an output of a linear layer reads."""
+    """Return the window of inputs that an output of a linear layer reads."""
     if isinstance(layer, nn.Linear):
         return Window()
     transposed = isinstance(layer, nn.ConvTranspose2d)

@@ -1,4 +1,4 @@
-"""Results of what families of detectors do: of training, pruning, its scan, and factorization."""
+"""Results of training, pruning, scans of sensitivity, and factorization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class TrainingRun:
     """A finished training.
 
-    updates: steps of the optimizer in all epochs; losses: the mean of each loss in each epoch, by name; seconds: spent.
+    updates: steps of the optimizer in all epochs; losses: the mean of each loss in each epoch, by name; seconds:
+    duration.
     """
 
     epochs: int
@@ -27,8 +28,8 @@ class TrainingRun:
 class DistillationRecord(TrainingRun):
     """A finished distillation.
 
-    weights: in each epoch the mean weight of each loss; `teacher` and `disagreement`, the means over the teacher's
-    objects of its share and of what that follows from. parameters, teacher_parameters: numbers in each network.
+    weights: for each epoch the mean weight of each loss, and the means over the teacher's objects of its share
+    (`teacher`) and of the disagreement that determines it. parameters, teacher_parameters: number in each network.
     """
 
     weights: tuple[Mapping[str, float], ...]
@@ -38,10 +39,10 @@ class DistillationRecord(TrainingRun):
 
 @dataclass(frozen=True)
 class PruningRecord:
-    """A pruned detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
+    """A pruned detector. parameters, multiply_adds: before and after; multiply-adds of one frame of its input size.
 
-    widths: channels of each unit before and after, by the name of a layer that writes them; importance: the share of
-    each unit's importance that stays.
+    widths: channels of each unit before and after, by the name of a layer that writes them; importance: the kept share
+    of each unit's importance; seconds: duration.
     """
 
     parameters: tuple[int, int]
@@ -52,14 +53,15 @@ class PruningRecord:
 
 
 SCANNED_SHARES = (0.25, 0.5, 0.75)
-"""Shares of a unit's channels that a scan removes, one after the other."""
+"""Shares of a unit's channels that a scan removes, each separately."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The growth of a loss when a single unit loses channels.
+    """The increase of a loss when a single unit loses channels.
 
-    loss: mean of a batch with all channels; units: by name, the loss without each of SCANNED_SHARES of its channels.
+    loss: mean per batch with all channels; units: the losses without each of SCANNED_SHARES of a unit's channels, by
+    its name.
     """
 
     loss: float
@@ -68,7 +70,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class LowRankProduct:
-    """The product in a layer's place. ranks: channels between its parts; kept: share of the output's variance."""
+    """The product that replaces a layer. ranks: channels between its parts; kept: share of the output's variance."""
 
     ranks: Ranks
     kept: float
@@ -76,9 +78,9 @@ class LowRankProduct:
 
 @dataclass(frozen=True)
 class FactorizationRecord:
-    """A factorized detector. parameters, multiply_adds: before and after, of one frame in the detector's size.
+    """A factorized detector. parameters, multiply_adds: before and after; multiply-adds of one frame of its input size.
 
-    layers: the product in the place of each replaced convolution, by its name.
+    layers: the products that replace convolutions, by name of the convolution; seconds: duration.
     """
 
     parameters: tuple[int, int]

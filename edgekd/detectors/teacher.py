@@ -1,4 +1,4 @@
-"""Teachers of any family: all that a student needs of one is its classes, its maps, and its features of a batch."""
+"""Teachers of any family: the interface of a student to its teacher's classes, maps and features."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """A network that never changes.
+    """A network whose weights do not change.
 
-    preprocess: preparation of its own frames, float32 in RGB from 0 to 1, at the size and in the place in which it was
-    trained; it normalises them itself. widths, strides: channels, and pixels between neighbours, of the maps that its
-    head reads; empty for a teacher of objects alone, in frames of its own.
+    preprocess: preparation of its frames, float32 in RGB from 0 to 1, with the size and placement of its training; it
+    normalises them itself. widths, strides: channels, and pixels between neighbours, of the maps that its head reads;
+    empty for a teacher that only predicts objects, in frames of its own size.
     """
 
     classes: tuple[str, ...]
@@ -33,11 +33,11 @@ class Teacher(Protocol):
         ...
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """Return its weights."""
+        """Return the network's weights."""
         ...
 
     def to(self, *arguments: Any, **named: Any) -> Any:
-        """Return it on another device, or in another memory layout."""
+        """Move the network to a device or memory layout, and return it, like `torch.nn.Module.to`."""
         ...
 
 
@@ -50,9 +50,10 @@ def paired_aids(
     *,
     live: bool = True,
 ) -> Aids:
-    """Return the modules trained beside a student with maps of these widths and strides; equal for equal seeds.
+    """Return the modules trained together with a student; equal for equal seeds.
 
-    live: the teacher runs on the batches of the training. Raises SpecError where such a teacher has no maps.
+    widths, strides: of the student's maps; texts: as for `Aids`; live: whether the teacher runs on every batch. Raises
+    SpecError if a live teacher has no feature maps.
     """
     import torch
 

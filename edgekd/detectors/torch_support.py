@@ -1,4 +1,4 @@
-"""PyTorch for every family: missing libraries, devices, failures of training, its state, and the export to ONNX."""
+"""Helpers for PyTorch: missing libraries, devices, failures of training, its saved state, and the export to ONNX."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgekd.core.atomic_files import write_file
 from edgekd.core.errors import CompressError, SpecError, first_line
 
 MAX_WARMUP_SHARE = 0.1
-"""Largest share of a training in which the learning rate rises: a short one would be little else."""
+"""Largest share of warm-up in a training, which limits it in short ones."""
 
 
 @contextmanager
 def requiring(message: str, extra: str = "train") -> Iterator[None]:
-    """Turn an ImportError into a SpecError that says what to install; what libraries print goes to stderr.
+    """Turn an ImportError into a SpecError that says what to install; redirect output of libraries to stderr.
 
-    extra: of edgekd, which brings what is missing.
+    message: of the error; extra: edgekd's extra that installs the missing library.
     """
     try:
         with redirect_stdout(sys.stderr):
@@ -33,12 +33,12 @@ def requiring(message: str, extra: str = "train") -> Iterator[None]:
 
 
 def parameters_in(network: Any) -> int:
-    """Return how many numbers a network has learned."""
+    """Return the number of parameters of a network."""
     return sum(each.numel() for each in network.parameters())
 
 
 def fast_in_bfloat16(device: Any) -> bool:
-    """Return whether a torch.device computes in bfloat16 natively: newer GPUs, CPUs with AMX or AVX512_BF16."""
+    """Return whether a torch.device has native bfloat16: newer GPUs, and CPUs with AMX or AVX512_BF16."""
     import torch
 
     if device.type == "cuda":
@@ -48,16 +48,16 @@ def fast_in_bfloat16(device: Any) -> bool:
 
 
 def in_bfloat16(device: Any) -> Any:
-    """Return a context in which networks compute in bfloat16, where a torch.device does so natively."""
+    """Return a context in which networks compute in bfloat16 if the torch.device has it natively."""
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=fast_in_bfloat16(device))
 
 
 def one_device(device: str | None) -> Any:
-    """Return the torch.device to train on: `cpu` or the number of a GPU; None for a GPU if there is one.
+    """Return the torch.device to train on.
 
-    Raises SpecError for one that is not there.
+    device: `cpu` or the number of a GPU; None for a GPU if there is one. Raises SpecError for a GPU that is missing.
     """
     import torch
 
@@ -68,7 +68,7 @@ def one_device(device: str | None) -> Any:
 
 
 def require_device(device: str | None) -> None:
-    """Raise SpecError where training cannot be on `device`: `cpu`, or numbers of GPUs such as `0` or `0,1`."""
+    """Raise SpecError unless training can run on `device`: `cpu`, or numbers of GPUs such as `0` or `0,1`."""
     import torch
 
     if device is None or device == "cpu":
@@ -99,7 +99,10 @@ def fitting_batches() -> Iterator[None]:
 
 
 def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy: str) -> None:
-    """Raise CompressError where an epoch's mean losses, or its last loss, are not finite. epoch: counted from 0."""
+    """Raise CompressError if an epoch's mean losses, or its last loss, are not finite.
+
+    epoch: counted from 0; remedy: fix in the error.
+    """
     if all(map(math.isfinite, (*losses.values(), last))):
         return
     raise CompressError(
@@ -111,9 +114,9 @@ def require_finite(epoch: int, losses: Mapping[str, float], last: float, remedy:
 
 
 def require_finite_weights(epoch: int, network: Any, remedy: str) -> None:
-    """Raise CompressError where an epoch has left a weight that is not finite. epoch: counted from 0.
+    """Raise CompressError if a weight is not finite after an epoch. epoch: counted from 0; remedy: fix in the error.
 
-    Losses may be finite then: of a weight that saw nothing but padding.
+    Losses may still be finite, if such a weight has read only padding.
     """
     for name, weight in network.named_parameters():
         if not weight.isfinite().all():
@@ -123,16 +126,16 @@ def require_finite_weights(epoch: int, network: Any, remedy: str) -> None:
 
 
 def warmup_factor(update: int, warmup_steps: int, share: float) -> float:
-    """Return the factor of the learning rate at a weight update: it rises linearly to 1, at once without warm-up.
+    """Return the factor of the learning rate at a weight update, which rises linearly to 1; 1 without warm-up.
 
-    update: counted from 1; share: of the training that is done with it. The rise is over after `warmup_steps` updates,
-    or after MAX_WARMUP_SHARE of the training where that is earlier.
+    update: counted from 1; share: share of the training that is done after it. The warm-up ends after `warmup_steps`
+    updates, or after MAX_WARMUP_SHARE of the training if that is earlier.
     """
     return min(max(update / warmup_steps, share / MAX_WARMUP_SHARE), 1.0) if warmup_steps else 1.0
 
 
 def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
-    """Return the state of a training, None where there is none or it is incomplete; nothing in it is executed."""
+    """Return the state of a training; None if the file is missing or incomplete. No code in it is executed."""
     import torch
 
     if not path.is_file():
@@ -144,12 +147,12 @@ def read_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
 
 
 def write_content(content: Any, path: Path) -> None:
-    """Write with `torch.save`, atomically."""
+    """Write content to a file with `torch.save`, atomically."""
     write_file(path, saved_bytes(content))
 
 
 def saved_bytes(content: Any) -> bytes:
-    """Return what `torch.save` writes."""
+    """Return the bytes that `torch.save` writes."""
     import torch
 
     buffer = io.BytesIO()
@@ -160,12 +163,12 @@ def saved_bytes(content: Any) -> bytes:
 def write_onnx(
     module: Any, height: int, width: int, graph: Path, opset: int, outputs: Sequence[str] = ("output0",)
 ) -> None:
-    """Write a module from `images` [1, 3, h, w] to `outputs` as float32 ONNX. Raises CompressError."""
+    """Write a module with input `images` [1, 3, h, w] and these outputs as float32 ONNX. Raises CompressError."""
     import torch
 
     frame = torch.zeros(1, 3, height, width)
     try:
-        with torch.no_grad(), redirect_stdout(io.StringIO()):  # of a failure PyTorch prints the whole graph
+        with torch.no_grad(), redirect_stdout(io.StringIO()):  # on failure PyTorch prints the whole graph
             module(frame)  # heads build their anchors for this input size, which become constants
             torch.onnx.export(
                 module,

@@ -1,1 +1,1 @@
-"""Losses of a student that is trained beside a teacher, and how they are weighted."""
+"""Distillation: losses between a student and its teacher, their weights, and the training."""

@@ -1,4 +1,4 @@
-"""Anchors of detectors with grids, the nearest anchors of another detector, and those inside boxes. Pure.
+"""Anchors of detectors with grids: positions, nearest anchors of another detector, anchors inside boxes. No I/O.
 
 Points are float32 [2, anchors], x and y of the anchors in pixels of the input; boxes float32 [n, 4] x1, y1, x2, y2 in
 the same pixels; images int64 [n], the batch index of each box.
@@ -42,7 +42,7 @@ class Grid:
 
 
 def nearest_levels(own: Sequence[float], others: Sequence[float]) -> tuple[int, ...]:
-    """Return for each stride the index of the nearest one among `others`, by their ratio."""
+    """Return for each stride the index of the nearest of `others`, by the logarithm of their ratio."""
     return tuple(
         min(range(len(others)), key=lambda at, stride=stride: abs(math.log(others[at] / stride)))  # type: ignore[misc]
         for stride in own
@@ -50,9 +50,9 @@ def nearest_levels(own: Sequence[float], others: Sequence[float]) -> tuple[int, 
 
 
 def nearest_anchors(own: Grid, other: Grid, device: torch.device | None = None) -> torch.Tensor:
-    """Return for each anchor the index of another detector's nearest anchor, on the level nearest to its own.
+    """Return for each anchor the index of another detector's nearest anchor on the nearest level: int64 [anchors].
 
-    Identity where both have the same grid.
+    For equal grids: 0, 1, 2, ...
     """
     points, _ = own.points(device)
     counts = [height * width for height, width in other.sizes]
@@ -67,7 +67,7 @@ def nearest_anchors(own: Grid, other: Grid, device: torch.device | None = None) 
 
 
 def corners(boxes: torch.Tensor, height: float, width: float) -> torch.Tensor:
-    """Return the corners, in pixels, of boxes [..., 4]: middle x and y, width and height as shares of a frame."""
+    """Return x1, y1, x2, y2 in pixels of boxes [..., 4]: middle x and y, width and height as shares of the frame."""
     middle, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([middle - half, middle + half], dim=-1) * boxes.new_tensor([width, height, width, height])
 
@@ -79,16 +79,16 @@ def inside(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def best_inside(values: torch.Tensor, points: torch.Tensor, boxes: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Return the largest of values >= 0 [b, anchors] among the anchors in each box, [n]; 0 without an anchor."""
+    """Return the largest of `values`, >= 0, [b, anchors], among the anchors in each box: [n]; 0 without an anchor."""
     return (values[images] * inside(points, boxes)).amax(dim=1)
 
 
 def ignored(
     points: torch.Tensor, boxes: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, batch: int, classes: int
 ) -> torch.Tensor:
-    """Return where a class counts neither as present nor as absent: bool [batch, classes, anchors].
+    """Return the anchors at which a class is ignored in the loss: bool [batch, classes, anchors].
 
-    labels: int64 [n], the class of each ignored box. Other classes count there as everywhere.
+    labels: int64 [n], the class of each ignored box. Other classes are not ignored there.
     """
     counts = torch.zeros(batch * classes, points.shape[1], dtype=torch.int32, device=points.device)
     counts.index_add_(0, images * classes + labels, inside(points, boxes).int())

@@ -1,8 +1,8 @@
 """Distances between a student's detections and features and its teacher's: pure functions on tensors, by level.
 
-Every loss is 0 for a student equal to its teacher. Anchors count by the teacher's certainty of an object there: the
-many with background would otherwise outweigh the few that matter.
-Feature maps are float32 [b, c, h, w], one per resolution; those of the teacher are resized to those of the student.
+Every loss is 0 if the student equals its teacher. Anchors are weighted by the teacher's certainty of an object there:
+otherwise the many background anchors would outweigh the few with objects.
+Feature maps are float32 [b, c, h, w], one per resolution; the teacher's maps are resized to the student's.
 
 level     compared                        function
 neuron    activation pattern of a channel pattern_loss
@@ -21,11 +21,11 @@ from torch.nn import functional
 
 Maps = Sequence[torch.Tensor]
 BOX_TEMPERATURE = 10.0
-"""Temperature of the distributions of box sides: as in LD."""
+"""Temperature of the distributions of box sides, as in LD."""
 QUERY_DISTANCE_WEIGHT = 5.0
-"""Weight of the distance of a query's box: as in DETR."""
+"""Weight of the L1 distance of a query's box, as in DETR."""
 QUERY_OVERLAP_WEIGHT = 2.0
-"""Weight of the overlap of a query's box: as in DETR."""
+"""Weight of 1 - GIoU of a query's box, as in DETR."""
 
 
 def certainty(teacher: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ def disagreement(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 
 
 def resized(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Resize maps [b, c, h, w] to the height and width of others: averaged to smaller, interpolated to larger."""
+    """Resize maps [b, c, h, w] to the height and width of `like`: average to smaller, interpolate to larger sizes."""
     if maps.shape[2:] == like.shape[2:]:
         return maps
     if maps.shape[2] >= like.shape[2] and maps.shape[3] >= like.shape[3]:
@@ -58,8 +58,8 @@ def pattern_loss(student: Maps, teacher: Maps) -> torch.Tensor:
     """Return the squared maximum mean discrepancy between channels' activation patterns, mean over images and maps.
 
     A channel's pattern is its map as a unit vector; the kernel is k(x, y) = (x . y)^2, so the loss is
-    mean k(t, t') + mean k(s, s') - 2 mean k(t, s). Numbers of channels may differ; neither their order nor their scale
-    counts. Neuron selectivity transfer: Huang and Wang, arXiv 1707.01219, polynomial kernel with d = 2, c = 0.
+    mean k(t, t') + mean k(s, s') - 2 mean k(t, s). Numbers of channels may differ; their order and scale do not matter.
+    Neuron selectivity transfer: Huang and Wang, arXiv 1707.01219, polynomial kernel with d = 2, c = 0.
     """
     return mean([_pattern_distance(ours, resized(theirs, ours)) for ours, theirs in zip(student, teacher, strict=True)])
 
@@ -79,8 +79,8 @@ def _pattern_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
 def attention_loss(student: Maps, teacher: Maps) -> torch.Tensor:
     """Return the squared distance of attention maps, mean over images and maps: 0 to 2.
 
-    The attention of a layer is q = sum_c F_c^2 as a unit vector over positions. No projector: numbers of channels may
-    differ, and scale does not count. Zagoruyko and Komodakis, arXiv 1612.03928.
+    The attention of a layer is q = sum_c F_c^2 as a unit vector over positions. No projector is needed: numbers of
+    channels may differ, and scale does not matter. Zagoruyko and Komodakis, arXiv 1612.03928.
     """
     pairs = zip(student, teacher, strict=True)
     return mean(
@@ -96,11 +96,11 @@ def _attention(maps: torch.Tensor) -> torch.Tensor:
 
 
 def feature_loss(student: Maps, teacher: Maps, weights: Maps | None = None) -> torch.Tensor:
-    """Return the noise power over signal power of feature maps with as many channels, mean over the maps.
+    """Return the ratio of noise to signal power of feature maps with equally many channels, mean over the maps.
 
-    weights: [b, 1, h, w] of positions, for each map of the student. With the teacher's certainty it is the
-    score-weighted L2 of Ultralytics' own distillation, sum w (s - t)^2 / sum w t^2, without the scale of a teacher's
-    features.
+    weights: [b, 1, h, w], weights of positions, for each map of the student. With the teacher's certainty this is the
+    score-weighted L2 loss of Ultralytics' own distillation, made independent of the scale of the teacher's features:
+    sum w (s - t)^2 / sum w t^2.
     """
     if weights is None:
         pairs = zip(student, teacher, strict=True)
@@ -116,7 +116,7 @@ def feature_loss(student: Maps, teacher: Maps, weights: Maps | None = None) -> t
 def correlation_loss(student: Maps, teacher: Maps) -> torch.Tensor:
     """Return 1 - Pearson's correlation of each channel with the teacher's over batch and positions, mean: 0 to 2.
 
-    Maps with as many channels; neither offset nor positive scale of a channel counts, so it suits detectors of
+    Maps have equally many channels. Offset and positive scale of a channel do not matter, so it suits detectors of
     different kinds. PKD: Cao and others, arXiv 2207.02039.
     """
     pairs = zip(student, teacher, strict=True)
@@ -132,8 +132,8 @@ def _standard(maps: torch.Tensor) -> torch.Tensor:
 def channel_loss(student: Maps, teacher: Maps) -> torch.Tensor:
     """Return the KL divergence of each channel's distribution over positions, mean over images, channels and maps.
 
-    p = softmax(F_c) over h * w; the loss is KL(p_teacher || p_student). Maps with as many channels; an offset of a
-    channel does not count. CWD: Shu and others, arXiv 2011.13256, with T = 1.
+    p = softmax(F_c) over h * w; the loss is KL(p_teacher || p_student). Maps have equally many channels; an offset of a
+    channel does not matter. CWD: Shu and others, arXiv 2011.13256, with T = 1.
     """
     pairs = zip(student, teacher, strict=True)
     return mean([_divergence(ours.flatten(2), resized(theirs, ours).flatten(2), 1.0).mean() for ours, theirs in pairs])
@@ -158,9 +158,9 @@ def class_loss(
 ) -> torch.Tensor:
     """Return the KL divergence of class probabilities, from class logits float32 [b, classes, anchors].
 
-    T^2 sum |p_t - p_s|^focus KL(p_t || p_s) over the sum of the teacher's certainty, p = sigmoid(z / T), each class on
-    its own. All anchors count: those that are certainly empty must stay so. focus: 0 for the plain KL, 1 for that of
-    BCKD, which weights by disagreement (Yang and others, arXiv 2308.14286). weights [classes]: as of
+    T^2 sum |p_t - p_s|^focus KL(p_t || p_s), divided by the sum of the teacher's certainty, with p = sigmoid(z / T) for
+    each class independently. All anchors count, so that background stays background. focus: 0 for plain KL, 1 for
+    weights by disagreement as in BCKD (Yang and others, arXiv 2308.14286). weights [classes]: as returned by
     `long_tail.class_weights`. share [b, anchors]: factor of each anchor in both sums, 1 by default.
     """
     ours, theirs = student / temperature, teacher / temperature
@@ -180,18 +180,19 @@ def class_loss(
 def box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the weighted mean distance of box sides, relative to the mean of width and height of the teacher's box.
 
-    student, teacher float32 [b, 4, anchors]: how far left, top, right and bottom are from the anchor, in any unit;
-    weight float32 [b, anchors]. For small distances it is about 1 - IoU: for a student that starts as its teacher.
+    student, teacher float32 [b, 4, anchors]: distances of left, top, right and bottom from the anchor, in any unit;
+    weight float32 [b, anchors]. For small distances, such as of a student that starts as its teacher, it is about
+    1 - IoU.
     """
     size = teacher.sum(dim=1).clamp(min=1e-3) / 2
     return ((student - teacher).abs().sum(dim=1) / size * weight).sum() / _mass(weight)
 
 
 def overlap_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean of 1 - GIoU of the boxes at each anchor: 0 to 2, so no distance dominates.
+    """Return the weighted mean of 1 - GIoU of the boxes at each anchor: 0 to 2, so that no box dominates.
 
-    Arguments as for `box_loss`. Weighted by the teacher's certainty it is the box loss of BCKD, with GIoU in place of
-    IoU, whose gradient does not vanish for boxes that are off their anchor.
+    Arguments as for `box_loss`. Weighted by the teacher's certainty, this is the box loss of BCKD with GIoU instead of
+    IoU: the gradient of GIoU does not vanish for boxes that do not overlap.
     """
     return ((1 - generalized_iou(student, teacher)) * weight).sum() / _mass(weight)
 
@@ -204,7 +205,7 @@ def generalized_iou(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def query_box_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean distance of the boxes of queries, 0 or more: `query_box_distance` of each pair.
+    """Return the weighted mean of `query_box_distance` over pairs of queries, 0 or more.
 
     student, teacher: float32 [b, 4, queries]; weight: float32 [b, queries].
     """
@@ -221,7 +222,7 @@ def query_box_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor
 
 
 def _sides_from_origin(boxes: torch.Tensor) -> torch.Tensor:
-    """Return the distances of the sides of boxes [b, 4, ...] from the frame's corner at 0, as from an anchor."""
+    """Return boxes [b, 4, ...] (middle, size) as distances of their sides from an anchor at the origin."""
     middle, half = boxes[:, :2], boxes[:, 2:] / 2
     return torch.cat([half - middle, middle + half], dim=1)
 
@@ -237,7 +238,7 @@ def _area(sides: torch.Tensor) -> torch.Tensor:
 
 
 def distribution_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the KL divergence of distributions of box sides: mean of four sides, weighted mean of the anchors.
+    """Return the KL divergence of distributions of box sides: mean over four sides, weighted mean over anchors.
 
     student, teacher: logits float32 [b, 4 * bins, anchors] of a head that predicts distances as distributions (DFL);
     T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over the bins. LD: Zheng and others, arXiv 2102.12252.
@@ -248,9 +249,9 @@ def distribution_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torc
 
 
 def expected_distances(boxes: torch.Tensor) -> torch.Tensor:
-    """Return distances [b, 4, anchors] from a head's [b, 4 * bins, anchors]: the mean of each distribution over bins.
+    """Return distances [b, 4, anchors], the means of distributions with logits [b, 4 * bins, anchors].
 
-    With one bin they are distances already.
+    With one bin, `boxes` are distances, and are returned unchanged.
     """
     if boxes.shape[1] == 4:
         return boxes
@@ -263,11 +264,11 @@ def expected_distances(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def relation_loss(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the Huber distance of the relative distances between objects, weighted mean of the pairs.
+    """Return the Huber loss of the relative distances between objects, weighted mean over pairs.
 
-    student [n, c], teacher [n, d]: a vector per object; weight [n]: the teacher's certainty of it, multiplied for a
-    pair. Distances are relative to their mean, so rotation, translation and scale do not count. RKD: Park and others,
-    arXiv 1904.05068.
+    student [n, c], teacher [n, d]: a vector per object; weight [n]: the teacher's certainty of each object; a pair is
+    weighted by the product. Distances are relative to their mean, so rotation, translation and scale do not matter.
+    RKD: Park and others, arXiv 1904.05068.
     """
     pair = weight[:, None] * weight * (1 - torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
     share = pair / pair.sum().clamp(min=1e-6)
@@ -281,7 +282,7 @@ def _relative_distances(vectors: torch.Tensor, share: torch.Tensor) -> torch.Ten
 
 
 def object_vectors(maps: Maps, positions: torch.Tensor) -> torch.Tensor:
-    """Return a vector of all channels for each position: [b * k, channels], each map's part scaled to length 1.
+    """Return a vector of all channels for each position: [b * k, channels]; the part of each map has length 1.
 
     positions: [b, k, 2], x and y as shares of width and height, 0 to 1; maps are interpolated.
     """
@@ -293,8 +294,8 @@ def object_vectors(maps: Maps, positions: torch.Tensor) -> torch.Tensor:
 def peaks(certainty: torch.Tensor, sizes: Sequence[tuple[int, int]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most certain anchors of different objects: indices and certainties, both [b, count], best first.
 
-    certainty: [b, anchors]; sizes: height and width of each level's grid. Only maxima of 3 x 3 neighbours count; where
-    there are fewer than `count`, the certainty of the rest is 0.
+    certainty: [b, anchors]; sizes: height and width of each level's grid. Only maxima of 3 x 3 neighbours count; if
+    there are fewer than `count`, the certainty of the rest is 0. With fewer than `count` anchors, all are returned.
     """
     levels = certainty.split([height * width for height, width in sizes], dim=1)
     kept = []

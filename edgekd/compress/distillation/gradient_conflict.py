@@ -1,14 +1,14 @@
-"""Gradients of conflicting losses, reconciled where they meet: at the neck's outputs. Needs `edgekd[conflict]`.
+"""Reconciliation of the gradients of conflicting losses at the outputs of the neck. Needs `edgekd[conflict]`.
 
 Detection and distillation, or classes and boxes, are several objectives for one network. Their gradients are compared
-at the few tensors that every loss reads, and what reaches the layers before those is a combination in which, to first
-order, a small step of these tensors makes no loss worse. (A step of the weights before them moves them in a direction
-near that one, so for it there is no guarantee.) The layers behind them, the heads, get the gradient of the plain sum.
+at the few tensors that every loss reads. Earlier layers get a combination of them that, to first order, increases no
+loss for a small step of these tensors. (A step of the weights moves these tensors in a similar direction, so there is
+no guarantee for it.) Later layers, the heads, get the gradient of the plain sum.
 
 With J the Jacobian of the losses at the shared tensors, one row g_k per loss, UPGrad (Quinton and Rey, arXiv
-2406.16232) projects each row onto the dual cone {d: J d >= 0} and adds up the results: a combination w J with w >= 1,
-from the Gramian J J' alone: [losses, losses] numbers. Without conflict (J J' >= 0) all w are 1, which is the plain
-backward pass. Cost: one backward pass through the heads for each loss, and one through everything.
+2406.16232) projects each row onto the dual cone {d: J d >= 0} and sums the results: a combination w J with w >= 1,
+computed from the Gramian J J' alone, [losses, losses]. Without conflict (J J' >= 0) all w are 1, which is the plain
+backward pass. Cost: one backward pass through the heads for each loss, and one through the whole network.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch.utils.hooks import RemovableHandle
 from edgekd.core.errors import SpecError
 
 _RIDGE = 1e-7
-"""Share of the trace of the cosines that is added to their diagonal, so that they can be inverted."""
+"""Share of the trace of the matrix of cosines that is added to its diagonal, which makes it invertible."""
 
 
 @dataclass(frozen=True)
 class Conflict:
     """The conflict between the losses of one batch.
 
-    cosines: of the gradients of each two losses at the shared tensors, -1 to 1, 0 where one has none; weights: the
-    factor of each loss before the shared tensors, 1 without conflict.
+    cosines: cosine of the gradients of each two losses at the shared tensors, -1 to 1, 0 if one is zero; weights:
+    factor of each loss in the reconciled gradient, 1 without conflict.
     """
 
     cosines: Mapping[tuple[str, str], float]
@@ -40,7 +40,7 @@ class Conflict:
 
 
 def backward(losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]) -> Conflict:
-    """Run the backward pass of the losses' plain sum, reconciled; arguments and errors of `reconcile`."""
+    """Run the backward pass of the losses' sum with reconciled gradients; arguments and errors as for `reconcile`."""
     conflict, hooks = reconcile(losses, shared)
     try:
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -53,14 +53,14 @@ def backward(losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor])
 def reconcile(
     losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
 ) -> tuple[Conflict, tuple[RemovableHandle, ...]]:
-    """Prepare the backward pass of the losses' plain sum: before the shared tensors it has the reconciled gradient.
+    """Prepare the backward pass of the losses' plain sum: earlier layers will get the reconciled gradient.
 
-    losses: scalars, each computed from `shared`, of which one may be computed from another. A path around the shared
-    tensors has the plain sum's gradient. Gradients that are not finite, as mixed precision has when its scale is too
-    large, are passed on as their plain sum, for the scaler to see.
-    The hooks replace the gradient of the shared tensors, so the sum must not be scaled any more. Tensors that are
-    computed anew for each batch take their hooks with them; others need theirs removed. Raises SpecError without
-    torchjd.
+    losses: scalars, each computed from `shared`, of which one may be computed from another. Paths that bypass the
+    shared tensors get the gradient of the plain sum. Gradients that are not finite, as mixed precision has when its
+    scale is too large, are passed on as their plain sum, so that the scaler detects them.
+    Returns the conflict and the hooks, which replace the gradients of the shared tensors: do not scale the sum
+    afterwards. Hooks disappear with tensors that are recomputed for each batch; remove those of other tensors. Raises
+    SpecError without torchjd.
     """
     jacobian = torch.stack([_gradient(loss, shared) for loss in losses.values()])
     gramian = jacobian @ jacobian.T
@@ -74,22 +74,22 @@ def reconcile(
 
 
 def _replaced(instead: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Return a gradient that takes the place of another one."""
+    """Return `instead` with the shape and type of the gradient that it replaces."""
     return instead.view_as(gradient).to(gradient.dtype)
 
 
 def _gradient(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the gradient of one loss at all shared tensors, float64 [n]; zeros at those that it does not read."""
+    """Return the gradient of one loss at all shared tensors, float64 [n]; zeros for tensors that it does not read."""
     gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
     parts = [torch.zeros_like(x) if part is None else part for part, x in zip(gradients, shared, strict=True)]
-    # In double precision: inner products have millions of terms, and the solver needs no negative eigenvalue.
+    # In double precision: inner products have millions of terms, and the solver must not get a negative eigenvalue.
     return torch.cat([part.flatten().double() for part in parts])
 
 
 def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return torchjd's solver: from u [n, losses] and a Gramian, for each row the v >= u with the least v G v.
+    """Return torchjd's solver: for each row of u [n, losses] and a Gramian G, the v >= u that minimizes v G v.
 
-    Raises SpecError where it is not installed.
+    Raises SpecError if it is not installed.
     """
     try:
         from torchjd.linalg import QuadprogProjector
@@ -104,9 +104,9 @@ def projector() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _weights(gramian: torch.Tensor) -> torch.Tensor:
-    """Return UPGrad's weights, float64 [losses]; 1 each where a gradient is not finite.
+    """Return UPGrad's weights, float64 [losses]; all 1 if a gradient is not finite.
 
-    Solved for gradients of length 1, v = y / |g|: the solver's regularization is then as small beside a small loss.
+    Solved for gradients of length 1, v = y / |g|, so that the solver's regularization is small for small losses, too.
     """
     project = projector()
     if not gramian.isfinite().all():

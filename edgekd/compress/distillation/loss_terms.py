@@ -1,7 +1,7 @@
 """Distillation loss terms for one batch: each level's loss by name, from the features of student and teacher.
 
-Composed of the pure losses in `distill.py`, for any training loop. A loop that has further losses adds them to those of
-`DistillationTerms` before they are weighted.
+They combine the losses in `distill.py`, for any training loop. A loop with further losses adds them to those of
+`DistillationTerms` before weighting.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from edgekd.compress.steps import Distill, DistillStage
 
 MAX_RELATED_OBJECTS = 16
-"""Most objects of an image whose distances are compared."""
+"""Largest number of objects per image whose distances are compared."""
 MAX_QUERIES = 100
-"""Most predictions of a head without anchors that are used of an image: the most certain ones."""
+"""Largest number of predictions used per image, of a head without anchors: the most certain ones."""
 ASSIGN_TOPK = 10
-"""Most anchors that each of them is assigned to, as many as labels are; in a one-to-one branch it is one."""
+"""Largest number of anchors that each of these is assigned to, the same as for labels; 1 in a one-to-one branch."""
 MIN_PROBABILITY = 1e-6
-"""Probability at anchors without an assigned prediction: so small that all anchors together hardly count."""
+"""Probability at anchors without an assigned prediction: so small that even all anchors together hardly matter."""
 MATCH_CLASS_WEIGHT = 2.0
-"""Weight of the distance of class probabilities where queries are matched: as in DETR."""
+"""Weight of the distance of class probabilities in the matching of queries, as in DETR."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class DetectorFeatures:
     """A detector's maps and predictions for a batch.
 
     neck: the maps that its head reads, float32 [b, c, h, w], of the grid's sizes; hidden: a map of its backbone for
-    each of them, of about the same size; branches: predictions of its heads, `one2many` and, where there is one,
-    `one2one`; objects: predictions of a head without anchors instead, with boxes as of `assign_objects`. Its branches
-    are its layers in their order, where they are known, the last one with the objects.
+    each of them, of about the same size; branches: predictions of its heads, `one2many` and, if there is one,
+    `one2one`; objects: only for a head without anchors: its predictions, with boxes as in `assign_objects`. Then the
+    branches are the decoder's layers in order, if they are known; the last one is equal to the objects.
     """
 
     grid: Grid
@@ -65,16 +65,16 @@ class DetectorFeatures:
 
 
 class Aids(nn.Module):  # type: ignore[misc]
-    """Modules that are trained beside a student and do not ship.
+    """Modules that are trained together with a student and are not shipped.
 
-    1 x 1 projectors to its teacher's widths, and with texts the projection of regions.
+    1 x 1 projectors to its teacher's widths and, with texts, the projection of regions.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int], texts: torch.Tensor | None = None) -> None:
         """Build the modules.
 
-        student, teacher: channels of the neck maps, level by level, already in pairs; the teacher's are empty where its
-        maps are not compared. texts: as of `RegionText`.
+        student, teacher: channels of the neck maps by level, in pairs; the teacher's are empty if its maps are not
+        compared. texts: as for `RegionText`; None for no text loss.
         """
         super().__init__()
         self.projectors = nn.ModuleList(nn.Conv2d(*widths, 1) for widths in zip(student, teacher, strict=bool(teacher)))
@@ -95,13 +95,13 @@ class DistillationLosses:
     certainty: torch.Tensor
 
     def record(self) -> dict[str, torch.Tensor]:
-        """Return the scalars that a training's record keeps beside the losses and their weights."""
+        """Return further scalars for the log of a training, beside the losses and their weights."""
         return {"teacher": self.share, "disagreement": self.disagreement}
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """The predictions of both networks in one branch. certainty, disagreement, share: of each anchor [b, anchors]."""
+    """The predictions of both networks in one branch. certainty, disagreement, share: per anchor, [b, anchors]."""
 
     ours: Predictions
     theirs: Predictions
@@ -119,8 +119,9 @@ class _Pair:
 class DistillationTerms:
     """Compute the losses of one distillation.
 
-    classes: pairs of indices, of a class in the student's list and of the same one in the teacher's; of several of the
-    teacher's the most certain one counts. weights: of the student's classes, float32 [classes], None for equal ones.
+    classes: pairs of a class's index in the student's list and in the teacher's; if several of the teacher's classes
+    are one of the student's, the most certain one counts. weights: weights of the student's classes, float32 [classes];
+    None: equal.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class DistillationTerms:
     ) -> DistillationLosses:
         """Return the losses whose weight in the stage is not 0.
 
-        branch_weights: how much the labels count in each branch, where that differs; so much count the losses there.
-        A student without anchors has losses beside a teacher's objects, none of them at anchors.
+        branch_weights: relative weight of each branch, the same as in the loss on labels; 1 by default. For a student
+        without anchors the teacher must have `objects`, and no loss of the stage may need anchors.
         """
         teacher = _nearest_maps(student.grid, teacher)
         grid = teacher.grid if teacher.objects is None else student.grid
@@ -189,7 +190,7 @@ class DistillationTerms:
     def _pairs(
         self, student: DetectorFeatures, teacher: DetectorFeatures, index: torch.Tensor, reading: Reading
     ) -> dict[str, _Pair]:
-        """Return the predictions of both for the shared classes at the student's anchors or queries, by branch."""
+        """Return both networks' predictions of the shared classes at the student's anchors or queries, by branch."""
         predictions = {name: _select_classes(each, self._ours) for name, each in student.branches.items()}
         if student.objects is not None and teacher.objects is not None:
             objects = _select_classes(teacher.objects, self._theirs)
@@ -230,7 +231,7 @@ def _relation_loss(student: DetectorFeatures, teacher: DetectorFeatures, weights
 
 
 def _nearest_maps(own: Grid, teacher: DetectorFeatures) -> DetectorFeatures:
-    """Return the teacher with the maps of the level nearest to each of the student's."""
+    """Return the teacher with its maps from the level nearest to each level of the student."""
     levels = nearest_levels(own.strides, teacher.grid.strides)
     neck, hidden = (tuple(maps[index] for index in levels if maps) for maps in (teacher.neck, teacher.hidden))
     return replace(teacher, neck=neck, hidden=hidden)
@@ -241,17 +242,17 @@ def _weighted_sum(losses: Sequence[torch.Tensor], weights: Sequence[float]) -> t
 
 
 def _select_classes(predictions: Predictions, classes: Sequence[Sequence[int]]) -> Predictions:
-    """Select classes; of several indices for one class the most certain one counts."""
+    """Select classes; if a class has several indices, the most certain one counts."""
     scores, boxes = predictions.scores, predictions.boxes
     if list(classes) == [[index] for index in range(scores.shape[1])]:
-        return predictions  # indices would have to travel to the GPU
+        return predictions  # saves copying the indices to the GPU
     if all(len(indices) == 1 for indices in classes):
         return Predictions(scores[:, [index for (index,) in classes]], boxes)
     return Predictions(torch.stack([scores[:, indices].amax(1) for indices in classes], dim=1), boxes)
 
 
 def _box_loss(own: Grid, other: Grid, index: torch.Tensor, pair: _Pair) -> torch.Tensor:
-    """Compare distributions where both heads have the same ones at the same anchors, else overlaps."""
+    """Compare distributions if both heads have the same bins at the same anchors, else overlaps."""
     ours, theirs, weight = pair.ours, pair.theirs, pair.certainty * pair.share
     if own == other and ours.boxes.shape == theirs.boxes.shape and ours.boxes.shape[1] > 4:
         return distill.distribution_loss(ours.boxes, theirs.boxes, weight)
@@ -266,16 +267,17 @@ def assign_objects(objects: Predictions, student: Predictions, grid: Grid, topk:
     """Assign the predictions of a head without anchors (RT-DETR) to the student's anchors, as labels are assigned.
 
     objects: class logits [b, classes, n], and boxes [b, 4, n], middle x and y, width and height as shares of the frame.
-    After TOOD (arXiv 2108.07755): a box is assigned to the `topk` anchors inside it with the largest s^0.5 u^6,
-    where s is the student's probability of the box's most probable class, and u the overlap of the student's box. There
-    a class has the object's probability times that measure, as a share of the box's largest, times the box's largest u.
-    Of several boxes an anchor has the one with the largest such value. Other anchors have MIN_PROBABILITY.
+    After TOOD (arXiv 2108.07755): a box is assigned to the `topk` anchors inside it with the largest t = s^0.5 u^6,
+    where s is the student's probability of the box's most probable class, and u the IoU with the student's box. There
+    the probability of each class is the object's probability times t / max t * max u, with maxima over the box's
+    anchors. An anchor with several boxes gets the one with the largest such value. Other anchors have MIN_PROBABILITY.
+    Returns class logits [b, classes, anchors], and box sides in strides [b, 4, anchors].
     """
     with torch.no_grad():
         probabilities = objects.scores.sigmoid()
         certainty, order = probabilities.amax(dim=1).topk(min(MAX_QUERIES, probabilities.shape[2]), dim=1)
         probabilities, boxes = _gather(probabilities, order), _gather(objects.boxes, order)
-        # Frame by frame: most have far fewer objects than the fullest one.
+        # Frame by frame: most frames have far fewer objects than the one with most.
         counts = (certainty > 2 * MIN_PROBABILITY).sum(dim=1).clamp(min=1).tolist()
         frames = []
         for frame, count in enumerate(counts):
@@ -300,13 +302,15 @@ def _assign(
 
 
 def _gather(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Select of [b, c, n] all c at some of the n, whose indices are [b, k]."""
+    """Select from values [b, c, n] the columns at index [b, k]: [b, c, k]."""
     return values.gather(2, index[:, None].expand(-1, values.shape[1], -1))
 
 
 def _sides_and_overlaps(boxes: torch.Tensor, student: Predictions, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sides of boxes [b, 4, n] from each anchor, in strides [b, 4, n, a], and their overlap with the
-    student's box there [b, n, a], which is 0 where the anchor lies outside."""
+    """Return distances of the sides of boxes [b, 4, n] from each anchor, in strides, [b, 4, n, anchors], and IoUs.
+
+    The IoU with the student's box at each anchor, [b, n, anchors], is 0 for anchors outside of the box.
+    """
     points, strides = grid.points(boxes.device)
     low, high = corners(boxes.mT, *grid.frame).mT[..., None].split(2, dim=1)
     sides = torch.cat([points[:, None] - low, high - points[:, None]], dim=1)
@@ -316,19 +320,19 @@ def _sides_and_overlaps(boxes: torch.Tensor, student: Predictions, grid: Grid) -
 
 
 def _assignment(fit: torch.Tensor, overlap: torch.Tensor, topk: int) -> torch.Tensor:
-    """Return each box's share at each anchor [b, n, a]: 0 but for the `topk` best fits, relative to the best."""
+    """Return fit / max fit * max overlap for each box's `topk` best anchors, 0 for other anchors: [b, n, anchors]."""
     best, index = fit.topk(min(topk, fit.shape[2]), dim=2)
     share = best / best[..., :1].clamp(min=1e-9) * overlap.gather(2, index).amax(dim=2, keepdim=True)
     return torch.zeros_like(fit).scatter_(2, index, share)
 
 
 def match_queries(student: Predictions, teacher: Predictions) -> torch.Tensor:
-    """Return for each query of a student the index of the teacher's prediction that it is matched with, -1 for none.
+    """Return for each query of a student the index of the matching prediction of the teacher, int64 [b, queries].
 
-    Both have boxes as of `assign_objects`; the result is int64 [b, queries]. Matches have the least total cost, as in
-    DETR (Carion and others, arXiv 2005.12872): the distance of the boxes, and 2 sum |p_t - p_s| of the class
-    probabilities, for a teacher's are no labels. A query keeps its number through the layers of a decoder, so a match
-    of the last layer holds for all. Predictions without certainty, by which a batch's objects are padded, match none.
+    -1: no match. Both have boxes as in `assign_objects`. Matches minimize the total cost as in DETR (Carion and others,
+    arXiv 2005.12872): `query_box_distance`, and 2 sum |p_t - p_s| over class probabilities, because a teacher predicts
+    probabilities, not labels. A query keeps its index through the layers of a decoder, so the match of the last layer
+    is valid for all. Predictions of MIN_PROBABILITY, which pad a batch's objects, are not matched.
     """
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
@@ -336,7 +340,7 @@ def match_queries(student: Predictions, teacher: Predictions) -> torch.Tensor:
         ours, theirs = (each.scores.float().sigmoid().mT for each in (student, teacher))
         distance = distill.query_box_distance(student.boxes.float()[..., None], teacher.boxes.float()[:, :, None])
         costs = (MATCH_CLASS_WEIGHT * torch.cdist(ours, theirs, p=1.0) + distance).cpu()
-        costs = costs.nan_to_num(0.0, 0.0, 0.0)  # of a training that diverges, which its losses say
+        costs = costs.nan_to_num(0.0, 0.0, 0.0)  # a diverged training; its losses show that
         present = (distill.certainty(teacher.scores) > 2 * MIN_PROBABILITY).cpu()
         index = torch.full(costs.shape[:2], -1)
         for frame, cost in enumerate(costs):
@@ -347,9 +351,9 @@ def match_queries(student: Predictions, teacher: Predictions) -> torch.Tensor:
 
 
 def at_queries(teacher: Predictions, index: torch.Tensor) -> Predictions:
-    """Return the teacher's predictions in the order of the student's queries; no class is there without a match.
+    """Return the teacher's predictions in the order of the student's queries; MIN_PROBABILITY without a match.
 
-    index: of `match_queries`.
+    index: result of `match_queries`.
     """
     place = index.clamp(min=0)[:, None]
     scores, boxes = (each.gather(2, place.expand(-1, each.shape[1], -1)) for each in (teacher.scores, teacher.boxes))
@@ -357,10 +361,10 @@ def at_queries(teacher: Predictions, index: torch.Tensor) -> Predictions:
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str], same: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
-    """Pair the indices of the classes that both lists have: by name, without regard to case and outer spaces.
+    """Return pairs (our index, their index) of classes with the same name, ignoring case and surrounding spaces.
 
-    same: further pairs, each as "their name = our name"; one of theirs means one of ours, but several may mean the same
-    one. Raises SpecError where there are no pairs, or a name is unknown or given two meanings.
+    same: further pairs, each as "their name = our name"; several of theirs may be the same one of ours. Raises
+    SpecError if there are no pairs, a name is unknown, or one of theirs has two meanings.
     """
     lists = [[name.strip().lower() for name in names] for names in (theirs, ours)]
     meaning, given = dict(zip(lists[0], lists[0], strict=True)), set()

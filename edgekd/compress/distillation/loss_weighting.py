@@ -1,4 +1,4 @@
-"""Weights that adapt during a distillation: the teacher's share at each anchor, and balanced gradients."""
+"""Adaptive weights of a distillation: the teacher's share at each anchor, and balanced gradients."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, Literal
 import torch
 
 EMA_DECAY = 0.7
-"""Share of a factor that stays with each new measurement of gradients."""
+"""Share of the old factor in the moving average, at each new measurement of gradients."""
 MIN_FACTOR = 0.01
-"""Smallest factor that balances a loss: one with huge gradients is not lost altogether."""
+"""Smallest factor of a loss, so that one with huge gradients still counts."""
 MAX_FACTOR = 100.0
-"""Largest factor that balances a loss: one with tiny gradients does not become noise."""
+"""Largest factor of a loss, so that one with tiny gradients is not amplified to noise."""
 MIN_DISAGREEMENT = 1e-6
-"""Smallest mean disagreement: where both networks are equal, alpha is 1."""
+"""Lower bound of the mean disagreement: if both networks are equal, alpha is 1."""
 _GRADIENT_SCALE = 1024.0
-"""Factor of losses before their gradients are compared, which may be too small for half precision without it."""
+"""Factor of losses in the comparison of gradients, which could otherwise underflow in half precision."""
 Reading = Literal["agreement", "disagreement", "off"]
 
 
 def teacher_shares(disagreement: torch.Tensor, certainty: torch.Tensor, reading: Reading) -> torch.Tensor:
-    """Return how much the teacher counts at each anchor, 0 to 1, from the disagreement there; all [b, anchors].
+    """Return the weight of the teacher at each anchor, 0 to 1, from the disagreement there; all [b, anchors].
 
-    alpha = 1 / (1 + d / mean d), with the mean over the teacher's objects, that is weighted by its certainty: 1/2 where
-    both networks disagree as much as on average. `agreement`: alpha, so the teacher counts less where the student is
-    far from it; `disagreement`: 1 - alpha, so it counts more there; `off`: 1.
+    alpha = 1 / (1 + d / mean d), where the mean is weighted by the teacher's certainty: 1/2 at average disagreement.
+    `agreement`: alpha, less weight where the student differs from the teacher; `disagreement`: 1 - alpha, more weight
+    there; `off`: 1.
     """
     alpha = 1 / (1 + disagreement / mean_over_objects(disagreement, certainty).clamp(min=MIN_DISAGREEMENT))
     return {"agreement": alpha, "disagreement": 1 - alpha, "off": torch.ones_like(alpha)}[reading]
@@ -38,11 +38,12 @@ def mean_over_objects(values: torch.Tensor, certainty: torch.Tensor) -> torch.Te
 
 
 class Balance:
-    """Factors that give every loss a gradient as long as that of the labels' loss at shared tensors, every N steps.
+    """Factors that scale the gradient of every loss to the norm of the labels' gradient at shared tensors.
 
-    factor = |gradient of the labels' loss| / |gradient of the loss|, both at the tensors that all losses reach last, as
-    a moving average. Gradient norms as GradNorm compares them (Chen and others, arXiv 1711.02257), but as a plain
-    ratio to one reference, as RT-DETRv4 sets its feature loss (arXiv 2510.25257). `every` 0: all factors are 1.
+    factor = |gradient of the labels' loss| / |gradient of the loss|, both at tensors that the losses share, measured
+    every `every` calls, as a moving average. Gradient norms are compared as in GradNorm (Chen and others, arXiv
+    1711.02257), but as a plain ratio to one reference, as RT-DETRv4 does for its feature loss (arXiv 2510.25257).
+    `every` 0: all factors are 1.
     """
 
     def __init__(self, every: int) -> None:
@@ -53,7 +54,8 @@ class Balance:
     def __call__(
         self, labels: torch.Tensor, losses: Mapping[str, torch.Tensor], shared: Sequence[torch.Tensor]
     ) -> dict[str, float]:
-        """Return the factor of each loss. labels, losses: scalars with graphs, which depend on `shared` or not."""
+        """Return the factor of each loss. labels, losses: scalars with autograd graphs; a loss may be independent of
+        `shared`."""
         if self.every:
             new = losses.keys() - self.factors.keys()
             if new or self.calls % self.every == 0:
@@ -62,7 +64,7 @@ class Balance:
         return {name: self.factors.get(name, 1.0) for name in losses}
 
     def state(self) -> dict[str, Any]:
-        """Return what resuming a training needs."""
+        """Return the state that `restore` needs to resume a training."""
         return {"factors": dict(self.factors), "calls": self.calls}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -76,14 +78,14 @@ class Balance:
         for name, loss in losses.items():
             norm = gradient_norm(loss, shared)
             if not (0 < norm < math.inf and 0 < reference < math.inf):
-                continue  # a ratio that is not finite would stay in the average for good
+                continue  # a ratio that is not finite would stay in the average forever
             measured = min(max(reference / norm, MIN_FACTOR), MAX_FACTOR)
             average = self.factors.get(name, measured)
             self.factors[name] = EMA_DECAY * average + (1 - EMA_DECAY) * measured
 
 
 def gradient_norm(loss: torch.Tensor, shared: Sequence[torch.Tensor]) -> float:
-    """Return the length of a scalar's gradient at tensors of its graph, which is kept; 0 without a gradient."""
+    """Return the norm of a scalar's gradient at tensors of its graph, 0 without a gradient. The graph is retained."""
     if not loss.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(loss * _GRADIENT_SCALE, list(shared), retain_graph=True, allow_unused=True)

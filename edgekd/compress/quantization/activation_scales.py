@@ -1,8 +1,8 @@
 """INT8 scales of every activation of a quantized graph, for TensorRT's calibration cache.
 
-Q/DQ states the scales of layers' inputs. TensorRT's implicit quantization and the DLA need more: a layer computes in
-INT8 only where its output, and every tensor up to the next layer, has a scale, too ("Missing scale and zero-point for
-tensor", TensorRT's builder). The others are measured on the graph without Q/DQ.
+Q/DQ contains the scales of layers' inputs. TensorRT's implicit quantization and the DLA need more: a layer computes in
+INT8 only if its output, and every tensor up to the next layer, also have scales ("Missing scale and zero-point for
+tensor", TensorRT's builder). These are measured on the graph without Q/DQ.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from edgekd.graph.session import parts_within
 from edgekd.graph.view import Graph
 
 RANGES = "mse"
-"""Rule for the ranges of tensors that no quantized layer reads: no layer's error can decide."""
+"""Rule for the ranges of tensors that no quantized layer reads, so that no layer's error can be compared."""
 PASS_BYTES = 256 << 20
-"""Bytes of the activations of one frame in one calibration pass, which holds those of two frames."""
+"""Largest size in bytes of one frame's activations in a calibration pass, which holds two frames."""
 
 
 def write_cache(source: Path, out: Path, frames: Callable[[], Iterable[np.ndarray]], tensorrt: str) -> dict[str, int]:
-    """Write `out`, the calibration cache of a Q/DQ graph for a version of TensorRT; otherwise as `activation_scales`.
+    """Write `out`, the calibration cache of the Q/DQ graph `source` for a version of TensorRT.
 
-    Returns how many activations have a scale in it, and how many lack one: `activations` and `missing`.
+    Arguments and errors as for `activation_scales`. Returns the number of `activations` with a scale, and of those
+    without one, `missing`.
     """
     scales = activation_scales(source, frames)
     out.write_text(to_text(scales, tensorrt), "utf-8")
@@ -41,11 +42,11 @@ def write_cache(source: Path, out: Path, frames: Callable[[], Iterable[np.ndarra
 
 
 def activation_scales(source: Path, frames: Callable[[], Iterable[np.ndarray]]) -> dict[str, float]:
-    """Return the INT8 scale of each floating-point activation of the Q/DQ graph `source`, in computing order.
+    """Return the INT8 scale of each floating-point activation of the Q/DQ graph `source`, in order of execution.
 
-    Names are those of the graph without Q/DQ (`formats.plain_graph`). Scales that Q/DQ states are kept exactly.
-    frames: gives the calibration frames float32 [1, 3, h, w], as often as it is called.
-    Raises CompressError where the graph cannot be taken apart, or an activation is not finite.
+    Names are those of the graph without Q/DQ (`formats.plain_graph`). Scales in Q/DQ are kept exactly.
+    frames: returns the calibration frames float32 [1, 3, h, w] on each call.
+    Raises CompressError if Q/DQ cannot be removed from the graph, or an activation is not finite.
     """
     import onnx
 
@@ -74,10 +75,10 @@ def activation_scales(source: Path, frames: Callable[[], Iterable[np.ndarray]]) 
 
 
 def known_scales(graph: Graph, groups: Sequence[Sequence[str]], stated: Mapping[str, float]) -> dict[str, float]:
-    """Return the scales that follow from those that Q/DQ states, by tensor name.
+    """Return the scales that follow from the scales in Q/DQ, `stated`, by tensor name.
 
-    A group of tensors that hold the same values has one scale: the stated one, of several the largest. What is cut into
-    parts that all have one takes theirs, so that cutting need not round again.
+    A group of tensors with the same values has one scale: the largest stated one. A tensor that is cut into parts with
+    known scales gets the largest of these, so that cutting does not round again.
     """
     group_of = {name: index for index, group in enumerate(groups) for name in group}
     known: dict[int, float] = {}
@@ -94,7 +95,7 @@ def known_scales(graph: Graph, groups: Sequence[Sequence[str]], stated: Mapping[
 
 
 def _parts(graph: Graph, group: Sequence[str]) -> Iterator[str]:
-    """Return the tensors that are slices of those of a group."""
+    """Yield the tensors that are slices of a group's tensors."""
     for name in group:
         for node, index in graph.consumers(name):
             if node.op_type in CUTS_VALUES and index == 0:

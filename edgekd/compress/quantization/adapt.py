@@ -1,10 +1,10 @@
 """Adaptation of a Q/DQ graph to other imaging conditions: the same nodes, with other weights, biases and ranges.
 
-The float graph runs on images of the original conditions, and a copy on the same scenes as the new conditions show
-them. Layer by layer, from the input on, each convolution of the copy gets the weights and the bias whose output is
-closest to the original's, given all changes before it (`compress.reconstruct`, which compensates rounding in the same
-way). They are stored in the layer's own format. At last the ranges of activations are measured on real frames of the
-new conditions.
+The float graph runs on images in the original conditions, and a copy on the same scenes in simulated new conditions.
+Layer by layer, from the input on, each convolution of the copy gets the weights and the bias whose output is closest to
+the original's, given all changes before it (`quantization.reconstruct`, which compensates rounding in the same way).
+They are stored in the layer's own format. Finally the ranges of activations are measured on real frames in the new
+conditions.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def adapt(
 ) -> dict[str, float]:
     """Write `out`: the graph `source` fitted to other conditions. Returns the scale of each quantized activation.
 
-    known: frames float32 [1, 3, h, w] of the original conditions; shown: the same scenes in the new ones, simulated;
-    new: real frames of the new conditions, for ranges. Memory limits how many of the first two are used.
-    Raises CompressError where no convolution can be changed, or the graph has quantized matrix products.
+    known: frames float32 [1, 3, h, w] in the original conditions; shown: the same scenes in simulated new conditions;
+    new: real frames in the new conditions, for ranges. Memory limits how many of `known` and `shown` are used.
+    Raises CompressError if no convolution can be changed, or the graph has quantized matrix products.
     """
     import onnx
 
@@ -67,7 +67,7 @@ def adapt(
 def _changed(
     graph: Graph, layers: Sequence[QdqConvolution], known: Sequence[np.ndarray], shown: Sequence[np.ndarray]
 ) -> list[QdqConvolution]:
-    """Return the fitted layers as they are stored; `graph` then computes the same."""
+    """Return the fitted layers as they are stored, and change `graph` accordingly."""
     nodes = {node.name: node for node in graph.nodes}
     views = {each.node: layer_of(graph, nodes[each.node]) for each in layers if not is_dfl(graph, nodes[each.node])}
     forms = {layer.node: layer.form for layer in layers if views.get(layer.node) is not None}
@@ -81,7 +81,7 @@ def _changed(
 
 
 def _fitted(layer: QdqConvolution, view: LayerView | None, graph: Graph, stored: Stored | None) -> QdqConvolution:
-    """Return a layer with the weights and the bias that a float graph now has for it, in the layer's types."""
+    """Return a layer with its stored codes, or the graph's weights, and the graph's bias, in the layer's types."""
     assert view is not None, "only such layers were fitted"
     assert not isinstance(stored, Nvfp4), "which no convolution is stored in"
     codes, scales = (graph.constant(view.weights_name), None) if stored is None else stored
@@ -96,7 +96,7 @@ def _fitted(layer: QdqConvolution, view: LayerView | None, graph: Graph, stored:
 
 
 def _widened(model: Any) -> Any:
-    """Return a model with float32 in place of float16."""
+    """Replace float16 by float32 in a model; return it."""
     from onnx import TensorProto, numpy_helper
 
     for initializer in model.graph.initializer:
@@ -114,7 +114,7 @@ def _widened(model: Any) -> Any:
 def _ranges(
     graph: Graph, layers: Sequence[QdqConvolution], scaled: Sequence[str], frames: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Return the scale of each quantized activation, and of those that share it, measured on frames.
+    """Return the scale of each quantized activation, and of the tensors that share it, measured on frames.
 
     graph: the float graph; scaled: names of the quantized activations in it.
     """

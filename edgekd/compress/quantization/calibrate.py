@@ -1,4 +1,4 @@
-"""Calibration: one pass of frames through the float graph, for a histogram of each tensor."""
+"""Calibration: histograms of tensors from one pass of frames through the float graph."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def observe(
 ) -> dict[str, MagnitudeHistogram]:
     """Return histograms of the magnitudes of `tensors` of a ModelProto over `frames`, each float32 [1, 3, h, w].
 
-    before: histograms of earlier frames, which are added to. Memory: the activations of two frames and 16 KiB a tensor,
-    however many frames there are.
+    before: histograms of earlier frames, which are continued. Memory: the activations of two frames, and 16 KiB per
+    tensor, for any number of frames. Raises CompressError if a value is not finite.
     """
     histograms = {**{name: MagnitudeHistogram() for name in tensors}, **before}
     for values in activations(model, tensors, frames):
@@ -38,12 +38,12 @@ def observe(
 
 
 def activations(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Return the tensors for each frame; the next frame runs while the caller handles this one."""
+    """Yield the values of tensors for each frame; the next frame runs while the caller handles this one."""
     session, input_name = _session_with_outputs(model, tensors)
     watched = [name for name in tensors if name != input_name]
 
     def run(frame: np.ndarray) -> dict[str, np.ndarray]:
-        # Asked for no output at all, ONNX Runtime gives every one.
+        # For an empty list of outputs ONNX Runtime returns all outputs.
         values = dict(zip(watched, session.run(watched, {input_name: frame}), strict=True)) if watched else {}
         return {**values, input_name: frame} if input_name in tensors else values
 
@@ -59,7 +59,7 @@ def activations(model: Any, tensors: Sequence[str], frames: Iterable[np.ndarray]
 
 
 def _session_with_outputs(model: Any, tensors: Sequence[str]) -> tuple[Any, str]:
-    """Return an ONNX Runtime session that also gives these inner tensors, and the name of the graph's input."""
+    """Return an ONNX Runtime session with these inner tensors as further outputs, and the name of its input."""
     import onnx
 
     model = copied(model)
@@ -67,5 +67,5 @@ def _session_with_outputs(model: Any, tensors: Sequence[str]) -> tuple[Any, str]
     for name in tensors:
         if name not in present:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-    # Histograms are made while the next frame runs.
+    # No spinning: histograms are computed while the next frame runs.
     return cpu_session(model, spinning=False), model.graph.input[0].name

@@ -1,7 +1,7 @@
-"""Float networks that compute as their Q/DQ graphs do, for training; the same for every family of detectors.
+"""Float networks that compute like their Q/DQ graphs, for training; the same for every family of detectors.
 
-A network has folded batch norms, and a module for each convolution of the graph. Its convolutions alone are trained:
-the graph gets no other numbers back.
+A network has folded batch norms, and a module for each convolution of the graph. Only convolutions are trained, and
+only their numbers are written back to the graph.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edgekd.compress.quantization.qdq import QdqConvolution
 from edgekd.core.errors import CompressError
 
 ModuleName = Callable[[QdqConvolution], str]
-"""Returns the name of the module of a network that computes a convolution of its graph."""
+"""Returns the name of the network's module that computes a convolution of the graph."""
 
 
 def fake_quantized(network: Any, layers: Sequence[QdqConvolution], module_of: ModuleName, *, learned: bool) -> Any:
-    """Return a copy of a float network whose convolutions compute as these layers do, and alone have gradients.
+    """Return a copy of a float network whose convolutions compute like these layers; only these have gradients.
 
-    learned: whether scales are trained, too. Raises CompressError where the layers are not this network's.
+    learned: whether scales are trained, too. Raises CompressError if the layers are not from this network.
     """
     student = deepcopy(network).requires_grad_(False)
     # Tensors of a group have the same scale, and keep sharing one range.
@@ -40,7 +40,7 @@ def fake_quantized(network: Any, layers: Sequence[QdqConvolution], module_of: Mo
         name = module_of(layer)
         module = _convolution(student, name, layer)
         if layer.bias is not None:
-            module.bias = nn.Parameter(torch.tensor(layer.bias))  # the graph may have one where there was none
+            module.bias = nn.Parameter(torch.tensor(layer.bias))  # the graph may have a bias that the module lacks
         if layer.scales is None:
             module.weight = nn.Parameter(torch.tensor(layer.weights))
             continue
@@ -66,7 +66,7 @@ def _convolution(student: Any, name: str, layer: QdqConvolution) -> Any:
 
 
 def input_range(block: Any) -> ActivationRange | None:
-    """Return the range of the input of a block's first convolution; None where that reads floats."""
+    """Return the input range of a block's first convolution; None if its input is float."""
     kinds = (nn.Conv2d, FakeQuantConv2d)
     found: ActivationRange | None = getattr(
         next(each for each in block.modules() if isinstance(each, kinds)), "entry", None
@@ -75,24 +75,24 @@ def input_range(block: Any) -> ActivationRange | None:
 
 
 def quantize_input(block: Any) -> None:
-    """Let all of a residual block read what its first convolution reads, as the graph's addition does."""
+    """Quantize the input of a residual block like its first convolution's, as for the addition in the graph."""
     block.register_forward_pre_hook(_quantized_input)
 
 
 def _quantized_input(block: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    quantizer = input_range(block)  # looked up anew: a copy of the block has a range of its own
+    quantizer = input_range(block)  # looked up at each call: a copy of the block has its own range
     return inputs if quantizer is None else (quantizer(inputs[0]),)
 
 
 def trained_layers(student: Any, layers: Sequence[QdqConvolution], module_of: ModuleName) -> tuple[QdqConvolution, ...]:
-    """Return the layers with the weights, scales and biases of a student made from them."""
+    """Return the layers with the trained weights, scales and biases of a `fake_quantized` student."""
     return tuple(_trained(student.get_submodule(module_of(layer)), layer) for layer in layers)
 
 
 def _trained(module: Any, layer: QdqConvolution) -> QdqConvolution:
     bias = None if layer.bias is None else module.bias.detach().cpu().numpy()
     if layer.scales is None:
-        # Not rounded while it was trained: a step of these is below what training moves.
+        # Not rounded during training: the rounding is smaller than the changes by training.
         return replace(layer, weights=as_short_half(module.weight.detach().cpu().numpy()), bias=bias)
     return replace(
         layer,

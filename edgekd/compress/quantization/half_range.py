@@ -1,8 +1,8 @@
-"""Audit for float16: the nodes whose values exceed its range, or come within a margin of it, on calibration frames.
+"""Range check for float16: nodes whose values exceed its range, less a margin, on calibration frames.
 
-Every float tensor is measured, or bounded by one that is: what only moves or damps values needs no measurement.
-Beside the tensors of the graph, values inside an operator count: squares of a normalization, and the sum of a mean.
-Matrix products and convolutions are taken to accumulate in float32.
+Every float tensor is measured, or bounded by a measured one: operators that only move or damp values need no
+measurement. Values inside an operator are included: squares in a normalization, and the sum of a mean. Matrix products
+and convolutions are assumed to accumulate in float32.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from edgekd.graph.session import copied
 from edgekd.graph.view import Graph, array
 
 MARGIN = 4.0
-"""Factor between the largest magnitude on calibration frames and the largest to expect on any other frame."""
+"""Factor from the largest magnitude on calibration frames to the largest expected on any other frame."""
 VANISHING = 2.0**-25
 """Magnitudes up to this one round to zero in float16."""
 FLOAT_MAX = float(np.finfo(np.float32).max)
-"""In place of infinity, which the float32 graph has as well, such as in masks."""
+"""Replaces infinity, which is valid in the float32 graph, too, such as in masks."""
 
 _BOUNDED = frozenset(("Cos", "Erf", "HardSigmoid", "Sigmoid", "Sin", "Softmax", "Tanh"))
 """Operators whose outputs are within -1..1."""
@@ -39,14 +39,14 @@ _DAMPS = MOVES_VALUES | frozenset(
 _NORMALIZES = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
 """Operators that square their first input."""
 _AMPLIFIES_ZERO = ("Div", "Log", "Pow", "Reciprocal", "Sqrt")
-"""Operators that give no finite number where a small constant has become zero, or pass that zero on to one."""
+"""Operators whose result is not finite if a small constant has become zero, or that pass this zero on."""
 _DATA_DEPENDENT = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
-"""Operators with outputs that may be empty, of which there is no largest value."""
+"""Operators whose outputs may be empty, and then have no largest value."""
 
 
 @dataclass(frozen=True)
 class RangeProbe:
-    """A float graph that also gives the largest magnitudes of its activations.
+    """A float graph with further outputs for the largest magnitudes of its activations.
 
     model: the ModelProto; outputs: names of the added outputs, scalars.
     """
@@ -77,11 +77,11 @@ def range_probe(graph: Graph) -> RangeProbe:
 
 
 def nodes_beyond_half(graph: Graph, observed: Mapping[str, MagnitudeHistogram]) -> dict[str, float]:
-    """Return the nodes that must compute in float32, in graph order, with the largest magnitude that each has to hold.
+    """Return the nodes that must compute in float32, in graph order, with the largest magnitude in each.
 
-    observed: the outputs of the graph's `range_probe` over the calibration frames. A node is listed where an activation
-    that it computes or reads, or a value inside it, exceeds HALF_MAX / MARGIN, where one of its constants exceeds
-    HALF_MAX, or where a constant that is not zero would become zero.
+    observed: outputs of the graph's `range_probe` on the calibration frames. A node is listed if one of its inputs or
+    outputs, or a value inside it, exceeds HALF_MAX / MARGIN, if one of its constants exceeds HALF_MAX, or if a nonzero
+    constant would become zero.
     """
     largest = _bounds(graph, observed)
     vanishing = _behind_vanishing(graph)
@@ -103,7 +103,7 @@ def _output(name: str) -> str:
 
 
 def _measured(graph: Graph) -> Iterator[str]:
-    """Return the float inputs, and the float tensors that nodes compute and that nothing bounds."""
+    """Yield the float inputs, and the computed float tensors that no other tensor bounds."""
     floating = _float_tensors(graph)
     yield from (name for name in graph.inputs if name in floating)
     dependent: set[str] = set()
@@ -123,7 +123,7 @@ def _float_tensors(graph: Graph) -> set[str]:
 
 
 def _bounding(graph: Graph, node: Any) -> list[str] | None:
-    """Return the inputs whose largest magnitude bounds that of the outputs; None where none does."""
+    """Return the inputs whose largest magnitude bounds the outputs; None if there are none."""
     if node.op_type == "Concat":
         return list(node.input)
     if node.op_type in _DAMPS:
@@ -135,9 +135,9 @@ def _bounding(graph: Graph, node: Any) -> list[str] | None:
 
 
 def _bounds(graph: Graph, observed: Mapping[str, MagnitudeHistogram]) -> dict[str, float]:
-    """Return the largest magnitude of each activation and constant as far as it is known, by name.
+    """Return the largest known magnitude of each activation and constant, by name.
 
-    An infinite constant counts as none: it is the same in float16.
+    Infinite constants are ignored: they are the same in float16.
     """
     bounds = {name: _largest_finite(array(tensor)) for name, tensor in graph.constants.items()}
     bounds.update((name, observed[_output(name)].largest) for name in graph.inputs if _output(name) in observed)
@@ -152,7 +152,7 @@ def _bounds(graph: Graph, observed: Mapping[str, MagnitudeHistogram]) -> dict[st
 
 
 def _inside(graph: Graph, node: Any, largest: Mapping[str, float]) -> float:
-    """Return the largest value inside an operator: a square, as a normalization takes, or the sum of a mean."""
+    """Return the largest value inside an operator: the square in a normalization, or the sum of a mean; else 0."""
     if node.op_type in _NORMALIZES:
         return largest.get(node.input[0], 0.0) ** 2
     if node.op_type == "ReduceL2":
@@ -172,7 +172,7 @@ def _largest_finite(values: np.ndarray) -> float:
 
 
 def _behind_vanishing(graph: Graph) -> set[str]:
-    """Return the nodes that read a scalar constant that float16 rounds to zero, and those that the zero breaks."""
+    """Return the nodes that read a scalar constant that float16 rounds to zero, and nodes that this zero breaks."""
     scalars = {name: array(tensor) for name, tensor in graph.constants.items() if int(np.prod(tensor.dims)) == 1}
     tiny = {name for name, value in scalars.items() if value.dtype == np.float32 and 0 < abs(value.item()) <= VANISHING}
     nodes: set[str] = set()

@@ -1,6 +1,6 @@
-"""Layers: convolutions and matrix products with constant weights, each as a matrix on patches of its input.
+"""Layers: convolutions and matrix products with constant weights, each as a matrix applied to patches of its input.
 
-Pure NumPy. A convolution has a patch for each output position; the patches of a MatMul or Gemm are the rows of its
+NumPy only. A convolution has a patch for each output position; the patches of a MatMul or Gemm are the rows of its
 input.
 """
 
@@ -16,14 +16,15 @@ import numpy as np
 from edgekd.graph.view import Graph, attributes
 
 MIN_PRODUCT_SIDE = 16
-"""A matrix whose sides are smaller is arithmetic, such as a conversion of boxes, and no layer."""
+"""A matrix whose sides are all smaller is not a layer, but arithmetic such as a conversion of boxes."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerView(ABC):
-    """weights float32 [O, ...] of the node `name`, outputs first; bias float32 [O].
+    """A layer of the float graph.
 
-    weights_name, bias_name: of their initializers, None for a layer without a bias; groups: as of a convolution.
+    name: node name; weights float32 [O, ...], outputs first; bias float32 [O], zeros without one; weights_name,
+    bias_name: names of the initializers, `bias_name` None without a bias; groups: 1 for a product.
     """
 
     name: str
@@ -35,7 +36,7 @@ class LayerView(ABC):
 
     @property
     def matrices(self) -> np.ndarray:
-        """The weights as float32 [groups, O / groups, K], for K inputs of each output."""
+        """The weights as float32 [groups, O / groups, K]: each output reads K inputs."""
         return self.weights.reshape(self.groups, len(self.weights) // self.groups, -1)
 
     @abstractmethod
@@ -44,10 +45,10 @@ class LayerView(ABC):
 
     @abstractmethod
     def patches(self, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Return the patches with the indices `at` [n] of an input float32: [groups, n, K]."""
+        """Return the patches at indices `at` [n] of an input: float32 [groups, n, K]."""
 
     def draw_patches(self, inputs: Sequence[np.ndarray], needed: int) -> list[np.ndarray]:
-        """Draw indices of patches by a fixed seed, equally many of each input: `needed` in all, or all there are."""
+        """Draw indices of patches with a fixed seed, equally many per input: at least `needed` in total, or all."""
         size = self.count(inputs[0].shape)
         each = min(-(-needed // len(inputs)), size)
         rng = np.random.default_rng(0)
@@ -94,7 +95,7 @@ class ConvolutionView(LayerView):
         return int(np.prod(self.positions(*shape[2:])))
 
     def positions(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the output for an input of this size."""
+        """Return (height, width) of the output for an input of this size."""
         reach, (top, left, bottom, right) = self._reach, self._margins(height, width)
         return (
             (height + top + bottom - reach[0]) // self.strides[0] + 1,
@@ -132,7 +133,7 @@ class ConvolutionView(LayerView):
 
 
 def is_layer(graph: Graph, node: Any) -> bool:
-    """Return whether a node is a convolution, or a product with a constant matrix of MIN_PRODUCT_SIDE or more."""
+    """Return whether a node is a convolution, or a product with a constant matrix, not below MIN_PRODUCT_SIDE."""
     if node.op_type not in ("Gemm", "MatMul"):
         return bool(node.op_type == "Conv")
     shape = graph.shape(node.input[1])
@@ -149,12 +150,12 @@ def is_dfl(graph: Graph, node: Any) -> bool:
 
 
 def layer_of(graph: Graph, node: Any) -> LayerView | None:
-    """Return the view of a layer; None for computed parameters, and for kinds that have no patches here."""
+    """Return the view of a layer; None for computed parameters, and for unsupported kinds such as 3-D convolutions."""
     return _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
 
 
 def _convolution(graph: Graph, node: Any) -> ConvolutionView | None:
-    """Return the view; None for computed weights or bias, and for other than two dimensions."""
+    """Return the view; None for computed weights or bias, and unless the convolution is 2-D."""
     weights, options = graph.constant(node.input[1]), attributes(node)
     name = node.input[2] if len(node.input) > 2 else None
     bias = np.zeros(0 if weights is None else len(weights)) if name is None else graph.constant(name)
@@ -193,8 +194,8 @@ def _product(graph: Graph, node: Any) -> ProductView | None:
 def bias_of_product(graph: Graph, node: Any) -> str | None:
     """Return the name of a product's bias: a Gemm's third input, or the summand of an Add after a MatMul.
 
-    Exporters write a linear layer as MatMul and Add. An Add that is not the only reader, or whose other input is
-    computed or has another shape than the outputs', is no bias.
+    Exporters write a linear layer as MatMul and Add. None if the Add is not the only reader, or its other input is
+    computed or has another shape than [O].
     """
     if node.op_type == "Gemm":
         return node.input[2] if len(node.input) > 2 and node.input[2] else None

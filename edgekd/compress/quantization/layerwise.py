@@ -1,7 +1,7 @@
-"""Layer-by-layer execution of a graph over several frames, so that weights can be decided by a layer's input.
+"""Layer-by-layer execution of a graph over several frames, so that a layer's weights can be computed from its input.
 
-A node's level is the number of layers and selections on the longest path to it. Tensors are kept until their last level
-has read them.
+A node's level is the number of layers and selections on the longest path to it. Tensors are kept until the last level
+that reads them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph, reads
 
 SOURCE = 0
-"""The level of the graph's input and of what is computed from it before any layer."""
+"""The level of the graph's input, and of tensors computed from it before any layer."""
 SELECTS = ("TopK",)
-"""Operators whose outputs are in the order of values: what reads them is at a later level."""
+"""Operators whose outputs are in the order of values; their readers are at a later level."""
 
 
 class Walk:
@@ -36,19 +36,19 @@ class Walk:
         self.advance(SOURCE)
 
     def values(self, tensor: str) -> list[np.ndarray]:
-        """Return a tensor of an earlier level that a later one reads, for each frame."""
+        """Return a tensor for each frame; it must be from a level up to the current one, and be read by a later one."""
         return [tensors[tensor] for tensors in self._tensors]
 
     def replace(self, name: str, value: np.ndarray) -> None:
-        """Change an initializer that no earlier level has read."""
+        """Change an initializer, which no earlier level may have read."""
         from onnx import numpy_helper
 
         self._initializers[name].CopyFrom(numpy_helper.from_array(value, name))
 
     def select_as(self, other: Walk) -> None:
-        """Take the selections of another walk at the same level, so that rows of tensors are of the same places.
+        """Copy the selections of another walk at the same level, so that rows of tensors refer to the same positions.
 
-        A small difference of two values changes which queries a transformer selects, and in which order.
+        A small difference of values can change which queries a transformer selects, and their order.
         """
         for node in self._graph.of(*SELECTS):
             for name in node.output:
@@ -76,7 +76,7 @@ class Walk:
 
 
 def bytes_per_frame(graph: Graph) -> int:
-    """Return the peak memory of the tensors of one frame between two levels; 4 bytes an element."""
+    """Return the peak size in bytes of one frame's tensors between two levels, at 4 bytes per element."""
     levels = levels_of(graph)
     made = {name: levels[node.name] for node in graph.nodes for name in node.output}
     read = _last_read(graph, levels)
@@ -87,7 +87,7 @@ def bytes_per_frame(graph: Graph) -> int:
 
 
 def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of inputs and computed tensors, by name; 0 for a side that cannot be inferred."""
+    """Return the shapes of inputs and computed tensors, by name; 0 for a dimension that cannot be inferred."""
     import onnx
 
     described = onnx.shape_inference.infer_shapes(graph.model).graph
@@ -96,7 +96,7 @@ def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
 
 
 def _last_read(graph: Graph, levels: dict[str, int]) -> dict[str, int]:
-    """Return the last level that reads each tensor; one after all for the graph's outputs."""
+    """Return the last level that reads each tensor; for the graph's outputs the highest level + 1."""
     last = dict.fromkeys(graph.outputs, max(levels.values(), default=SOURCE) + 1)
     for node in graph.nodes:
         for name in reads(node):

@@ -1,15 +1,15 @@
-"""Mixed-precision planning: a number format for each layer, so that a packed graph keeps a byte limit at least error.
+"""Mixed-precision planning: a number format for each layer that minimizes the error within a size limit.
 
-    costs = measure_costs(source, frames, step)     once for a graph; JSON, to be stored as a stage
+    costs = measure_costs(source, frames, step)     once per graph; can be stored as JSON
     plan = plan_for(costs, max_bytes)               as often as needed: milliseconds
 
-An error is the relative error of the network's last products, noise by signal, that one layer causes alone
-(`compress.output_error`). Small errors of different layers are independent, so they add up. Refitting later layers
-makes the sum smaller; all layers are assumed to gain by it alike.
+An error is the relative error (noise power / signal power) of the network's last products that one layer alone causes
+(`sensitivity_4bit`). Small errors of different layers are independent, so they add up. Refitting later layers reduces
+the sum; all layers are assumed to gain equally.
 
-`float16` is on offer for the head, which has no other, and where INT8 would be noisier than the step allows: elsewhere
-it would cost speed without a gain in accuracy. `nvfp4` is on offer for matrix products, where the step names it: few
-GPUs support it. `coded` is on offer with many steps, so that all layers can lose alike for the bytes they save.
+`float16` is an option for the head, which has no other, and for layers that INT8 makes noisier than the step allows:
+elsewhere it would cost speed without a gain in accuracy. `nvfp4` is an option for matrix products if the step allows
+it: few GPUs support it. `coded` is an option with many steps, so that the error per saved byte is alike in all layers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from edgekd.graph.view import Graph
 
 @dataclass(frozen=True)
 class FormCost:
-    """A form of a layer: stored bytes of its weights and scales, the output error it adds, and the step of `coded`."""
+    """A format of a layer: stored bytes of its weights and scales, output error it adds, and the step of `coded`."""
 
     form: WeightFormat
     bytes: int
@@ -55,7 +55,7 @@ class FormCost:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """The forms that the layer `name` with so many `weights` can have."""
+    """The possible formats of a layer. name: node name; weights: number of weights."""
 
     name: str
     weights: int
@@ -64,7 +64,7 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class Costs:
-    """The cost of every choice, layers in graph order. rest_bytes: of the packed graph without their weights."""
+    """The cost of every choice, layers in graph order. rest_bytes: size of the packed graph without their weights."""
 
     graph_sha256: str
     rest_bytes: int
@@ -73,7 +73,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class PackedSizes:
-    """Bytes of a packed graph: of the weights and scales of each layer, by node name, and of the rest of it."""
+    """Sizes in a packed graph, in bytes: weights and scales of each layer, by node name, and the rest."""
 
     layers: Mapping[str, int]
     rest: int
@@ -85,10 +85,10 @@ class PackedSizes:
 
 
 def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) -> Costs:
-    """Measure the cost of each form of each layer of the float ONNX graph `source`.
+    """Measure the cost of each format of each layer of the float ONNX graph `source`.
 
-    frames: calibration frames of the input's shape. Raises CompressError where nothing can be quantized, or a weight or
-    an activation is not finite.
+    frames: calibration frames of the input's shape. Raises CompressError if there is no frame, no layer can be
+    quantized, or a weight or an activation is not finite.
     """
     graph, placement = _read(source)
     fitting = list(islice(frames, frames_to_fit(graph, placement.layers, step.frames, walks=1)))
@@ -118,9 +118,9 @@ def measure_costs(source: Path, frames: Iterable[np.ndarray], step: Quantize) ->
 
 
 def measured_forms(step: Quantize) -> tuple[WeightFormat, ...]:
-    """Return the forms of few bits that are measured for a step: its own, and coded where it has none for every layer.
+    """Return the low-bit formats to measure for a step: its own, and coded if none of these is for all layers.
 
-    By one of them the error of INT8 is known, too.
+    The error of INT8 is derived from one of them.
     """
     own: tuple[WeightFormat, ...] = ("coded", "fp4x", "nvfp4")
     named = tuple(form for form in own if form in step.formats)
@@ -128,15 +128,15 @@ def measured_forms(step: Quantize) -> tuple[WeightFormat, ...]:
 
 
 def choices(source: Path) -> dict[str, tuple[WeightFormat, ...]]:
-    """Return the forms that each layer of the float ONNX graph `source` can have, for `plan.require_fits`."""
+    """Return the possible formats of each layer of the float ONNX graph `source`, for `plan.require_fits`."""
     graph, placement = _read(source)
     return {name: _forms(layer, placement) for name, layer in _layers(graph).items()}
 
 
 def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
-    """Return the plan with the least error whose packed graph is predicted to have at most `max_bytes`.
+    """Return the plan with the smallest error whose packed graph is predicted to have at most `max_bytes`.
 
-    Raises CompressError where even the smallest is larger.
+    None: no limit. Raises CompressError if even the smallest plan is larger.
     """
     options = [[(option.bytes, option.error) for option in layer.options] for layer in costs.layers]
     if max_bytes is None:
@@ -160,7 +160,7 @@ def plan_for(costs: Costs, max_bytes: int | None = None) -> Plan:
 
 
 def packed_sizes(model: Any, layers: Collection[str]) -> PackedSizes:
-    """Return the sizes of a Q/DQ graph when it is packed; model: a ModelProto with `layers`, by node name."""
+    """Return the sizes of a Q/DQ graph after packing. model: a ModelProto; layers: names of nodes in it."""
     packed = packed_graph.pack(model.SerializeToString())
     bytes_of = {section.name: section.stored_bytes for section in packed_graph.sections(packed)}
     graph = Graph(model)
@@ -173,9 +173,9 @@ def packed_sizes(model: Any, layers: Collection[str]) -> PackedSizes:
 
 
 def corrected(costs: Costs, plan: Plan, sizes: PackedSizes) -> Costs:
-    """Return the costs by the sizes of a graph that was quantized by a plan of theirs.
+    """Return the costs corrected by the sizes of a graph that was quantized by a plan from these costs.
 
-    All options of a layer with its form in the plan get larger or smaller by the same factor.
+    All options of a layer with its format in the plan are scaled by the same factor.
     """
     layers = []
     for layer, planned in zip(costs.layers, plan.layers, strict=True):
@@ -189,16 +189,16 @@ def corrected(costs: Costs, plan: Plan, sizes: PackedSizes) -> Costs:
 
 
 def ladder(costs: Costs, count: int) -> list[Plan]:
-    """Return `count` plans at even steps of size, from the one with the least error down to the smallest."""
+    """Return `count` plans at equal steps of size, from the one with the smallest error down to the smallest size."""
     best = plan_for(costs)
     sizes = np.linspace(best.predicted_bytes, _smallest(costs), count).astype(int)
     return [best, *(plan_for(costs, int(size)) for size in sizes[1:])]
 
 
 def solve(options: Sequence[Sequence[tuple[int, float]]], max_bytes: int) -> list[int]:
-    """Select an option (bytes, error) of each layer, with the least total error in at most `max_bytes`: exact.
+    """Return for each layer the index of an option (bytes, error): exact minimum of the error in at most `max_bytes`.
 
-    The smallest options together must keep the limit.
+    The sum of the smallest options must be within the limit.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped]
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
@@ -206,7 +206,7 @@ def solve(options: Sequence[Sequence[tuple[int, float]]], max_bytes: int) -> lis
     sizes, errors = (np.array([option[part] for each in options for option in each], float) for part in (0, 1))
     owner = np.repeat(np.arange(len(options)), [len(each) for each in options])
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    # The solver stops at an absolute gap of 1e-6, which must be small beside the errors.
+    # The solver stops at an absolute gap of 1e-6, which must be small compared with the errors.
     solution = milp(
         errors * (1e6 / max(errors.max(initial=0), 1e-30)),
         integrality=np.ones(len(owner)),
@@ -223,7 +223,7 @@ def _smallest(costs: Costs) -> int:
 
 
 def _read(source: Path) -> tuple[Graph, QuantizerPlacement]:
-    """Return the graph as it will be quantized, and its placement with all possible layers in INT8."""
+    """Return the graph prepared for quantization, and its placement with all possible layers in INT8."""
     graph = prepared(source)
     placement = place(graph, unreadable(graph))
     require_weights(graph, placement.layers, source)
@@ -231,13 +231,13 @@ def _read(source: Path) -> tuple[Graph, QuantizerPlacement]:
 
 
 def _layers(graph: Graph) -> dict[str, LayerView]:
-    """Return every layer that has a form, in graph order; DFL's constants are no weights."""
+    """Return every layer with a format, in graph order; the constants of DFL are not weights."""
     layers = [layer_of(graph, node) for node in graph.nodes if is_layer(graph, node) and not is_dfl(graph, node)]
     return {layer.name: layer for layer in layers if layer is not None}
 
 
 def _forms(layer: LayerView, placement: QuantizerPlacement) -> tuple[WeightFormat, ...]:
-    """Return the forms that a layer can have."""
+    """Return the possible formats of a layer."""
     if layer.name not in placement.layers:
         return ("float16",)
     fits = isinstance(layer, ProductView) and nvfp4_fits(layer.weights.shape)
@@ -247,15 +247,15 @@ def _forms(layer: LayerView, placement: QuantizerPlacement) -> tuple[WeightForma
 def _options(
     rounded: Sequence[Rounded], bytes_in: Mapping[tuple[WeightFormat, float | None], int], snr_db: float | None
 ) -> tuple[FormCost, ...]:
-    """Return the forms of a layer, float16 first.
+    """Return the options of a layer, float16 first.
 
-    rounded: the layer in each form and step that was measured, none for one without INT8; bytes_in: of its weights, by
-    form and step; snr_db: in INT8.
+    rounded: the layer in each measured format and step, empty without INT8; bytes_in: bytes of its weights, by format
+    and step; snr_db: signal-to-noise ratio in INT8.
     """
     options = [FormCost("float16", bytes_in["float16", None], 0.0)]
     if not rounded or snr_db is None:
         return tuple(options)
-    # The error of INT8 is not measured at the outputs, but scaled as another form's in the same layer.
+    # The error of INT8 at the outputs is not measured, but scaled like that of another format of the same layer.
     by_noise = next(each for each in rounded if each.form != "nvfp4")
     gain = by_noise.output_error / by_noise.local_noise if by_noise.local_noise else 1.0
     int8 = gain * 10 ** (-snr_db / 10)
@@ -271,9 +271,10 @@ def _options(
 
 
 def _coded_options(rounded: Sequence[Rounded], sizes: Sequence[int], int8: float) -> list[FormCost]:
-    """Return coded INT8 with steps at quarters of octaves, by measured ones and their sizes, finest first.
+    """Return options of coded INT8 at steps of quarter octaves, interpolated from the measured ones, finest first.
 
-    Between these, bytes are nearly linear in the logarithm of the step, and so is the logarithm of the error.
+    sizes: bytes of each of `rounded`; int8: error of INT8. Bytes and the logarithm of the error are nearly linear in
+    the logarithm of the step.
     """
     measured = np.log2([each.step or 1.0 for each in rounded])
     wanted = np.arange(round(4 * measured[0]), round(4 * measured[-1]) + 1) / 4
@@ -288,12 +289,12 @@ def _coded_options(rounded: Sequence[Rounded], sizes: Sequence[int], int8: float
 def _stored_bytes(
     graph: Graph, placement: QuantizerPlacement, scales: Mapping[str, float], codes: Mapping[str, Stored]
 ) -> PackedSizes:
-    """Return the sizes of a graph with some layers as they are stored in `codes`, and the others in float16."""
+    """Return the sizes of a graph with some layers stored as in `codes`, and the others in float16."""
     from onnx import numpy_helper
 
     model = copied(graph.model)
     layers = _layers(graph)
-    # Weights that get codes are replaced once more.
+    # Weights of layers in `codes` are replaced again below.
     rounded: dict[str, np.ndarray] = {}
     for layer in layers.values():
         rounded |= layer.initializers(as_short_half(layer.weights), as_half(layer.bias))
@@ -308,5 +309,5 @@ def _stored_bytes(
 
 
 def _short(value: float) -> float:
-    """Round to four digits: more are not significant, and a plan is read by people."""
+    """Round to four digits, for readable plans: more are not significant."""
     return float(f"{value:.4g}")

@@ -1,12 +1,12 @@
-"""Placement of quantizers: rules on the graph alone, after TensorRT's documented behaviour.
+"""Placement of quantizers: rules on the graph alone, based on TensorRT's documented behaviour.
 
 - Layers (convolutions, and products with constant matrices) run in INT8: their data input and their weights are
   quantized, their output is not, so that bias and activation fuse into the layer and the next quantizer becomes its
   output type.
-- The last layers before boxes and scores, and all nodes behind them (DFL, sigmoid, box decoding), stay float: one INT8
-  step there is many pixels.
+- The last layers before boxes and scores, and all later nodes (DFL, sigmoid, box decoding), stay float: one INT8 step
+  there is many pixels.
 - A residual addition reads a convolution's quantized input, so that convolution and addition become one INT8 kernel.
-  Around products the sum stays float: transformers lose accuracy in their residual stream.
+  Sums around products stay float: INT8 in the residual stream costs transformers accuracy.
 - Tensors joined by layers that only move values (Concat, Resize, MaxPool, ...) share one scale: TensorRT moves
   quantizers across such a layer only when the scales on both sides agree.
 Sources: TensorRT developer guide, "Working with Quantized Types"; NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat guide.
@@ -34,7 +34,8 @@ class QuantizerPlacement:
     """The quantized layers and activations.
 
     layers: names of the nodes with INT8 weights; edges: (node name, input index) that read a quantized activation;
-    groups: tensors that share a scale, with at least one quantized tensor each.
+    quantized: names of the quantized activations; groups: tensors that share a scale, each with at least one quantized
+    tensor.
     """
 
     layers: tuple[str, ...]
@@ -44,7 +45,7 @@ class QuantizerPlacement:
 
 
 def place(graph: Graph, keep_float: Collection[str] = ()) -> QuantizerPlacement:
-    """Place the quantizers of a float network; the layers named in `keep_float` get none."""
+    """Place the quantizers of a float network; the layers named in `keep_float` stay float."""
     head = float_head(graph).union(keep_float)
     layers = [node for node in graph.nodes if is_layer(graph, node) and node.name not in head]
     edges = [(node.name, 0) for node in layers]
@@ -63,9 +64,9 @@ def place(graph: Graph, keep_float: Collection[str] = ()) -> QuantizerPlacement:
 
 
 def float_head(graph: Graph) -> set[str]:
-    """Return the names of the last layers before the outputs and of all nodes behind them.
+    """Return the names of the last layers before the outputs, and of all later nodes.
 
-    DFL is itself a layer (of 16 probabilities with 0..15); the search passes through it.
+    DFL is a layer itself (weights 0..15 for 16 probabilities); the search passes through it.
     """
     head: set[str] = set()
     waiting = [node for name in graph.outputs if (node := graph.producers.get(name)) is not None]
@@ -80,7 +81,7 @@ def float_head(graph: Graph) -> set[str]:
 
 
 def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
-    """Return the index of an addition's skip input: quantized for a convolution anyway, and with most readers."""
+    """Return the index of an addition's skip input, quantized for a convolution anyway; the one with most readers."""
     if len(graph.activations(node)) != 2:
         return None
     candidates = [index for index, name in enumerate(node.input) if name in convolved]
@@ -90,7 +91,7 @@ def _skip_input(graph: Graph, node: Any, convolved: set[str]) -> int | None:
 def shared_scales(
     graph: Graph, quantized: Sequence[str], moving: Collection[str] = MOVES_VALUES
 ) -> tuple[tuple[str, ...], ...]:
-    """Group the tensors that nodes of the operators `moving` join; only groups in which something is quantized."""
+    """Group tensors that are joined by nodes of the operators `moving`; only groups with a quantized tensor."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -102,9 +103,9 @@ def shared_scales(
         root(name)
     for node in graph.nodes:
         if node.op_type in moving:
-            # Only the first input of the others carries values; the rest are shapes and indices.
+            # Of operators other than Concat, only the first input is values; the rest are shapes and indices.
             moved = graph.activations(node) if node.op_type == "Concat" else list(node.input[:1])
-            for name in filter(None, [*moved, *node.output]):  # an output that is left out has no name
+            for name in filter(None, [*moved, *node.output]):  # an omitted output has no name
                 parent[root(name)] = root(node.output[0])
     members: dict[str, list[str]] = {}
     for name in list(parent):

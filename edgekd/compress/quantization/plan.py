@@ -1,4 +1,4 @@
-"""A plan: the number format of every layer's weights, and its predictions. Pure but for reading TOML."""
+"""Quantization plans: the number format of every layer's weights, with predicted size and error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edgekd.core.errors import SpecError, did_you_mean
 from edgekd.core.toml import parse_table, read_toml, toml_text
 
 MAX_STEP = 8.0
-"""Largest step of a coded layer: with more nearly all of its weights are zero."""
+"""Largest step of a coded layer: beyond it nearly all of its weights are zero."""
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, with the number and format of its weights. bytes: predicted, in the packed graph.
+    """A layer, with the number and format of its weights. bytes: predicted size in the packed graph.
 
-    error: relative error of the network's outputs, noise by signal, that this layer is predicted to add; step: of
-    `coded` weights, relative to the root mean square of an output's weights.
+    error: predicted relative error (noise power / signal power) that this layer adds to the network's outputs; step:
+    step of `coded` weights, relative to the root mean square of an output's weights.
     """
 
     name: str
@@ -33,10 +33,10 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers in graph order, with the plan's limit and predictions, which editing forms by hand leaves unchanged.
+    """The layers in graph order, with limit and predictions; these need not be updated if forms are edited by hand.
 
-    graph_sha256: of the float graph; max_bytes: the limit, None without one; predicted_bytes: of the packed graph;
-    predicted_error: the sum over the layers.
+    graph_sha256: hash of the float graph; max_bytes: size limit, None without one; predicted_bytes: size of the packed
+    graph; predicted_error: sum over the layers.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def forms(self) -> dict[str, WeightFormat]:
-        """The form of each layer, by node name."""
+        """The format of each layer, by node name."""
         return {layer.name: layer.form for layer in self.layers}
 
     @property
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan_toml(plan: Plan) -> str:
-    """Return the plan as readable TOML, which `load_plan` reads back."""
+    """Return the plan as readable TOML, for `load_plan`."""
     head = {name: getattr(plan, name) for name in ("graph_sha256", "max_bytes", "predicted_bytes", "predicted_error")}
     if plan.max_bytes is None:
         del head["max_bytes"]
@@ -78,7 +78,7 @@ _HEADER = """\
 
 
 def _row(layer: PlannedLayer) -> str:
-    """Return one line, with comparable numbers in columns before the name."""
+    """Return a layer as one line, with numbers in aligned columns before the name."""
     form, weights, size = f'"{layer.form}",', f"{layer.weights},", f"{layer.bytes},"
     numbers = f"weights = {weights:9} bytes = {size:9} error = {layer.error!r:10}"
     step = "" if layer.step is None else f"step = {layer.step!r}, "
@@ -86,11 +86,14 @@ def _row(layer: PlannedLayer) -> str:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan from a TOML file. Raises SpecError for unknown keys and forms, and for a repeated layer."""
+    """Read a plan from a TOML file.
+
+    Raises SpecError for unknown keys and forms, repeated layers, and coded layers without a step from 0 to MAX_STEP.
+    """
     table = read_toml(path)
     rows = table.get("layers")
     for row in rows if isinstance(rows, list) else []:
-        # First each by itself: so a message has the layer's name, not its index.
+        # Check each row separately first, so that messages contain the layer's name instead of its index.
         name = row.get("name") if isinstance(row, dict) else None
         parse_table(PlannedLayer, row, f"{path}: layer {name}")
     plan = parse_table(Plan, table, str(path))
@@ -105,9 +108,9 @@ def load_plan(path: Path) -> Plan:
 
 
 def require_fits(plan: Plan, choices: Mapping[str, Collection[WeightFormat]]) -> None:
-    """Raise SpecError for a plan with missing or unknown layers, or forms that a layer cannot have.
+    """Raise SpecError for a plan with missing or unknown layers, or with formats that a layer cannot have.
 
-    choices: the forms that each layer of the graph can have, by node name.
+    choices: the possible formats of each layer of the graph, by node name.
     """
     fix = "make a plan for this graph"
     if unknown := [name for name in plan.forms if name not in choices]:

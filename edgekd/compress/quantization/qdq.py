@@ -1,7 +1,7 @@
-"""The convolutions of a Q/DQ graph, read and written back, so that training needs no further export.
+"""Read the convolutions of a Q/DQ graph and write them back, so that training needs no new export.
 
-Matrix products are not trained. Only initializers change: nodes, edges and names of the graph that `compress.quantize`
-wrote stay as they are.
+Matrix products are not trained. Only initializers change: nodes, edges and names of the graph that
+`quantization.quantize` wrote do not.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from edgekd.graph.model_file import read_model
 from edgekd.graph.view import Graph
 
 MIN_RMS = 1e-3
-"""Smallest divisor of a step, in codes: for outputs whose weights are all zero."""
+"""Lower bound of an output's root mean square, in codes: for outputs whose weights are all zero."""
 
 
 @dataclass(frozen=True, eq=False)
 class QdqConvolution:
     """One convolution with constant weights.
 
-    node: its name; parameter: name of its weights in the float graph; weights [O, I, kh, kw]: INT8 codes int8 with
-    `scales` float32 [O], or float32 without scales; bias float32 [O], or None; input_scale: the INT8 scale of its
-    input, None where that is float.
+    node: its name; parameter: name of its weights in the float graph; weights [O, I, kh, kw]: codes int8 with `scales`
+    float32 [O], or float32 without scales; bias float32 [O], or None; input_scale: INT8 scale of its input, None for a
+    float input.
     """
 
     node: str
@@ -44,7 +44,7 @@ class QdqConvolution:
 
     @property
     def form(self) -> WeightFormat:
-        """Format of the weights: `fp4x` or `coded` where the codes are such, else `int8`; `float16` without codes."""
+        """Format of the weights: `fp4x` or `coded` if it can represent the codes, else `int8`; `float16` for floats."""
         if self.scales is None:
             return "float16"
         if fp4x.representable(self.weights):
@@ -59,7 +59,7 @@ class QdqConvolution:
 
     @property
     def mean_step(self) -> float:
-        """Step with which codes in `coded` were made, as of `reconstruct.coded_with_feedback`, about."""
+        """Estimated step of weights in `coded`, as in `reconstruct.coded_with_feedback`; only for this format."""
         steps = self.coded_steps
         assert steps is not None, "a layer in `coded`"
         mean_step = np.exp(np.log(steps).mean())
@@ -68,14 +68,14 @@ class QdqConvolution:
 
     @property
     def values(self) -> np.ndarray:
-        """Weights that the engine computes with, float32 [O, I, kh, kw]."""
+        """Weights as the engine uses them, float32 [O, I, kh, kw]."""
         return self.weights if self.scales is None else dequantize_channels(self.weights, self.scales)
 
 
 def read_layers(path: Path) -> tuple[QdqConvolution, ...]:
-    """Read the convolutions of a Q/DQ graph, in graph order, without those with computed weights.
+    """Return the convolutions of a Q/DQ graph, in graph order, except those with computed weights.
 
-    Raises CompressError for a graph with quantized matrix products, which training would take for float ones.
+    Raises CompressError for a graph with quantized matrix products, which training would treat as float.
     """
 
     graph = Graph(read_model(path))
@@ -91,9 +91,9 @@ def read_layers(path: Path) -> tuple[QdqConvolution, ...]:
 
 
 def write_layers(source: Path, out: Path, layers: Iterable[QdqConvolution]) -> None:
-    """Write `out`: the Q/DQ graph `source` with its convolutions changed to `layers`, all of them or some.
+    """Write `out`: the Q/DQ graph `source` with some or all convolutions replaced by `layers`.
 
-    Raises CompressError where a layer does not fit `source`, or two do not agree on the scale of a common activation.
+    Raises CompressError if a layer does not fit `source`, or two layers set different values of a shared scale.
     """
     import onnx
     from onnx import numpy_helper
@@ -136,7 +136,7 @@ def _kind(value: np.ndarray | None) -> str:
 
 
 def _convolutions(graph: Graph) -> Iterator[tuple[Any, Mapping[str, str]]]:
-    """Return each convolution with constant weights, and the names of its initializers, by part."""
+    """Yield each convolution with constant weights, and the names of its initializers, by part."""
     for node in graph.nodes:
         if node.op_type != "Conv":
             continue

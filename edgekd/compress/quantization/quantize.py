@@ -1,4 +1,4 @@
-"""Post-training quantization without labels: the float graph in, the Q/DQ graph that ships out."""
+"""Post-training quantization without labels: from the float graph to the shipped Q/DQ graph."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ from edgekd.graph.session import copied
 from edgekd.graph.view import Graph
 
 PROBES = 8
-"""Frames on which each layer's noise is measured."""
+"""Number of frames for measuring each layer's noise."""
 RANGE_FRAMES = 32
-"""Frames on which the largest magnitude of every activation is measured, for float16: that takes as long as to compute
-the activations, and there is a margin for all other frames."""
+"""Number of frames for the largest magnitude of every activation, for float16: measuring takes as long as computing the
+activations, and a margin covers all other frames."""
 MIN_PATCHES = 3072
-"""Least number of patches of a layer's input, over all frames, by which its weights are decided."""
+"""Smallest number of patches of a layer's input, over all frames, for computing its weights."""
 MIN_FEEDBACK_PATCHES = 8192
-"""The same for rounding with feedback, which fits the covariance of its inputs: with 3072 patches a YOLO11n in 1/10 of
+"""The same for rounding with feedback, which fits the covariance of its inputs: with 3072 patches, a YOLO11n in 1/10 of
 its float file has 22 % more noise."""
 PATCHES_PER_WEIGHT = 2
-"""Patches for each weight of an output, where that is more."""
+"""Patches per weight of an output, if that is more."""
 FEEDBACK_PATCHES = 512
-"""Patches that rounding with feedback needs, or twice the weights of an output: with fewer it overfits. Layers with
-fewer patches in a frame need more frames."""
+"""Patches that rounding with feedback needs, or twice the weights of an output if that is less: with fewer it overfits.
+Layers with fewer patches per frame need more frames."""
 WORKERS = min(os.cpu_count() or 1, 4)
-"""Layers of one level that are decided in parallel; each holds its patches in memory."""
+"""Number of layers of one level computed in parallel; each holds its patches in memory."""
 WALK_BYTES = 2 << 30
-"""Bytes for the tensors of the frames on which weights are fitted; it limits the frames for large layers."""
+"""Bytes for the tensors of the frames for fitting weights; limits the number of frames if tensors are large."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class QuantizationResult:
 
     scales: INT8 scale of every quantized activation and of the tensors that share it, by tensor name in the float
     graph; snr_db: signal-to-noise ratio of each layer in INT8, by node name; forms: storage format of each layer's
-    weights, in graph order; layers: number of all layers; float32: nodes that float16 cannot compute, with the largest
-    magnitude that each has to hold.
+    weights, by node name, in graph order; layers: number of all layers; float32: nodes that float16 cannot compute,
+    with the largest magnitude in each.
     """
 
     scales: Mapping[str, float]
@@ -79,7 +79,7 @@ class QuantizationResult:
 
     @property
     def int8(self) -> tuple[str, ...]:
-        """The layers that compute in INT8."""
+        """The node names of the layers that compute in INT8."""
         return tuple(name for name, form in self.forms.items() if form in ("int8", "coded", "fp4x"))
 
 
@@ -95,8 +95,9 @@ def quantize(
 
     frames: calibration frames float32 of the input's shape, read once. plan: the format of each layer's weights, by
     node name; without one all are INT8 except the head and layers below the step's signal-to-noise ratio.
-    coded_steps: step of each layer in `coded`, as of `reconstruct.coded_with_feedback`.
-    Raises CompressError where nothing can be quantized, or a weight or an activation is not finite.
+    coded_steps: step of each layer in `coded`, as for `reconstruct.coded_with_feedback`.
+    Raises CompressError if there is no frame, nothing can be quantized, every layer is below the step's signal-to-noise
+    ratio, or a weight or an activation is not finite.
     """
     import onnx
 
@@ -148,9 +149,9 @@ def quantize(
 
 
 def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks: int) -> int:
-    """Return how many frames to fit weights on: `frames`, or as rounding with feedback needs, within memory.
+    """Return the number of frames for fitting weights: `frames`, or more for rounding with feedback, within memory.
 
-    with_feedback: the layers that are rounded so; walks: how many graphs run side by side.
+    with_feedback: names of the layers that are rounded with feedback; walks: number of graphs in memory at once.
     """
     nodes, shapes = {node.name: node for node in graph.nodes}, shapes_of(graph)
     for name in with_feedback:
@@ -164,12 +165,12 @@ def frames_to_fit(graph: Graph, with_feedback: Iterable[str], frames: int, walks
 def prepared(source: Path, for_nvfp4: bool = False) -> Graph:
     """Load the float graph, with a name for every node, and separate parameters for every layer.
 
-    for_nvfp4: raise it to the opset of NVFP4. Raises CompressError where that is impossible.
+    for_nvfp4: raise it to the opset of NVFP4. Raises CompressError if that is impossible.
     """
 
     model = read_model(source)
     drop_left_out(model)
-    name_nodes(model)  # before nodes are added, which names by their number would depend on
+    name_nodes(model)  # before nodes are added: generated names contain the node's number
     try:
         model = raise_for_nvfp4(model, source.name) if for_nvfp4 else model
     except SpecError as error:
@@ -194,7 +195,7 @@ def unreadable(graph: Graph) -> list[str]:
 
 
 def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> None:
-    """Raise CompressError where no layer is `quantized`, or one has weights that INT8 cannot represent."""
+    """Raise CompressError if `quantized` is empty or has a layer with computed weights, or a weight is not finite."""
     layers = [node for node in graph.nodes if is_layer(graph, node)]
     if not quantized:
         raise CompressError(
@@ -211,7 +212,7 @@ def require_weights(graph: Graph, quantized: Collection[str], source: Path) -> N
 
 
 def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Pass on frames; append the first `count` of them to `first`."""
+    """Yield the frames; append the first ones to `first` until it has `count`."""
     for frame in frames:
         if len(first) < count:
             first.append(frame)
@@ -219,7 +220,7 @@ def _remembering(frames: Iterable[np.ndarray], first: list[np.ndarray], count: i
 
 
 def _forms(graph: Graph, placement: QuantizerPlacement, plan: Mapping[str, WeightFormat]) -> dict[str, WeightFormat]:
-    """Return the storage format of every layer's weights; DFL's constants are no weights."""
+    """Return the storage format of every layer's weights; the constants of DFL are not weights."""
     quantized = {*placement.layers, *(name for name, form in plan.items() if form == "nvfp4")}
     return {
         node.name: plan.get(node.name, "int8") if node.name in quantized else "float16"
@@ -237,10 +238,10 @@ def reconstruct(
     int8_rounding: str,
     coded_steps: Mapping[str, float],
 ) -> dict[str, Stored]:
-    """Decide the weights of all layers, in graph order; return those that are quantized as they are stored.
+    """Compute the weights of all layers in graph order; return the stored form of quantized ones, by node name.
 
-    frames: inputs of `graph`; read_frames: inputs of `quantized` for the same scenes. Biases and floating-point weights
-    are changed in `quantized` itself.
+    frames: inputs of `graph`; read_frames: inputs of `quantized` for the same scenes. Biases and weights are also
+    changed in `quantized`, in floating point.
     """
     stored: dict[str, Stored] = {}
     reference, approximate = Walk(graph, frames), Walk(quantized, read_frames)
@@ -254,7 +255,7 @@ def reconstruct(
         pair = reference.values(nodes[name].input[0]), approximate.values(inputs[name][0])
         return _decide(layer, forms[name], *pair, int8_rounding == "feedback", coded_steps.get(name))
 
-    # With its own threads in each worker, linear algebra takes twice as long, and its sums depend on the machine.
+    # With BLAS threads in each worker, linear algebra takes twice as long, and its sums depend on the machine.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
         for level in range(1, max(levels.values()) + 1):
             names = [name for name in forms if levels[name] == level]
@@ -280,7 +281,7 @@ def _decide(
     int8_feedback: bool,
     step: float | None,
 ) -> _Decided:
-    """Return a layer's initializers as the engine uses them, and quantized weights as they are stored."""
+    """Return a layer's initializers with the values that the engine uses, and the stored form of quantized weights."""
     with_feedback = form not in ("float16", "int8") or (form == "int8" and int8_feedback)
     halves = _halves(layer, reference, read, MIN_FEEDBACK_PATCHES if with_feedback else MIN_PATCHES)
     fit = refit(layer.matrices, halves)
@@ -301,7 +302,7 @@ def _decide(
 def _halves(
     layer: LayerView, reference: list[np.ndarray], read: list[np.ndarray], patches: int
 ) -> tuple[Moments, Moments]:
-    """Return the moments of the same `patches`, or more, in both graphs, for each half of the frames."""
+    """Return the moments of the same patches in both graphs, for each half of the frames. patches: least number."""
     indices = layer.draw_patches(reference, max(patches, PATCHES_PER_WEIGHT * layer.matrices.shape[2]))
     middle = max(sum(map(len, indices)) // 2, 1)
     ours, theirs = (

@@ -1,4 +1,4 @@
-"""Ranges of activations: histograms of magnitudes, and rules for the clipping range. Pure NumPy.
+"""Ranges of activations: histograms of magnitudes, and rules for the clipping range. NumPy only.
 
 INT8 is symmetric here: codes -127..127, scale = range / 127.
 """
@@ -17,11 +17,11 @@ LEVELS = 127
 ENTROPY_BINS = 256
 """Bins of the entropy rule: see `range_by_entropy`."""
 PERCENTILE = 99.99
-"""Percent of the values inside the range of the percentile rule."""
+"""Percentage of the values inside the range of the percentile rule."""
 
 
 class MagnitudeHistogram:
-    """Counts of |x| in `BINS` equal bins from 0, which double in width for larger values: one pass, constant memory."""
+    """Histogram of |x| in `BINS` equal bins from 0, doubled in width for larger values: one pass, constant memory."""
 
     def __init__(self, sample: int = 1 << 14) -> None:
         self.counts = np.zeros(BINS, np.int64)
@@ -30,15 +30,15 @@ class MagnitudeHistogram:
         self._sample = sample
 
     def add(self, values: np.ndarray) -> None:
-        """Count float32 values of any shape: all of a small array, an even sample of a large one.
+        """Count float32 values of any shape: all of a small array, an evenly spaced sample of a large one.
 
-        The largest magnitude is always exact.
+        The largest magnitude is always exact. Raises ValueError for a value that is not finite.
         """
         flat = values.ravel()
         self._widen(float(max(flat.max(initial=0), -flat.min(initial=0))))
         if self.width == 0:
             return
-        # An odd stride does not fall into step with rows and channels of even length.
+        # An odd stride does not alias with rows and channels of even length.
         step = max(flat.size // self._sample, 1) | 1
         bins = (np.abs(flat[::step]) * np.float32(1 / self.width)).astype(np.int32)
         self.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
@@ -73,7 +73,7 @@ def merged(histograms: list[MagnitudeHistogram]) -> MagnitudeHistogram:
 
 
 def range_by_mse(histogram: MagnitudeHistogram) -> float:
-    """Return the range with the least mean squared error of rounding and clipping, of 96 from 5 % of the largest on."""
+    """Return the range with the least mean squared error of rounding and clipping, among 96 from 5 % to 100 %."""
     candidates = histogram.largest * np.linspace(0.05, 1, 96)
     centres, counts = histogram.centres, histogram.counts.astype(np.float64)
     steps = (candidates / LEVELS)[:, None]
@@ -83,7 +83,7 @@ def range_by_mse(histogram: MagnitudeHistogram) -> float:
 
 
 def range_by_percentile(histogram: MagnitudeHistogram) -> float:
-    """Return the range of `PERCENTILE` percent of the values."""
+    """Return the range that contains `PERCENTILE` percent of the values."""
     below = np.cumsum(histogram.counts) / max(histogram.counts.sum(), 1)
     inside = float((np.searchsorted(below, PERCENTILE / 100) + 1) * histogram.width)
     return min(inside, histogram.largest)
@@ -93,7 +93,7 @@ def range_by_entropy(histogram: MagnitudeHistogram) -> float:
     """Return the range with the least Kullback-Leibler divergence of the quantized distribution from the clipped one.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, but on `ENTROPY_BINS` bins instead of 2048: with finer
-    bins the shape of the peak at zero outweighs the range, and SiLU networks were clipped to a quarter of it. ONNX
+    bins the shape of the peak at zero dominates, and SiLU networks were clipped to a quarter of the range. ONNX
     Runtime's calibrator starts with 128 bins for both signs.
     """
     below = np.interp(
@@ -103,14 +103,14 @@ def range_by_entropy(histogram: MagnitudeHistogram) -> float:
     )
     below[-1] = histogram.counts.sum()
     counts = np.diff(below)
-    counts[0] = counts[1]  # exact zeros say nothing about the range, and would decide everything
-    ends = range(ENTROPY_BINS, LEVELS, -1)  # of two equally good ranges the wider one comes first
+    counts[0] = counts[1]  # exact zeros are irrelevant to the range, but would dominate
+    ends = range(ENTROPY_BINS, LEVELS, -1)  # widest first, so that ties go to the wider range
     best = ends[int(np.argmin([_divergence(counts, end) for end in ends]))]
     return float(histogram.largest * best / ENTROPY_BINS)
 
 
 def _divergence(counts: np.ndarray, end: int) -> float:
-    """Return the KL divergence between the first `end` bins, with the rest clipped into the last, and their INT8."""
+    """Return the KL divergence of the first `end` bins quantized to INT8 from these bins with the rest clipped in."""
     kept, level = counts[:end], np.arange(end) * (LEVELS + 1) // end
     occupied = kept > 0
     totals = np.bincount(level, weights=kept, minlength=LEVELS + 1)
@@ -134,6 +134,6 @@ METHODS: dict[str, Callable[[MagnitudeHistogram], float]] = {
 
 
 def scale_of(histogram: MagnitudeHistogram, method: str) -> float:
-    """Return the INT8 scale of an activation, as float32 holds it; 1 for one that is always zero."""
+    """Return the INT8 scale of an activation, rounded to float32; 1 for one that is always zero."""
     clipped_at = METHODS[method](histogram) if histogram.largest else float(LEVELS)
     return float(np.float32(max(clipped_at, 1e-12) / LEVELS))

@@ -1,11 +1,11 @@
-"""Layer-wise reconstruction: weights that compensate earlier quantization, and rounding with feedback. Pure NumPy.
+"""Layer-wise reconstruction: weights that compensate earlier quantization, and rounding with feedback. Uses NumPy.
 
 A layer is a matrix W [O, K] on patches x [K]. In the quantized graph it reads other patches z, because the layers
-before it are quantized, too. Two steps, both in closed form and without labels:
+before it are quantized, too. Two steps, both without labels and training:
 
 - refit: the weights and bias that bring W' z closest to W x (ridge regression, kept near W);
 - rounding with feedback: the weights are rounded column by column, and later columns compensate the error of earlier
-  ones, by the covariance of z; then single weights are rounded again until none gains.
+  ones, by the covariance of z; in some formats single weights are then rounded again, given all others.
 
 Sources: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization", 2022 (feedback); M. Nagel et al., "Up or Down?
 Adaptive Rounding", 2020 (the objective: a layer's output, not its weights); Y. Li et al., "BRECQ", 2021 (layers in
@@ -31,28 +31,28 @@ Stored = tuple[np.ndarray, np.ndarray] | Nvfp4
 """Weights of a layer as stored in a graph: INT8 codes [O, ...] and their scales float32 [O], or NVFP4."""
 
 DAMPING = 0.003
-"""Share of the mean of a covariance's diagonal that is added to it, for patches that did not occur."""
+"""Share of a covariance's mean diagonal that is added to the diagonal, for patches not in the sample."""
 MIN_POWER = 1e-20
-"""Smallest divisor of a power."""
+"""Lower bound of divisors."""
 MAX_SPREAD = 1.5
-"""Largest logarithm of an input's step relative to the mean of its layer."""
+"""Largest absolute logarithm of an input's step relative to the mean of its layer."""
 MAX_MEAN_STEP = 8
-"""Integer step of an input with the mean step of its layer, if codes are large enough: so finely steps are graded."""
+"""Largest mean of the integer steps of a layer's inputs; the more, the finer the steps can differ between inputs."""
 PEAK_MARGIN = 1.01
-"""Factor on the scale at which a peak is the largest code: room for feedback and for cutting the scale's bits."""
+"""Factor on the scale at which a peak is the largest code: margin for feedback and for rounding the scale's bits."""
 PEAKED_SHARE = 0.1
-"""Share of the outputs that get a larger step than the others because of their peaks, so that steps can be graded."""
+"""Share of the outputs whose step is enlarged because of their peaks, so that the mean integer step can be larger."""
 _BLOCK = fp4x.BLOCK
 _Factor = TypeVar("_Factor")
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of a layer's patches for rounding, for each of its g groups.
+    """Statistics of a layer's patches for rounding, for each of its g groups; float32.
 
     covariance [g, K, K] and mean [g, K] of the patches z that the quantized layer reads; cross [g, o, K]: covariance of
-    the error W x - W z that its own weights would make with z; error [g, o]: that error's mean. All float32. For a
-    layer without a bias all is about zero instead of the mean: its weights alone must compensate both.
+    z with the error W x - W z of the unchanged weights; error [g, o]: mean of this error. For a layer without a bias,
+    moments are about zero, and means are 0: its weights must compensate the mean error, too.
     """
 
     covariance: np.ndarray
@@ -62,16 +62,17 @@ class Moments:
 
 
 def moments_of(weights: np.ndarray, reference: np.ndarray, read: np.ndarray, biased: bool = True) -> Moments:
-    """Compute moments for weights [g, o, K], patches `reference` [g, n, K] of the float layer and `read` of the other.
+    """Return the moments of a layer with weights [g, o, K].
 
-    biased: whether there is a bias, which compensates the means.
+    reference, read: the same patches [g, n, K] of the float and of the quantized layer's input; biased: whether there
+    is a bias, which compensates the means.
     """
     count = np.float32(read.shape[1])
     mean = read.mean(axis=1) * np.float32(biased)
     errors = (reference - read) @ weights.transpose(0, 2, 1)
     error = errors.mean(axis=1) * np.float32(biased)
     centred = read - mean[:, None]
-    # Group by group: of a matrix with itself BLAS computes one half only.
+    # Group by group: for the product of a matrix with itself, BLAS computes only one half.
     covariance = np.stack([each.T @ each for each in centred]) / count
     cross = (errors - error[:, None]).transpose(0, 2, 1) @ centred / count
     return Moments(covariance, mean, cross, error)
@@ -101,40 +102,40 @@ class Fit:
 def refit(weights: np.ndarray, halves: tuple[Moments, Moments]) -> Fit:
     """Return the weights and bias whose output on the quantized input is closest to the float layer's.
 
-    The step length is decided by cross-validation: the correction from one half of the frames is scaled to the best on
-    the other half, both ways. Otherwise a few frames would fit mostly noise, which every layer passes on.
+    The step length is chosen by two-fold cross-validation: the correction from each half of the frames is scaled to fit
+    the other half best. Otherwise corrections from a few frames would mostly fit noise, which adds up over layers.
     """
     moments = pooled(*halves)
     corrections = [_correction(half) for half in halves]
     share = np.mean([_gain(each, other) for each, other in zip(corrections, halves[::-1], strict=True)], axis=0)
     power = [np.maximum(np.square(half.error).sum(axis=1), MIN_POWER) for half in halves]
     common = (halves[0].error * halves[1].error).sum(axis=1)
-    agreements = [common / each for each in power]  # the factors by which one half's mean errors explain the other's
+    agreements = [common / each for each in power]  # factors by which each half's mean errors predict the other's
     change = np.clip(share, 0, 1).astype(np.float32)[:, None, None] * np.mean(corrections, axis=0)
     shift = np.clip(np.mean(agreements, axis=0), 0, 1).astype(np.float32)[:, None] * moments.error
     return Fit(weights + change, shift - _on_average(change, moments))
 
 
 def _correction(moments: Moments) -> np.ndarray:
-    """Return the change of the weights that explains most of the error."""
+    """Return the change of the weights [g, o, K] that reduces the error most."""
     from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
 
     def solved(covariance: np.ndarray, cross: np.ndarray) -> np.ndarray:
-        # A covariance is symmetric and positive: its Cholesky factor costs half of what elimination does.
+        # A covariance is symmetric and positive definite: Cholesky factorization costs half of Gaussian elimination.
         factor = _of_positive(covariance, lambda each: cho_factor(each, check_finite=False))
         solution: np.ndarray = cho_solve(factor, cross.T, check_finite=False)
         return solution.T
 
     damped = _damped(moments.covariance)
     if len(damped) > 1:
-        # Together, the many small systems of a depthwise layer are solved faster than by a call for each.
+        # One call for the many small systems of a depthwise layer is faster than a call for each.
         with suppress(np.linalg.LinAlgError):
             return np.asarray(np.linalg.solve(damped, moments.cross.transpose(0, 2, 1)).transpose(0, 2, 1))
     return np.stack([solved(*each) for each in zip(damped, moments.cross, strict=True)])
 
 
 def _gain(correction: np.ndarray, moments: Moments) -> np.ndarray:
-    """Return the factor [g] by which a correction [g, o, K] explains most of the error in `moments`."""
+    """Return the factor [g] of a correction [g, o, K] that reduces the error in `moments` most."""
     along = (correction * moments.cross).sum(axis=(1, 2))
     power = ((correction @ moments.covariance) * correction).sum(axis=(1, 2))
     return np.asarray(along / np.maximum(power, MIN_POWER))
@@ -157,7 +158,7 @@ def round_with_feedback(weights: np.ndarray, covariance: np.ndarray, form: str) 
 
 
 def nvfp4_with_feedback(weights: np.ndarray, covariance: np.ndarray) -> Nvfp4:
-    """Return weights [1, o, K] in NVFP4; each block has the better of its two scales, given those before."""
+    """Return weights [1, o, K] in NVFP4; each block gets the better of two scales, given the blocks before it."""
     codes, steps, scales = _rounded(weights, covariance, "nvfp4")
     chosen = np.searchsorted(nvfp4.SCALES[:127], steps[0, :, ::_BLOCK]).astype(np.uint8)
     return Nvfp4(nvfp4.nearest(codes[0] / steps[0] / 2), chosen, 2 * scales[0, 0])
@@ -166,10 +167,10 @@ def nvfp4_with_feedback(weights: np.ndarray, covariance: np.ndarray) -> Nvfp4:
 def coded_with_feedback(
     weights: np.ndarray, covariance: np.ndarray, taps: int, steps: Iterable[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield codes int8 [g, o, K] of coded INT8 and INT8 scales float32 [g, o] by each of `steps`; weights [g, o, K].
+    """Yield codes int8 [g, o, K] of coded INT8 and INT8 scales float32 [g, o] for each of `steps`; weights [g, o, K].
 
-    The distance of two codes of an output is a step times the root mean square of its weights, and larger or smaller by
-    input: an input that the ones after it can make up for has large steps. taps: weights of an input.
+    The distance of neighbouring codes of an output is a step times the root mean square of its weights, times a factor
+    per input: inputs whose errors later inputs can compensate have larger steps. taps: weights per input, kh * kw.
     """
     damped = _damped(covariance)
     factor = _inverse_factor(damped)
@@ -178,7 +179,7 @@ def coded_with_feedback(
     for step in steps:
         integers, scales = _coded_steps(weights, step, spread, taps)
         of_weights = integers.repeat(taps)
-        # In units of an input's step all symbols are integers, and the covariance is that of inputs times their steps.
+        # In units of each input's step all symbols are integers; the covariance is scaled accordingly.
         exact = weights / (scales[:, :, None] * of_weights)
         symbols, ones = _feedback(exact, factor / of_weights, "coded")
         _improve(exact, symbols, ones, damped * np.outer(of_weights, of_weights), "coded")
@@ -189,7 +190,8 @@ def coded_with_feedback(
 def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the integer step of each input, float32 [I], and the INT8 scales [g, o] of coded INT8.
 
-    spread: wanted steps of the inputs [I], relative to their mean.
+    step: relative to the root mean square of an output's weights; spread: desired steps of the inputs [I], relative to
+    their mean.
     """
     peaks = np.abs(weights).reshape(*weights.shape[:2], -1, taps).max(axis=3)
     wanted = step * np.sqrt(np.square(weights).mean(axis=2))
@@ -205,9 +207,10 @@ def _coded_steps(weights: np.ndarray, step: float, spread: np.ndarray, taps: int
 def stored_in(
     form: str, weights: np.ndarray, covariance: np.ndarray, shape: tuple[int, ...], steps: Iterable[float] = ()
 ) -> Iterator[tuple[Stored, np.ndarray]]:
-    """Round weights [g, o, K] of a layer's `shape` with feedback: as `form` stores them, and their values [g, o, K].
+    """Round weights [g, o, K] of a layer with feedback; yield their stored form and their values [g, o, K].
 
-    Once, or in `coded` by each of the steps, as of `coded_with_feedback`.
+    form: storage format; shape: shape of the layer's weights; steps: only for `coded`, which yields once per step, as
+    `coded_with_feedback`. Other formats yield once.
     """
     if form == "nvfp4":
         tensor = nvfp4_with_feedback(weights, covariance)
@@ -220,7 +223,7 @@ def stored_in(
 
 
 def _rounded(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return codes float32 [g, o, K] in units of `scales` [g, o], and the multiplier of each weight's block."""
+    """Return codes float32 [g, o, K], the multiplier of each weight's block, and scales [g, o], the unit of both."""
     damped = _damped(covariance)
     scales = _SCALES[form](weights, damped)
     exact = weights / scales[:, :, None]
@@ -232,17 +235,17 @@ def _rounded(weights: np.ndarray, covariance: np.ndarray, form: str) -> tuple[np
 
 
 def _damped(covariance: np.ndarray) -> np.ndarray:
-    """Return an invertible covariance."""
+    """Return the covariance with a larger diagonal, which makes it invertible."""
     diagonal = np.diagonal(covariance, axis1=1, axis2=2)
     extra = DAMPING * diagonal.mean(axis=1) + np.float32(1e-10)
     return np.asarray(covariance + extra[:, None, None] * np.eye(covariance.shape[1], dtype=np.float32))
 
 
 def _feedback(exact: np.ndarray, factor: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes [g, o, K] and the multiplier of each weight's block, for weights in codes.
+    """Return codes [g, o, K] and the multiplier of each weight's block, for weights `exact` in units of codes.
 
-    factor: of their covariance, as of `_inverse_factor`. Each multiplier that a block can have is tried with its
-    feedback inside the block; the best one stays.
+    factor: result of `_inverse_factor` for their covariance. All multipliers that a block can have are tried, with
+    feedback inside the block; the best one is kept.
     """
     nearest = _NEAREST[form]
     left, codes, multipliers = exact.copy(), np.empty_like(exact), np.empty_like(exact)
@@ -267,10 +270,10 @@ def _tried(block: np.ndarray, form: str) -> np.ndarray:
 
 
 def _cheapest(codes: np.ndarray, errors: np.ndarray, tried: np.ndarray, form: str) -> np.ndarray:
-    """Select the multiplier [g, o] of each block by the errors [m, g, o], for fp4x also by its bits when packed.
+    """Return the index [g, o] of each block's best multiplier by the errors [m, g, o], for fp4x also by packed bits.
 
-    With an error that falls to a quarter for each further bit, as that of any fine quantizer, a bit is worth 2 ln 2 of
-    the mean error of a weight.
+    The error of a fine quantizer falls to a quarter with each further bit, so a bit is worth 2 ln 2 times the mean
+    error of a weight.
     """
     if form != "fp4x":
         return np.asarray(errors.argmin(axis=0))
@@ -282,19 +285,23 @@ def _cheapest(codes: np.ndarray, errors: np.ndarray, tried: np.ndarray, form: st
 def _inverse_factor(damped: np.ndarray) -> np.ndarray:
     """Return the upper triangular U [g, K, K] with U' U = the inverse of a covariance, which propagates errors.
 
-    With rows and columns in reverse order a covariance is R R' with R upper triangular, and U is the inverse of R.
+    A Cholesky factorization with rows and columns in reverse order gives the upper triangular R with R R' = the
+    covariance; U is the inverse of R.
     """
     reversed_ = damped[:, ::-1, ::-1].astype(np.float64)
     upper = np.stack([_of_positive(each, np.linalg.cholesky) for each in reversed_])[:, ::-1, ::-1]
-    # A factor is as well conditioned as its covariance's square root: single precision inverts it.
+    # The condition number of R is the square root of the covariance's, so single precision suffices to invert it.
     return np.asarray(np.linalg.inv(upper.astype(np.float32)))
 
 
 def _of_positive(covariance: np.ndarray, factor: Callable[[np.ndarray], _Factor]) -> _Factor:
-    """Return the factor of a covariance [K, K], with as much added to its diagonal as that needs."""
+    """Return `factor` of a covariance [K, K], with a larger diagonal if it is not positive definite otherwise.
+
+    Raises CompressError if that does not help, as for values that are not finite.
+    """
     diagonal = np.diagonal(covariance).mean() * np.eye(len(covariance), dtype=covariance.dtype)
     for extra in (0.0, 0.01, 0.1, 1.0):
-        # With few patches of many inputs float32 leaves directions with negative variance.
+        # With few patches of many inputs, rounding in float32 makes some eigenvalues negative.
         try:
             return factor(covariance + extra * diagonal if extra else covariance)
         except np.linalg.LinAlgError:
@@ -317,7 +324,7 @@ def _feedback_in_block(
 
 
 def _improve(exact: np.ndarray, codes: np.ndarray, multipliers: np.ndarray, damped: np.ndarray, form: str) -> bool:
-    """Round every weight once more, given all the others; change `codes`, and return whether any changed."""
+    """Round every weight again, given all others; change `codes` in place, and return whether any changed."""
     nearest = _NEAREST[form]
     slope = (exact - codes) @ damped
     changed = False
@@ -341,7 +348,7 @@ def _nearest_symbol(values: np.ndarray) -> np.ndarray:
 
 
 def _nearest_e2m1(values: np.ndarray) -> np.ndarray:
-    """Return the nearest of twice the values of E2M1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives."""
+    """Round to twice the values of E2M1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives."""
     size = np.abs(values)
     step = np.where(size < 4, np.float32(1), np.where(size < 8, np.float32(2), np.float32(4)))
     return np.asarray(np.copysign(np.minimum(np.rint(size / step) * step, np.float32(12)), values))
@@ -352,14 +359,14 @@ def _int8_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
 
 
 def _fp4x_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
-    """Return the scales of rounding to the nearest, with errors weighted by the variance of their inputs."""
+    """Return the scales [g, o] that are best for rounding to nearest, with errors weighted by the inputs' variance."""
     importance = np.repeat(np.diagonal(damped, axis1=1, axis2=2), weights.shape[1], axis=0)
     _, scales = fp4x.quantize(weights.reshape(-1, weights.shape[2]), importance=importance)
     return scales.reshape(weights.shape[:2])
 
 
 def _nvfp4_scales(weights: np.ndarray, damped: np.ndarray) -> np.ndarray:
-    """Return half the scale of the tensor, for every channel: codes are twice the values of E2M1."""
+    """Return half the tensor's scale for every channel [g, o], because codes are twice the values of E2M1."""
     return np.full(weights.shape[:2], nvfp4.tensor_scale(weights) / 2, np.float32)
 
 
@@ -368,7 +375,7 @@ _MULTIPLIERS = {
     **dict.fromkeys(("int8", "coded"), np.ones(1, np.float32)),
     "fp4x": np.arange(1, fp4x.MULTIPLIERS + 1, dtype=np.float32),
 }
-# Bits of 0, 1, 2, 3, 4, 6, 8, 12 and their signs after entropy coding, from their shares in trained detectors.
+# Bits of 0, 1, 2, 3, 4, 6, 8, 12, with signs, after entropy coding, from their frequencies in trained detectors.
 _BITS = np.array([2.9, 3.2, 3.4, 3.7, 4.1, 0, 4.1, 0, 5.3, 0, 0, 0, 6.6], np.float32)
-_SWEEPS = {"int8": 0, "fp4x": 2, "nvfp4": 2}  # INT8's rounding is a hundredth of its noise: no gain
+_SWEEPS = {"int8": 0, "fp4x": 2, "nvfp4": 2}  # in INT8, rounding weights causes 1 % of the noise: no gain
 _SCALES = {"int8": _int8_scales, "fp4x": _fp4x_scales, "nvfp4": _nvfp4_scales}

@@ -15,11 +15,11 @@ from edgekd.graph import nvfp4
 from edgekd.graph.view import Graph, attributes, reads
 
 _OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
-"""Operators whose outputs but the first are optional."""
+"""Operators whose outputs are optional except the first."""
 
 
 def name_nodes(model: Any) -> None:
-    """Name nodes that have no name: placement refers to nodes by name."""
+    """Give every node without a name a unique one: placement refers to nodes by name."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
@@ -27,21 +27,21 @@ def name_nodes(model: Any) -> None:
 
 
 def drop_left_out(model: Any) -> None:
-    """Drop the empty names of inputs and outputs that are left out at the end, such as a convolution's bias.
+    """Drop trailing empty names, which stand for omitted inputs and outputs, such as a convolution's bias.
 
-    They mean the same as none, but ONNX Runtime cannot run a quantized MaxPool with them.
+    The meaning is the same, but ONNX Runtime cannot run a quantized MaxPool with them.
     """
     for node in model.graph.node:
-        # The number of other operators' outputs has a meaning: into so many parts a Split cuts its input.
+        # For other operators the number of outputs matters: it is the number of parts of a Split.
         for names in (node.input, node.output) if node.op_type in _OPTIONAL_OUTPUTS else (node.input,):
             while names and not names[-1]:
                 names.pop()
 
 
 def own_parameters(model: Any) -> None:
-    """Give every layer weights that no other one reads, and a bias where its node takes one.
+    """Give every layer its own weights, and a bias if its node can have one.
 
-    A Gemm then has weights [O, K], and no factors.
+    A Gemm then has weights [O, K], and no factors alpha and beta.
     """
     _drop_identities(model)
     graph = Graph(model)
@@ -76,7 +76,7 @@ def _drop_identities(model: Any) -> None:
 
 
 def _plain_gemm(graph: Graph, node: Any) -> None:
-    """Rewrite a Gemm to weights [O, K] without factors, and a bias [O]; one where that is impossible stays as it is."""
+    """Rewrite a Gemm, if possible, to weights [O, K] without factors alpha and beta, and a bias [O]."""
     from onnx import helper
 
     options = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
@@ -97,7 +97,7 @@ def _plain_gemm(graph: Graph, node: Any) -> None:
 
 
 def _own(graph: Graph, node: Any, inputs: Iterable[int]) -> None:
-    """Copy the constants at some inputs of a node that other nodes, or graphs inside them, read, too."""
+    """Copy the constants at some inputs of a node if other nodes, or graphs nested in them, also read them."""
     for index in inputs:
         name = node.input[index]
         value = graph.constant(name)
@@ -137,9 +137,9 @@ def insert_activation_pairs(graph: Graph, placement: QuantizerPlacement, scales:
 
 
 def store_weights(graph: Graph, stored: Mapping[str, Stored]) -> None:
-    """Replace the weights of layers, by name, by stored codes and DequantizeLinear nodes.
+    """Replace the weights of layers by stored codes, by node name, and DequantizeLinear nodes.
 
-    Outputs come first in every layer's codes, so that all are packed alike; for a MatMul they are transposed.
+    Codes of every layer are stored as [O, ...], so that all are packed alike; a MatMul gets a Transpose.
     """
     from onnx import helper
 
@@ -189,12 +189,12 @@ def stored_names(graph: Graph, node: Any) -> list[str]:
 
 
 def apply(graph: Graph) -> None:
-    """Write the nodes back into the model; drop unused initializers, and inferred shapes."""
+    """Write the graph's nodes back into its model; drop unused initializers, and inferred shapes."""
     model, nodes = graph.model, list(graph.nodes)
     used = {name for node in nodes for name in reads(node)}
     initializers = [initializer for initializer in model.graph.initializer if initializer.name in used]
     dropped = {initializer.name for initializer in model.graph.initializer} - used
-    # Old exporters list initializers as inputs, too: without its value, one would have to be fed.
+    # Old exporters list initializers as inputs, too; without an initializer, the input would have to be fed.
     inputs = [value for value in model.graph.input if value.name not in dropped]
     del model.graph.node[:], model.graph.initializer[:], model.graph.input[:], model.graph.value_info[:]
     model.graph.input.extend(inputs)

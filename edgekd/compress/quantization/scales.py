@@ -1,4 +1,4 @@
-"""INT8 scales of activations: from histograms, chosen by the noise of the layers that read them."""
+"""INT8 scales of activations: computed from histograms, chosen by the noise of the layers that read them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def choose_scales(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return a scale for every tensor of the placement's groups, and the signal-to-noise ratio in dB of each layer.
 
-    ranges: a method of `ranges.METHODS`, or `best`: for each group the one with the least relative noise over its
-    readers, on the frames `probes` float32 [1, 3, h, w].
+    ranges: a method of `ranges.METHODS`, or `best`: for each group the one with the smallest relative noise, summed
+    over its readers, on the frames `probes` float32 [1, 3, h, w].
     """
     frame = graph.model.graph.input[0].name
     methods = sorted(METHODS) if ranges == "best" else [ranges]
@@ -44,7 +44,7 @@ def choose_scales(
 def group_scales(
     placement: QuantizerPlacement, histograms: Mapping[str, MagnitudeHistogram], method: str, frame: str
 ) -> dict[str, float]:
-    """Return the scale of each group, for each of its tensors. The frame is never clipped: white is a valid value."""
+    """Return each tensor's scale, the same for a group. The frame is never clipped: white is a valid value."""
     scales = {}
     for group in placement.groups:
         histogram = merged([histograms[name] for name in group if name in histograms])

@@ -1,8 +1,8 @@
 """Sensitivity of each layer to INT8, measured at its own output.
 
-Beside every layer of the float graph its INT8 twin is computed on the same float input, for each candidate scale of the
-input, at some of its outputs. It needs no labels, and no error passes from layer to layer, so the numbers are
-comparable.
+For every layer of the float graph, an INT8 version is computed on the same float input, for each candidate scale of the
+input, at a sample of its outputs. This needs no labels, and errors do not propagate from layer to layer, so the numbers
+are comparable.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from edgekd.core.formats.int8 import LEVELS, dequantize_channels, quantize_chann
 from edgekd.graph.view import Graph
 
 NOISELESS_DB = 120.0
-"""Signal-to-noise ratio without noise, in dB: a number for reports."""
+"""Largest signal-to-noise ratio, in dB, also without any noise: a finite number for reports."""
 PATCHES = 256
-"""Outputs of a layer in each frame by which its noise is measured, where there are more."""
+"""Largest number of output positions of a layer, per frame, at which its noise is measured."""
 MIN_POWER = 1e-30
-"""Smallest divisor of a power."""
+"""Lower bound of divisors and of relative noise."""
 
 
 @dataclass(frozen=True)
 class OutputNoise:
-    """Sums of squares over the outputs of n layers: `noise` [choices, n] of their twins, `signal` [n]."""
+    """Sums of squares over the outputs of n layers: `noise` [choices, n] of the INT8 versions, `signal` [n]."""
 
     layers: tuple[str, ...]
     noise: np.ndarray
     signal: np.ndarray
 
     def relative(self, layer: str) -> np.ndarray:
-        """Return noise by signal, float64 [choices]."""
+        """Return noise power / signal power of a layer, float64 [choices]."""
         index = self.layers.index(layer)
         return np.asarray(self.noise[:, index] / max(self.signal[index], MIN_POWER))
 
 
 def decibels(relative: float) -> float:
-    """Return the signal-to-noise ratio in dB of noise relative to the signal."""
+    """Return the signal-to-noise ratio in dB, at most NOISELESS_DB, for noise power / signal power."""
     return float(min(-10 * np.log10(max(relative, MIN_POWER)), NOISELESS_DB))
 
 
@@ -51,7 +51,7 @@ def output_noise(
 ) -> OutputNoise:
     """Measure the noise of each INT8 layer for several choices of scales, on frames float32 [1, 3, h, w].
 
-    Of each layer PATCHES outputs of a frame are computed, or all.
+    Outputs are computed at PATCHES positions per layer and frame, or at all.
     """
     by_name = {node.name: node for node in graph.nodes}
     twins = [_Twin.of(graph, by_name[name], choices) for name in placement.layers]
@@ -73,8 +73,10 @@ def output_noise(
 
 @dataclass(frozen=True, eq=False)
 class _Twin:
-    """A layer and its INT8 twin. tensor: what they read; weights float32 [g, K, o]: of the twin; bias float32 [O];
-    scales: of each choice.
+    """A layer and its INT8 version, the twin.
+
+    tensor: name of their input; weights float32 [g, K, o]: weights of the twin; bias float32 [O]; scales: scale of the
+    input in each choice.
     """
 
     layer: LayerView
@@ -93,7 +95,7 @@ class _Twin:
         return cls(layer, node.input[0], rounded.transpose(0, 2, 1), bias, scales)
 
     def powers(self, values: np.ndarray, places: np.ndarray) -> list[float]:
-        """Return the power of the noise for each choice, then that of the signal, at places of an input."""
+        """Return the noise power for each choice, then the signal power, at patches `places` of an input."""
         read = self.layer.patches(values, places)
         exact = read @ self.layer.matrices.transpose(0, 2, 1)
         noise = {scale: _power(self._codes(read, scale) @ (self.weights * scale) - exact) for scale in set(self.scales)}

@@ -1,11 +1,11 @@
-"""Sensitivity of the network to weights of few bits in each single layer, measured without labels.
+"""Sensitivity of the network to low-bit weights in each single layer, measured without labels.
 
-The float graph runs layer by layer (`compress.walk`). Each layer's weights are rounded with feedback, as in the
-quantized graph, and the rest of the graph runs with them. Errors are measured on other frames than the rounding has
-used: a layer with many inputs can fit a few frames exactly, and would look better than it is.
+The float graph runs layer by layer (`layerwise.Walk`). Each layer's weights are rounded with feedback, as in the
+quantized graph, and the rest of the graph runs with them. Errors are measured on other frames than those used for
+rounding: a layer with many inputs can fit a few frames exactly, so its error on them would be too small.
 
-They are measured at the outputs of the last convolutions and matrix products. Later nodes (sigmoid, box decoding,
-selection) only change units, in which a few certain objects dominate the scores.
+Errors are measured at the outputs of the last convolutions and matrix products. Later nodes (sigmoid, box decoding,
+selection) only change units; in theirs, a few certain objects would dominate the error of the scores.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from edgekd.graph.session import part_session
 from edgekd.graph.view import Graph, reads
 
 MAX_MEASURED_FRAMES = 4
-"""Most frames on which errors are measured, the last ones, but a quarter at most; the others are for rounding."""
+"""Largest number of frames, the last ones, for measuring errors; at most a quarter. The others are for rounding."""
 PATCHES = 8192
-"""Patches of its input, over all frames, by which a layer's weights are rounded."""
+"""Number of patches of a layer's input, over all frames, for rounding its weights and for the local noise."""
 MIN_POWER = 1e-30
-"""Smallest divisor of a power."""
+"""Lower bound of divisors."""
 
 TYPICAL_STEP = 0.25
-"""Step of coded INT8 with about 3.9 bits a weight."""
+"""Step of coded INT8 with about 3.9 bits per weight."""
 STEPS = (0.125, 0.354, 1.0)
-"""Steps of coded INT8 that are measured, about 4.7, 3.5 and 2.3 bits a weight; what lies between is interpolated."""
+"""Measured steps of coded INT8: about 4.7, 3.5 and 2.3 bits per weight. Values for steps between are interpolated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """The layer `name` in `form`, as it is stored, with its bias float32 [O].
+    """The layer `name` in the format `form`, with its bias float32 [O].
 
-    step: of coded INT8 (`reconstruct.coded_with_feedback`), None in other forms; local_noise: noise by signal at its
-    own output; output_error: at the network's last layers (`relative_error`).
+    stored: its weights as stored in a graph; local_noise: noise power / signal power at its own output; output_error:
+    mean relative error of the network's last layers (`relative_error`); step: step of coded INT8
+    (`reconstruct.coded_with_feedback`), None in other formats.
     """
 
     name: str
@@ -55,11 +56,11 @@ class Rounded:
 def measure_rounded(
     graph: Graph, forms: Mapping[str, Sequence[WeightFormat]], frames: Sequence[np.ndarray]
 ) -> Iterator[Rounded]:
-    """Measure each layer in each of its `forms` of few bits, as the only one in a float graph, on frames float32.
+    """Measure each layer in each of its low-bit `forms`, as the only rounded layer of a float graph; frames float32.
 
-    `coded` is measured at the output with its finest step; with the others the error grows as the local noise does.
+    The output error of `coded` is measured with the finest step only; for other steps it is scaled by the local noise.
 
-    They must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
+    Layers must have constant weights, and parameters that no other node reads (`rewrite.own_parameters`).
     Memory: the tensors that are live between two layers, for each frame.
     """
     walk, levels = Walk(graph, frames), levels_of(graph)
@@ -79,7 +80,7 @@ def measure_rounded(
                     stored, used, bias, noise = rounded
                     if gain is None:
                         outputs = rest.run(layer.initializers(used, bias), measured)
-                        # Ends before this level are unchanged.
+                        # The outputs of ends before this level do not change: error 0.
                         errors = [relative_error(reference[end], value) for end, value in outputs.items()]
                         gain = sum(errors) / len(ends) / max(noise, MIN_POWER)
                     yield Rounded(node.name, form, stored, bias, noise, gain * noise, step)
@@ -87,7 +88,7 @@ def measure_rounded(
 
 
 def last_products(graph: Graph) -> tuple[str, ...]:
-    """Return the outputs of the last convolutions and matrix products, in graph order; without any the graph's."""
+    """Return the outputs of the last convolutions and matrix products, in graph order; without any, graph outputs."""
     last: set[str] = set()
     passed: set[str] = set()
     waiting = list(graph.outputs)
@@ -105,9 +106,10 @@ def last_products(graph: Graph) -> tuple[str, ...]:
 
 
 def relative_error(expected: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> float:
-    """Return the noise by signal of a tensor on several frames, in which boxes and scores count alike.
+    """Return noise power / signal power of a tensor over several frames.
 
-    The signal is the variance, around the mean of each channel (axis 1, where there are two more).
+    The signal is the variance around the mean of each channel (axis 1; for tensors with two axes around the mean of all
+    values), so that boxes and scores have equal weight.
     """
     stacked = np.concatenate(expected).astype(np.float64)
     noise = np.square(np.concatenate(values) - stacked).sum()
@@ -126,9 +128,9 @@ def _sampled(layer: LayerView, inputs: Sequence[np.ndarray], measured: int) -> t
 def _rounded(
     layer: LayerView, moments: Moments, unseen: np.ndarray, form: str
 ) -> Iterator[tuple[Stored, np.ndarray, np.ndarray, float]]:
-    """Round a layer by the moments of its input: as stored, weights, bias, and local noise on unseen patches.
+    """Round a layer by the moments of its input; yield stored form, weights, bias, and local noise on unseen patches.
 
-    Once, or in `coded` by each of STEPS.
+    Yields once, or for `coded` once for each of STEPS.
     """
     signal = unseen @ layer.matrices.transpose(0, 2, 1) + layer.bias.reshape(layer.groups, 1, -1)
     for stored, used in stored_in(form, layer.matrices, moments.covariance, layer.weights.shape, STEPS):
@@ -153,7 +155,7 @@ class _Rest:
         self._ends = [name for name in ends if name in made]
 
     def run(self, changed: Mapping[str, np.ndarray], frames: int) -> dict[str, list[np.ndarray]]:
-        """Compute the remaining ones of `ends` on each of the last frames, with some initializers changed."""
+        """Return the `ends` that this part computes, for each of the last frames, with some initializers changed."""
         from onnx import numpy_helper
 
         constants = [

@@ -1,10 +1,10 @@
-"""Smoothing: channels of a LayerNorm are scaled to more equal ranges, and the products that read it are scaled back.
+"""Smoothing: scale the channels of a LayerNorm to more equal ranges, and compensate in the products that read it.
 
-An INT8 activation has one scale for all of its channels, so a few large channels make the step coarse for all others.
-A product's weights have a scale for each output only, and no scale for each input: they can take over a part of a
-channel's range. With a factor s for each channel, `x W = (x / s) (s W)`. The division is folded into gamma and beta of
-the normalization, the multiplication into the weights: nothing is added to the graph, and in float it computes the
-same. Where anything else reads the normalization, such as a residual addition, one Mul by s restores the values for it.
+An INT8 activation has one scale for all channels, so a few large channels make the step coarse for all others. The
+weights of a product have a scale per output, not per input, and can absorb part of a channel's range. With a factor s
+for each channel, `x W = (x / s) (s W)`. The division is folded into gamma and beta of the normalization, the
+multiplication into the weights: no node is added, and the float result is the same. If another node reads the
+normalization, such as a residual addition, one Mul by s restores the values for it.
 
 Source: G. Xiao et al., "SmoothQuant", arXiv 2211.10438. There the strength `alpha` is one number for the network; here
 it is chosen for each normalization by the error of its products.
@@ -25,24 +25,24 @@ from edgekd.graph.session import copied, cpu_session
 from edgekd.graph.view import Graph
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-"""Strengths to choose from: 1 makes the ranges of the activation's channels equal, 0 those of the weights' columns."""
+"""Candidate strengths: 1 equalizes the ranges of the activation's channels, 0 the ranges of the weights' columns."""
 MAX_ERROR = 0.8
-"""Share of the error below which what is left has to be (1 dB less): otherwise the graph stays as it is."""
+"""Smoothing is applied only if it reduces the error below this share (by 1 dB)."""
 ROWS = 1024
-"""Rows of an activation, over all frames, by which the error is measured."""
+"""Number of rows of an activation, over all frames, for measuring the error."""
 MAX_FACTOR = 1024.0
-"""Largest factor either way: for channels that are zero on nearly all frames."""
+"""Limit of factors and of their inverses, for channels that are zero on nearly all frames."""
 _KEEPS_ORDER = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
-"""Operators that keep the order of values, so that a product of K inputs reads the same K channels behind them."""
+"""Operators that keep the order of values, so that a later product of K inputs reads the same K channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
     """A LayerNorm, as one operator or as its last Mul and Add, that products read.
 
-    output: its tensor; affine: nodes and indices of inputs that hold gamma and beta [K]; products: views of the
-    products that read it, also behind a Reshape; quantized: those of them in INT8; branches, others: nodes, and indices
-    of inputs, that read it for these products alone, or for something else.
+    output: name of its tensor; affine: (node, input index) of gamma and beta [K]; products: views of the products that
+    read it, also after a Reshape; quantized: the products in INT8; branches: (node, input index) that read it for these
+    products only; others: all other readers.
     """
 
     output: str
@@ -54,10 +54,10 @@ class Normalization:
 
 
 def smoothed(graph: Graph, quantized: Collection[str], frames: Sequence[np.ndarray]) -> Graph:
-    """Return the float graph with normalizations scaled where that lessens the error of INT8 by more than a fifth.
+    """Return the float graph with the normalizations scaled for which that reduces the error of INT8 below MAX_ERROR.
 
-    graph: as of `quantize.prepared`; it is changed. quantized: names of the layers in INT8; frames: calibration frames
-    of the input's shape.
+    graph: from `quantize.prepared`; changed in place. quantized: names of the layers in INT8; frames: calibration
+    frames of the input's shape.
     """
     from onnx import ValueInfoProto
 
@@ -77,7 +77,7 @@ def smoothed(graph: Graph, quantized: Collection[str], frames: Sequence[np.ndarr
 
 
 def normalizations(graph: Graph, quantized: Collection[str]) -> Iterator[Normalization]:
-    """Return the normalizations with constant gamma and beta that products among the layers `quantized` read."""
+    """Yield the normalizations with constant gamma and beta that products in `quantized` (layer names) read."""
     for node in graph.nodes:
         affine = _affine(graph, node)
         if affine is None or node.output[0] in graph.outputs or node.output[0] in graph.read_by_nested:
@@ -96,7 +96,10 @@ def normalizations(graph: Graph, quantized: Collection[str]) -> Iterator[Normali
 
 
 def _products_behind(graph: Graph, node: Any, index: int, width: int) -> list[LayerView] | None:
-    """Return the products of `width` inputs that read a tensor, at once or behind a Reshape; None where others do."""
+    """Return the products of `width` inputs that read a tensor through input `index` of a node.
+
+    The node is a product, or a Reshape with only such readers; None for any other node.
+    """
     if index != 0:
         return None
     if node.op_type in _KEEPS_ORDER and node.output[0] not in graph.outputs:
@@ -107,9 +110,9 @@ def _products_behind(graph: Graph, node: Any, index: int, width: int) -> list[La
 
 
 def best_factors(products: Sequence[LayerView], values: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Return the factor of each channel, float32 [K], with the least error; None where none leaves less than MAX_ERROR.
+    """Return the factors of the channels, float32 [K], with the smallest error; None if it is not below MAX_ERROR.
 
-    values: of the activation that the products read, float32 [..., K], one for each frame.
+    values: the activation that the products read, float32 [..., K], for each frame.
     """
     indices = products[0].draw_patches(values, ROWS)
     rows = np.concatenate([products[0].patches(v, at)[0] for v, at in zip(values, indices, strict=True)])
@@ -134,7 +137,7 @@ def _factors(reach: np.ndarray, columns: np.ndarray, alpha: float) -> np.ndarray
 
 
 def _error(rows: np.ndarray, weights: Sequence[np.ndarray], factors: np.ndarray) -> float:
-    """Return the noise of the products in INT8 relative to their signal, summed over the products."""
+    """Return noise power / signal power in INT8, summed over the products."""
     scaled = rows / factors
     histogram = MagnitudeHistogram()
     histogram.add(scaled)
@@ -149,7 +152,7 @@ def _error(rows: np.ndarray, weights: Sequence[np.ndarray], factors: np.ndarray)
 
 
 def _affine(graph: Graph, node: Any) -> tuple[tuple[Any, int], ...] | None:
-    """Return where the constants gamma and beta [K] of a LayerNorm are that ends in this node; None for other nodes."""
+    """Return (node, input index) of gamma and beta [K] if a LayerNorm with constant ones ends in this node, or None."""
     if node.op_type == "LayerNormalization":
         places = tuple((node, index) for index in range(1, len(node.input)) if node.input[index])
     elif node.op_type == "Add" and len(node.input) == 2:
@@ -176,7 +179,7 @@ def _normalized(graph: Graph, mul: Any) -> bool:
 
 
 def _apply(graph: Graph, normalization: Normalization, factors: np.ndarray) -> None:
-    """Write scaled constants; where others read the normalization, they get its values as they were."""
+    """Write scaled constants; other readers of the normalization get the original values."""
     from onnx import helper, numpy_helper
 
     initializers = graph.model.graph.initializer

@@ -1,1 +1,1 @@
-"""Heads of ONNX detectors: their description, its completion from a graph, and decoding as part of the graph."""
+"""Heads of ONNX detectors: description, its completion from the graph, and decoding as part of the graph."""

@@ -1,4 +1,4 @@
-"""Completion of a head's description from the graph: outputs by their shapes, names and operators."""
+"""Completion of a head's description from the graph, by shapes, names and operators of its outputs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from edgekd.detectors.heads.description import Coding, HeadDescription, Part, Un
 from edgekd.graph.view import Dims, Graph
 
 USUAL_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (8, 16, 32, 64, 128), (16,))
-"""Strides of detectors, the commonest first."""
+"""Strides of detectors, the most common ones first."""
 ANCHORS_OF_YOLOV5 = 3
-"""Boxes in each cell of YOLOv5 and YOLOv7."""
+"""Boxes per cell of YOLOv5 and YOLOv7."""
 
 _NAMES: Mapping[Part, tuple[str, ...]] = {
     "objectness": ("obj",),
     "scores": ("cls", "class", "score", "conf", "logit", "prob", "label"),
     "boxes": ("box", "reg", "dis", "loc", "det"),
 }
-"""Parts of names that exporters give outputs, by role."""
+"""Parts of the names of outputs, by role."""
 _PASSING = (
     "Reshape",
     "Transpose",
@@ -46,7 +46,7 @@ _FIX = "describe it in a TOML file, --head FILE.toml: see `edgekd describe`"
 class Completion:
     """A complete description.
 
-    unsure: keys whose values are usual for such outputs, but which nothing in the graph confirms.
+    unsure: keys with values that are common for such outputs, but not confirmed by the graph.
     """
 
     description: HeadDescription
@@ -55,7 +55,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a graph. kind: of TensorProto."""
+    """An output of a graph. kind: element type, a number of TensorProto."""
 
     name: str
     shape: Dims
@@ -71,9 +71,10 @@ class Output:
 
 
 def complete(model: Any, given: HeadDescription, size: tuple[int, int], where: str) -> Completion:
-    """Complete a description of a head whose outputs have roles. size: height and width of the input.
+    """Complete a description of a head whose outputs have roles.
 
-    The graph has a fixed input. Raises SpecError, which begins with `where`, where a role cannot be found.
+    model: a graph with a fixed input size; size: height and width of the input; where: start of error messages. Raises
+    SpecError if the roles of outputs or the strides cannot be found.
     """
     graph = Graph(model)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
@@ -93,19 +94,19 @@ def complete(model: Any, given: HeadDescription, size: tuple[int, int], where: s
 
 
 def has_roles(described: HeadDescription) -> bool:
-    """Return True where a description names or describes parts of outputs, beyond a kind."""
+    """Return whether a description has roles of outputs, or the parts or coding of boxes, instead of a kind."""
     return described.kind is None and any(
         (described.boxes, described.predictions, described.labels, described.coding, described.columns)
     )
 
 
 def is_yolov5(shape: Sequence[int], size: tuple[int, int]) -> bool:
-    """Return True for an output [1, n, 5 + classes] with three boxes for each cell."""
+    """Return whether the shape is that of an output [1, n, 5 + classes] with three boxes per cell."""
     return len(shape) == 3 and shape[2] > 5 and shape[1] == ANCHORS_OF_YOLOV5 * cells(size, USUAL_STRIDES[0])
 
 
 def cells(size: tuple[int, int], strides: Sequence[float]) -> int:
-    """Return the number of cells of all levels; a level that does not divide the input has one cell more."""
+    """Return the number of cells of all levels; rows and columns are rounded up."""
     return sum(math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in strides)
 
 
@@ -117,7 +118,7 @@ def _require_names(given: HeadDescription, outputs: list[Output], where: str) ->
 
 
 def _with_roles(given: HeadDescription, outputs: list[Output], size: tuple[int, int], where: str) -> HeadDescription:
-    """Return the description with an output for each role."""
+    """Return the description with outputs for all roles. Raises SpecError."""
     if given.predictions or (given.boxes and given.scores):
         return given
     if len(outputs) == 1 or given.columns:
@@ -141,7 +142,10 @@ def _finished(given: HeadDescription, outputs: list[Output], labels: Output, whe
 
 
 def _levels(outputs: list[Output], size: tuple[int, int], where: str) -> dict[str, tuple[str, ...]]:
-    """Return the names of the outputs of each role, finest level first: by names, else by numbers of columns."""
+    """Return the names of the outputs of each role, finest level first: by names, else by numbers of columns.
+
+    Raises SpecError if neither is clear.
+    """
     by_name: dict[str, list[Output]] = defaultdict(list)
     by_columns: dict[str, list[Output]] = defaultdict(list)
     columns = {output.name: _columns(output, outputs, size) for output in outputs}
@@ -162,13 +166,13 @@ def _levels(outputs: list[Output], size: tuple[int, int], where: str) -> dict[st
 
 
 def _role_by_name(output: Output) -> str:
-    """Return the only role that an output's name hints at; an empty text for none or several."""
+    """Return the role that an output's name suggests; an empty string for none or several."""
     fitting = [role for role, parts in _NAMES.items() if any(part in output.name.lower() for part in parts)]
     return fitting[0] if len(fitting) == 1 else ""
 
 
 def _columns(output: Output, outputs: list[Output], size: tuple[int, int]) -> int:
-    """Return the number of values that an output has for each box."""
+    """Return the number of values per box of an output; 0 if unknown."""
     if output.is_map:
         return output.shape[-1 if len(output.shape) == 5 else 1] or 0
     if len(output.shape) < 3:
@@ -183,14 +187,14 @@ def _columns(output: Output, outputs: list[Output], size: tuple[int, int]) -> in
 
 
 def _positions(output: Output) -> int:
-    """Return the number of values of an output: more at finer levels."""
+    """Return the number of values of an output, which is larger at finer levels."""
     return math.prod(side or 1 for side in output.shape)
 
 
 def _with_coding(
     described: HeadDescription, outputs: Mapping[str, Output], size: tuple[int, int], where: str
 ) -> tuple[HeadDescription, tuple[str, ...]]:
-    """Return the description with strides and the coding of boxes, and the keys that are only usual."""
+    """Return the description with strides and the coding of boxes, and the keys that the graph does not confirm."""
     unsure: tuple[str, ...] = ()
     first = outputs[(described.boxes or described.predictions)[0]]
     if described.bins is None:
@@ -214,7 +218,7 @@ def _with_coding(
 
 
 def _usual_coding(described: HeadDescription, first: Output) -> tuple[Coding, Unit, bool]:
-    """Return coding and unit that such outputs usually have, and True where they can hardly have another."""
+    """Return the common coding and unit of such outputs, and whether any other is unlikely."""
     if described.labels:
         return "xyxy", "pixels", True
     if described.predictions:
@@ -229,7 +233,7 @@ def _usual_coding(described: HeadDescription, first: Output) -> tuple[Coding, Un
 
 
 def _strides(described: HeadDescription, outputs: Mapping[str, Output], size: tuple[int, int]) -> tuple[int, ...]:
-    """Return the strides of the levels; empty for boxes that belong to no grid."""
+    """Return the strides of the levels in pixels; empty for boxes without a grid."""
     levels = [outputs[name] for name in described.boxes or described.predictions]
     if all(level.is_map for level in levels):
         heights = [level.shape[2] for level in levels]
@@ -248,7 +252,7 @@ def _boxes(size: tuple[int, int], strides: Sequence[int]) -> tuple[int, int]:
 
 
 def _activated(graph: Graph, tensor: str) -> bool:
-    """Return True where a sigmoid or softmax made scores of an output's values, False for logits."""
+    """Return whether an output's values are scores by a sigmoid or softmax; False for logits."""
     pending, seen = [tensor], set[str]()
     while pending:
         name = pending.pop()

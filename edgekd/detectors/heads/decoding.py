@@ -1,9 +1,9 @@
-"""Decoding of raw outputs as part of the graph: ONNX operators that leave one output of a kind that the agent decodes.
+"""Decoding of raw outputs as part of the graph: ONNX operators that compute one output which the agent can decode.
 
-A network of several outputs, with boxes as distances, distributions, anchors or fractions, so becomes one with an
-output `yolo` (boxes in pixels and scores of classes) or `end2end` (finished detections); all that follows - parity,
-quantization, engines, the agent, parsers in C++ - knows these alone. The nodes compute in float: they are no
-convolutions and matrix products, which alone are quantized.
+A network with several outputs, with boxes as distances, distributions, anchors or fractions, becomes one with a single
+output of kind `yolo` (boxes in pixels and scores of classes) or `end2end` (finished detections). Parity checks,
+quantization, engines, the agent and the C++ parsers support only these kinds. The nodes compute in float: only
+convolutions and matrix products are quantized.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ MAX_LOG_FACTOR = np.array(math.log(1000 / 16), np.float32)
 
 
 def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int], where: str) -> Head:
-    """Replace the outputs of a graph, in place, by one that is decoded as a complete description says.
+    """Replace the outputs of a graph, in place, by one decoded output; return its head.
 
-    size: height and width of the input. Raises SpecError where the shapes of outputs contradict the description.
+    described: a complete description; size: height and width of the input; where: start of error messages. Raises
+    SpecError if the shapes of outputs contradict the description.
     """
     import onnx
 
@@ -53,7 +54,7 @@ def append_decoding(model: Any, described: HeadDescription, size: tuple[int, int
 
 
 class _Writer(NodeWriter):
-    """Collects the nodes of a decoding, and knows the shapes of the graph's outputs."""
+    """Collects the nodes of a decoding. shapes: shapes of the graph's tensors."""
 
     def __init__(self, model: Any, where: str) -> None:
         super().__init__("edgekd.head")
@@ -61,7 +62,7 @@ class _Writer(NodeWriter):
         self.where = where
 
     def columns(self, rows: str, start: int, stop: int) -> str:
-        """Return columns of rows [1, n, c]."""
+        """Return the columns from `start` to `stop` - 1 of rows [1, n, c]."""
         limits = [np.array([value], np.int64) for value in (start, stop, 2)]
         return self.add("Slice", [rows, *limits])
 
@@ -77,7 +78,7 @@ def _finished(writer: _Writer, described: HeadDescription, size: tuple[int, int]
     if described.background == "first":
         labels = writer.add("Sub", [labels, np.ones(1, np.float32)])
     if described.class_columns:
-        table = np.full(max(described.class_columns) + 2, -1, np.float32)  # the last entry is for all higher numbers
+        table = np.full(max(described.class_columns) + 2, -1, np.float32)  # the last entry is for all larger numbers
         table[list(described.class_columns)] = np.arange(len(described.class_columns))
         zero, most = np.array(0, np.float32), np.array(len(table) - 1, np.float32)
         known = writer.add("Clip", [labels, zero, most])
@@ -88,7 +89,7 @@ def _finished(writer: _Writer, described: HeadDescription, size: tuple[int, int]
 
 
 def _candidates(writer: _Writer, described: HeadDescription, size: tuple[int, int]) -> tuple[str, int]:
-    """Return an output `yolo` [1, 4 + classes, n], and the number of classes."""
+    """Return an output of kind `yolo`, [1, 4 + classes, n], and the number of classes."""
     width = 4 * (described.bins or 1)
     objectness = ""
     if described.predictions:
@@ -112,7 +113,7 @@ def _candidates(writer: _Writer, described: HeadDescription, size: tuple[int, in
 
 
 def _rows(writer: _Writer, described: HeadDescription, outputs: Sequence[str], columns: int | None) -> tuple[str, int]:
-    """Return the outputs of all levels as rows [1, n, columns], and the number of columns."""
+    """Return the outputs of all levels as rows [1, n, columns], and the number of columns. Raises SpecError."""
     anchors = [len(level) // 2 for level in described.anchors] or [1]
     found = [
         _level_rows(writer, described, name, columns, anchors[min(level, len(anchors) - 1)])
@@ -127,7 +128,10 @@ def _rows(writer: _Writer, described: HeadDescription, outputs: Sequence[str], c
 def _level_rows(
     writer: _Writer, described: HeadDescription, name: str, columns: int | None, anchors: int
 ) -> tuple[str, int]:
-    """Return one output as rows [1, n, columns]. columns: expected, None for any; anchors: of a cell of a map."""
+    """Return one output as rows [1, n, columns], and their number of columns. Raises SpecError.
+
+    columns: expected number, None for any; anchors: number per cell of a map.
+    """
     shape = writer.shapes[name]
     if len(shape) == 5:  # [1, anchors, h, w, c]
         width = shape[4] or 0
@@ -155,14 +159,14 @@ def _level_rows(
 
 
 def _transposed(shape: Sequence[int | None], columns: int | None) -> bool:
-    """Return True for [1, c, n]. Without a known number of columns the longer side is n."""
+    """Return whether an output is [1, c, n]. If the number of columns is unknown, n is the larger dimension."""
     if columns is not None:
         return shape[1] == columns != shape[2]
     return (shape[2] or 0) > (shape[1] or 0)
 
 
 def _scores(writer: _Writer, described: HeadDescription, scores: str, width: int, objectness: str) -> tuple[str, int]:
-    """Return scores of classes [1, n, classes] from 0 to 1, and the number of classes."""
+    """Return scores of classes [1, n, classes] from 0 to 1, and the number of classes. Raises SpecError."""
     first = 1 if described.background == "first" else 0
     wanted = list(range(first, width - (described.background == "last")))
     if described.class_columns:
@@ -208,7 +212,7 @@ def _box_corners(writer: _Writer, boxes: str, described: HeadDescription, size: 
 
 
 def _corners(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> tuple[str, str]:
-    """Return the corners [1, n, 2] at the top left and at the bottom right, in pixels, of `xyxy` and `ltrb` boxes."""
+    """Return the top left and bottom right corners [1, n, 2] in pixels of boxes with coding `xyxy` or `ltrb`."""
     if described.coding == "xyxy":
         boxes = _in_pixels(writer, boxes, described, size)
         return writer.columns(boxes, 0, 2), writer.columns(boxes, 2, 4)
@@ -225,7 +229,7 @@ def _corners(writer: _Writer, boxes: str, described: HeadDescription, size: tupl
 
 
 def _grid_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
-    """Return boxes cx, cy, w, h in pixels from positions in cells, as YOLOX or YOLOv5 have them."""
+    """Return boxes cx, cy, w, h in pixels from positions relative to cells, as in YOLOX and YOLOv5."""
     corners, strides = grid(size, described.strides, len(described.anchors[0]) // 2 if described.anchors else 1)
     if described.coding == "grid":
         centre = writer.add("Mul", [writer.columns(boxes, 0, 2), strides])
@@ -233,7 +237,7 @@ def _grid_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: t
         return writer.joined([writer.add("Add", [centre, corners]), sides], 2)
     if described.activation == "sigmoid":
         boxes = writer.add("Sigmoid", [boxes])
-    # Centres within a cell and half a cell around it; sides up to four times an anchor's.
+    # Centres are within a cell or half a cell around it; sides are up to four times the anchor's.
     centre = writer.add("Mul", [writer.columns(boxes, 0, 2), 2 * strides])
     doubled = writer.add("Mul", [writer.columns(boxes, 2, 4), np.array([2], np.float32)])
     sides = writer.add("Mul", [writer.add("Mul", [doubled, doubled]), _anchor_sizes(size, described, writer.where)])
@@ -241,7 +245,7 @@ def _grid_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: t
 
 
 def _prior_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: tuple[int, int]) -> str:
-    """Return boxes cx, cy, w, h in pixels from shifts and logarithms relative to priors, as SSD and RetinaNet do."""
+    """Return boxes cx, cy, w, h in pixels from shifts and logarithms relative to priors, as in SSD and RetinaNet."""
     centres, sides = _priors(size, described, writer.where)
     shapes = [writer.shapes[name] for name in described.boxes]
     found = sum(math.prod(side or 0 for side in shape) for shape in shapes) // 4
@@ -256,7 +260,7 @@ def _prior_boxes(writer: _Writer, boxes: str, described: HeadDescription, size: 
 
 
 def _priors(size: tuple[int, int], described: HeadDescription, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres and sides of priors in pixels, float32 [1, n, 2]; those of a cell follow each other."""
+    """Return centres and sides of priors in pixels, float32 [1, n, 2] each; all priors of a cell are adjacent."""
     if len(described.anchors) != len(described.strides) or any(len(level) % 2 for level in described.anchors):
         expected = f"widths and heights for each of {len(described.strides)} levels"
         raise SpecError(f"{where}: anchors", expected=expected, found=f"{len(described.anchors)} levels")
@@ -281,9 +285,10 @@ def _in_pixels(writer: _Writer, boxes: str, described: HeadDescription, size: tu
 
 
 def grid(size: tuple[int, int], strides: Sequence[float], boxes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners float32 [1, n, 2] x, y of cells in pixels, and the stride of each, float32 [1, n, 1].
+    """Return the top left corners of cells in pixels, float32 [1, n, 2] x, y, and their strides, float32 [1, n, 1].
 
-    boxes: in each cell; within a level all cells of the first box come before those of the second.
+    size: height and width of the input; boxes: number per cell; within a level, all cells of the first box come before
+    those of the second.
     """
     corners, steps = [], []
     for stride in strides:
@@ -294,7 +299,7 @@ def grid(size: tuple[int, int], strides: Sequence[float], boxes: int = 1) -> tup
 
 
 def _anchor_sizes(size: tuple[int, int], described: HeadDescription, where: str) -> np.ndarray:
-    """Return width and height of each box's anchor, float32 [1, n, 2]."""
+    """Return width and height in pixels of each box's anchor, float32 [1, n, 2]. Raises SpecError."""
     if len(described.anchors) != len(described.strides) or len({len(level) for level in described.anchors}) != 1:
         expected = f"as many widths and heights for each of {len(described.strides)} levels"
         raise SpecError(f"{where}: anchors", expected=expected, found=str([list(each) for each in described.anchors]))

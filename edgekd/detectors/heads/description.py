@@ -1,7 +1,7 @@
-"""The description of a detector's head and input: a TOML file of a user, or one that edgekd ships.
+"""The description of a detector's head and input: a TOML file of the user, or one shipped with edgekd.
 
-A graph that has one output of a kind of `core/detection/types.py` needs `kind` at most. Any other head is described by
-the roles of its outputs and the coding of its boxes; `completion.py` finds in the graph what is left out.
+For a graph with one output of a kind in `core/detection/types.py`, at most `kind` is needed. Other heads are described
+by the roles of their outputs and the coding of boxes; `completion.py` infers omitted keys from the graph.
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ Unit = Literal["pixels", "fraction", "cells"]
 Part = Literal["boxes", "objectness", "scores"]
 
 SHIPPED = Path(__file__).with_name("shipped")
-"""Folder of the descriptions that `--head NAME` finds."""
+"""Folder of the descriptions for `--head NAME`."""
 _PREPROCESS = ("color", "scale", "mean", "std", "pad_value", "center", "upscale", "stretch")
 MAX_BINS = 64
-"""Bins of a distance's distribution; detectors have 8 to 33."""
+"""Largest number of bins of a distance's distribution; detectors have 8 to 33."""
 MAX_STRIDES = 16
-"""Levels of a head; the manifest has the same limit."""
+"""Largest number of levels of a head, the same as in the manifest."""
 
 
 @dataclass(frozen=True)
 class HeadDescription:
-    """Description of a detector's head and of the frames that it expects; None or () for what the graph tells.
+    """Description of a detector's head and of the frames that it expects; None or (): to be inferred from the graph.
 
     Args:
-        kind: Format of a graph's only output, which the agent decodes as it is.
-        boxes, scores, objectness: Names of the outputs with boxes, scores of classes, and objectness: one for each
-            level, in the order of `strides`, or one for all.
-        labels: Name of the output with the class number of each box, where a graph ends with finished detections.
-        predictions: Names of the outputs that hold all parts of a box in the order of `columns`, one for each level.
+        kind: Kind of a graph's only output, if the agent can decode it.
+        boxes, scores, objectness: Names of the outputs with boxes, scores of classes, and objectness: one per level, in
+            the order of `strides`, or one for all.
+        labels: Name of the output with the class number of each box, for a graph that returns finished detections.
+        predictions: Names of the outputs with all parts of a box in the order of `columns`, one per level.
         columns: Parts in `predictions`.
         coding: Numbers of a box. `cxcywh`, `xyxy`: a box. `ltrb`: distances from a cell's point to the sides. `grid`:
-            centre from the cell's corner, and logarithms of width and height (YOLOX). `anchors`: the same by sigmoids,
-            beside the sizes in `anchors` (YOLOv5, YOLOv7). `priors`: shift of the centre by sides of the anchor, and
-            logarithms of width and height relative to it (SSD, RetinaNet); the anchors of a cell follow each other.
-        unit: Of boxes and distances: pixels of the input, fractions of its width and height, or cells of the level.
-        bins: Above 1, each distance is the mean of a distribution over 0 to `bins - 1` cells.
-        activation: From outputs to scores; `softmax` includes the background.
-        background: Place of the background among the columns of scores.
-        class_columns: Columns of scores that are classes, without the background: for networks with unused class
-            numbers, such as COCO's 91 of which 80 exist.
-        cell_offset: Point of a cell that distances are from, or the centre of its priors, in cells from its corner.
-        anchors: For each level widths and heights in pixels in turn.
+            centre relative to the cell's corner, and logarithms of width and height (YOLOX). `anchors`: centre, and
+            factors of the sizes in `anchors`, by sigmoids (YOLOv5, YOLOv7). `priors`: shift of the centre in units of
+            the anchor's sides, and logarithms of width and height relative to them (SSD, RetinaNet); all anchors of a
+            cell are adjacent.
+        unit: Unit of boxes and distances: pixels of the input, fractions of its width and height, or cells of the
+            level.
+        bins: If above 1, each distance is the mean of a distribution over 0 to `bins - 1` cells.
+        activation: Function that computes scores from the outputs; `softmax` includes the background.
+        background: Position of the background in the columns of scores.
+        class_columns: Columns of scores that are classes, counted without the background: for networks with unused
+            class numbers, such as COCO's 91 with 80 classes.
+        cell_offset: Point of a cell that distances start from, or centre of its priors, in cells from its corner.
+        anchors: Alternating widths and heights in pixels, for each level.
         variances: Factors of shifts and of logarithms of `priors`.
-        strides: Pixels of a cell at each level; whole numbers but for `priors`.
+        strides: Pixels per cell at each level; integers except for `priors`.
         constants: Values of inputs other than the image, by name, such as the size of the frame.
-        nms: True where decoding ends with non-maximum suppression.
-        keypoints: Beside `kind`: number of keypoints in the last columns of the output, and of numbers for each.
-        keypoint_sigmas: For each keypoint the deviation of its labels by which OKS scores it; COCO's for 17.
-        rotated: Beside `kind`: True where boxes turn by an angle in the last column of the output.
-        masks: True where a second output has prototypes of masks, and the last columns of the first their coefficients.
+        nms: Whether decoding ends with non-maximum suppression.
+        keypoints: Only with `kind`: number of keypoints in the last columns of the output, and of values per keypoint.
+        keypoint_sigmas: Standard deviation of the labels of each keypoint, for OKS; COCO's for 17.
+        rotated: Only with `kind`: whether boxes are rotated by an angle in the last column of the output.
+        masks: Whether a second output has prototypes of masks, and the last columns of the first their coefficients.
         classes: Names of the classes.
         color, scale, mean, std, pad_value, center, upscale, stretch: As in `Preprocess`.
     """
@@ -98,12 +100,12 @@ class HeadDescription:
     stretch: bool | None = None
 
     def preprocess(self, usual: Preprocess) -> Preprocess:
-        """Return the usual preprocessing with what is described."""
+        """Return `usual` with the described values replaced."""
         described = {key: getattr(self, key) for key in _PREPROCESS}
         return replace(usual, **{key: value for key, value in described.items() if value is not None})
 
     def with_spec(self, spec: DetectorSpec) -> HeadDescription:
-        """Return the description with the classes and the preprocessing of a detector."""
+        """Return the description with the classes and the preprocessing of a detector's contract."""
         used: dict[str, Any] = {key: getattr(spec.preprocess, key) for key in _PREPROCESS}
         return replace(self, classes=spec.classes, **used)
 
@@ -111,7 +113,7 @@ class HeadDescription:
 def read_description(head: str | None) -> HeadDescription:
     """Return the description that `--head` names: a kind, a shipped description, or a TOML file; empty for None.
 
-    Raises SpecError for an unknown name, and for a file with a mistake.
+    Raises SpecError for an unknown name, and for an invalid file.
     """
     if head is None:
         return HeadDescription()

@@ -1,4 +1,4 @@
-"""Inputs of an ONNX detector: the image, fixed to a batch of 1, and constants for all others."""
+"""Inputs of an ONNX detector: the image, with a batch of 1 and a fixed size, and constants for all others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _KNOWN: Mapping[str, Callable[[int, int], tuple[float, ...]]] = {
     "im_shape": lambda height, width: (height, width),  # PaddleDetection
     "scale_factor": lambda height, width: (1, 1),  # PaddleDetection
 }
-"""Values of inputs that exporters are known to add, for a frame of the input's own size."""
+"""Values of inputs that known exporters add, for a frame of the input's own height and width."""
 
 
 def image_inputs(model: Any) -> list[Any]:
-    """Return the inputs float32 of four dimensions with three channels."""
+    """Return the inputs that are float32 [n, 3, h, w]."""
     found = []
     for value in inputs_of(model):
         kind = value.type.tensor_type
@@ -32,7 +32,7 @@ def image_inputs(model: Any) -> list[Any]:
 
 
 def fix_input(model: Any, size: tuple[int, int]) -> None:
-    """Give the image a batch of 1 and this height and width, in place; drop initializers from the list of inputs."""
+    """Set the image's shape to batch 1 and this height and width, in place; remove initializers from the inputs."""
     inputs = inputs_of(model)
     del model.graph.input[:]
     model.graph.input.extend(inputs)
@@ -42,7 +42,11 @@ def fix_input(model: Any, size: tuple[int, int]) -> None:
 
 
 def set_constants(model: Any, given: Mapping[str, tuple[float, ...]], size: tuple[int, int], where: str) -> None:
-    """Replace each input but the image by a constant, in place: `given`, or known by its name. Raises SpecError."""
+    """Replace each input except the image by a constant, in place: from `given`, or known by its name.
+
+    size: height and width of the input; where: start of error messages. Raises SpecError for an input without a value,
+    and for unknown names in `given`.
+    """
     import onnx
 
     image = image_inputs(model)[0].name

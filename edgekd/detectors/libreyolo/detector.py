@@ -1,6 +1,6 @@
-"""Checkpoints by LibreYOLO as detectors, in files `*.libreyolo.pt` that its `save` has written.
+"""Checkpoints by LibreYOLO as detectors, in files `*.libreyolo.pt` written by its `save`.
 
-They are read with the weights-only loader: nothing in them is executed, and nothing is downloaded.
+They are read with the weights-only loader: no code in them is executed, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class LibreHead:
-    """The head of a family of LibreYOLO. outputs: what its network returns, as `output_names` orders it."""
+    """The head of a family of LibreYOLO. outputs: selects the outputs, in the order of `output_names`."""
 
     described: HeadDescription
     outputs: Outputs
 
 
 def _flat(output: Any) -> list[torch.Tensor]:
-    """Return the maps of all levels: of scores, then of boxes, where a network returns both."""
+    """Return the maps of all levels; if a network returns scores and boxes, first all scores, then all boxes."""
     return [part for each in output for part in (each if isinstance(each, (list, tuple)) else [each])]
 
 
 def _scores_and_boxes(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decoded outputs of PP-YOLOE, which come with raw ones unless PyTorch traces it."""
+    """Return the decoded scores and boxes of PP-YOLOE, which also returns raw outputs unless PyTorch traces it."""
     boxes, scores = output[0] if isinstance(output[0], tuple) else output
     return scores, boxes
 
@@ -139,11 +139,11 @@ class LibreyoloDetector:
     libraries: tuple[str, ...] = ("libreyolo", "torch")
 
     def __init__(self, path: Path, **_: Any) -> None:
-        """It describes its head and classes itself."""
+        """path: of the file, which contains head and classes; other arguments of `Family.load` are ignored."""
         self.path = path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the network as float32 ONNX, with the decoding of its boxes and scores."""
+        """Write the network as float32 ONNX, with decoding of boxes and scores. Raises SpecError, CompressError."""
         return load_network(self.path).export(graph, opset, f"{self.path}: detector")
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
@@ -158,14 +158,14 @@ def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
 
 
 def load_network(path: Path) -> RawOutputs:
-    """Load the network in a file; before that once in a child process with limits. Raises SpecError."""
+    """Load the network in a file, after a trial in a child process with limits of memory and time. Raises SpecError."""
     sides = _read(path)["imgsz"]
     rehearse_call(f"{__name__}:run_once", path, (), 3 * sides * sides, "libreyolo,torch")
     return _loaded(path)
 
 
 def run_once(path: str) -> None:
-    """Load the network in a file and run it on a frame of zeros: what is done in the child."""
+    """Load the network in a file and run it on a frame of zeros, in the child process."""
     module = _loaded(Path(path))
     with torch.no_grad():
         module(torch.zeros(1, 3, *module.size))
@@ -177,7 +177,7 @@ def _loaded(path: Path) -> RawOutputs:
         model = libreyolo.LibreYOLO(str(path), device="cpu")
     except MemoryError:
         raise
-    except Exception as error:  # a checkpoint of others makes libreyolo raise anything
+    except Exception as error:  # with an unknown checkpoint, libreyolo can raise anything
         raise _refusal(path, "the weights of the family that it names", first_line(error)) from error
     strangers = set(content["model"]) ^ set(model.model.state_dict())
     if strangers:
@@ -191,7 +191,7 @@ def _loaded(path: Path) -> RawOutputs:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running anything in it. Raises SpecError for another one than LibreYOLO writes."""
+    """Read a checkpoint without executing code in it. Raises SpecError if LibreYOLO has not written it."""
     names = scan_checkpoint(path)
     if names:
         raise _refusal(path, "weights and plain values", ", ".join(sorted(names))[:200])

@@ -6,7 +6,7 @@ from edgekd.detectors.family import Family, Imported
 
 _HERE = "edgekd.detectors.libreyolo.detector"
 _NEEDS = ("reading it needs PyTorch and libreyolo", "libreyolo")
-"""Message where a library is missing, and the extra that brings it."""
+"""Message for a missing library, and the extra that installs it."""
 
 FAMILY = Family(
     name="libreyolo",

@@ -1,6 +1,6 @@
-"""Checkpoints of RF-DETR as detectors, in files `*.pth` that rfdetr's training writes.
+"""Checkpoints of RF-DETR as detectors, in files `*.pth` written by rfdetr's training.
 
-They are read with the weights-only loader: nothing in them is executed unless they are trusted, and nothing is
+They are read with the weights-only loader: no code in them is executed unless they are trusted, and nothing is
 downloaded.
 """
 
@@ -28,21 +28,21 @@ from edgekd.detectors.described import DescribedTeacher, RawOutputs, decoded
 from edgekd.detectors.heads.description import read_description
 from edgekd.graph.rehearsal import rehearse_call
 
-torch.set_float32_matmul_precision("highest")  # PyTorch's own, which the import of rfdetr has lowered
+torch.set_float32_matmul_precision("highest")  # PyTorch's default, which the import of rfdetr lowers
 
 _SETTINGS = {"argparse.Namespace": Namespace, "types.SimpleNamespace": SimpleNamespace}
-"""Types of the training's settings, which hold attributes, and do nothing."""
+"""Types of the training's settings: plain containers of attributes."""
 _SIDES = ("resolution", "positional_encoding_size")
 """Settings of the input's side, in pixels and in patches."""
 _VALUES = 3 * 1024 * 1024
-"""Values of an input for which a rehearsal has time and memory; the largest RF-DETR has 880 x 880 pixels."""
+"""Number of input values for the time and memory limits of the trial; the largest RF-DETR has 880 x 880 pixels."""
 _REBUILT = "_kp_active_mask"
-"""A buffer that follows from the settings, and that older checkpoints lack."""
+"""A buffer that is computed from the settings, and that older checkpoints lack."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file, read. weights: by name; settings: of the training; described: True where it has the architecture, too."""
+    """The content of a file. weights: by name; settings: of the training; described: it contains the architecture."""
 
     weights: Mapping[str, torch.Tensor]
     settings: Any
@@ -50,18 +50,18 @@ class Checkpoint:
 
 
 class RfdetrDetector:
-    """A `.pth` file; nothing is read from it until `export`. classes: names where the file has none."""
+    """A `.pth` file; nothing is read from it until `export`. classes: class names, if the file has none."""
 
     family = "rfdetr"
     libraries: tuple[str, ...] = ("rfdetr", "torch", "transformers")
 
     def __init__(self, path: Path, classes: tuple[str, ...] = (), trust: bool = False, **_: Any) -> None:
-        """It describes its head itself."""
+        """path: of the file, which contains its head; other arguments of `Family.load` are ignored."""
         self.path = path
         self._classes, self._trust = classes, trust
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the network as float32 ONNX, with the decoding of its boxes and scores."""
+        """Write the network as float32 ONNX, with decoding of boxes and scores. Raises SpecError, CompressError."""
         return load_network(self.path, self._trust, self._classes).export(graph, opset, f"{self.path}: detector")
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
@@ -76,9 +76,9 @@ def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
 
 
 def load_network(path: Path, trust: bool, classes: tuple[str, ...] = ()) -> RawOutputs:
-    """Load the network in a file; before that once in a child process with limits, unless it is trusted.
+    """Load the network in a file; unless it is trusted, after a trial in a child process with limits.
 
-    classes: names where the file has none. Raises SpecError.
+    classes: class names, if the file has none. Raises SpecError.
     """
     if not trust:
         rehearse_call(f"{__name__}:run_once", path, (classes,), _VALUES, "rfdetr,torch")
@@ -86,7 +86,7 @@ def load_network(path: Path, trust: bool, classes: tuple[str, ...] = ()) -> RawO
 
 
 def run_once(path: str, classes: list[str]) -> None:
-    """Load the network in a file and run it on a frame of zeros: what is done in the child."""
+    """Load the network in a file and run it on a frame of zeros, in the child process."""
     module = _loaded(Path(path), False, tuple(classes))
     with torch.no_grad():
         module(torch.zeros(1, 3, *module.size))
@@ -115,13 +115,13 @@ def _loaded(path: Path, trust: bool, classes: tuple[str, ...]) -> RawOutputs:
         class_columns=tuple(names),
         classes=checked_classes(list(names.values()), f"{path}: class_names"),
     )
-    network.eval().export()  # as rfdetr does for its own: positions of patches become constants
+    network.eval().export()  # as in rfdetr's own export: positions of patches become constants
     side = model.model.resolution
     return RawOutputs(network, described, (side, side), lambda outputs: (outputs[1], outputs[0]))
 
 
 def _read(path: Path, trust: bool) -> Checkpoint:
-    """Read a checkpoint, without running anything in it unless it is trusted. Raises SpecError for another file."""
+    """Read a checkpoint; unless it is trusted, without executing code in it. Raises SpecError for any other file."""
     foreign = set() if trust else scan_checkpoint(path) - set(_SETTINGS)
     if foreign:
         fix = "if you trust the source of this file to run programs on this machine, add --trust-checkpoint"
@@ -142,30 +142,31 @@ def _read(path: Path, trust: bool) -> Checkpoint:
 
 def _built(path: Path, trust: bool, checkpoint: Checkpoint) -> Any:
     """Return rfdetr's own model of a checkpoint. Raises SpecError."""
-    logging.getLogger("rf-detr").setLevel(logging.ERROR)  # it warns of what is checked here
+    logging.getLogger("rf-detr").setLevel(logging.ERROR)  # it warns of problems that are checked here
     known = vars(checkpoint.settings) if isinstance(checkpoint.settings, Namespace) else {}
-    # Older checkpoints have them beside the settings of the training, where rfdetr does not look.
+    # Older checkpoints store them in the settings of the training, which rfdetr does not read.
     sides = {} if checkpoint.described else {name: known[name] for name in _SIDES if type(known.get(name)) is int}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # A path without a folder would be one in rfdetr's cache of downloads.
+            # rfdetr resolves a path without a folder in its cache of downloads.
             return rfdetr.from_checkpoint(path.absolute(), trust_checkpoint=trust, device="cpu", **sides)
     except MemoryError:
         raise
-    except Exception as error:  # a checkpoint of others makes rfdetr raise anything
+    except Exception as error:  # with an unknown checkpoint, rfdetr can raise anything
         raise _refusal(path, "a model that rfdetr itself can load", first_line(error)) from error
 
 
 def _names(stored: Sequence[str], given: Sequence[str], columns: int, *, legacy: bool) -> dict[int, str]:
-    """Return the name of each class by its column of scores; empty where they are not known.
+    """Return the name of each class by its column of scores; empty if they are unknown.
 
-    stored: names in the file; given: other ones; columns: of scores; legacy: True for a trainer before rfdetr 1.6.
+    stored: names in the file; given: names used if there are none; columns: number of columns of scores; legacy:
+    whether a trainer before rfdetr 1.6 wrote the file.
     """
     if columns == max(COCO_CLASSES) + 1 and list(stored) in ([], list(COCO_CLASSES.values())):
         return dict(COCO_CLASSES)
     names = stored or given
-    # Labels were category numbers then, from 1 on: a parent of all classes had the first column.
+    # Before 1.6 labels were category numbers from 1 on; column 0 was the parent category of all classes.
     first = 1 if legacy and len(names) < columns else 0
     return {first + index: name for index, name in enumerate(names)} if len(names) <= columns else {}
 

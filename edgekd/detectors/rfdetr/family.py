@@ -6,7 +6,7 @@ from edgekd.detectors.family import Family, Imported
 
 _HERE = "edgekd.detectors.rfdetr.detector"
 _NEEDS = ("reading a .pth file, a checkpoint of RF-DETR, needs PyTorch and rfdetr", "rfdetr")
-"""Message where a library is missing, and the extra that brings it."""
+"""Message for a missing library, and the extra that installs it."""
 
 FAMILY = Family(
     name="rfdetr",

@@ -1,1 +1,1 @@
-"""torchvision's one-stage detectors, in files of edgekd's own: `*.tv.pt`."""
+"""torchvision's one-stage detectors, in edgekd's own file format `*.tv.pt`."""

@@ -1,15 +1,15 @@
-"""Detectors by torchvision in files of edgekd's own, `*.tv.pt`: weights, and the names of what they belong to.
+"""Detectors by torchvision in edgekd's own file format, `*.tv.pt`: weights, builder, classes and input size.
 
-Such a file is what `torch.save` writes of a dictionary:
+Such a file is a dictionary written by `torch.save`:
 
     family      "torchvision"
-    builder     one of `family.BUILDERS`: the function of torchvision.models.detection that makes the network
+    builder     one of `family.BUILDERS`: the function of torchvision.models.detection that builds the network
     classes     names of the classes, without the background, in the order of the labels 1, 2, ...
     image_size  [height, width] in pixels, whole multiples of 32: the letterboxed input
-    state_dict  what the network's `state_dict()` gives
+    state_dict  result of the network's `state_dict()`
 
-It is read with PyTorch's weights-only loader, and no more than a builder of the list is called: nothing in it runs, and
-nothing is downloaded.
+It is read with PyTorch's weights-only loader, and only a builder in the list is called: no code in it runs, and nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class TorchvisionDetector:
     libraries: tuple[str, ...] = ("torch", "torchvision")
 
     def __init__(self, path: Path, **_: Any) -> None:
-        """It describes its head and classes itself."""
+        """path: of the file, which contains head and classes; other arguments of `Family.load` are ignored."""
         self.path = path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, one column per anchor.
+        """Write the detector as float32 ONNX with the dense output `[1, 4 + classes, n]`, one column per anchor.
 
-        Normalisation is left to the preprocessing, which the specification describes.
+        Normalisation is not in the graph, but in the returned contract. Raises SpecError, CompressError.
         """
         network = self.network()
         from edgekd.detectors.torchvision.network import Dense
@@ -70,6 +70,6 @@ class TorchvisionDetector:
 
 
 def load_teacher(checkpoint: Path, trust: bool) -> TorchvisionNetwork:
-    """Return the network in a file as a teacher: in evaluation mode, without gradients."""
+    """Return the network in a file as a teacher: in evaluation mode, without gradients. Raises SpecError."""
     network: TorchvisionNetwork = TorchvisionDetector(checkpoint).network().requires_grad_(False)
     return network

@@ -1,7 +1,7 @@
-"""Distillation of torchvision's detectors: a small training loop around the same losses as for Ultralytics.
+"""Distillation of torchvision's detectors: a small training loop with the same losses as for Ultralytics.
 
-The teacher is of any family; the student's own losses are torchvision's. Every image is augmented by seed, epoch and
-index, so a training that resumes ends as if it had not stopped.
+The teacher is of any family; the losses on labels are torchvision's. The augmentation of an image depends only on seed,
+epoch and index, so that a resumed training gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ from edgekd.detectors.torchvision.family import FAMILY
 from edgekd.detectors.torchvision.network import TorchvisionNetwork, save_network, with_classes
 
 UNSUPPORTED = ("width", "class_power", "repeat", "unlabelled", "conflict", "text")
-"""Settings of a distillation that this loop does not have."""
+"""Settings of a distillation that this loop does not support."""
 DEFAULT_RATE = 5e-4
-"""Learning rate of AdamW where none is given."""
+"""Learning rate of AdamW if none is set."""
 WEIGHT_DECAY = 5e-4
 """Weight decay of AdamW, as in Ultralytics' training."""
 MAX_GRADIENT_NORM = 10.0
-"""Longer gradients are scaled to this length."""
+"""Gradients with a larger norm are scaled to this norm."""
 MIN_OBJECT_SIDE = 2.0
-"""Pixels; objects that augmentation has cropped to a smaller side are dropped."""
+"""Smallest side in pixels; objects that augmentation has cropped to less are dropped."""
 EMA_DECAY = 0.9999
-"""Share of the moving average that stays with each step, once it has ramped up."""
+"""Share of the old moving average at each step, after the ramp."""
 EMA_RAMP_STEPS = 2000
-"""Steps after which the decay is at 63 % of EMA_DECAY: at first the average follows quickly."""
+"""Steps after which the decay has reached 63 % of EMA_DECAY: at first the average follows quickly."""
 
 FrameLabels = Mapping[str, torch.Tensor]
-"""Labels of a frame, as `TorchvisionNetwork.losses` takes them."""
+"""Labels of a frame, as for `TorchvisionNetwork.losses`."""
 
 
 def distill_student(
@@ -80,11 +80,11 @@ def distill_student(
     frames: Sequence[Sample] = (),
     cache: Path | None = None,
 ) -> DistillationRecord:
-    """Train the student that `step` names beside a teacher, and write it to `out`, a `.tv.pt` file.
+    """Train the student of `step` with a teacher, and write it to `out`, a `.tv.pt` file.
 
-    Arguments: `Family.distill`. The step's settings in UNSUPPORTED must be off, so there are no `frames`, and no images
-    are combined to one, whatever `mosaic` says. `learning_rate` None is DEFAULT_RATE. The student is the moving average
-    of its weights.
+    Arguments: `Family.distill`. The step's settings in UNSUPPORTED must be off, so `frames` is empty; `mosaic` and
+    `close_mosaic` are ignored. `learning_rate` None is DEFAULT_RATE. The written student has the moving average of its
+    weights.
     """
     torch_device = _one_device(device)
     _require_supported(step)
@@ -108,7 +108,7 @@ def distill_student(
 
 
 def student_network(step: Distill, classes: tuple[str, ...], side: int) -> TorchvisionNetwork:
-    """Return the student before training, of a `.tv.pt` file or a builder. side: of its frames, in pixels.
+    """Return the untrained student, from a `.tv.pt` file or a builder. side: side of its frames in pixels.
 
     Raises SpecError.
     """
@@ -141,7 +141,7 @@ def _one_device(device: str | None) -> torch.device:
 
 
 def labelled_frame(sample: Sample, image: Image, preprocess: Preprocess) -> tuple[torch.Tensor, FrameLabels]:
-    """Return a letterboxed frame float32 [3, h, w], and its objects; a box around a crowd is no object."""
+    """Return a letterboxed frame float32 [3, h, w], and its objects, without boxes around crowds."""
     pixels, placement = letterbox(image, preprocess)
     single = ~sample.truth.crowd
     boxes = to_input(sample.truth.boxes[single], placement).astype(np.float32)
@@ -150,7 +150,7 @@ def labelled_frame(sample: Sample, image: Image, preprocess: Preprocess) -> tupl
 
 
 class AugmentedFrames(TorchDataset[tuple[torch.Tensor, FrameLabels]]):  # type: ignore[misc]
-    """Letterboxed frames float32 [3, h, w], RGB, 0 to 1, with their objects, augmented anew in each `epoch`."""
+    """Letterboxed frames float32 [3, h, w], RGB, 0 to 1, with their objects; `epoch` determines the augmentation."""
 
     def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int], seed: int) -> None:
         self.epoch = 0
@@ -191,7 +191,7 @@ class Batch(NamedTuple):
 
 
 def collate(pairs: Sequence[tuple[torch.Tensor, FrameLabels]]) -> Batch:
-    """Return frames and their labels as a batch."""
+    """Return pairs of a frame and its labels as a batch."""
     frames, targets = zip(*pairs, strict=True)
     return Batch(torch.stack(frames), list(targets))
 
@@ -200,7 +200,7 @@ def collate(pairs: Sequence[tuple[torch.Tensor, FrameLabels]]) -> Batch:
 
 
 class TorchvisionStudentLoss:
-    """The loss of a student on a batch: torchvision's own, and those of its teacher, stage by stage."""
+    """The loss of a student on a batch: torchvision's loss on labels, and the distillation losses of the stage."""
 
     def __init__(self, teacher: Teacher, step: Distill, pairs: Sequence[tuple[int, int]], aids: Any) -> None:
         self.balance = Balance(step.balance_every)
@@ -210,7 +210,7 @@ class TorchvisionStudentLoss:
     def __call__(
         self, student: TorchvisionNetwork, batch: Batch, progress: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the loss, a scalar; its parts, and their weights, by name. progress: share of the training done."""
+        """Return the total loss, a scalar, and its parts and their weights, by name. progress: share done, 0 to 1."""
         losses, features = student.losses(*batch)
         labels = torch.stack(list(losses.values())).sum()
         stage = self._step.stage_at(progress)
@@ -228,7 +228,7 @@ class TorchvisionStudentLoss:
 
 
 class _Training:
-    """A student in training. losses, weights: means of each epoch; seconds: spent so far, also before a resumption."""
+    """A student in training. losses, weights: means of each epoch; seconds: duration, including before a resumption."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class _Training:
         self._rate = step.learning_rate or DEFAULT_RATE
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._rate, weight_decay=WEIGHT_DECAY)
         self._loss = TorchvisionStudentLoss(teacher.to(device), step, pairs, aids)
-        # Not on CPUs: see `compressed` of recover.py.
+        # Not on CPUs: see `compressed` in recover.py.
         self._mixed = step.amp and device.type != "cpu" and fast_in_bfloat16(device)
 
     @property
@@ -257,7 +257,10 @@ class _Training:
         return int(self.average.n_averaged)
 
     def run(self, frames: AugmentedFrames, state: Path, progress: Progress) -> None:
-        """Train until the epochs, or the minutes, are over; write the state after each epoch."""
+        """Train until the epochs, or the minutes, are over; write the state after each epoch.
+
+        Raises CompressError if a loss is not finite.
+        """
         per_epoch = len(_batched(range(len(frames)), self._step.batch))
         left = 0 if self._finished else per_epoch * (self._step.epochs - len(self.losses))
         ticks = progress.items(range(left), "distill", left)
@@ -273,12 +276,12 @@ class _Training:
             self.seconds = spent()
             self._finished = self._share(len(self.losses) * per_epoch, per_epoch, self.seconds) >= 1
             write_content(self._state(), state)
-        next(ticks, None)  # a bar is done when nothing is left
+        next(ticks, None)  # completes the progress bar
 
     def _train_epoch(
         self, frames: AugmentedFrames, per_epoch: int, spent: Callable[[], float], ticks: Iterator[int]
     ) -> None:
-        """Train one epoch, or as long as there is time; add the means of its losses and weights."""
+        """Train one epoch, or until the time is over; append the means of its losses and weights."""
         sums: dict[str, dict[str, float]] = {"losses": defaultdict(float), "weights": defaultdict(float)}
         done = 0
         for done, batch in enumerate(self._batches(frames), start=1):
@@ -299,7 +302,10 @@ class _Training:
     def _train_batch(
         self, batch: Batch, share: float, share_after: float
     ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Train on one batch. share: of the training that is done; share_after: the same with this batch."""
+        """Train on one batch; return the total loss, its parts and weights.
+
+        share: share of the training that is done before this batch; share_after: after it.
+        """
         rising = warmup_factor(self.updates + 1, self._step.warmup_steps, share_after)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * rising * (1 - share * (1 - self._step.final_rate))
@@ -313,7 +319,7 @@ class _Training:
         return float(loss.detach()), parts, weights
 
     def _share(self, steps: int, per_epoch: int, seconds: float) -> float:
-        """Return the share of the training done after so many steps and seconds: of its time where that is set."""
+        """Return the share of the training done after this many steps and seconds: of its minutes, if they are set."""
         if self._step.minutes is not None:
             return seconds / (self._step.minutes * 60)
         return steps / (per_epoch * self._step.epochs)
@@ -348,12 +354,12 @@ class _Training:
 
 
 def _batched(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Split an epoch into batches. The last one has no single image: batch norm needs two maps of one position."""
+    """Split an epoch into batches. The last one has at least 2 images, which batch norm needs for 1 x 1 maps."""
     ends = [*range(size, len(order) - (size > 1), size), len(order)]
     return [order[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _moving_average(average: torch.Tensor, new: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """Return a moving average that follows quickly at first, as Ultralytics' does."""
+    """Return the updated moving average, which follows quickly at first, like Ultralytics'."""
     decay = EMA_DECAY * (1 - torch.exp(-(steps + 1.0) / EMA_RAMP_STEPS))
     return average * decay + new * (1 - decay)

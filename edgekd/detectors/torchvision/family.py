@@ -10,7 +10,7 @@ BUILDERS = (
     "retinanet_resnet50_fpn_v2",
     "ssdlite320_mobilenet_v3_large",
 )
-"""One-stage detectors of torchvision, by the function that builds each; all their boxes leave the network at once."""
+"""Functions of torchvision that build its one-stage detectors."""
 
 _HERE = "edgekd.detectors.torchvision"
 _EXTRA = "torchvision"

@@ -1,4 +1,4 @@
-"""A torchvision detector for edgekd: letterboxed frames in; boxes per anchor, losses and maps out."""
+"""A torchvision detector for edgekd: returns boxes per anchor, losses and maps for letterboxed frames."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from edgekd.graph.rehearsal import rehearse_call
 
 _CLASS_LAYER = re.compile(r"head\.classification_head\.(cls_logits|module_list\.\d+\.1)\.")
 STEP = 32
-"""Sides of the input are whole multiples of this, so that torchvision pads nothing."""
+"""Sides of the input are multiples of this, in pixels, so that torchvision does not pad."""
 
 
 class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     """A one-stage detector by torchvision. Frames are float32 [b, 3, h, w], RGB, 0 to 1, of `image_size`.
 
     preprocess: as in `Teacher`. widths, strides: channels, and pixels between neighbours, of the maps that the head
-    reads. mean, std: of torchvision's normalisation. Raises SpecError for an unknown builder and a size that does not
-    fit.
+    reads. mean, std: torchvision's normalisation. Raises SpecError for an unknown builder, and for sides that are not
+    multiples of STEP.
     """
 
     def __init__(self, builder: str, classes: Sequence[str], image_size: tuple[int, int]) -> None:
@@ -57,20 +57,20 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         self._find_maps()
 
     def _find_maps(self) -> None:
-        """Find widths and strides of the head's inputs."""
+        """Set `widths` and `strides` from a forward pass; sets evaluation mode."""
         with torch.no_grad():
             features = self.eval().features(torch.zeros(1, 3, *self.image_size))
         self.widths, self.strides = tuple(maps.shape[1] for maps in features.neck), features.grid.strides
 
     def fit_widths(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Make layers as wide as the weights in a `state_dict` of `model`; these are to be loaded next."""
+        """Resize layers to the shapes of a `state_dict` of `model`, which must be loaded next."""
         for name, layer in self.model.named_modules():
             weight = state.get(f"{name}.weight")
             if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(weight, torch.Tensor):
                 _resize(layer, weight.shape)
 
     def require_own_size(self, step: Prune | Recover | QuantAwareDistill) -> None:
-        """Raise SpecError for a step with images of another size than the network's, for which its anchors are."""
+        """Raise SpecError for a step with another image size than the network's, which determines its anchors."""
         height, width = self.image_size
         if step.image_size and (step.image_size, step.image_size) != self.image_size:
             raise SpecError(
@@ -89,7 +89,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         return self.features(frames)
 
     def features(self, frames: torch.Tensor) -> DetectorFeatures:
-        """Return the features of frames without labels."""
+        """Return the features of frames, without labels."""
         mean, std = (frames.new_tensor(values)[:, None, None] for values in self._normalisation)
         with self._recording() as outputs:
             self.model.head(list(self.model.backbone((frames - mean) / std).values()))
@@ -98,7 +98,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     def losses(
         self, frames: torch.Tensor, targets: Sequence[Mapping[str, torch.Tensor]]
     ) -> tuple[dict[str, torch.Tensor], DetectorFeatures]:
-        """Return torchvision's own losses by name, and the features. In training mode only.
+        """Return torchvision's own losses by name, and the features; only in training mode.
 
         targets: for each frame `boxes` float32 [n, 4] x1, y1, x2, y2 in pixels, and `labels` int64 [n], from 1 on.
         """
@@ -108,7 +108,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
 
     @contextmanager
     def _recording(self) -> Iterator[dict[str, Any]]:
-        """Record the outputs of backbone and head in float32: anchors have the maps' type, and half is too coarse."""
+        """Record the outputs of backbone and head in float32: anchors have the maps' type, too coarse in 16 bits."""
         outputs: dict[str, Any] = {}
 
         def keep(name: str, module: Any, inputs: Any, output: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -126,7 +126,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
 
     def _features(self, outputs: Mapping[str, Any], frames: torch.Tensor) -> DetectorFeatures:
         neck = tuple(outputs["neck"].values())
-        body = tuple(outputs.get("hidden", outputs["neck"]).values())  # a backbone without a pyramid has only these
+        body = tuple(outputs.get("hidden", outputs["neck"]).values())  # without a feature pyramid only the neck's
         widths = [each.shape[3] for each in body]
         hidden = tuple(body[int(np.abs(np.subtract(widths, maps.shape[3])).argmin())] for maps in neck)
         sizes = tuple((maps.shape[2], maps.shape[3]) for maps in neck)
@@ -140,7 +140,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
         return DetectorFeatures(grid, neck, hidden, {"one2many": predictions})
 
     def anchors(self, frames: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the anchors, float32 [n, 4] x1, y1, x2, y2 in pixels, the same for each frame."""
+        """Return the anchors, float32 [n, 4] x1, y1, x2, y2 in pixels, the same for all frames."""
         sizes = [(frames.shape[2], frames.shape[3])]
         anchors: torch.Tensor = self.model.anchor_generator(ImageList(frames[:1], sizes), list(maps))[0]
         return anchors
@@ -148,13 +148,13 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
     def decoded(self, output: Mapping[str, torch.Tensor], anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode a head's output per anchor: boxes [b, n, 4] x1, y1, x2, y2 in pixels, probabilities [b, n, classes].
 
-        FCOS: the root of class times centredness; RetinaNet: each class on its own; SSD: softmax. As torchvision scores
-        them, without the background.
+        FCOS: square root of class probability times centredness; RetinaNet: sigmoid per class; SSD: softmax. These are
+        torchvision's scores, without the background.
         """
         scores, codes = output["cls_logits"], output["bbox_regression"]
         if isinstance(self.model, detection.FCOS):
             both = scores[..., 1:].sigmoid() * output["bbox_ctrness"].sigmoid()
-            # A root has no slope at 0, to which both may round.
+            # The gradient of the square root is infinite at 0, to which the product may underflow.
             return self.model.box_coder.decode(codes, anchors), both.clamp(min=MIN_PROBABILITY**2).sqrt()
         boxes = torch.stack([self.model.box_coder.decode_single(each, anchors) for each in codes])
         if isinstance(self.model, detection.RetinaNet):
@@ -163,7 +163,7 @@ class TorchvisionNetwork(nn.Module):  # type: ignore[misc]
 
 
 class Dense(nn.Module):  # type: ignore[misc]
-    """A network for export: normalised frames in, [b, 4 + classes, n] out: cx, cy, w, h, then probabilities."""
+    """A network for export, from normalised frames to [b, 4 + classes, n]: cx, cy, w, h in pixels, probabilities."""
 
     def __init__(self, network: TorchvisionNetwork) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ def _best_anchors(boxes: torch.Tensor, probabilities: torch.Tensor, points: int)
 
 
 def _resize(layer: nn.Conv2d | nn.BatchNorm2d, shape: Sequence[int]) -> None:
-    """Give a layer zeros for weights of another shape, if its own differs."""
+    """Resize a layer to this shape of its weights, with zeros, if it has another shape."""
     if tuple(layer.weight.shape) == tuple(shape):
         return
     for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
@@ -211,7 +211,10 @@ def _resize(layer: nn.Conv2d | nn.BatchNorm2d, shape: Sequence[int]) -> None:
 
 
 def with_classes(network: TorchvisionNetwork, classes: Sequence[str], size: tuple[int, int]) -> TorchvisionNetwork:
-    """Return a network with other classes: weights of classes of the same name stay, the others are to be learned."""
+    """Return a network with other classes: weights of classes with the same name are kept, others are initialized.
+
+    size: height and width of its frames in pixels.
+    """
     new = TorchvisionNetwork(network.builder, classes, size)
     old_names, new_names = ("", *network.classes), ("", *classes)  # the background comes first
     pairs = [(index, old_names.index(name)) for index, name in enumerate(new_names) if name in old_names]
@@ -247,7 +250,7 @@ def save_network(network: TorchvisionNetwork, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of a `.tv.pt` file, checked. state: the weights, by name."""
+    """The checked content of a `.tv.pt` file. state: the weights, by name."""
 
     builder: str
     classes: tuple[str, ...]
@@ -256,9 +259,10 @@ class _Description:
 
 
 def load_network(path: Path) -> TorchvisionNetwork:
-    """Load the network in a `.tv.pt` file, in evaluation mode. Nothing in it is executed.
+    """Load the network in a `.tv.pt` file, in evaluation mode. No code in the file is executed.
 
-    It is built and run once in a child with limits before: weights may be shared, and of any width. Raises SpecError.
+    The network is first built and run once in a child process with limits, because weights may be shared, and of any
+    width. Raises SpecError.
     """
     described = _read(path)
     rehearse_call(f"{__name__}:run_once", path, (), 3 * prod(described.image_size), "torch,torchvision")
@@ -266,7 +270,7 @@ def load_network(path: Path) -> TorchvisionNetwork:
 
 
 def run_once(path: str) -> None:
-    """Build the network in a file, which runs it on frames of zeros to find its maps: what is done in the child."""
+    """Build the network in a file, which also runs it on a frame of zeros, in the child process."""
     _built(_read(Path(path)), Path(path))
 
 
@@ -294,7 +298,7 @@ def _built(described: _Description, path: Path) -> TorchvisionNetwork:
     network = TorchvisionNetwork(described.builder, described.classes, described.image_size)
     try:
         network.fit_widths(described.state)
-        # A plain dictionary has no version, so batch norms may lack the counter that frozen ones never had.
+        # A plain dictionary has no version metadata, so the batch counters that frozen batch norms lack may be missing.
         network.model.load_state_dict(dict(described.state))
         network._find_maps()
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""Structured pruning of torchvision's detectors: the same builder's network, with fewer channels.
+"""Structured pruning of torchvision's detectors: a network of the same builder, with fewer channels.
 
-The result is an ordinary `.tv.pt` file: the widths of layers follow from the weights in it.
+The result is an ordinary `.tv.pt` file: on loading, layers get the widths of the weights in it.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def prune_detector(
 ) -> PruningRecord:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again a `.tv.pt` file.
 
-    Arguments: `Family.prune`. The last layers of a head keep their outputs, and so does what a group norm reads, whose
-    groups are of neighbours.
+    Arguments: `Family.prune`. The last layers of a head keep all outputs, and so do convolutions before group norms,
+    whose groups are adjacent channels.
     """
     began = time.monotonic()
     network = TorchvisionDetector(checkpoint).network()
     if teacher and (size := TorchvisionDetector(teacher).network().image_size) != network.image_size:
-        network = with_classes(network, network.classes, size)  # which training has changed
+        network = with_classes(network, network.classes, size)  # the training between rounds has changed it
     network.require_own_size(step)
     before, max_weights = parameters_in(network), inf
     if step.max_bytes is not None:
@@ -97,7 +97,7 @@ def prune_detector(
 def scan_detector(
     checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
 ) -> Sensitivity:
-    """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
+    """Measure the increase of the loss on labels when each unit loses channels, on the images that pruning uses."""
     network = TorchvisionDetector(checkpoint).network()
     network.require_own_size(step)
     classes, samples = pruning_images(data, step, progress)
@@ -115,7 +115,7 @@ def scan_detector(
 def _channels(
     network: TorchvisionNetwork, step: Prune, readers: Mapping[str, Reader]
 ) -> tuple[Channels, Callable[[], Any]]:
-    """Return the channels that can be removed, and a function that returns the convolutions as they are then."""
+    """Return the channels that can be removed, and a function that returns the network's present convolutions."""
     network.requires_grad_(True)
     dense, frame = _Dense(network), torch.zeros(1, 3, *network.image_size)
     convolutions = partial(convolutions_run, dense, partial(dense.forward, frame))
@@ -124,19 +124,19 @@ def _channels(
 
 
 class _Dense(nn.Module):  # type: ignore[misc]
-    """Backbone and head alone, whose layers have the names they have in the file."""
+    """Only backbone and head; names of layers are those in the file."""
 
     def __init__(self, network: TorchvisionNetwork) -> None:
         super().__init__()
         self.backbone, self.head = network.model.backbone, network.model.head
 
     def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
-        """Return the head's outputs, part by part."""
+        """Return the head's outputs as a list."""
         return list(self.head(list(self.backbone(frames).values())).values())
 
 
 def _fixed_outputs(network: TorchvisionNetwork) -> list[Any]:
-    """List the convolutions that keep their outputs: the last ones of the head, and those that group norms read."""
+    """Return the convolutions that keep all outputs: the last ones of the head, and those before group norms."""
     ends = [layer for name, layer in network.model.head.named_modules() if _LAST_LAYER.search(name)]
     grouped = [
         before
@@ -149,11 +149,11 @@ def _fixed_outputs(network: TorchvisionNetwork) -> list[Any]:
 
 
 _LAST_LAYER = re.compile(r"(cls_logits|bbox_reg|bbox_ctrness|module_list\.\d+\.1)$")
-"""Names of the last layers of a head of RetinaNet, FCOS or SSDLite."""
+"""Matches names of the last layers of a head of RetinaNet, FCOS or SSDLite."""
 
 
 def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teacher | None) -> Loss:
-    """Return the loss of a batch, a scalar: on the labels, and of a teacher's classes and boxes."""
+    """Return the loss function of a batch, a scalar: on labels, and with a teacher also on its classes and boxes."""
     if teacher is None:
         return lambda batch: sum(network.losses(*batch)[0].values(), torch.zeros(()))
     aids = paired_aids(network.widths, network.strides, teacher, PREDICTIONS_ONLY)
@@ -164,9 +164,9 @@ def _loss(network: TorchvisionNetwork, classes: tuple[str, ...], teacher: Teache
 def _accumulate(
     network: TorchvisionNetwork, loss: Loss, samples: Sequence[LabelledImage], progress: Progress, *, of_weights: bool
 ) -> None:
-    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is.
+    """Set the gradient of each weight to the sum over images of |gradient of the loss|; weights do not change.
 
-    of_weights: without, only outputs get gradients, for hooks.
+    of_weights: False: compute gradients of outputs only, for hooks.
     """
     _to_train(network.requires_grad_(of_weights))
 
@@ -180,7 +180,7 @@ def _accumulate(
 
 
 def _to_train(network: TorchvisionNetwork) -> None:
-    """Put a network into training mode, in which it returns losses, with the statistics of batch norms fixed."""
+    """Set training mode, in which a network returns losses, but with fixed statistics of batch norms."""
     network.train()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):

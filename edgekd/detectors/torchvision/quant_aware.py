@@ -1,4 +1,4 @@
-"""Quantization-aware training of torchvision's detectors: a quantized one learns to predict as the float one does."""
+"""Quantization-aware training of torchvision's detectors, to reproduce the predictions of the float detector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgekd.detectors.torchvision.network import TorchvisionNetwork
 from edgekd.detectors.torchvision.recover import compressed
 
 _CALL = re.compile(r"(?P<module>.*?)(_(?P<call>\d+))?")
-"""Name of a module in a graph: from its second call on with the number of the call, counted from 0."""
+"""Name of a module in a graph; from its second call on with the number of the call, counted from 0."""
 
 
 def distill_quantized(
@@ -42,10 +42,10 @@ def distill_quantized(
     progress: Progress,
     graph: Path,
 ) -> TrainingRun:
-    """Write `out`: the Q/DQ graph `graph` with weights trained so that it predicts as `teacher` does.
+    """Write `out`: the Q/DQ graph `graph` with weights trained to reproduce the predictions of `teacher`.
 
-    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`.
-    Group norms keep their weights.
+    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint`, and quantized by
+    `compress.quantization.quantize`. Group norms keep their weights.
     """
     layers = read_layers(graph)
     network = quantized_network(float_network(checkpoint), layers, step.ranges == "learned")
@@ -55,10 +55,10 @@ def distill_quantized(
 
 
 def float_network(checkpoint: Path) -> TorchvisionNetwork:
-    """Return a network with a module for each convolution of its graph: batch norms folded, a head for each map."""
+    """Return a network with one module per convolution of its graph: batch norms are folded, each map has a head."""
     network = TorchvisionDetector(checkpoint).network()
     leaves = [(name, each) for name, each in network.named_modules() if not any(each.children())]
-    # torchvision registers a norm behind the convolution that it reads.
+    # torchvision registers a norm right after the convolution that it reads.
     for (name, layer), (norm, after) in pairwise(leaves):
         if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
             network.set_submodule(name, fuse_conv_bn_eval(layer, after))
@@ -69,10 +69,10 @@ def float_network(checkpoint: Path) -> TorchvisionNetwork:
 
 
 class HeadOfEachMap(nn.ModuleList):  # type: ignore[misc]
-    """A head for each map, in place of one for all: the graph has numbers of its own for each."""
+    """A separate head for each map, instead of a shared one: quantized weights in the graph differ between maps."""
 
     def forward(self, maps: Sequence[torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Return the outputs by name, joined over the anchors of all maps [b, n, ...]."""
+        """Return the outputs by name, concatenated over the anchors of all maps: [b, n, ...]."""
         outputs = [head([each]) for head, each in zip(self, maps, strict=True)]
         return {name: torch.cat([each[name] for each in outputs], dim=1) for name in outputs[0]}
 
@@ -80,7 +80,7 @@ class HeadOfEachMap(nn.ModuleList):  # type: ignore[misc]
 def quantized_network(
     network: TorchvisionNetwork, layers: Sequence[QdqConvolution], learned: bool
 ) -> TorchvisionNetwork:
-    """Copy a `float_network` so that it computes as the Q/DQ graph with these layers does: see `fake_quantized`."""
+    """Return a copy of a `float_network` that computes like the Q/DQ graph with these layers: see `fake_quantized`."""
     student: TorchvisionNetwork = fake_quantized(network, layers, partial(module_of, network), learned=learned)
     for block in student.modules():
         adds_its_input = isinstance(block, Bottleneck) and block.downsample is None
@@ -92,13 +92,13 @@ def quantized_network(
 def module_of(network: TorchvisionNetwork, layer: QdqConvolution) -> str:
     """Return the name of the module of a `float_network` that computes a layer.
 
-    It is read from the node, which the export names after the modules that are called: weights with a folded norm have
-    no such name. `/head/regression_head/conv/conv.0_4/Conv` is the fifth call of `conv.0`, and so of the fifth head.
+    It is derived from the node's name, which contains the called modules; names of weights with a folded norm do not.
+    `/head/regression_head/conv/conv.0_4/Conv` is the fifth call of `conv.0`, which is in the fifth head.
     """
     path: list[str] = []
     for part in layer.node.removeprefix("/").split("/")[:-1]:
         if path and part.startswith(f"{path[-1]}."):
-            path.pop()  # parts of a sequence are named with it
+            path.pop()  # names of parts of a sequence start with its name
         path.append(part)
     name = ".".join(["model", *path])
     if not isinstance(network.model.head, HeadOfEachMap):

@@ -1,4 +1,4 @@
-"""Recovery of torchvision's detectors: a pruned one is trained to predict as the original does."""
+"""Recovery of torchvision's detectors: training of a pruned one to reproduce the original's predictions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def recover_detector(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> TrainingRun:
-    """Write `out`, the detector in `checkpoint` trained to predict as `teacher` does: again a `.tv.pt` file.
+    """Write `out`, the detector in `checkpoint` trained to reproduce predictions of `teacher`: again a `.tv.pt` file.
 
-    Arguments: `Family.recover`. Of several anchors at a place the most certain one is trained, as in distillation.
-    Raises SpecError for a teacher whose classes or strides are not the detector's.
+    Arguments: `Family.recover`. Of several anchors at a position the most certain one is trained, as in distillation.
+    Raises SpecError for a teacher whose classes or strides differ from the detector's.
     """
     network = TorchvisionDetector(checkpoint).network().requires_grad_(True)
     student = compressed(network, step, device)
@@ -52,7 +52,7 @@ def compressed(
     strides = tuple(map(float, network.strides))
 
     def outputs(frames: torch.Tensor) -> DetectorFeatures:
-        # In bfloat16 a CPU's gradients of depthwise layers over maps of 1 x 1, as SSDlite has them, are noise.
+        # On CPUs, bfloat16 gradients of depthwise layers on 1 x 1 maps (SSDlite) are mostly noise.
         with torch.autocast("cpu", enabled=False):
             return network.features(frames)
 

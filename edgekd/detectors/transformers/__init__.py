@@ -1,1 +1,1 @@
-"""Detectors by Hugging Face's transformers: DETRs in folders that `save_pretrained` writes."""
+"""Detectors by Hugging Face's transformers: DETRs in folders written by `save_pretrained`."""

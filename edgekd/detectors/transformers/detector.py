@@ -1,7 +1,7 @@
 """DETRs by transformers as detectors: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`.
 
-Nothing in these files is executed, and nothing is downloaded: the architecture is one of HEADS, as transformers itself
-implements it, and weights are safetensors alone.
+No code in these files is executed, and nothing is downloaded: the architecture is one of HEADS, implemented in
+transformers itself, and weights are read from safetensors only.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ HEADS: Mapping[str, str] = {
 }
 """Shipped description of the head of each `model_type`."""
 MAX_CONFIG_BYTES = 1 << 20
-"""Bytes of a JSON file; that of a model with 1,000 classes has 60 KB."""
+"""Largest size of a JSON file in bytes; the file of a model with 1,000 classes has 60 KB."""
 MAX_CONFIG_VALUES = 50_000
-"""Values and names in a JSON file."""
+"""Largest number of values and names in a JSON file."""
 _SAVED = "a folder that save_pretrained of the model and of its image processor wrote"
 
 
 class TransformersDetector:
-    """The folder of a DETR, by the file with its weights; nothing is read from it until `export`."""
+    """The folder of a DETR, given by the file with its weights; nothing is read from it until `export`."""
 
     family = "transformers"
     libraries: tuple[str, ...] = ("torch", "transformers")
 
     def __init__(self, path: Path, **_: Any) -> None:
-        """It describes its head and classes itself."""
+        """path: of the weights; the folder has head and classes; other arguments of `Family.load` are ignored."""
         self.path = path
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the network as float32 ONNX, with the decoding of its boxes and scores."""
+        """Write the network as float32 ONNX, with decoding of boxes and scores. Raises SpecError, CompressError."""
         folder = _read(self.path)
         network = _RawOutputs(load_network(folder), folder.size)
         return folder.spec(export_described(network, folder.head, folder.size, graph, opset, str(self.path)))
@@ -67,7 +67,7 @@ class TransformersDetector:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of a detector, read. weights: path; config: of the architecture; frames: of the image processor.
+    """The files of a detector. weights: path; config, frames: contents of CONFIG and PREPROCESSOR.
 
     size: height and width of the input in pixels.
     """
@@ -79,7 +79,7 @@ class ModelFolder:
 
     @property
     def head(self) -> HeadDescription:
-        """The description of the head, complete. Class numbers that no class has are named N/A, or not at all."""
+        """The complete description of the head. Unused class numbers, named N/A or not at all, are dropped."""
         names: Mapping[str, str] = self.config["id2label"]
         used = sorted(int(number) for number, name in names.items() if name != "N/A")
         return replace(
@@ -93,7 +93,7 @@ class ModelFolder:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing by the image processor. Raises SpecError."""
+        """The image processor's preprocessing. Raises SpecError."""
         frames = self.frames
         scale = frames.get("rescale_factor", 1 / 255) if frames.get("do_rescale", True) else 1.0
         preprocess = Preprocess(*self.size, scale=scale, stretch=True)
@@ -102,7 +102,7 @@ class ModelFolder:
         return preprocess
 
     def spec(self, head: Head) -> DetectorSpec:
-        """Return the contract of the exported graph. head: of its output. Raises SpecError."""
+        """Return the contract of the exported graph. head: head of its output. Raises SpecError."""
         return checked_spec(DetectorSpec(self.head.classes, self.preprocess, head), f"{self.weights.parent}: detector")
 
     def _three(self, key: str) -> tuple[float, float, float]:
@@ -114,13 +114,13 @@ class ModelFolder:
 
 
 def load_teacher(checkpoint: Path, trust: bool) -> DescribedTeacher:
-    """Load a folder, by the file with its weights, as a teacher. Raises SpecError."""
+    """Load a folder, given by the file with its weights, as a teacher. Raises SpecError."""
     folder = _read(checkpoint)
     return DescribedTeacher(_RawOutputs(load_network(folder), folder.size), folder.head, folder.preprocess)
 
 
 def load_network(folder: ModelFolder) -> Any:
-    """Load the network, float32 in evaluation mode; before that once in a child process with limits.
+    """Load the network, float32 in evaluation mode, after a trial in a child process with limits.
 
     Raises SpecError.
     """
@@ -131,21 +131,24 @@ def load_network(folder: ModelFolder) -> Any:
 
 
 def run_once(path: str, config_sha256: str) -> None:
-    """Load the network of a folder and run it on a frame of zeros: what is done in the child."""
+    """Load the network of a folder and run it on a frame of zeros, in the child process.
+
+    config_sha256: not used; makes the result of the trial depend on the configuration.
+    """
     folder = _read(Path(path))
     with torch.no_grad():
         _RawOutputs(_loaded(folder), folder.size)(torch.zeros(1, 3, *folder.size))
 
 
 def _read(weights: Path) -> ModelFolder:
-    """Read the JSON files of a model's folder. weights: path of its weights. Raises SpecError."""
+    """Read and check the JSON files of a model's folder. weights: path of its weights. Raises SpecError."""
     regular_file(weights, MAX_BYTES, SpecError)
     config, frames = _json_of(weights.with_name(CONFIG)), _json_of(weights.with_name(PREPROCESSOR))
     kind, backbone, names = config.get("model_type"), config.get("backbone_config"), config.get("id2label")
     if kind not in HEADS:
         raise _refusal(weights, CONFIG, "model_type " + ", ".join(HEADS), f"{kind!r:.80}")
     own_backbone = isinstance(backbone, dict) and not str(backbone.get("model_type")).startswith("timm")
-    if not own_backbone or config.get("backbone"):  # others are downloaded
+    if not own_backbone or config.get("backbone"):  # other backbones would be downloaded
         found = f"{config.get('backbone') or backbone!r:.80}"
         raise _refusal(weights, CONFIG, "backbone_config of a backbone by transformers itself", found)
     if "quantization_config" in config:
@@ -190,7 +193,7 @@ def _loaded(folder: ModelFolder) -> Any:
         )
     except MemoryError:
         raise
-    except Exception as error:  # a config of others makes transformers raise anything
+    except Exception as error:  # with an unknown config, transformers can raise anything
         found = first_line(error)
         raise _refusal(folder.weights, CONFIG, f"architecture and weights of {kind}", found) from error
     missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
@@ -219,7 +222,7 @@ class _RawOutputs(nn.Module):  # type: ignore[misc]
 
 
 def _fix_positions(embeddings: Any, size: tuple[int, int]) -> None:
-    """Interpolate the positions of patches now: ONNX has no bicubic interpolation with antialiasing before opset 18."""
+    """Interpolate position embeddings before export: ONNX lacks antialiased bicubic interpolation before opset 18."""
     patches = (size[0] // embeddings.patch_size) * (size[1] // embeddings.patch_size)
     width = embeddings.position_embeddings.shape[2]
     with torch.no_grad():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from edgekd.detectors.family import Family, Imported
 
 CONFIG = "config.json"
-"""File of a model's folder with its architecture and its classes."""
+"""File in a model's folder with its architecture and classes."""
 PREPROCESSOR = "preprocessor_config.json"
-"""File of a model's folder with the size and the normalisation of its frames."""
+"""File in a model's folder with the size and normalisation of its frames."""
 
 _HERE = "edgekd.detectors.transformers.detector"
 _NEEDS = ("reading it needs PyTorch and transformers", "transformers")
-"""Message where a library is missing, and the extra that brings it."""
+"""Message for a missing library, and the extra that installs it."""
 
 FAMILY = Family(
     name="transformers",

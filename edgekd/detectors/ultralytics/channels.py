@@ -1,10 +1,10 @@
-"""Groups of channels of an Ultralytics network.
+"""Groups of coupled channels of an Ultralytics network.
 
-torch-pruning follows channels through the network, but not through blocks that compute one convolution and split its
-output in halves (C2f and those derived from it). While such a network is pruned, these blocks have a convolution for
-each half; both lose as many channels, and are joined again afterwards. The result consists of Ultralytics' own layers.
+torch-pruning traces channels through the network, but not through blocks that split the output of one convolution into
+halves (C2f and derived blocks). During pruning these blocks have a convolution for each half; both lose equally many
+channels, and are joined again afterwards. The result has only Ultralytics' own layers.
 
-Of an RT-DETR backbone and neck lose channels. Attention, decoder and embeddings keep their widths.
+In an RT-DETR only backbone and neck lose channels. Attention, decoder and embeddings keep their widths.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from edgekd.detectors.channel_groups import Channels, convolutions_run
 from edgekd.detectors.ultralytics.upstream import AIFI, C2PSA, AAttn, Attention, C2f, PSABlock
 
 TRACED = 256
-"""Side in pixels of the frame by which layers are followed; the groups do not depend on it."""
+"""Side in pixels of the frame for tracing; the groups do not depend on it."""
 
 
 class _Halves(nn.Module):  # type: ignore[misc]
-    """A C2f block, or one derived from it, with a convolution for each half of its first one's output."""
+    """A C2f block, or a derived one, with a convolution for each half of the first convolution's output."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.block = [block]  # in a list, so that its layers are not this one's
+        self.block = [block]  # in a list, so that its layers are not registered here
         middle = block.cv1.conv.out_channels // 2
         values = _per_channel(block.cv1)
         self.halves = nn.ModuleList(
@@ -41,7 +41,7 @@ class _Halves(nn.Module):  # type: ignore[misc]
             for part in (slice(middle), slice(middle, None))
         )
         self.m, self.cv2 = block.m, block.cv2
-        for name in ("i", "f", "type"):  # by which Ultralytics finds a layer's input
+        for name in ("i", "f", "type"):  # Ultralytics finds a layer's input by these
             if hasattr(block, name):
                 setattr(self, name, getattr(block, name))
 
@@ -51,7 +51,7 @@ class _Halves(nn.Module):  # type: ignore[misc]
         return self.cv2(torch.cat(outputs, 1))
 
     def joined(self) -> Any:
-        """Return the block, with the halves as they are now as its first convolution."""
+        """Return the block, with the present halves joined as its first convolution."""
         (block,) = self.block
         parts = [_per_channel(half) for half in self.halves]
         both = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -60,14 +60,14 @@ class _Halves(nn.Module):  # type: ignore[misc]
 
 
 def _per_channel(layer: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a convolution with batch norm that have an entry for each output channel."""
+    """Return the tensors of a convolution with batch norm that have an entry per output channel, by name."""
     return {name: value for name, value in layer.state_dict().items() if value.ndim}
 
 
 def _with_channels(layer: Any, values: Mapping[str, torch.Tensor]) -> Any:
-    """Return a copy of a convolution with batch norm, with other tensors by channel."""
+    """Return a copy of a convolution with batch norm, with other tensors per output channel."""
     new = deepcopy(layer)
-    new.act = layer.act  # which all layers share
+    new.act = layer.act  # shared by all layers
     for name, value in values.items():
         part, _, attribute = name.rpartition(".")
         holder, own = new.get_submodule(part), value.clone()
@@ -78,7 +78,7 @@ def _with_channels(layer: Any, values: Mapping[str, torch.Tensor]) -> Any:
 
 @contextmanager
 def in_halves(network: Any) -> Iterator[None]:
-    """Put `_Halves` in place of a network's blocks that split; join them again afterwards."""
+    """Replace the splitting blocks of a network by `_Halves`; join them at the end of the context."""
     for name, block in [item for item in network.named_modules() if isinstance(item[1], C2f)]:
         network.set_submodule(name, _Halves(block))
     yield
@@ -89,9 +89,9 @@ def in_halves(network: Any) -> Iterator[None]:
 def channels_of(
     network: Any, size: tuple[int, int], importance: str, readers: Mapping[str, Reader] = MappingProxyType({})
 ) -> Channels:
-    """Return the channels that can be removed from a network in halves, for frames of height and width `size`.
+    """Return the channels that can be removed from a network inside of `in_halves`.
 
-    importance, readers: as of `Channels`.
+    size: height and width of its frames in pixels; importance, readers: as for `Channels`.
     """
     firsts = [name for name, _ in network.named_modules() if name.endswith(".halves.0.conv")]
     pairs = [(name, name.replace(".halves.0.conv", ".halves.1.conv")) for name in firsts]
@@ -102,9 +102,9 @@ def channels_of(
 
 
 def _fixed_outputs(network: Any) -> list[Any]:
-    """List the convolutions that keep their outputs: the last of each branch, and those that attention splits or reads.
+    """Return the convolutions that keep all outputs: the last of each branch, and those that attention splits or reads.
 
-    Attention over a whole map (AIFI) reads what the layer before it writes.
+    Attention over a whole map (AIFI) reads the output of the layer before it.
     """
     layers = [_convolutions_in(level)[-1] for branch in _branches(network) for level in branch]
     for module in network.modules():
@@ -122,15 +122,16 @@ def _convolutions_in(module: Any) -> list[Any]:
 
 
 def _branches(network: Any) -> list[Any]:
-    """List the head's branches: of boxes and of classes, once or twice, or the projections that a decoder reads."""
+    """Return the head's branches: of boxes and of classes, once or twice, or the input projections of a decoder."""
     names = ("cv2", "cv3", "one2one_cv2", "one2one_cv3", "input_proj")
     return [branch for name in names if (branch := getattr(network.model[-1], name, None)) is not None]
 
 
 @contextmanager
 def branches_alone(network: Any) -> Iterator[None]:
-    """Have the head run its branches and decode nothing. A second branch then reads the same maps as the first one,
-    to which in training it would not hand gradients.
+    """Make the head return the outputs of its branches, without decoding, in this context.
+
+    A second branch then reads the same maps as the first one; in training it would read detached copies.
     """
     network.model[-1].forward = lambda maps, batch=None: [
         branch[level](each) for branch in _branches(network) for level, each in enumerate(maps)
@@ -141,7 +142,7 @@ def branches_alone(network: Any) -> Iterator[None]:
 
 @contextmanager
 def _encoders_skipped(network: Any) -> Iterator[None]:
-    """Have attention over whole maps pass its input on: what it computes cannot be followed, and keeps its widths."""
+    """Make attention over whole maps return its input in this context: it cannot be traced, and keeps its widths."""
     encoders = [each for each in network.modules() if isinstance(each, AIFI)]
     for each in encoders:
         each.forward = lambda maps: maps
@@ -151,12 +152,12 @@ def _encoders_skipped(network: Any) -> Iterator[None]:
 
 
 def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolution]:
-    """Return a network's convolutions by name, for frames of `size`; those that a camera skips have no positions."""
+    """Return a network's convolutions by name, for frames of `size`; 0 positions for those that a camera skips."""
     head = network.model[-1]
     names = ("one2one_cv2", "one2one_cv3") if getattr(head, "end2end", False) else ("cv2", "cv3", "input_proj")
     shipped = {id(getattr(head, name, None)) for name in names}
     skipped = {id(each) for part in _branches(network) if id(part) not in shipped for each in part.modules()}
     with branches_alone(network):
         run = partial(network.eval(), torch.zeros(1, 3, TRACED, TRACED))
-        # Whole: sizes and TRACED are multiples of the strides.
+        # The result is an integer: sizes and TRACED are multiples of the strides.
         return convolutions_run(network, run, (size[0] * size[1], TRACED**2), skipped)

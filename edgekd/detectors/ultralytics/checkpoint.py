@@ -1,13 +1,13 @@
-"""Ultralytics checkpoints, written, and read without running their content.
+"""Write Ultralytics checkpoints, and read them without executing code in them.
 
-A `.pt` file is a pickle, and a pickle is a program: it calls what it names, with arguments of its own. A list of
-harmless names is not protection enough, because constructors of network layers do things, too: Ultralytics'
-DetectionModel evaluates the `activation` in the description it is given, its TorchVision block downloads weights. So
-nothing that the file names is called:
+A `.pt` file is a pickle, which can call any function that it names, with any arguments. A list of harmless names is not
+sufficient protection, because constructors of network layers have side effects: Ultralytics' DetectionModel evaluates
+the `activation` in its description, and its TorchVision block downloads weights. So nothing that the file names is
+called:
 
 1. PyTorch's weights-only unpickler reads the file; it refuses every name that is not on its allow-list.
-2. The list has the names of network layers, each with a stand-in: an object that only holds attributes.
-3. When all is read, every stand-in gets the class it stands for, and with it the layer's methods.
+2. The list has the names of network layers, each with a stand-in: a class whose objects only hold attributes.
+3. After reading, every stand-in object gets the class of its layer, and with it the layer's methods.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from edgekd.detectors.checkpoint_scan import scan_checkpoint
 from edgekd.detectors.torch_support import saved_bytes
 
 MAX_VISITS = 100_000
-"""Layers that a walk through a network meets. That through YOLO11x meets 1,000."""
+"""Largest number of layers in a traversal of a network; YOLO11x has 1,000."""
 _LAYER_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.", "ultralytics.nn.tasks.")
-# Results, paths and losses of the training: real checkpoints have them, a detector does not need them.
+# Results, paths and losses of the training: in real checkpoints, but not needed by a detector.
 _IGNORED_MODULES = ("numpy.", "pathlib.", "ultralytics.utils.loss.", "ultralytics.utils.tal.")
 _IGNORED_NAMES = ("ultralytics.utils.IterableSimpleNamespace",)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parts of a checkpoint in use: the network, float32 in evaluation mode, and the arguments of its training."""
+    """The used parts of a checkpoint: the network, float32 in evaluation mode, and the arguments of its training."""
 
     model: Any
     train_args: Mapping[str, Any]
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
-    """Load the network in an Ultralytics checkpoint. With `trust`, the pickle may execute anything.
+    """Load the network in an Ultralytics checkpoint. With `trust`, the pickle can execute any code.
 
-    Raises SpecError for a file that is no checkpoint, or that names anything an Ultralytics detector does not need.
+    Raises SpecError for a file that is not a checkpoint, or without `trust` names anything that an Ultralytics detector
+    does not need.
     """
     from torch import nn
 
@@ -65,7 +66,7 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
 
 
 def _require_few_visits(model: Any) -> None:
-    """Raise ValueError for layers that contain each other, or the same ones so often that a walk has no end."""
+    """Raise ValueError for layers inside themselves, or shared so often that a traversal is too long (MAX_VISITS)."""
     visits: dict[int, int] = {}
 
     def count(layer: Any) -> int:
@@ -82,12 +83,12 @@ def _require_few_visits(model: Any) -> None:
 
 
 def write_checkpoint(network: Any, train_args: Mapping[str, Any], path: Path) -> None:
-    """Write a network as Ultralytics does; the network is then in half precision, too."""
+    """Write a checkpoint like Ultralytics', in half precision; converts the network itself, too."""
     write_file(path, checkpoint_bytes(network, train_args))
 
 
 def checkpoint_bytes(network: Any, train_args: Mapping[str, Any]) -> bytes:
-    """Return the bytes that `write_checkpoint` writes; the network is then in half precision."""
+    """Return the bytes that `write_checkpoint` writes; converts the network to half precision."""
     head = {"epoch": -1, "ema": None, "optimizer": None, "train_args": dict(train_args)}
     return saved_bytes({**head, "model": network.half()})
 
@@ -107,7 +108,7 @@ def _read_without_running(path: Path) -> Any:
         state = dict(vars(instance))
         instance.__class__ = layer
         try:
-            instance.__setstate__(state)  # fills in what layers written by older versions lack
+            instance.__setstate__(state)  # adds attributes that layers written by older versions lack
         except (AttributeError, LookupError, TypeError) as error:
             raise _no_checkpoint(path, error) from error
     return content
@@ -128,7 +129,7 @@ class _Ignored:
 
 
 def _stand_in(layer: type, instances: list[tuple[Any, type]]) -> type:
-    """Return a class whose instances only hold the attributes of a layer; each is added to `instances`."""
+    """Return a class whose instances only hold a layer's attributes; each is appended to `instances` with the layer."""
 
     class StandIn:
         def __new__(cls) -> StandIn:
@@ -143,7 +144,7 @@ def _stand_in(layer: type, instances: list[tuple[Any, type]]) -> type:
 
 
 def _layer(name: str, path: Path) -> type:
-    """Return the network layer of that name; only from the module that defines it."""
+    """Return the class of a network layer by its full name, only from the module that defines it. Raises SpecError."""
     from torch import nn
 
     module, _, attribute = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Other classes for an Ultralytics network: weights of classes of the same name stay, the others are to be learned."""
+"""Other classes for an Ultralytics network: weights of classes with the same name are kept, others are initialized."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from edgekd.detectors.ultralytics.detector import class_names, is_transformer
 
 UNKNOWN_CLASS_LOGIT = -4.6
-"""Initial logit of a class that a student's checkpoint does not have: a probability of 1 %."""
+"""Initial bias of a class that a student's checkpoint does not have: a probability of 1 %."""
 
 
 def with_classes(network: Any, classes: tuple[str, ...]) -> Any:
-    """Return a network, changed in place, with these classes."""
+    """Change the classes of a network in place, and return it."""
     known = class_names(network)
     if known == classes:
         return network
@@ -49,7 +49,7 @@ def _renew_queries(head: Any, known: Sequence[str], classes: Sequence[str]) -> N
 
 
 def _renewed(old: Any, new: Any, known: Sequence[str], classes: Sequence[str]) -> Any:
-    """Return a new layer with the old one's weights of the classes that both have."""
+    """Copy the weights of the classes that both layers have from the old to the new layer, and return it."""
     with torch.no_grad():
         if hasattr(new, "bias"):
             new.bias.fill_(UNKNOWN_CLASS_LOGIT)

@@ -1,4 +1,4 @@
-"""Ultralytics checkpoints (YOLOv3 to v13 and 26, RT-DETR) as detectors: opened, exported, given another input size."""
+"""Ultralytics checkpoints (YOLOv3 to v13 and 26, RT-DETR) as detectors: loading, export, change of the input size."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _EXPORTED = {
     _MASKS: ("Segment", "Segment26"),
     _TRANSFORMER: ("RTDETRDecoder",),
 }
-"""Models by class, with the classes of their last layers."""
+"""Names of the model classes that can be exported, with the classes of their last layers."""
 STUDENTS = {**_TRAINED, _TRANSFORMER: _EXPORTED[_TRANSFORMER]}
-"""Networks that can be distilled, pruned and recovered; RT-DETR has no quantization-aware training."""
+"""Models that can be distilled, pruned and recovered; RT-DETR has no quantization-aware training."""
 _ONE_TO_ONE = "one2one_"
-"""Prefix of the names of layers in the branch of a head that gives one box for each object."""
+"""Prefix of the names of layers in the one-to-one branch of a head, which predicts one box per object."""
 DEFAULT_SIDE = 640
-"""Side of the input in pixels of a checkpoint that does not state it: Ultralytics' default."""
+"""Side of the input in pixels if a checkpoint does not contain it: Ultralytics' default."""
 MAX_STRIDE = 1024
 """Largest stride of a head in pixels; detectors have 64 at most."""
 
@@ -52,16 +52,17 @@ class UltralyticsDetector:
     libraries: tuple[str, ...] = ("torch", "ultralytics")
 
     def __init__(self, path: Path, trust: bool = False, **_: Any) -> None:
-        """It describes its head and classes itself."""
+        """path: of the file, which contains head and classes; other arguments of `Family.load` are ignored."""
         self.path = path
         self._trust = trust
 
     def export(self, graph: Path, opset: int) -> DetectorSpec:
-        """Write the detector as float32 ONNX with the dense head `[1, 4 + classes, n]`, or that and further columns.
+        """Write the detector as float32 ONNX with the dense output `[1, 4 + classes + extra, n]`.
 
-        An end-to-end head is exported without its TopK, whose `Mod` and gathers TensorRT 8.2 cannot parse: the
-        one-to-one branch gives one box per object, so ranking it needs no NMS. The candidates of an RT-DETR are its
-        queries; it is trained on frames that are stretched.
+        extra: values of keypoints, angles or masks. An end-to-end head is exported without its TopK, whose `Mod` and
+        gathers TensorRT 8.2 cannot parse: the one-to-one branch predicts one box per object, so it needs no NMS. The
+        candidates of an RT-DETR are its queries; its frames are stretched, as in its training. Raises SpecError,
+        CompressError.
         """
         model, train_args = self._checked(_EXPORTED)
         if is_transformer(model):
@@ -92,7 +93,7 @@ class UltralyticsDetector:
         return spec
 
     def reference(self, batch: np.ndarray) -> np.ndarray:
-        """Return the checkpoint's own output in float32 for a batch [1, 3, h, w], to compare the export with."""
+        """Return the checkpoint's own output in float32 for a batch [1, 3, h, w], for comparison with the export."""
         import torch
 
         model, _ = self._checked(_EXPORTED)
@@ -110,7 +111,10 @@ class UltralyticsDetector:
         return np.asarray(prediction.numpy())
 
     def network(self, kinds: Mapping[str, Sequence[str]] = _TRAINED) -> tuple[Any, Mapping[str, Any]]:
-        """Return the network, and the arguments of its training. Raises SpecError. kinds: of `require_box_detector`."""
+        """Return the network, and the arguments of its training. kinds: as for `require_box_detector`.
+
+        Raises SpecError.
+        """
         return self._checked(kinds)
 
     def _checked(self, kinds: Mapping[str, Sequence[str]]) -> tuple[Any, Mapping[str, Any]]:
@@ -123,13 +127,13 @@ class UltralyticsDetector:
 
 
 def rehearse_network(checkpoint: Checkpoint, path: Path) -> None:
-    """Run the network in a checkpoint once in a child with limits. path: of its file. Raises SpecError."""
+    """Run the network in a checkpoint once in a child process with limits. path: of its file. Raises SpecError."""
     height, width = input_size(checkpoint.train_args, max(strides_of(checkpoint.model)))
     rehearse_call(f"{__name__}:run_once", path, (height, width), 3 * height * width, "torch,ultralytics")
 
 
 def run_once(path: str, height: int, width: int) -> None:
-    """Run the network in a checkpoint on one frame of zeros: what is done in the child, whatever its layers do."""
+    """Run the network in a checkpoint on one frame of zeros, in the child process."""
     import torch
 
     model = load_checkpoint(Path(path)).model
@@ -139,7 +143,7 @@ def run_once(path: str, height: int, width: int) -> None:
 
 
 def strides_of(head: Any) -> tuple[int, ...]:
-    """Return the strides of a head or network in pixels. Raises SpecError for some that no detector has."""
+    """Return the strides of a head or network in pixels. Raises SpecError unless they are 1 to MAX_STRIDE."""
     try:
         strides = tuple(int(stride) for stride in head.stride)
     except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -150,21 +154,22 @@ def strides_of(head: Any) -> tuple[int, ...]:
 
 
 def model_classes(path: Path) -> Any:
-    """Return Ultralytics' module of model classes. path: of the checkpoint to read. Raises SpecError without it."""
+    """Return Ultralytics' module of model classes. path: for the error. Raises SpecError without Ultralytics."""
     with requiring(f"{path}: reading an Ultralytics checkpoint needs Ultralytics and PyTorch"):
         import ultralytics.nn.tasks
     return ultralytics.nn.tasks
 
 
 def is_transformer(model: Any) -> bool:
-    """Return True for the network of an RT-DETR."""
+    """Return whether a network is an RT-DETR."""
     return type(model).__name__ == _TRANSFORMER
 
 
 def require_box_detector(model: Any, path: Path, kinds: Mapping[str, Sequence[str]] = _TRAINED) -> None:
-    """Raise SpecError for a model in a checkpoint that predicts no boxes, or has a head that is not known here.
+    """Raise SpecError unless a model and its last layer are of supported classes.
 
-    kinds: Ultralytics' classes of models, and for each those of its last layer; boxes at anchors by default.
+    path: of the checkpoint, for the error; kinds: names of Ultralytics' model classes, each with the allowed classes of
+    the last layer; by default detectors of boxes at anchors.
     """
     last = list(model.model.children())[-1:] if hasattr(model, "model") else [model]
     # Exact types: models for other tasks derive from DetectionModel, and their heads from Detect.
@@ -179,7 +184,7 @@ def require_box_detector(model: Any, path: Path, kinds: Mapping[str, Sequence[st
 
 
 def _keypoints(model: Any, path: Path) -> Keypoints | None:
-    """Return the keypoints that a model predicts, with the deviations that it was trained with. Raises SpecError."""
+    """Return the keypoints that a model predicts, with the sigmas of its training; None for none. Raises SpecError."""
     if type(model).__name__ != _POSE:
         return None
     head, sigmas = model.model[-1], getattr(model, "kpt_oks_sigmas", None)
@@ -187,7 +192,7 @@ def _keypoints(model: Any, path: Path) -> Keypoints | None:
 
 
 def _join_outputs(graph: Path, path: Path) -> Masks:
-    """Make one output of candidates and prototypes, in the file of an exported graph. path: of the checkpoint."""
+    """Join the outputs for candidates and prototypes in the file of an exported graph. path: of the checkpoint."""
     import onnx
 
     model = read_model(graph)
@@ -199,9 +204,9 @@ def _join_outputs(graph: Path, path: Path) -> Masks:
 def unfused_network(
     checkpoint: Path, trust: bool, kinds: Mapping[str, Sequence[str]] = _TRAINED
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a network that can be trained, and the arguments of its training. Raises SpecError.
+    """Return a network that can be trained, and the arguments of its training.
 
-    kinds: of `require_box_detector`.
+    kinds: as for `require_box_detector`. Raises SpecError, also for folded batch norms.
     """
     network, train_args = UltralyticsDetector(checkpoint, trust).network(kinds)
     if network.is_fused():
@@ -210,17 +215,17 @@ def unfused_network(
 
 
 def class_names(model: Any) -> tuple[str, ...]:
-    """Return the names of a model's classes, by index. Raises SpecError for some that no manifest can hold."""
+    """Return the names of a model's classes, by index. Raises SpecError for names that a manifest cannot contain."""
     names = getattr(model, "names", None)
     if isinstance(names, dict) and all(type(index) is int for index in names):
         names = [names[index] for index in sorted(names)]
-    # YAML reads an unquoted 5 as a number, and Ultralytics keeps it.
+    # YAML reads an unquoted 5 as a number, and Ultralytics does not convert it.
     named = [str(name) if type(name) in (int, float) else name for name in names] if isinstance(names, list) else []
     return checked_classes(named, "checkpoint: names")
 
 
 def keep_one_branch(head: Any) -> bool:
-    """Drop the head branch that does not run on the camera; return whether the one that stays needs NMS."""
+    """Drop the head's branch that does not run on the camera, in place; return whether the other one needs NMS."""
     if not getattr(head, "end2end", False):
         return True
     for name in [name for name, _ in head.named_children() if name.startswith(_ONE_TO_ONE)]:
@@ -231,7 +236,10 @@ def keep_one_branch(head: Any) -> bool:
 
 
 def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
-    """Return the height and width that a network was trained at: whole strides, as Ultralytics rounds them."""
+    """Return height and width of a network's training in pixels, rounded up to multiples of the stride.
+
+    Raises SpecError for an invalid `imgsz`.
+    """
     size = train_args.get("imgsz") or DEFAULT_SIDE
     if isinstance(size, str):
         size = read_literal(size)
@@ -246,7 +254,7 @@ def input_size(train_args: Mapping[str, Any], stride: int) -> tuple[int, int]:
 def resize_detector(checkpoint: Path, image_size: int, out: Path, trust: bool = False) -> tuple[tuple[int, int], ...]:
     """Write `out`, the detector in `checkpoint` with another side of its input in pixels, otherwise unchanged.
 
-    Returns height and width before and after. Raises SpecError for a checkpoint that is no detector.
+    Returns height and width before and after. Raises SpecError for a checkpoint that is not a detector.
     """
     network, train_args = UltralyticsDetector(checkpoint, trust).network()
     stride = max(strides_of(network))

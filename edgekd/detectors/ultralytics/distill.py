@@ -1,7 +1,7 @@
-"""Distillation of Ultralytics detectors: trained as Ultralytics trains them, with further losses beside a teacher.
+"""Distillation of Ultralytics detectors: Ultralytics' training, with distillation losses.
 
-Networks, loop and files are here. Every loss that is added to the labels' is in `StudentLoss`
-(`detectors/ultralytics/loss.py`); the samples are in the lesson.
+This module has the networks, the loop and the files. All losses beside the loss on labels are in `StudentLoss`
+(`detectors/ultralytics/loss.py`); samples, teacher and settings are in `StudentLesson`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from edgekd.detectors.ultralytics.upstream import (
 from edgekd.graph.runtimes.types import import_problem
 
 EPOCHS_SEED = 1009
-"""Distance between the seeds of two epochs: more than there are processes."""
+"""Difference of the seeds of two epochs; larger than the number of processes."""
 
 
 def distill_student(
@@ -75,18 +75,18 @@ def distill_student(
     frames: Sequence[Sample] = (),
     cache: Path | None = None,
 ) -> DistillationRecord:
-    """Train the student that `step` names beside a teacher, and write it to `out`, an Ultralytics checkpoint.
+    """Train the student of `step` with a teacher, and write it to `out`, an Ultralytics checkpoint.
 
-    Arguments: `Family.distill`. The student is the moving average of its weights at the end: no epoch is chosen, so no
-    split is needed to choose it by. state: written after every epoch; training resumes from it, so it must be of the
-    same arguments. device: `cpu`, `0`, or `0,1` for one process on each of two GPUs; None for a GPU if there is one.
-    Of `frames` each batch has the step's `unlabelled_share`. cache: of the teacher's objects; None for one beside
-    `state`.
+    Arguments: `Family.distill`. The written student has the moving average of its weights after the last epoch: no
+    epoch is selected, so no validation split is needed. state: written after every epoch; training resumes from it, so
+    it must come from the same arguments. device: `cpu`, `0`, or `0,1` for one process on each of two GPUs; None for a
+    GPU if there is one. frames: their share of each batch is the step's `unlabelled_share`. cache: file of the
+    teacher's objects; None for one beside `state`.
     """
     _require_one_process(step, device)
     require_device(device)
     if step.conflict:
-        projector()  # raises where its library is missing
+        projector()  # raises SpecError if its library is missing
     dataset = load_dataset(data)
     samples = readable_samples(dataset.split("train").samples, progress)
     network_of_teacher = load_teacher(teacher, trust)
@@ -96,7 +96,7 @@ def distill_student(
     network = student_network(step, dataset.classes, trust)
     if is_transformer(network):
         _require_no_anchors(step)
-        step = replace(step, amp=False)  # half precision would round boxes: see `full_precision`
+        step = replace(step, amp=False)  # half precision is too coarse for boxes: see `full_precision`
     trained = deepcopy(network)
     texts = torch.from_numpy(class_texts(dataset.classes, text.minilm(), step.prompts)) if step.text else None
     taps = tap_points(trained)
@@ -122,7 +122,7 @@ def distill_student(
 
 
 def _with_objects(lesson: StudentLesson, cache: Path, device: str | None, progress: Progress) -> StudentLesson:
-    """Return a lesson with the objects of its teacher, which are computed where the cache has none, in its place."""
+    """Return a lesson with the teacher's objects instead of the teacher; they are computed if the cache lacks them."""
     assert lesson.teacher is not None
     teacher = lesson.teacher.to(one_device(device.split(",")[0] if device else None))
     objects = cached_objects(teacher, lesson.samples, cache, lesson.step.max_cache_bytes, progress)
@@ -130,12 +130,15 @@ def _with_objects(lesson: StudentLesson, cache: Path, device: str | None, progre
 
 
 def initialize_student(step: Distill, classes: tuple[str, ...], out: Path, trust: bool = False) -> None:
-    """Write the checkpoint of a student before training, whose input has the step's `image_size`. Raises SpecError."""
+    """Write the checkpoint of an untrained student, with the step's `image_size`. Raises SpecError."""
     write_checkpoint(student_network(step, classes, trust), {"task": "detect", "imgsz": step.image_size}, out)
 
 
 def _train(trainer: Any) -> None:
-    """Train, on several GPUs in as many processes. Raises CompressError where one of them fails, SpecError."""
+    """Run the training; with several GPUs in one process for each.
+
+    Raises SpecError if cloudpickle is missing for that, CompressError if a process fails.
+    """
     several = "," in str(trainer.args.device)
     if several and (problem := import_problem("cloudpickle")):  # else Ultralytics would install it
         raise SpecError("training on several GPUs needs cloudpickle", found=problem, fix="pip install cloudpickle")
@@ -154,7 +157,7 @@ def _require_one_process(step: Distill, device: str | None) -> None:
 
 
 def _require_no_anchors(step: Distill) -> None:
-    """Raise SpecError for a setting by which an RT-DETR cannot be trained: it compares what lies at anchors."""
+    """Raise SpecError for settings that need anchors, which an RT-DETR does not have."""
     weights = [stage.weights for stage in step.stages]
     for name, given, fix in (
         ("relations", any(each.relations for each in weights), "leave it out"),
@@ -172,7 +175,7 @@ def _require_no_anchors(step: Distill) -> None:
 
 
 def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any:
-    """Return the student before training: from a checkpoint, or with random weights. Raises SpecError."""
+    """Return the untrained student: from a checkpoint, or with random weights. Raises SpecError."""
     if step.student is None:
         raise SpecError(
             "distillation: no student", expected="a .pt checkpoint or a model such as yolo11n.yaml", fix="name one"
@@ -189,7 +192,7 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
             described = _description(name, step.width)
             kind = RTDETRDetectionModel if described["head"][-1][2] == "RTDETRDecoder" else DetectionModel
             network = kind(described, nc=len(classes), verbose=False)
-    except Exception as error:  # a description names what is called, so it can fail in any way
+    except Exception as error:  # a description names functions to call, so it can raise anything
         expected = "a .pt checkpoint, a model by Ultralytics such as yolo11n.yaml, or a description in a .yaml file"
         raise SpecError(f"{step.student}: no student", expected=expected, found=str(error)[:200]) from error
     head, heads = type(network.model[-1]).__name__, STUDENTS[type(network).__name__]
@@ -200,7 +203,7 @@ def student_network(step: Distill, classes: tuple[str, ...], trust: bool) -> Any
 
 
 def _description(name: str, width: float | None) -> dict[str, Any]:
-    """Return Ultralytics' description of a model; with `width` in place of its scale's, whose depth stays."""
+    """Return Ultralytics' description of a model, with `width` instead of the width of its scale; depth is kept."""
     model: dict[str, Any] = yaml_model_load(name)
     if width is None:
         return model
@@ -211,7 +214,7 @@ def _description(name: str, width: float | None) -> dict[str, Any]:
 
 
 class _StudentTrainer(Loop):
-    """Ultralytics' training of a detector, with its state written to the lesson's file after every epoch."""
+    """Ultralytics' training of a detector, which writes its state to the lesson's file after every epoch."""
 
     remedy = "lower learning_rate, or the weights of the stages"
 
@@ -239,10 +242,10 @@ class _StudentTrainer(Loop):
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
         if self._batches:
-            self._batches.next = self.epoch  # what was read ahead is thrown away
+            self._batches.next = self.epoch  # discards the batches that were prefetched
 
     def share_done(self, *, with_current: bool = False) -> float:
-        """Return the share of the training that is done: of its time where that is set, else of its batches.
+        """Return the share of the training that is done: of its time if that is set, else of its batches.
 
         with_current: Count the current batch as done.
         """
@@ -252,9 +255,10 @@ class _StudentTrainer(Loop):
         return (self.steps_done - (not with_current)) / self.steps
 
     def rate_factor(self) -> float:
-        """Return the factor of the learning rate at this update: Ultralytics' schedule, after a warm-up in updates.
+        """Return the factor of the learning rate at this update: Ultralytics' schedule, with a warm-up in updates.
 
-        Where a time is set it falls with the time: a few epochs, the last one cut short, would end at a high rate.
+        If a time is set, the rate falls with the time: by epochs, a few epochs with a shortened last one would end at a
+        high rate.
         """
         share = self.share_done(with_current=True)
         schedule = 1 - share * (1 - self.args.lrf) if self.args.time else super().rate_factor()
@@ -262,7 +266,7 @@ class _StudentTrainer(Loop):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        # Only now: the moving average has copied the model, and needs no copy of the teacher.
+        # Only after the moving average has copied the model, so that the teacher is not copied.
         student = unwrap_model(self.model)
         if self.device.type == "cpu":
             self._speed_up_on_cpu(student)
@@ -272,7 +276,7 @@ class _StudentTrainer(Loop):
             self._loss.restore(self._state["criterion"], self.start_epoch)
 
     def _speed_up_on_cpu(self, student: Any) -> None:
-        """Use the channels-last layout and mixed precision, which Ultralytics does on GPUs alone."""
+        """Use the channels-last layout and mixed precision, which Ultralytics does on GPUs only."""
         student.to(memory_format=torch.channels_last)
         if self.lesson.step.amp and fast_in_bfloat16(self.device):
             student.forward = torch.autocast("cpu", torch.bfloat16)(student.forward)
@@ -289,11 +293,11 @@ class _StudentTrainer(Loop):
         self.scaler.load_state_dict(state["scaler"])
         self.losses, self.weights = state["losses"], state["weights"]
         self.start_epoch = state["epoch"] + 1
-        # Else images would be shuffled and varied as in the first epochs again.
+        # Otherwise shuffling and augmentation of the first epochs would repeat.
         seed = self.args.seed + 1 + RANK + EPOCHS_SEED * self.start_epoch
         init_seeds(seed, self.args.deterministic)
         self.train_loader.generator.manual_seed(seed)
-        if self.args.time:  # then their number is an estimate, which was better than the first one
+        if self.args.time:  # the number is an estimate; the saved one is better than the initial one
             self.epochs = self.args.epochs = max(state["epochs"], self.start_epoch + 1)
             self._setup_scheduler()
 
@@ -304,7 +308,7 @@ class _StudentTrainer(Loop):
         if event == "on_train_start" and self._state:
             self.train_time_start -= self._state["seconds"]
         elif event == "on_train_epoch_start":
-            self.start_epoch = 0  # an epoch's mean time is that of all of them, also of those before a resumption
+            self.start_epoch = 0  # so that the mean time of an epoch includes those before a resumption
 
     def _record_losses(self, losses: dict[str, float]) -> None:
         weights = {name: value for name, value in losses.items() if name.startswith(WEIGHT_PREFIX)}
@@ -312,9 +316,9 @@ class _StudentTrainer(Loop):
         self.weights.append({name.removeprefix(WEIGHT_PREFIX): value for name, value in weights.items()})
 
     def save_model(self) -> bool:
-        """Write everything that a resumption needs, atomically."""
+        """Write the state for a resumption, atomically; return True."""
         if self.args.time:
-            # Ultralytics would also stop after the last epoch that it thought there was time for.
+            # Ultralytics would also stop after the estimated number of epochs.
             self.stop = self.share_done() >= 1
         student = unwrap_model(self.model)
         content = {
@@ -336,7 +340,7 @@ class _StudentTrainer(Loop):
 
 
 def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
-    """Return the settings of Ultralytics' trainer; the others stay at Ultralytics' defaults."""
+    """Return the settings of Ultralytics' trainer that differ from its defaults."""
     half = step.amp and device != "cpu" and torch.cuda.is_available() and fast_in_bfloat16(torch.device("cuda"))
     rate: dict[str, Any] = {"optimizer": "auto"}
     if step.learning_rate is not None:
@@ -346,7 +350,7 @@ def _settings(step: Distill, folder: str, device: str | None) -> dict[str, Any]:
         **{"time": None if step.minutes is None else step.minutes / 60},
         **{**rate, "lrf": step.final_rate},
         **{"mosaic": step.mosaic, "close_mosaic": step.close_mosaic},
-        # bfloat16 needs no scaling of losses, and no network to try it on, which Ultralytics would download.
+        # bfloat16 needs no scaling of losses, and no trial with a network, which Ultralytics would download.
         **{"amp": "bf16" if half else False},
         **{"device": device, "cache": "ram", "save": True},
     }

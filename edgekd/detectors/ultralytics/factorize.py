@@ -1,8 +1,8 @@
-"""Low-rank factorization of Ultralytics detectors: two or three thinner convolutions in place of one, where it pays.
+"""Low-rank factorization of Ultralytics detectors: two or three thinner convolutions instead of one, if they cost less.
 
-A convolution with batch norm becomes a sequence of convolutions, the last of which is inside Ultralytics' layer, with
-its batch norm and activation. So the result is an ordinary checkpoint: Ultralytics folds the batch norm into that last
-one, and finds a layer's input by the index that the sequence has taken over.
+A convolution with batch norm becomes a sequence of convolutions; the last one is in Ultralytics' layer, with its batch
+norm and activation. So the result is an ordinary checkpoint: Ultralytics folds the batch norm into the last
+convolution, and finds the layer's input by the index, which is copied to the sequence.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgekd.detectors.ultralytics.loop import quiet
 from edgekd.detectors.ultralytics.upstream import AAttn, Attention, Conv, RepConv
 
 HALF_PRECISION_LOSS = 1e-3
-"""Share of a layer's output variance that rounding its weights to half precision, as checkpoints do, may cost."""
+"""Share of a layer's output variance that may be lost by rounding its weights to half precision, as in checkpoints."""
 
 
 def factorize_detector(
@@ -51,8 +51,9 @@ def factorize_detector(
 ) -> FactorizationRecord:
     """Write `out`, the detector in `checkpoint` with products for convolutions: again an Ultralytics checkpoint.
 
-    Arguments: `Family.factorize`. `step.images` training images are read, to observe layers' inputs; labels are not.
-    cost: of a convolution, which decides where a product pays; None for `default_cost`. Nothing is trained.
+    Arguments: `Family.factorize`. `step.images` training images are read to observe layers' inputs; no labels are used,
+    and nothing is trained. cost: cost of a convolution, which determines whether a product is used; None for
+    `default_cost`. Raises CompressError also if no product costs less.
     """
     began = time.monotonic()
     network, train_args = unfused_network(checkpoint, trust)
@@ -83,11 +84,11 @@ def factorize_detector(
 
 
 def candidates(network: Any, convolutions: Mapping[str, Convolution], least: int) -> list[str]:
-    """List Ultralytics' layers of one convolution that may become a product.
+    """Return the names of Ultralytics' layers of one convolution that may become a product.
 
-    Those that a camera runs, ungrouped, with at least `least` channels on both sides. Not attention, nor layers that
-    Ultralytics merges with others, nor those that write the head's inputs: it tells classes apart by directions with
-    little power. The last convolutions of a head are no such layers.
+    They run on a camera, are ungrouped, and have at least `least` input and output channels. Excluded are attention,
+    layers that Ultralytics merges with others, and layers that write the head's inputs, because the head separates
+    classes by directions with little power. The last convolutions of a head are not such layers.
     """
     skipped = _head_input_layers(network) | {
         part
@@ -122,7 +123,7 @@ def _head_input_layers(network: Any) -> set[Any]:
 def drawn_frames(
     network: Any, data: Path, step: LowRank, size: tuple[int, int], progress: Progress
 ) -> list[torch.Tensor]:
-    """Return training images drawn by the step's seed, float32 [1, 3, h, w] each."""
+    """Return training images drawn with the step's seed, float32 [1, 3, h, w] each."""
     images = draw_images(load_dataset(data).split("train").samples, step.images, step.seed, progress)
     preprocess = Preprocess(*input_size({"imgsz": step.image_size or size}, max(strides_of(network))))
     return [torch.from_numpy(letterbox(image, preprocess)[0]) for _, image in images]
@@ -131,7 +132,7 @@ def drawn_frames(
 def observe_inputs(
     network: Any, names: list[str], frames: Sequence[torch.Tensor], progress: Progress
 ) -> dict[str, InputMoments]:
-    """Return the moments of the inputs of the layers named, on frames."""
+    """Return the moments of the inputs of these layers on frames, by name."""
     layers = {name: network.get_submodule(name).conv for name in names}
     statistics = {
         name: InputStatistics(layer.in_channels, layer.kernel_size, layer.dilation) for name, layer in layers.items()
@@ -151,7 +152,7 @@ def observe_inputs(
 def _factorize(
     network: Any, name: str, layer: Convolution, inputs: InputMoments, step: LowRank, cost: CostFunction
 ) -> LowRankProduct | None:
-    """Put a product in the layer's place where one pays. Raises CompressError."""
+    """Replace a layer by a product if it costs less, and return that, else None. Raises CompressError."""
     module = network.get_submodule(name)
     norm = module.bn
     try:
@@ -177,9 +178,9 @@ def _factorize(
 
 
 def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
-    """Return convolutions with these weights in sequence; the last one in the layer, with its norm and activation."""
+    """Return a sequence of convolutions with these weights; the last is in `layer`, with its norm and activation."""
     whole = layer.conv
-    # Of several 1 x 1 the last one, as `low_rank.parts` counts their cost.
+    # If several are 1 x 1, the last one gets the stride, as in the cost by `low_rank.parts`.
     core = max(index for index, weight in enumerate(weights) if weight.shape[2:] == whole.weight.shape[2:])
     geometry = {"stride": whole.stride, "padding": whole.padding, "dilation": whole.dilation}
     layers = []
@@ -193,9 +194,9 @@ def in_sequence(layer: Any, weights: list[torch.Tensor]) -> Any:
 
 
 def _linked(sequence: nn.Sequential, layer: Any) -> nn.Sequential:
-    """Return a sequence that takes a layer's place."""
+    """Return the sequence with a layer's links to its inputs, so that it can replace the layer."""
     links = {name: vars(layer)[name] for name in ("i", "f", "type", "np") if name in vars(layer)}
-    vars(sequence).update(links)  # by which Ultralytics finds a layer's input
+    vars(sequence).update(links)  # Ultralytics finds a layer's input by these
     return sequence.train(layer.training)
 
 
@@ -211,7 +212,7 @@ def _refit(
     """Refit the last part of each product to the outputs of the layer that it replaces, and all layers after it."""
     for name in products:
         layer, parts = original.get_submodule(name), len(network.get_submodule(name))
-        # So that the layer has the name of the product's last part.
+        # Gives the layer the name of the product's last part.
         original.set_submodule(name, _linked(nn.Sequential(*[nn.Identity()] * (parts - 1), layer), layer))
     with branches_alone(network), branches_alone(original):
         refit(network, original, {}, torch.cat(list(frames)), certainty, step.seed, progress)

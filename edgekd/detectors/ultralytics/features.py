@@ -1,4 +1,4 @@
-"""Features and predictions of a network that Ultralytics has built: in its backbone, its neck and its head."""
+"""Features and predictions of Ultralytics networks: maps of backbone and neck, outputs of the head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from edgekd.detectors.ultralytics.detector import (
 )
 
 PROBE_SIDE = 256
-"""Side in pixels of the blank frame by which a network's maps are found."""
+"""Side in pixels of the blank frame for finding a network's maps."""
 
 
 @dataclass(frozen=True)
 class TapPoints:
-    """The maps that are compared, level by level of a head.
+    """The compared maps, for each level of a head.
 
-    hidden: index of a layer of the backbone, the first one of nearly the level's stride whose output the neck reads;
-    widths, strides: channels, and pixels between neighbours, of the map that the head reads.
+    hidden: index of a backbone layer: of the layers whose output the neck reads, the first one with the stride nearest
+    to the level's; widths, strides: channels, and pixels between neighbours, of the map that the head reads.
     """
 
     hidden: tuple[int, ...]
@@ -44,7 +44,7 @@ class TapPoints:
 
 
 def tap_points(network: Any) -> TapPoints:
-    """Find the tap points of a network by a blank frame; the network stays as it is."""
+    """Return the tap points of a network, found by running a blank frame; the network does not change."""
     head = network.model[-1]
     shapes: dict[int, Any] = {}
 
@@ -60,7 +60,7 @@ def tap_points(network: Any) -> TapPoints:
         module.training = mode
     for hook in hooks:
         hook.remove()
-    drop_anchors(head)  # of the blank frame, and of the device that the network is on
+    drop_anchors(head)  # they are for the blank frame and the present device
     neck = shapes.pop(head.i)
     hidden = tuple(
         min(shapes, key=lambda at, shape=shape: (abs(math.log(shapes[at][-1] / shape[-1])), at))  # type: ignore[misc]
@@ -70,15 +70,15 @@ def tap_points(network: Any) -> TapPoints:
 
 
 def drop_anchors(head: Any) -> None:
-    """Drop the anchors that the head of an RT-DETR keeps of its last frame; it computes them anew."""
+    """Drop the anchors that an RT-DETR's head has cached for its last frame; it computes them again."""
     for name in ("shapes", "anchors", "valid_mask") if hasattr(head, "valid_mask") else ():
         vars(head).pop(name, None)
 
 
 def predict_raw(network: Any) -> None:
-    """Have the head give what it is trained by: raw predictions, of an RT-DETR those of all layers.
+    """Make the head return raw predictions, as in training; for an RT-DETR those of all layers.
 
-    The head alone is in training mode, so no statistics change.
+    Only the head's own training flag is set, so no statistics change.
     """
     head = network.model[-1]
     head.training = True
@@ -87,14 +87,15 @@ def predict_raw(network: Any) -> None:
 
 
 def full_precision(network: Any, frames: torch.Tensor) -> Any:
-    """Return a context in which an RT-DETR computes in float32: its boxes are places in the whole frame, where half
-    precision has steps of 1/256. Other networks are left as they are.
+    """Return a context in which an RT-DETR computes in float32; no effect on other networks.
+
+    Its boxes are fractions of the whole frame, for which half precision has steps of 1/256.
     """
     return torch.autocast(frames.device.type, enabled=False) if is_transformer(network) else nullcontext()
 
 
 class FeatureRecorder:
-    """Keeps the maps of a network's last batch. taps: where; neck: the maps that its head has read; output: of it."""
+    """Stores the maps of a network's last batch. taps: tap points; neck: inputs of the head; output: of the head."""
 
     def __init__(self, network: Any) -> None:
         self.neck: tuple[torch.Tensor, ...] = ()
@@ -108,7 +109,7 @@ class FeatureRecorder:
         network.register_forward_pre_hook(self._forget)
 
     def _forget(self, network: Any, inputs: Any) -> None:
-        """Drop the last batch: one that was too large must not stay in memory beside a smaller one."""
+        """Drop the last batch, so that one that was too large does not stay in memory during a smaller one."""
         self.neck, self.output = (), None
         self._maps.clear()
 
@@ -127,7 +128,7 @@ class FeatureRecorder:
         return Grid(tuple((each.shape[2], each.shape[3]) for each in self.neck), self.taps.strides)
 
     def features(self, output: Any) -> DetectorFeatures:
-        """Return the last batch's features in float32. output: of the network, as of `predict_raw`."""
+        """Return the last batch's features in float32. output: raw output of the network, after `predict_raw`."""
         grid = self.grid
         queries = isinstance(output, tuple)
         branches = layers_of(output) if queries else branches_of(output)
@@ -137,7 +138,7 @@ class FeatureRecorder:
 
 
 def drop_hooks(network: nn.Module) -> None:
-    """Drop the hooks of recorders, with which a network cannot be written."""
+    """Remove all hooks of a network's layers: it cannot be saved with the hooks of recorders."""
     for layer in network.modules():
         layer._forward_hooks.clear()
         layer._forward_pre_hooks.clear()
@@ -146,7 +147,7 @@ def drop_hooks(network: nn.Module) -> None:
 def branches_of(output: Mapping[str, Any]) -> dict[str, Predictions]:
     """Return the predictions in float32 of each branch of a YOLO's head, from its raw output."""
     raw = {name: output[name] for name in ("one2many", "one2one") if output.get(name)} or {"one2many": output}
-    if "one2many" not in raw:  # a fused head has kept one of them
+    if "one2many" not in raw:  # a fused head has only one branch
         raw = {"one2many": raw["one2one"]}
     return {name: Predictions(each["scores"].float(), each["boxes"].float()) for name, each in raw.items()}
 
@@ -166,7 +167,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
     """A YOLO or an RT-DETR as a teacher; see `Teacher`."""
 
     def __init__(self, checkpoint: Path, trust: bool) -> None:
-        """Load it. Raises SpecError for a checkpoint that holds no detector of boxes."""
+        """Load a checkpoint. Raises SpecError if it does not contain a box detector."""
         super().__init__()
         loaded = load_checkpoint(checkpoint, trust)
         network = loaded.model
@@ -177,7 +178,7 @@ class UltralyticsTeacher(nn.Module):  # type: ignore[misc]
         if not trust:
             rehearse_network(loaded, checkpoint)
         if anchors and getattr(network.model[-1], "one2one_cv2", None) is None:
-            network.fuse(verbose=False)  # which would drop one branch of a head with two
+            network.fuse(verbose=False)  # only without a second branch, which `fuse` would drop
         predict_raw(network)
         self.network = network
         size = input_size(loaded.train_args, max(strides_of(network)))

@@ -1,6 +1,6 @@
-"""The training loop of every Ultralytics detector: Ultralytics' own, fed with edgekd's samples.
+"""The training loop of every Ultralytics detector: Ultralytics' own trainer on edgekd's samples.
 
-Nothing of its trainer is copied: it brings the loop, the augmentation, the moving average and the detection loss.
+Loop, augmentation, moving average and detection loss are Ultralytics'; no code of its trainer is copied.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from edgekd.detectors.ultralytics.upstream import (
 )
 
 _LESSON = "edgekd"
-"""The event under which a lesson travels with a trainer's callbacks."""
+"""Key of the lesson in a trainer's callbacks."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The samples of a training, chosen in one place. Subclasses add what else it needs."""
+    """The samples and classes of a training; subclasses add further data. It is passed to each training process."""
 
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
 
 
 class LabelledImages(YOLODataset):  # type: ignore[misc]
-    """Samples as edgekd has read them: Ultralytics would write caches beside the user's files."""
+    """Samples read by edgekd, because Ultralytics' reader writes caches beside the user's files."""
 
     def get_img_files(self, img_path: Sequence[Sample]) -> list[str]:
         return [str(sample.image) for sample in img_path]
@@ -54,9 +54,9 @@ class LabelledImages(YOLODataset):  # type: ignore[misc]
 
 
 def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, Any]:
-    """Return the labels of a sample as Ultralytics holds them. A box around a crowd is no box around an object.
+    """Return the labels of a sample in Ultralytics' format, without boxes around crowds.
 
-    classes: their number, to include boxes around crowds as objects of the class number `classes + c`.
+    classes: number of classes; if given, boxes around crowds are included with the class number `classes + c`.
     """
     truth = sample.truth
     single = ~truth.crowd if classes is None else np.ones(len(truth), bool)
@@ -74,16 +74,17 @@ def ultralytics_label(sample: Sample, classes: int | None = None) -> dict[str, A
 
 
 class StretchedImages(LabelledImages):
-    """Samples for an RT-DETR, which are stretched to a square, as the camera stretches frames."""
+    """Samples for an RT-DETR, stretched to a square, like frames on the camera."""
 
     def load_image(self, i: int, *_: Any, **__: Any) -> Any:
         return super().load_image(i, rect_mode=False)
 
 
 class Batches:
-    """The batches of each epoch, where it is more than every image once.
+    """Sampler of the batches of each epoch, for epochs with repeated or mixed images.
 
-    order: of an epoch, the samples' indices, int64 [images], equally many in each. next: the epoch of the next pass.
+    order: returns the samples' indices in an epoch, int64 [images], equally many in all epochs; size: images per batch;
+    next: the epoch of the next pass.
     """
 
     def __init__(self, order: Callable[[int], NDArray[np.int64]], size: int) -> None:
@@ -96,17 +97,16 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order(self.next)
-        self.next += 1  # before the first batch: workers read ahead
+        self.next += 1  # before the first batch, because workers prefetch
         for index in range(0, len(order), self._size):
             yield order[index : index + self._size].tolist()
 
 
 class Loop(DetectionTrainer):  # type: ignore[misc]
-    """Ultralytics' loop around edgekd's network, loss and samples; nothing is validated.
+    """Ultralytics' loop with edgekd's network, loss and samples, without validation.
 
-    Every batch is a weight update. losses: the means of each epoch. steps, steps_done: batches of all epochs together,
-    and those that were begun. remedy: the fix in the error where losses are not finite. stage: of the build, for
-    progress.
+    Every batch is a weight update. losses: the means of each epoch. steps, steps_done: number of batches in all epochs,
+    and of started ones. remedy: the fix in the error for losses that are not finite. stage: name in progress messages.
     """
 
     remedy: str
@@ -115,8 +115,8 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
-        """Called by `of`, and by Ultralytics in the processes that it starts, one for each GPU."""
-        if RANK != -1:  # one of several processes, which share stdout with the command that started them
+        """Called by `of`, and by Ultralytics in the processes that it starts, one per GPU."""
+        if RANK != -1:  # one of several processes, which share the command's stdout
             sys.stdout = sys.stderr
             LOGGER.setLevel(logging.ERROR)
         self.lesson = _callbacks[_LESSON][0]
@@ -126,13 +126,13 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         self._ticks: Iterator[int] = iter(())
         threads = torch.get_num_threads()
         super().__init__(cfg, overrides=dict(overrides or {}), _callbacks=_callbacks)
-        torch.set_num_threads(threads)  # it has taken one fewer than there are cores
+        torch.set_num_threads(threads)  # Ultralytics sets one fewer than there are cores
 
     @classmethod
     def of(cls, lesson: Lesson, settings: Mapping[str, Any], progress: Progress) -> Any:
-        """Return a trainer with these settings of Ultralytics'.
+        """Return a trainer with these settings of Ultralytics.
 
-        The lesson travels with its callbacks, which are never called: Ultralytics hands them to its processes.
+        The lesson is stored in the callbacks, which are never called, because Ultralytics passes them to its processes.
         """
         callbacks = get_default_callbacks()
         callbacks[_LESSON] = [lesson]
@@ -141,7 +141,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         return trainer
 
     def run_callbacks(self, event: str) -> None:
-        """Follow an event. Ultralytics' own callbacks, which upload and log, are not called."""
+        """Handle an event. Ultralytics' own callbacks, which upload and log, are not called."""
         if event == "on_train_start":
             self.steps = len(self.train_loader) * self.epochs
             self.steps_done = len(self.train_loader) * self.start_epoch
@@ -159,7 +159,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             self._record_losses({name: float(value) for name, value in self.tloss.items()})
 
     def rate_factor(self) -> float:
-        """Return the factor of the learning rate at this update: Ultralytics' own schedule, epoch by epoch."""
+        """Return the factor of the learning rate at this update: Ultralytics' own schedule, by epochs."""
         return float(self.lf(self.epoch))
 
     def optimizer_step(self) -> None:
@@ -170,7 +170,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
         super().optimizer_step()
 
     def _follow_batches(self) -> None:
-        """Count steps anew: where a GPU has too little memory, Ultralytics halves batches and restarts the epoch."""
+        """Recompute step counts: if a GPU has too little memory, Ultralytics halves batches and restarts the epoch."""
         self.steps = len(self.train_loader) * self.epochs
         self.steps_done = len(self.train_loader) * self.epoch
         if self.batch_size != self._batch:
@@ -194,7 +194,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         if mode == "val":
-            return self.train_loader  # nothing is validated, but the trainer wants something to hold
+            return self.train_loader  # there is no validation, but the trainer needs a loader
         return super().get_dataloader(dataset_path, batch_size, rank, mode)
 
     def validate(self) -> tuple[dict[str, float], float]:
@@ -202,22 +202,22 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
 
 
 def base_settings(step: Any, side: int | None, folder: str) -> dict[str, Any]:
-    """Return the settings of Ultralytics' trainer that every training has: its loop only, no checks and no pictures.
+    """Return the settings of Ultralytics' trainer for every training: only its loop, without validation and plots.
 
-    step: with `epochs`, `batch` and `seed`; side: of the images in pixels; folder: for what the trainer writes.
+    step: with `epochs`, `batch` and `seed`; side: side of the images in pixels; folder: for files of the trainer.
     """
     return {
         **{"task": "detect", "model": "edgekd.pt", "data": "edgekd.yaml", "save_dir": folder},
         **{"epochs": step.epochs, "batch": step.batch, "imgsz": side, "seed": step.seed},
         **{"val": False, "plots": False, "verbose": False, "patience": 0},
-        # Else gradients of several batches would be added up to one update. Warm-up is that of `Loop.rate_factor`.
+        # Otherwise gradients of several batches would be accumulated. `Loop.rate_factor` does the warm-up.
         **{"nbs": step.batch, "warmup_epochs": 0.0},
     }
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Ultralytics' messages and bars: edgekd reports through `Progress`, and stdout is for results."""
+    """Suppress Ultralytics' messages and progress bars: edgekd reports by `Progress`, and stdout is for results."""
     level = LOGGER.level
     LOGGER.setLevel(logging.ERROR)
     try:

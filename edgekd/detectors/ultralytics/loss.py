@@ -1,6 +1,6 @@
-"""The loss of an Ultralytics student on a batch: on its labels, and beside its teacher.
+"""The loss of an Ultralytics student on a batch: on labels, and by distillation.
 
-The losses are in `compress/`; this module takes their inputs from networks that Ultralytics has built.
+The distillation losses are in `compress/`; this module gets their inputs from Ultralytics networks.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from edgekd.detectors.ultralytics.objects import split_objects
 
 LEVELS = tuple(entry.name for entry in fields(Weights))
 WEIGHT_PREFIX = "weight_"
-"""Prefix of the numbers in a training's record that are weights of losses, or what these follow from."""
+"""Prefix of entries in a training's record that are weights of losses, or values that determine them."""
 
 
 @dataclass(frozen=True)
 class StudentLesson(Lesson):
     """The samples, teacher and settings of a distillation.
 
-    teacher: computes its features of every batch; None with cached objects. state: the file that keeps the training
-    after every epoch; frames: how many samples, the last ones, have labels by the teacher; objects: those that the
-    teacher detects in the samples, records of `object_record_type`.
+    teacher: None with cached objects; pairs: as for `DistillationTerms`; state: the file for the training's state after
+    every epoch; frames: number of samples, the last ones, with labels by the teacher; objects: the teacher's objects in
+    the samples, records of `object_record_type`.
     """
 
     step: Distill
@@ -58,11 +58,11 @@ class StudentLesson(Lesson):
 
     @property
     def labelled(self) -> tuple[Sample, ...]:
-        """The samples with labels by people."""
+        """The samples of the data set, with its own labels."""
         return self.samples[: len(self.samples) - self.frames]
 
     def class_weights(self) -> torch.Tensor | None:
-        """Return how much each class counts, float32 [classes]; None where all count alike."""
+        """Return the weights of the classes, float32 [classes]; None if they are equal."""
         if not self.step.class_power:
             return None
         counts = instances((sample.truth for sample in self.labelled), len(self.classes))
@@ -71,7 +71,7 @@ class StudentLesson(Lesson):
     def order(self, batch: int) -> Callable[[int], NDArray[np.int64]] | None:
         """Return a function from an epoch to its samples' indices; None for each sample once, in any order.
 
-        batch: images a step. Epochs are equally long, for learning rates and times are planned by their length.
+        batch: images per step. All epochs have equal length, which schedules of learning rate and time depend on.
         """
         step, count = self.step, len(self.labelled)
         if not step.repeat and not self.frames:
@@ -93,8 +93,8 @@ class StudentLesson(Lesson):
 class RegionTextLoss:
     """The loss between regions and their classes' texts on a batch.
 
-    loss: a scalar; confidence: of the texts in each region, [n]; boxes [n, 4] in pixels of the input, and images [n],
-    the index in the batch, of the regions.
+    loss: a scalar; confidence: of the text classification of each region, [n]; boxes [n, 4]: regions in pixels of the
+    input; images [n]: batch index of each region.
     """
 
     loss: torch.Tensor
@@ -104,17 +104,17 @@ class RegionTextLoss:
 
 
 class LabelsOfQueries:
-    """Ultralytics' own loss of an RT-DETR on labels: that of all layers, and in training of denoising queries."""
+    """Ultralytics' own loss of an RT-DETR on labels: of all layers, and in training also of denoising queries."""
 
     def __init__(self, student: Any) -> None:
-        student.nc = student.model[-1].nc  # which else only Ultralytics' trainer sets
+        student.nc = student.model[-1].nc  # otherwise set only by Ultralytics' trainer
         self._student, self._criterion, self._loss = student, student.init_criterion(), type(student).loss
 
     def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss [1], and its parts by name. output: None for one to be computed with denoising queries."""
+        """Return the loss [1], and its parts by name. output: raw output; None: compute it with denoising queries."""
         attributes = vars(self._student)
         own = attributes.get("criterion")
-        attributes["criterion"] = self._criterion  # for this call alone: a network with it cannot be written
+        attributes["criterion"] = self._criterion  # only for this call: a network with a criterion cannot be saved
         try:
             total, items = self._loss(self._student, batch, output if self._student.training else (None, output))
         finally:
@@ -123,17 +123,17 @@ class LabelsOfQueries:
 
 
 def install_loss(student: Any, loss: StudentLoss) -> None:
-    """Have Ultralytics' loop train a student by a loss."""
+    """Make Ultralytics' loop train a student with this loss."""
     student.criterion = loss
     if is_transformer(student):
         student.loss = lambda batch, output=None: loss(output, batch)
 
 
 class StudentLoss:
-    """The loss of a student on a batch: Ultralytics' own, and those of its teacher, stage by stage.
+    """The loss of a student on a batch: Ultralytics' loss on labels, and the distillation losses of the stage.
 
-    Called by Ultralytics with the student's raw predictions, which are None for an RT-DETR in training: its denoising
-    queries follow from the labels. progress: returns the share of the training that is done.
+    Called by Ultralytics with the student's raw predictions; None for an RT-DETR in training, whose denoising queries
+    depend on the labels. progress: returns the share of the training that is done, 0 to 1.
     """
 
     def __init__(self, student: Any, lesson: StudentLesson, progress: Callable[[], float]) -> None:
@@ -159,9 +159,9 @@ class StudentLoss:
         self._names = (*(*LEVELS, *weight_names) * self._distills, *texts * bool(step.text), *cosine * step.conflict)
 
     def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the losses times the batch's size, and each loss, its weight, and what that follows from, by name.
+        """Return the losses times the batch size, and by name each loss, its weight, and values that determine it.
 
-        Those of an RT-DETR are not multiplied, as Ultralytics does not.
+        As in Ultralytics, losses of an RT-DETR are not multiplied by the batch size.
         """
         objects = None
         if self._objects is not None:
@@ -193,7 +193,7 @@ class StudentLoss:
         items |= {f"{WEIGHT_PREFIX}{name}": zero + weight for name, weight in weights.items()}
         if self._step.conflict:
             both = {"labels": labels.sum(), "teacher": total * size}
-            # Ultralytics calls backward on their sum, unscaled: without mixed precision, or with bfloat16.
+            # Ultralytics calls backward on their sum without scaling: precision is float32 or bfloat16.
             (cosine,) = reconcile(both, self._recorder.neck)[0].cosines.values()
             items[f"{WEIGHT_PREFIX}cosine"] = zero + cosine
         return torch.cat([labels, total[None] * size]), items
@@ -201,7 +201,7 @@ class StudentLoss:
     def _distillation(
         self, output: Any, images: torch.Tensor, objects: Predictions | None, stage: DistillStage
     ) -> DistillationLosses:
-        """Return the losses beside the teacher's cached objects; without any, beside its features of the images."""
+        """Return the distillation losses for the teacher's cached objects; for None, for its features of the images."""
         if objects is not None:
             teacher = DetectorFeatures(self._recorder.grid, (), (), {}, objects)
         else:
@@ -214,7 +214,7 @@ class StudentLoss:
             return self._compare(student, teacher, stage, self._branch_shares())
 
     def _branch_shares(self) -> Mapping[str, float]:
-        """Return how much Ultralytics counts each branch of a head with two, which changes from epoch to epoch."""
+        """Return Ultralytics' present weights of the two branches of a head; empty for one branch."""
         labels = self._labels_loss
         return {"one2many": labels.o2m, "one2one": labels.o2o} if hasattr(labels, "o2m") else {}
 
@@ -232,14 +232,14 @@ class StudentLoss:
     def _modality_weights(
         self, teacher: DistillationLosses | None, text: RegionTextLoss | None
     ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """Return the factors of the texts' loss and of the teacher's: 1 where one of them is missing."""
+        """Return the factors of the text loss and of the teacher's losses; 1 if either is missing."""
         if teacher is None or text is None:
             return 1.0, 1.0
         points, _ = self._recorder.grid.points(text.boxes.device)
         return modality_weights(text.confidence, best_inside(teacher.certainty, points, text.boxes, text.images))
 
     def _without_ignored(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the batch with its objects alone; the class loss on labels leaves out the other boxes' anchors."""
+        """Return the batch without ignored boxes, and exclude their anchors from the class loss on labels."""
         excluded = batch["cls"].flatten() >= self._classes
         images, classes = batch["batch_idx"][excluded].long(), batch["cls"].flatten()[excluded].long() - self._classes
         grid, size = self._recorder.grid, len(batch["img"])
@@ -247,20 +247,20 @@ class StudentLoss:
         hidden = ignored(grid.points(boxes.device)[0], boxes, images, classes, size, self._classes)
         branches = [getattr(self._labels_loss, name, self._labels_loss) for name in ("one2many", "one2one")]
         for loss in branches:
-            loss.class_weights = ~hidden.transpose(1, 2)  # by which Ultralytics multiplies its class loss
+            loss.class_weights = ~hidden.transpose(1, 2)  # Ultralytics multiplies its class loss by these
         return {**batch, **{name: batch[name][~excluded] for name in ("cls", "bboxes", "batch_idx")}}
 
     def update(self) -> None:
-        """End an epoch: in a head with two branches the one that ships now counts more."""
+        """End an epoch: in a head with two branches, increase the weight of the shipped one."""
         if hasattr(self._labels_loss, "update"):
             self._labels_loss.update()
 
     def state(self) -> dict[str, Any]:
-        """Return what resuming a training needs."""
+        """Return the state that `restore` needs to resume a training."""
         return self._balance.state()
 
     def restore(self, state: Mapping[str, Any], epochs: int) -> None:
-        """Resume from a state after so many epochs."""
+        """Resume from a state. epochs: number of completed epochs."""
         self._balance.restore(state)
         if hasattr(self._labels_loss, "update"):
             self._labels_loss.updates = epochs - 1

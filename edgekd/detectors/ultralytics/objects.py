@@ -1,6 +1,6 @@
-"""A cached teacher's objects among the labels of images: augmentation moves both alike.
+"""A teacher's cached objects stored in the labels of images, so that augmentation moves both alike.
 
-Their class numbers lie after those of the classes and of boxes around crowds: 2 * classes + object.
+Their class numbers follow those of the classes and of boxes around crowds: 2 * classes + object number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from edgekd.compress.distillation.teacher_objects import batch_objects
 def labels_with_objects(
     labels: Sequence[Mapping[str, Any]], records: NDArray[Any], classes: int
 ) -> list[dict[str, Any]]:
-    """Return the labels of images, of Ultralytics' form, with the teacher's objects of each after its own.
+    """Return labels of images in Ultralytics' format, with the teacher's objects appended to each image's labels.
 
-    records: of `object_record_type`, with the index of their image; classes: number of those in the data.
+    records: of `object_record_type`, with the index of their image; classes: number of classes of the data.
     """
     mixed = [dict(label) for label in labels]
     for place, (index, count) in enumerate(zip(records["index"], records["count"], strict=True)):
@@ -33,7 +33,10 @@ def labels_with_objects(
 
 
 def split_objects(batch: Mapping[str, Any], records: NDArray[Any], classes: int) -> tuple[dict[str, Any], Predictions]:
-    """Return an augmented batch without the teacher's objects, and these, as a head without anchors predicts them."""
+    """Split an augmented batch into one without the teacher's objects, and the objects, as from a head without anchors.
+
+    records, classes: as for `labels_with_objects`.
+    """
     numbers = batch["cls"].flatten()
     taught = numbers >= 2 * classes
     boxes, images = batch["bboxes"][taught], batch["batch_idx"][taught].long()

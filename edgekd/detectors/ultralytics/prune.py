@@ -1,7 +1,7 @@
 """Structured pruning of Ultralytics detectors: layers with fewer channels, otherwise unchanged.
 
-The result is a checkpoint of Ultralytics' own layers, which its tools and edgekd read. But Ultralytics' trainer builds
-a network anew from a description, which lacks the new widths; `Loop` does not.
+The result is a checkpoint of Ultralytics' own layers, which its tools and edgekd can read. Ultralytics' trainer cannot
+train it, because it builds the network from a description, which lacks the new widths; `Loop` can.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from edgekd.detectors.ultralytics.upstream import DEFAULT_CFG, C2f, v8DetectionL
 
 T = TypeVar("T")
 BOX_WEIGHT = 5.0
-"""Weight of the distance of a quantized detector's boxes; those of classes, features and labels have 1."""
+"""Weight of the box distance of a quantized detector; losses of classes, features and labels have weight 1."""
 
 
 def prune_detector(
@@ -75,10 +75,10 @@ def prune_detector(
 ) -> PruningRecord:
     """Write `out`, the detector in `checkpoint` with fewer channels in its layers: again an Ultralytics checkpoint.
 
-    Arguments: `Family.prune`. `step.images` training images are read, for gradients. The step's `share` and `max_size`
-    are the goal; `min_fps`, `rounds` and `recovery` are the caller's. With a teacher the input has the teacher's size.
-    quantized: the detector's Q/DQ graph, on which gradients are taken: of the loss on labels and of the distance from
-    the detector. The weights that are left are refitted where the step says so; nothing is trained.
+    Arguments: `Family.prune`. `step.images` training images are read for gradients and the refit. The step's `share`
+    and `max_size` are the goal; the caller handles `min_fps`, `rounds` and `recovery`. With a teacher, the input has
+    the teacher's size. quantized: the detector's Q/DQ graph, for gradients of its loss on labels and its distance from
+    the float detector. If `step.refit`, the kept weights are refitted; nothing is trained.
     """
     began = time.monotonic()
     network, train_args, size = _load(checkpoint, trust)
@@ -124,7 +124,7 @@ def prune_detector(
 def scan_detector(
     checkpoint: Path, data: Path, step: Prune, trust: bool = False, progress: Progress = SILENT
 ) -> Sensitivity:
-    """Measure the growth of the loss on labels when each unit loses channels, on the images that pruning would use."""
+    """Measure the increase of the loss on labels when each unit loses channels, on the images that pruning uses."""
     network, _, size = _load(checkpoint, trust)
     classes, samples = pruning_images(data, step, progress)
     with quiet(), in_halves(network):
@@ -153,12 +153,12 @@ def _load(checkpoint: Path, trust: bool) -> tuple[Any, dict[str, Any], tuple[int
 
 
 def _gradient_size(step: Prune, network: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of the images for gradients: whole strides."""
+    """Return height and width in pixels of the images for gradients, multiples of the stride."""
     return input_size({"imgsz": step.image_size or size}, max(strides_of(network)))
 
 
 def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: bool) -> Any:
-    """Return the loss whose gradients count: on the labels, and of a teacher's classes and boxes."""
+    """Return the loss for gradients: on labels, and with a teacher also on its classes and boxes."""
     own = vars(network).get("args")
     network.args = DEFAULT_CFG  # weights of the parts of the loss
     try:
@@ -177,7 +177,7 @@ def _loss(network: Any, classes: tuple[str, ...], teacher: Path | None, trust: b
 
 
 def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any, Any]:
-    """Return a float detector, one that computes as its Q/DQ graph does, and the loss whose gradients count."""
+    """Return a float detector, one that computes like its Q/DQ graph, and the loss for gradients."""
     floating, one_to_one = float_network(checkpoint, trust)
     network = quantized_network(floating, read_layers(graph), learned=False)
     network.args = DEFAULT_CFG
@@ -185,9 +185,9 @@ def _quantized(checkpoint: Path, graph: Path, trust: bool) -> tuple[Any, Any, An
 
 
 class _QuantizedLoss:
-    """The loss of a quantized detector on labels, and its distance from the float one, on a batch.
+    """The loss of a quantized detector on a batch: on labels, plus its distance from the float detector.
 
-    one_to_one: whether the head gives one box per object, and so has one anchor per object in the loss on labels.
+    one_to_one: whether the head predicts one box per object, so that one anchor per object is in the loss on labels.
     """
 
     def __init__(self, quantized: Any, floating: Any, one_to_one: bool) -> None:
@@ -208,9 +208,10 @@ class _QuantizedLoss:
 
 
 def _copy_gradients(quantized: Any, network: Any) -> None:
-    """Give the weights of a network in halves the gradients of the quantized one with its batch norms folded in.
+    """Set the gradients of a network in halves to those of the quantized network, whose batch norms are folded.
 
-    Importance is weight times gradient, which neither scales nor folded norms change: dL/dW of W = k V is dL/dV / k.
+    The product of weight and gradient is the same in both, because with V = k W, dL/dV = dL/dW / k. So the gradient is
+    the quantized network's product divided by the weight.
     """
     products = {
         name: layer.weight.detach() * layer.weight.grad
@@ -221,15 +222,16 @@ def _copy_gradients(quantized: Any, network: Any) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             whole = re.sub(r"\.halves\.[01]\.", ".cv1.", name)
-            product = products.get(whole, torch.zeros_like(layer.weight))  # a branch that does not ship has none
+            product = products.get(whole, torch.zeros_like(layer.weight))  # a branch that is not shipped has none
             if whole != name:
                 product = product.chunk(2)[".halves.1." in name]
             layer.weight.grad = torch.where(layer.weight == 0, 0.0, product / layer.weight).detach()
 
 
 def _renamed(readers: Mapping[str, Reader], network: Any) -> dict[str, Reader]:
-    """Return readers of a quantized network by their names in one in halves; the first half stands for both, which
-    read the same channels.
+    """Return the readers of a quantized network by their names in the network in halves.
+
+    Both halves read the same channels, so only the first half gets the reader of the whole convolution.
     """
     renamed = _unfused_names(readers, network)
     firsts = [name for name, _ in network.named_modules() if ".halves.0." in name]
@@ -239,10 +241,10 @@ def _renamed(readers: Mapping[str, Reader], network: Any) -> dict[str, Reader]:
 
 
 def _unfused_names(values: Mapping[str, T], network: Any) -> dict[str, T]:
-    """Return values by the names that layers of a fused network have in the whole one."""
+    """Return values, by name in a fused network, by the layers' names in the unfused network."""
     if not network.model[-1].end2end:
         return dict(values)
-    branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"  # names that the branch that ships has taken
+    branch = rf"^(model\.{len(network.model) - 1}\.)(cv[23]\.)"  # the shipped branch has taken these names
     return {re.sub(branch, r"\1one2one_\2", name): value for name, value in values.items()}
 
 
@@ -255,9 +257,9 @@ def _accumulate(
     *,
     of_weights: bool,
 ) -> None:
-    """Leave in each weight the |gradient| of the loss, summed over images; the network stays as it is.
+    """Set the gradient of each weight to the sum over images of |gradient of the loss|; weights do not change.
 
-    of_weights: without, only outputs get gradients, for hooks.
+    of_weights: False: compute gradients of outputs only, for hooks.
     """
     network.requires_grad_(of_weights).eval()
     predict_raw(network)
@@ -269,13 +271,13 @@ def _accumulate(
 
     accumulate_gradients(network, samples, image_loss, progress)
     network.eval().requires_grad_(True)
-    drop_hooks(network)  # of a teacher's loss
+    drop_hooks(network)  # those of the loss with a teacher
 
 
 def _batch(
     samples: Sequence[LabelledImage], size: tuple[int, int], *, stretch: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Return letterboxed images, or stretched ones, with their labels, as Ultralytics' losses take them."""
+    """Return letterboxed or stretched images with their labels, in the format of Ultralytics' losses."""
     frames, classes, boxes, owners = [], [], [], []
     for index, (sample, image) in enumerate(samples):
         frame, place = letterbox(image, Preprocess(*size, stretch=stretch))

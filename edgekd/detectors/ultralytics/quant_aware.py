@@ -1,4 +1,4 @@
-"""Quantization-aware training of Ultralytics detectors: a quantized one is trained to predict as the float one does."""
+"""Quantization-aware training of Ultralytics detectors, to reproduce the predictions of the float detector."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def distill_quantized(
     progress: Progress,
     graph: Path,
 ) -> TrainingRun:
-    """Write `out`: the Q/DQ graph `graph` with weights trained so that it predicts as `teacher` does.
+    """Write `out`: the Q/DQ graph `graph` with weights trained to reproduce the predictions of `teacher`.
 
-    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint` and quantized by `compress.quantize`. The
-    branch of a head with two that ships is trained.
+    Arguments: `Family.quant_aware_distill`. graph: exported from `checkpoint`, and quantized by
+    `compress.quantization.quantize`. Of a head with two branches, only the shipped one is trained.
     """
     layers, preprocess = read_layers(graph), describe(load_graph(graph), graph).preprocess
     floating, one_to_one = float_network(checkpoint, trust)
@@ -54,7 +54,7 @@ def distill_quantized(
 
 
 def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
-    """Return the branch of the network that ships, with folded batch norms, and whether it gives one box per object."""
+    """Return the network with only the shipped branch and folded batch norms, and whether it needs no NMS."""
     network, _ = UltralyticsDetector(checkpoint, trust).network()
     needs_nms = keep_one_branch(network.model[-1])
     network.fuse(verbose=False)
@@ -62,25 +62,25 @@ def float_network(checkpoint: Path, trust: bool) -> tuple[Any, bool]:
 
 
 def quantized_network(network: Any, layers: Sequence[QdqConvolution], learned: bool) -> Any:
-    """Copy a float network so that it computes as the Q/DQ graph with these layers does: see `fake_quantized`."""
+    """Return a copy of a float network that computes like the Q/DQ graph with these layers: see `fake_quantized`."""
     student = fake_quantized(network, layers, module_of, learned=learned)
     for block in student.modules():
         if not getattr(block, "add", False):
             continue
         quantize_input(block)
-        # Attention blocks have a second residual, around a part of theirs and with a sum that no hook sees.
+        # Attention blocks have a second residual around `ffn`, whose sum no hook can reach.
         if hasattr(block, "ffn") and input_range(block.ffn) is not None:
             block.ffn.register_forward_hook(_correct_sum)
     return student
 
 
 def module_of(layer: QdqConvolution) -> str:
-    """Return the name of the module with a layer's weights: the export keeps it."""
+    """Return the name of the module with a layer's weights, which the export keeps."""
     return layer.parameter.removesuffix(".weight")
 
 
 def _correct_sum(part: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-    """Correct an output so that its sum with the unquantized input is that with the quantized input."""
+    """Return the output changed so that its sum with the unquantized input equals output + quantized input."""
     quantizer = input_range(part)
     assert quantizer is not None, "hooks are registered on parts with a range alone"
     return output + (quantizer(inputs[0]) - inputs[0])

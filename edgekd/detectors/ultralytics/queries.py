@@ -1,4 +1,4 @@
-"""RT-DETR by Ultralytics as a graph: boxes and probabilities of its queries, before the best are chosen."""
+"""RT-DETR by Ultralytics for export: boxes and probabilities of all queries, without the selection of the best."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 
 class Queries(nn.Module):  # type: ignore[misc]
-    """The network of an RT-DETR from frames float32 [1, 3, h, w], RGB, 0 to 1, to [1, 4 + classes, queries].
+    """The network of an RT-DETR: returns [1, 4 + classes, queries] for frames float32 [1, 3, h, w], RGB, 0 to 1.
 
-    Boxes are cx, cy, w, h in pixels. size: height and width of the frames.
+    Boxes are cx, cy, w, h in pixels. size: height and width of the frames in pixels.
     """
 
     def __init__(self, network: Any, size: tuple[int, int]) -> None:

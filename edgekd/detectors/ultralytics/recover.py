@@ -1,4 +1,4 @@
-"""Recovery of Ultralytics detectors: a pruned or factorized one is trained to predict as the original does."""
+"""Recovery of Ultralytics detectors: training of a pruned or factorized one to reproduce the original's predictions."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def recover_detector(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> TrainingRun:
-    """Write `out`, the detector in `checkpoint` trained to predict as `teacher` does: again an Ultralytics checkpoint.
+    """Write `out`, the detector in `checkpoint` trained to reproduce the predictions of `teacher`, as a checkpoint.
 
     Arguments: `Family.recover`. Both branches of a head with two, and all layers of an RT-DETR, are trained. Raises
-    SpecError for a teacher whose classes, strides or layers are not the detector's.
+    SpecError for a teacher whose classes, strides or layers differ from the detector's.
     """
     network, train_args = unfused_network(checkpoint, trust, STUDENTS)
     student = compressed(network.requires_grad_(True), step, train_args.get("imgsz"), device)
@@ -58,8 +58,8 @@ def compressed(
 ) -> CompressedDetector:
     """Return a network as a detector to recover, moved to a device.
 
-    size: of its input, as a checkpoint states it; branch: of the teacher's head, by name, that it has as its only one;
-    None for the same ones.
+    size: input size, `imgsz` of a checkpoint; branch: name of the teacher's branch that corresponds to the network's
+    only branch; None if both have the same branches.
     """
     network.to(one_device(device)).to(memory_format=torch.channels_last)
     predict_raw(network)

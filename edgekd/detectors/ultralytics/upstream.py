@@ -1,6 +1,6 @@
-"""The names that training and pruning use of Ultralytics (AGPL-3.0), imported in this one place.
+"""Ultralytics' (AGPL-3.0) names for training and pruning, imported only here.
 
-Ultralytics logs to stdout when it is first imported, where only results belong.
+On its first import Ultralytics logs to stdout, which is reserved for results.
 """
 
 from __future__ import annotations
