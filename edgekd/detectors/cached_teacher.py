@@ -54,7 +54,7 @@ def cached_predictions(
     blank = _features(teacher, np.zeros((1, 3, *size), np.float32))
     if not blank.branches:
         expected = "a detector of the student's own family"
-        raise SpecError("recover: the teacher has no feature maps, and gives objects alone", expected=expected)
+        raise SpecError("the teacher has no feature maps, only objects", expected=expected)
     queries = blank.objects is not None
     preprocess = replace(teacher.preprocess, height=size[0], width=size[1])
     shapes = {name: _shape(each, every_box=queries) for name, each in blank.branches.items()}

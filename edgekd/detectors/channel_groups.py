@@ -143,9 +143,11 @@ class Channels:
         with torch.no_grad():
             for group in self._groups[name]:
                 group.mask(count)
-            yield
-            for weight, before in kept:
-                weight.copy_(before)
+            try:
+                yield
+            finally:
+                for weight, before in kept:
+                    weight.copy_(before)
 
     def pruned(
         self, removed: Mapping[str, int], after: Iterable[Convolution], parameters: tuple[int, int], seconds: float

@@ -359,6 +359,9 @@ def test_a_scan_finds_what_each_unit_bears_and_changes_nothing(
                 assert not torch.equal(output(network, frames), wanted), unit.name
         assert torch.equal(output(network, frames), wanted)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with pytest.raises(KeyboardInterrupt), in_halves(network):
+        raise KeyboardInterrupt
+    assert network.state_dict().keys() == before.keys(), "joined, however the work ends"
 
 
 def test_a_size_is_kept_also_where_little_has_to_go(detector: Path, tmp_path: Path) -> None:

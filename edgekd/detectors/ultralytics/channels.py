@@ -81,9 +81,11 @@ def in_halves(network: Any) -> Iterator[None]:
     """Replace the splitting blocks of a network by `_Halves`; join them at the end of the context."""
     for name, block in [item for item in network.named_modules() if isinstance(item[1], C2f)]:
         network.set_submodule(name, _Halves(block))
-    yield
-    for name, halves in [item for item in network.named_modules() if isinstance(item[1], _Halves)]:
-        network.set_submodule(name, halves.joined())
+    try:
+        yield
+    finally:
+        for name, halves in [item for item in network.named_modules() if isinstance(item[1], _Halves)]:
+            network.set_submodule(name, halves.joined())
 
 
 def channels_of(
@@ -136,8 +138,10 @@ def branches_alone(network: Any) -> Iterator[None]:
     network.model[-1].forward = lambda maps, batch=None: [
         branch[level](each) for branch in _branches(network) for level, each in enumerate(maps)
     ]
-    yield
-    del network.model[-1].forward
+    try:
+        yield
+    finally:
+        del network.model[-1].forward
 
 
 @contextmanager
@@ -146,9 +150,11 @@ def _encoders_skipped(network: Any) -> Iterator[None]:
     encoders = [each for each in network.modules() if isinstance(each, AIFI)]
     for each in encoders:
         each.forward = lambda maps: maps
-    yield
-    for each in encoders:
-        del each.forward
+    try:
+        yield
+    finally:
+        for each in encoders:
+            del each.forward
 
 
 def convolutions_of(network: Any, size: tuple[int, int]) -> dict[str, Convolution]:

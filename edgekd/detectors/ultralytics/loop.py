@@ -146,7 +146,7 @@ class Loop(DetectionTrainer):  # type: ignore[misc]
             self.steps = len(self.train_loader) * self.epochs
             self.steps_done = len(self.train_loader) * self.start_epoch
             left = self.steps - self.steps_done
-            self._ticks = self.progress.items(range(left), "distill", left)
+            self._ticks = self.progress.items(range(left), self.stage, left)
             self._batch = self.batch_size
         elif event == "on_train_epoch_start":
             self._follow_batches()
