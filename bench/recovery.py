@@ -28,7 +28,7 @@ LEAST_SHARES = {0.3: 0.97, 0.5: 0.92}
 class Bench(Trainings):
     """The original detector, pruned, and recovered.
 
-    cpu_seconds: for the original, of its predictions; for a recovered one, of these predictions and the training.
+    cpu_seconds: original: of its predictions; pruned: of pruning; recovered: of the predictions and the training.
     """
 
     asked = ("ratio", "epochs", "batch", "learning_rate", "image_size", "images", "device")
