@@ -50,7 +50,7 @@ def write_bundle(folder: Path) -> Path:
 
 
 def tasks(agent: Path, bundle: Path, state: Path) -> dict[str, tuple[str, ...]]:
-    """Return the interpreter's arguments by task name. `measure` empties the state before each run, for `unpack`."""
+    """Return the interpreter's arguments by task name."""
     return {
         "interpreter": ("-c", "pass"),
         "import numpy": ("-c", "import numpy"),

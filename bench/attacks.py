@@ -240,7 +240,7 @@ def require(what: bool, how: str) -> None:
         raise SucceededError(how)
 
 
-# ------------------------------------------------------------------------------------------- going back, revoked keys
+# --------------------------------------------------------------------------------------------- rollback, revoked keys
 
 
 @attack(1, "RollbackError")
@@ -288,7 +288,7 @@ def revoked_by_boot(box: Box) -> Ran:
     return box.agent("boot")
 
 
-# --------------------------------------------------------------------------------------------- files before verifying
+# ------------------------------------------------------------------------------------------ files before verification
 
 
 def bombs_of_manifests(box: Box, command: str) -> list[Ran]:
@@ -737,7 +737,7 @@ PREPROCESS = (
     '"center":true,"upscale":true}'
 )
 
-# ------------------------------------------------------------------------------------------- models of somebody else's
+# ---------------------------------------------------------------------------------------------------- untrusted models
 
 
 def converted(box: Box, name: str, model: Any) -> Ran:
@@ -935,7 +935,7 @@ def problems_of(each: Attack, ran: Ran) -> Iterator[str]:
 
 
 def shortest(ran: list[Ran]) -> str:
-    """Return the shortest error as an example, without folders, cut to 110 characters."""
+    """Return the shortest error as an example, without folders, cut to at most 110 characters."""
     error = min((one.error for one in ran), key=len)
     error = re.sub(r"/\S*/", "", error)
     return error if len(error) <= 110 else f"{error[:107]}..."

@@ -153,7 +153,10 @@ class Bench(Trainings):
         return file
 
     def _minutes(self, seed: int) -> float | None:
-        """Return the training time: as requested, or with `--recover` that of this seed's recovery. Raises JobError."""
+        """Return the minutes of a training: `--minutes`, or with `--recover` those of this seed's recovery.
+
+        Raises JobError if the recovery failed.
+        """
         if not self.given.recover:
             return self.given.minutes
         seconds = (row.seconds for row in self.rows if (row.method, row.seed) == (RECOVERED, seed) and not row.error)

@@ -457,7 +457,7 @@ def checkpoint(folder: Path) -> Parser:
     return of_file(folder / "a.pt", scan_checkpoint)
 
 
-# ------------------------------------------------------------------------------------------------------ text of people
+# --------------------------------------------------------------------------------------------- hand-written text files
 
 
 def plan(folder: Path) -> Parser:

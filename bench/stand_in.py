@@ -1,4 +1,4 @@
-"""Compare a large detector with lighter ones on an x86 GPU, in float32 and float16: speed and energy per frame.
+"""Compare a large detector with lighter ones on an x86 GPU, each unchanged and in float16: speed and energy per frame.
 
 The GPU stands in for a device, whose ratios may differ. The name of an Ultralytics YAML stands for a network with
 random weights. Needs `edgekd[train,gpu]`.
