@@ -1,6 +1,6 @@
-"""Measure how much of what fog, noise, low light and blur cost a detector a variant regains (`edgekd adapt`).
+"""Measure how much of the accuracy lost to fog, noise, low light and blur a variant regains (`edgekd adapt`).
 
-Nothing was chosen by the scored split. Finished rows are kept in `--work`. Needs `edgekd[train]`.
+The scored split is not used for any choice. Finished rows are kept in `--work`. Needs `edgekd[train]`.
 """
 
 import time
@@ -27,16 +27,16 @@ from edgekd.detectors.ultralytics.detector import resize_detector
 
 MODELS = ("yolo11n-ppe.pt=ppe=val", "yolo11n.pt=coco256=val")
 CALIBRATED = 64  # images that the detector is calibrated on
-WANTED = 0.5  # share of what was lost that is to be regained at the severity WANTED_AT, on average
+WANTED = 0.5  # goal: mean share of the lost mAP50-95 that is regained at severity WANTED_AT
 WANTED_AT = 3
-CLEAN_LOSS = 0.005  # largest loss of clean accuracy
+CLEAN_LOSS = 0.005  # goal: largest loss of mAP50-95 on clean images
 SOURCES = (commands.adapt, quantization.adapt, quantization.reconstruct, quantization.quantize, domain_shift)
-"""Modules that decide the rows: rows of another version of them are not taken over."""
+"""Modules that determine the results. If one of them changes, finished rows are not reused."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A quantized detector; images that it knows, frames to adapt to, and what is scored."""
+    """A quantized detector with its known images, the frames to adapt to, and the scored split."""
 
     name: str
     detector: Detector
@@ -46,12 +46,12 @@ class Case:
 
 
 def case_of(given: Given, name: str) -> Case:
-    """Return the detector and the data of `FILE.pt=DATA=SPLIT`; made once."""
+    """Return the detector and data of `FILE.pt=DATA=SPLIT`. An existing INT8 graph in `--work` is reused."""
     model, data, split = name.split("=")
     dataset = load_dataset(given.shared / "data" / data)
     train = dataset.split("train").samples
     half = min(len(train) // 2, FITTED + JUDGED)
-    step = len(train) // (2 * half)  # spread over the split, which may be in the order of scenes
+    step = len(train) // (2 * half)  # evenly spaced: neighbours in the split may be of one scene
     known, frames = train[::step][0 : 2 * half : 2], train[::step][1 : 2 * half : 2][:LOOKED]
     folder = given.work / name.replace("=", "-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def case_of(given: Given, name: str) -> Case:
 
 
 def seen(split: Split, folder: Path, kind: str, severity: int, seed: int) -> Split:
-    """Return the images of a split under a corruption, written once."""
+    """Return the split with its images corrupted. Images that already exist in `folder` are not written again."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for number, (sample, image) in enumerate(ReadableImages(split.samples)):
@@ -77,7 +77,7 @@ def seen(split: Split, folder: Path, kind: str, severity: int, seed: int) -> Spl
 
 
 def row_of(case: Case, clean: float, kind: str, severity: int, work: Path) -> Document:
-    """Measure what a corruption costs, and what the variant regains."""
+    """Return a row with mAP50-95 on clean and corrupted images, without and with the variant."""
     folder = work / f"{case.name.replace('=', '-')}-{kind.replace(' ', '-')}-{severity}"
     frames = seen(case.frames, folder / "frames", kind, severity, 0)
     scored = seen(case.scored, folder / "scored", kind, severity, 1_000_000)
@@ -111,7 +111,7 @@ def rows_of(given: Given, kept: FinishedRows) -> Iterator[Document]:
 
 
 def share(row: Document) -> float | None:
-    """Return the share of what was lost that is regained; 0 where no variant was made, None where nothing was lost."""
+    """Return the regained share of the lost mAP50-95: 0 if no variant was made, None if nothing was lost."""
     lost = row.clean - row.corrupted
     if lost <= 0:
         return None
@@ -119,7 +119,7 @@ def share(row: Document) -> float | None:
 
 
 def mean_share(rows: Sequence[Document], severity: int) -> float | None:
-    """Return the mean over the rows of a severity in which something was lost."""
+    """Return the mean of `share` over the rows of a severity that lost accuracy; None if there are none."""
     found = [value for row in rows if row.severity == severity and (value := share(row)) is not None]
     return sum(found) / len(found) if found else None
 

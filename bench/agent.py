@@ -1,10 +1,10 @@
-"""Measure size and start of the agent, and how long it takes over a bundle of 12 MB on one core.
+"""Measure the agent's size and start time, and how long it takes for a bundle of 12 MB on one core.
 
-The graph has random INT8 weights as fp4x stores them: the most that so many bytes can expand to. Each command is a
-process, interleaved with an interpreter that does nothing and one that imports NumPy.
+The graph has random INT8 weights in fp4x, the format that expands the most. Each command runs in its own process,
+interleaved with an interpreter that does nothing and one that imports NumPy.
 
-With `--bundles`, real builds, measure in place of that the peak memory of commands and of serving, and the disk that
-one model, its update and a second model take. Engines are those of ONNX Runtime.
+With `--bundles` (bundles of real builds) it measures instead the peak memory of commands and of serving, and the disk
+space of one model, of its update and of a second model. Engines are those of ONNX Runtime.
 """
 
 import shutil
@@ -33,7 +33,7 @@ finally:
     (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
     open(report, "w").write(peak)
 """
-"""Runs a program, and writes its largest resident memory in KiB."""
+"""Script that runs a program and writes its peak resident memory in KiB to a file."""
 SERVE = """import sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
@@ -50,7 +50,7 @@ def write_bundle(folder: Path) -> Path:
 
 
 def tasks(agent: Path, bundle: Path, state: Path) -> dict[str, tuple[str, ...]]:
-    """Return what is timed: the interpreter's arguments by name; `unpack` starts with an empty state each time."""
+    """Return the interpreter's arguments by task name."""
     return {
         "interpreter": ("-c", "pass"),
         "import numpy": ("-c", "import numpy"),
@@ -61,7 +61,7 @@ def tasks(agent: Path, bundle: Path, state: Path) -> dict[str, tuple[str, ...]]:
 
 
 def measure(pythons: Sequence[str], agent: Path, bundle: Path, state: Path, rounds: int) -> dict[str, Any]:
-    """Time every task with every interpreter, interleaved; the summaries by interpreter and task."""
+    """Time every task with every interpreter, interleaved. Return the summaries by interpreter and task."""
     works = tasks(agent, bundle, state)
     samples: dict[tuple[str, str], list[float]] = {(python, name): [] for python in pythons for name in works}
     for _ in range(rounds):
@@ -76,7 +76,7 @@ def measure(pythons: Sequence[str], agent: Path, bundle: Path, state: Path, roun
 
 
 def peak_mb(python: str, *command: object, scratch: Path) -> float:
-    """Return the largest resident memory of a program in 10^6 bytes."""
+    """Run a program and return its peak resident memory in 10^6 bytes. Raises CalledProcessError."""
     report = scratch / "peak"
     words = [python, "-c", PEAK, *map(str, (report, *command))]
     subprocess.run(words, stdout=subprocess.PIPE, check=True)
@@ -84,12 +84,12 @@ def peak_mb(python: str, *command: object, scratch: Path) -> float:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder, in whole blocks of 512."""
+    """Return the allocated disk space below a folder in bytes."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 def resources(python: str, source: Path, agent: Path, scratch: Path) -> Result:
-    """Install a bundle, its update and a second model; return memory of each step, and disk after it."""
+    """Install a bundle, its update and a second model. Return the memory of commands and the disk space after each."""
     state, serve = scratch / f"state of {source.stem}", scratch / "serve.py"
     serve.write_text(SERVE, "utf-8")
     bundle, update = scratch / "slim.edgekd", scratch / "update.edgekd"

@@ -1,9 +1,9 @@
-"""Attack cameras and the build host, by every kind of hostile file, server, device and user.
+"""Attack cameras and the build host with hostile files, servers, devices and users.
 
 The threat model is docs/concepts/security.md.
 
-Each attack makes its input, and runs the real command in a process of its own. One fails where it succeeds, where a
-command ends in a traceback, or where it takes more memory than its limit. Some need root, to act as another user.
+Each attack makes its input and runs the real command in its own process. A row fails if the attack succeeds, if a
+command ends in a traceback, or if it exceeds its memory limit. Some attacks need root, to act as another user.
 """
 
 import functools
@@ -52,14 +52,14 @@ from edgekd.core.formats import golden_set, packed_graph
 from edgekd.deploy.agent_zipapp import agent_archive
 
 CAMERA_MB = 67.1
-"""Memory of the agent over a hostile file, in 10^6 bytes: 64 MiB, Python and NumPy included."""
+"""Memory limit of the agent, in 10^6 bytes: 64 MiB, Python and NumPy included."""
 HOST_MB = 256
-"""Memory of a command on the build host, most of it libraries: ONNX Runtime, OpenCV, and their children with limits."""
+"""Memory limit of a command on the build host, in 10^6 bytes. Most of it is libraries: ONNX Runtime, OpenCV."""
 TORCH_MB = 640
-"""The same with PyTorch."""
+"""Memory limit of a command on the build host that imports PyTorch, in 10^6 bytes."""
 DEVICE = "nvidia,jetson-agx-xavier"
 HIGHEST = 2**53
-"""The highest counter that a manifest may have."""
+"""Highest counter that a manifest may have."""
 SECTIONS = {
     **{1: "Going back", 2: "Revoked bundles and keys", 3: "Files that were not verified yet"},
     **{4: "Files and locks of the camera", 5: "Check and use", 6: "Roles", 7: "Downloads", 8: "Keys and thresholds"},
@@ -67,7 +67,7 @@ SECTIONS = {
     **{12: "A hostile camera", 13: "Secrets and other users of the build host", 14: "Files for firmware systems"},
     **{15: "Strict cameras", 16: "A full disk", 17: "One error, and its cause", 18: "The clock"},
 }
-"""Sections of docs/concepts/security.md and docs/reference/security.md, but for the last but one."""
+"""Section titles of docs/concepts/security.md and docs/reference/security.md, except the last but one."""
 NOT_ROOT = "needs root, to act as another user"
 _CHILD = """
 import atexit, runpy, sys
@@ -89,11 +89,11 @@ class SucceededError(Exception):
 
 
 class SkippedError(Exception):
-    """The attack cannot be made here."""
+    """The attack cannot be run on this machine."""
 
 
 class Ran(NamedTuple):
-    """A command's end. peak_mb: of its process, or of the largest one that it started, in 10^6 bytes."""
+    """Result of a command. peak_mb: peak memory of the largest of its processes, children included, in 10^6 bytes."""
 
     code: int
     out: str
@@ -103,7 +103,7 @@ class Ran(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The error that it shows, on one line."""
+        """The error message of the command, on one line."""
         if self.out.startswith("{"):
             error = json.loads(self.out.splitlines()[-1])["error"] or {}
             return f"{error.get('kind')}: " + "; ".join(filter(None, [error.get("what"), error.get("found")]))
@@ -111,7 +111,7 @@ class Ran(NamedTuple):
 
 
 class Box:
-    """The scene of one attack: a folder, a camera in it, and bundles that an attacker might have."""
+    """Environment of one attack: a folder with a camera, and bundles that an attacker could have."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         folder.mkdir()
@@ -153,14 +153,14 @@ class Box:
         return ["--state", str(self.state), "--root", str(self.root), *runtime]
 
     def done(self, command: str, *arguments: object) -> Any:
-        """Run an honest command of the agent, which has to succeed; return its result."""
+        """Run a legitimate agent command and return its result. Raises RuntimeError if it fails."""
         ran = self.agent(command, *arguments)
         if ran.code:
             raise RuntimeError(f"{command}: {ran.out}{ran.err}")
         return json.loads(ran.out)["result"]
 
     def bundle(self, counter: int = 0, *keys: int, **changed: Any) -> Path:
-        """Write a bundle with a counter, signed by these keys; manifest: fields that are other."""
+        """Write a bundle with this counter, signed by these keys, and return its path. changed: fields to replace."""
         sources = {path.name: path for path in (self.base / "files").iterdir()}
         roles = {"agent.pyz": "agent", "graph.packed": "graph", "golden.set": "golden"}
         path = self.folder / f"bundle{counter}{''.join(map(str, keys))}{''.join(changed)}.edgekd"
@@ -171,7 +171,7 @@ class Box:
         return trust_file(self.folder / f"{version}.json", version, **changed)
 
     def trusting(self, **changed: Any) -> None:
-        """Give the camera's firmware a trust file: key 1 signs bundles."""
+        """Install a trust file in the camera's firmware: key 1 may sign bundles. changed: fields to replace."""
         trust_file(self.etc / "trust.json", 1, **changed)
 
     def committed(self, *counters: int) -> None:
@@ -186,7 +186,7 @@ class Box:
 
 
 def write_base(folder: Path) -> Path:
-    """Write the agent, and the files of an honest bundle that the null runtime runs."""
+    """Write the agent and the files of a valid bundle for the null runtime."""
     rng = np.random.default_rng(0)
     golden = golden_set.GoldenSet(
         **{"precision": "int8", "tolerance": (0.01, 0.25), "output": (1, 5, 84), "zoom": 8},
@@ -205,7 +205,7 @@ def write_base(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Attack:
-    """refused: expression that the error has to match, or where the command is to succeed (holds), its output."""
+    """An attack. refused: regular expression that the error must match (with `holds`, the output of a success)."""
 
     section: int
     make: Callable[[Box], Ran | list[Ran]]
@@ -218,7 +218,7 @@ ATTACKS: list[Attack] = []
 
 
 def attack(section: int, refused: str, limit_mb: float = CAMERA_MB, *, holds: bool = False) -> Callable[[Any], Any]:
-    """Register an attack by the number of its section."""
+    """Return a decorator that registers an attack under the number of its section."""
 
     def register(make: Any) -> Any:
         ATTACKS.append(Attack(section, make, refused, limit_mb, holds))
@@ -240,7 +240,7 @@ def require(what: bool, how: str) -> None:
         raise SucceededError(how)
 
 
-# ------------------------------------------------------------------------------------------- going back, revoked keys
+# --------------------------------------------------------------------------------------------- rollback, revoked keys
 
 
 @attack(1, "RollbackError")
@@ -288,7 +288,7 @@ def revoked_by_boot(box: Box) -> Ran:
     return box.agent("boot")
 
 
-# --------------------------------------------------------------------------------------------- files before verifying
+# ------------------------------------------------------------------------------------------ files before verification
 
 
 def bombs_of_manifests(box: Box, command: str) -> list[Ran]:
@@ -319,7 +319,7 @@ def delta_bombs(box: Box) -> list[Ran]:
     bundles = hostile.Bundles(box.folder)
     box.done("unpack", box.folder / "old.edgekd")
     for step in ("build", "selftest", "activate"):
-        if box.agent(step).code:  # it has no golden set: a record of what is in service is enough
+        if box.agent(step).code:  # without a golden set a record of the bundle in service is enough
             break
     makers = ["tiny_pieces", "json_in_header", "longer_header", "slow_skeleton", "longer_skeleton"]
     makers += ["all_that_a_part_may_have", "more_than_a_part_may_have"]
@@ -427,12 +427,12 @@ QUICK = (
     "from functools import partial\nfetching.FetchRequest = partial(fetching.FetchRequest, tries=3, "
     "limits=http_transport.TransferLimits(window_s=0.3, min_bytes_per_s=1000))"
 )
-"""Without pauses between attempts, and with a second for what has a minute."""
+"""Code for the agent's process: 3 tries without pauses, and the minimum transfer rate checked every 0.3 s."""
 
 
 @contextmanager
 def server(script: Any) -> Iterator[str]:
-    """Serve by a script; yield the address."""
+    """Run a scripted HTTP server; yield its address."""
     made = servers.Server()
     made.script = script
     yield made.url
@@ -737,7 +737,7 @@ PREPROCESS = (
     '"center":true,"upscale":true}'
 )
 
-# ------------------------------------------------------------------------------------------- models of somebody else's
+# ---------------------------------------------------------------------------------------------------- untrusted models
 
 
 def converted(box: Box, name: str, model: Any) -> Ran:
@@ -903,7 +903,7 @@ def hostile_text(box: Box) -> list[Ran]:
 
 
 def met(number: int, scratch: Path, base: Path) -> Result:
-    """Make one attack; return its row."""
+    """Run one attack and return its row."""
     each = ATTACKS[number]
     row: dict[str, Any] = {
         "section": SECTIONS[each.section],
@@ -915,7 +915,7 @@ def met(number: int, scratch: Path, base: Path) -> Result:
         made = each.make(Box(scratch / each.make.__name__, base))
     except SkippedError as why:
         return {**row, "refused": f"skipped: {why}", "holds": True, "commands": 0, "peak_mb": None, "seconds": None}
-    except Exception as how:  # an attack that breaks is no attack that was refused
+    except Exception as how:  # an attack that raises an error does not count as refused
         return {**row, "refused": f"{type(how).__name__}: {how}"[:400], "commands": 1, "peak_mb": None, "seconds": None}
     ran = made if isinstance(made, list) else [made]
     problems = [problem for one in ran for problem in problems_of(each, one)]
@@ -935,7 +935,7 @@ def problems_of(each: Attack, ran: Ran) -> Iterator[str]:
 
 
 def shortest(ran: list[Ran]) -> str:
-    """Return an error as an example, without folders and what is long."""
+    """Return the shortest error as an example, without folders, cut to at most 110 characters."""
     error = min((one.error for one in ran), key=len)
     error = re.sub(r"/\S*/", "", error)
     return error if len(error) <= 110 else f"{error[:107]}..."

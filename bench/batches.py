@@ -1,7 +1,7 @@
-"""Measure what batches bring to several cameras: frames a second of the service, one frame a run and up to N at once,
-and processor time of the engine alone for a frame, which other programs on the machine change less.
+"""Measure what batching gains with several cameras: frames per second of the service with batches of 1 and of up to N,
+and CPU time per frame of the engine alone, which depends less on other programs on the machine.
 
-Cameras are synthetic, of 1920 x 1080 pixels, and always have a frame.
+Cameras are synthetic, 1920 x 1080 pixels, and always have a frame ready.
 """
 
 import time
@@ -27,11 +27,11 @@ from edgekd.detectors.interface import Interface, with_interface
 from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.view import load_graph
 
-RUNS = 10  # of the engine alone
+RUNS = 10  # timed runs of the engine alone
 
 
 def graphs(given: Given, model: str) -> dict[int, Path]:
-    """Return the graph of a model for one frame, and for a batch, by the number of frames."""
+    """Return the graphs of a model for a single frame and for a batch, by the batch size."""
     exported_to = DEMO
     if model != "demo":
         exported_to = given.scratch / f"{Path(model).stem}.onnx"
@@ -45,7 +45,7 @@ def graphs(given: Given, model: str) -> dict[int, Path]:
 
 
 def served(engine: Engine, cameras: int, seconds: float) -> dict[str, float]:
-    """Serve cameras; return frames a second, and the largest p99 of their latencies in milliseconds."""
+    """Run the service. Return `fps`, and `p99`: the largest p99 latency of all cameras in milliseconds."""
     read = partial(synthetic_frames, *FRAME_SIZE, 1e6)
     sources = [CameraSource(str(name), read, live=False, max_fps=float("inf")) for name in range(cameras)]
     status = CameraService(sources, engine.models(), lambda _: None, CameraOptions()).run(seconds)
@@ -55,7 +55,7 @@ def served(engine: Engine, cameras: int, seconds: float) -> dict[str, float]:
 
 
 def alone(found: dict[int, Path], runtime: str) -> list[float]:
-    """Return the CPU milliseconds of a frame on one thread: of the graph for one, of the other for one and for N."""
+    """Return median CPU milliseconds per frame on one thread: single-frame graph; batch graph with 1 and N frames."""
     (single, several), most = (LocalDevice(runtime_named(runtime), 1).load(path) for path in found.values()), max(found)
     image, _ = letterbox(next(synthetic_frames(*FRAME_SIZE, 1e6)), detector_in(found[1]).spec.preprocess)
     times: list[list[float]] = [[], [], []]
@@ -68,7 +68,7 @@ def alone(found: dict[int, Path], runtime: str) -> list[float]:
 
 
 def compared(given: Given, model: str, runtime: str) -> Document:
-    """Serve with and without batches, interleaved."""
+    """Compare the service with and without batches, interleaved."""
     rounds: dict[int, list[dict[str, float]]] = {1: [], given.batch: []}
     found_graphs = graphs(given, model)
     engines = {batch: Engine(graph, runtime, given.threads, streams=1) for batch, graph in found_graphs.items()}

@@ -1,7 +1,7 @@
 """Compare `edgekd build` with `yolo export` and `yolo val`: wall time from a checkpoint to a scored INT8 model.
 
-The first to go alternates. Ultralytics by default calibrates on `val`; here both calibrate on the training split. Needs
-`edgekd[train]`.
+The two alternate in which one runs first. Ultralytics calibrates on `val` by default; here both calibrate on the
+training split. Needs `edgekd[train]`.
 """
 
 import json
@@ -27,19 +27,19 @@ EXTRA = (
     *("score-fp32", "encode-fp32", "check-fp32", "check-int8", "encode-int8"),
     *("drift", "compile", "benchmark", "analyse", "report", "pack"),
 )
-"""The stages of a build that have no counterpart in Ultralytics' two commands."""
+"""Build stages that have no counterpart in Ultralytics' two commands."""
 REST = "interpreter start, imports, hashing"
 PACKAGES = ("edgekd", "ultralytics", "torch", "onnx", "onnxruntime", "onnxslim", "openvino", "tensorrt-rtx")
 
 
 def turn(tool: str, seconds: float, graph: Mapping[str, Any], parts: Mapping[str, float]) -> Document:
-    """Return one tool's way from checkpoint to scored INT8 model. parts: wall seconds of its commands, or stages."""
+    """Return a row: one tool's run from checkpoint to scored INT8 model. parts: wall seconds by command or stage."""
     made = {name: graph[name] for name in ("bytes", "map50_95", "map50")}
     return Document(tool=tool, seconds=seconds, **made, parts=parts)
 
 
 def like_for_like(each: Document) -> float:
-    """Return the seconds without what only edgekd does."""
+    """Return the wall seconds without the stages that only edgekd has."""
     return float(each.seconds - sum(each.parts.get(name, 0.0) for name in EXTRA))
 
 
@@ -49,7 +49,7 @@ class Bench:
         self._environment = ultralytics_environment(work / "ultralytics")
 
     def edgekd(self, folder: Path) -> Document:
-        """Run `edgekd build`, fresh. Its stages' seconds are what it says itself."""
+        """Run `edgekd build --fresh`. The seconds of stages are those that it reports."""
         command = [sys.executable, "-m", "edgekd", "build", str(self._model), "--data", str(self._data)]
         command += ["--target", "cpu", "--out", str(folder), "--fresh", "--json"]
         seconds, output = self._run(command, folder.parent)
@@ -59,9 +59,9 @@ class Bench:
         return turn("edgekd", seconds, {**stages["score-int8"], "bytes": stages["quantize"]["bytes"]}, parts)
 
     def ultralytics(self, folder: Path) -> Document:
-        """Run `yolo export` and `yolo val`. edgekd scores the exported graph once more, outside the time."""
+        """Run `yolo export` and `yolo val`. Then edgekd scores the exported graph, which is not timed."""
         folder.mkdir()
-        checkpoint = Path(shutil.copy(self._model, folder))  # it exports beside the checkpoint
+        checkpoint = Path(shutil.copy(self._model, folder))  # Ultralytics writes the export beside the checkpoint
         yolo = [sys.executable, str(PEERS / "own_cores.py"), "yolo"]
         shared = [f"data={self._data}", f"imgsz={IMAGE_SIZE}"]
         exporting, _ = self._run([*yolo, "export", f"model={checkpoint}", *shared, *EXPORT], folder)
@@ -72,7 +72,7 @@ class Bench:
         return turn("ultralytics", exporting + scoring, scores, {"yolo export": exporting, "yolo val": scoring})
 
     def _run(self, command: Sequence[str], folder: Path) -> tuple[float, str]:
-        """Return wall seconds and stdout of a command. Stops the benchmark with its last words when it fails."""
+        """Return wall seconds and stdout of a command. Raises SystemExit with the end of its output if it fails."""
         began = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=self._environment, capture_output=True, text=True)
         seconds = time.perf_counter() - began
@@ -95,7 +95,7 @@ def take_turns(bench: Bench, work: Path, repetitions: int) -> list[Document]:
 
 
 def summary(turns: Sequence[Document], tool: str) -> dict[str, Any]:
-    """Return median and spread of a tool's wall time, the medians of its parts, and what it made."""
+    """Return a tool's wall time (median, least, most), the medians of its parts, and its model's size and scores."""
     mine = [each for each in turns if each.tool == tool]
     made = [{name: each[name] for name in ("bytes", "map50_95", "map50")} for each in mine]
     seconds = [each.seconds for each in mine]

@@ -1,7 +1,7 @@
-"""Ways to manipulate a signed bundle, each a function of a source of chance and a victim that returns an attempt.
+"""Ways to manipulate a signed bundle. Each is a function of a random generator and a victim, and returns an attempt.
 
-`mutations.py` tries them. Some hold no key; some hold the right key and sign what breaks
-the format, because a reader must not rely on a signer.
+`mutations.py` tries them. Some attackers have no key. Others have the right key and sign a malformed bundle, because a
+reader must not trust the signer to keep the format.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Attempt:
-    """A bundle as a camera meets it. now: the time; trust: the camera's trust file, in place of the usual."""
+    """A bundle given to a camera. now: the camera's time; trust: its trust file, None for the victim's."""
 
     content: bytes
     now: datetime = NOW
@@ -60,7 +60,7 @@ class Victim:
 
     @property
     def members(self) -> list[bytes]:
-        """Its members, each with header and filling, without the end."""
+        """The archive's members, each with header and padding, without the end-of-archive blocks."""
         return members(self.content)
 
 
@@ -74,12 +74,12 @@ def signature(number: int, sha256: str, kind: str = "bundle") -> Signature:
 
 
 def trust_in(*numbers: int) -> Trust:
-    """Return a trust file by which each of these keys may sign bundles and trust files."""
+    """Return a trust file that lets each of these keys sign bundles and trust files."""
     return trust_of(1, numbers, numbers, (1, 1))
 
 
 def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Victim:
-    """Make a signed bundle with files of these sizes, and what else an attacker might have."""
+    """Make a signed bundle with files of these sizes in bytes, and the other data that an attacker could have."""
     made = []
     for name, counter in (("victim", COUNTER), ("other", COUNTER + 1), ("older", COUNTER - 1)):
         place = folder / name
@@ -96,16 +96,16 @@ def make_victim(folder: Path, sizes: Sequence[int] = (1800, 0, 512, 700)) -> Vic
 
 
 def taken(attempt: Attempt, victim: Victim, path: Path) -> bool:
-    """Return whether a camera takes an attempt, which is put into the file `path`. Raises BundleError."""
+    """Write an attempt to `path` and verify it as a camera does. Return True, or raise BundleError."""
     path.write_bytes(attempt.content)
     judge = head_judge(SignedTrust(attempt.trust or victim.trust), attempt.now)
     if verify(path, judge).counter < COUNTER:
-        raise RollbackError("older than what is in service")  # commands compare it, not `verify`
+        raise RollbackError("older than what is in service")  # the agent's commands check this, `verify` does not
     return True
 
 
 def members(content: bytes) -> list[bytes]:
-    """Return the members of an archive, each with header and filling, without the end."""
+    """Return the members of an archive, each with header and padding, without the end-of-archive blocks."""
     found, at = [], 0
     while content[at]:
         end = at + BLOCK + int(content[at + 124 : at + 135], 8)
@@ -123,11 +123,11 @@ WIDTHS = {
     **{"name": 100, "mode": 8, "uid": 8, "gid": 8, "size": 12, "mtime": 12, "sum": 8, "type": 1, "link": 100},
     **{"magic": 8, "uname": 32, "gname": 32, "dev": 16, "prefix": 155, "rest": 12},
 }
-"""Fields of a header of ustar, and their bytes."""
+"""Fields of a ustar header, and their widths in bytes."""
 
 
 def header(path: str | bytes, length: int, **changed: bytes) -> bytes:
-    """Return a header of ustar with a right checksum, whatever its fields say."""
+    """Return a ustar header with a correct checksum. changed: raw values of fields, valid or not."""
     raw = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
     usual = {"name": raw, "mode": b"0000644", "uid": b"0000000", "gid": b"0000000", "mtime": b"%011o" % 0}
     usual |= {"size": b"%011o" % (length % 8**11), "sum": b" " * 8, "type": b"0", "magic": b"ustar\x0000"}
@@ -145,7 +145,10 @@ def whole(parts: Sequence[bytes]) -> bytes:
 
 
 def resealed(victim: Victim, document: Any, number: int | None, raw: bytes | None = None) -> bytes:
-    """Return the victim with another manifest and its hash; signed by a key, or with the signature it had."""
+    """Return the victim with a new manifest and its hash, signed by key `number`; None keeps the old signature.
+
+    raw: Bytes of the manifest in place of `document`.
+    """
     content = canonical_json(document) + b"\n" if raw is None else raw
     sha256 = hashlib.sha256(content).hexdigest()
     had = json.loads(content_of(victim.members[1]))["signatures"][0]
@@ -155,13 +158,13 @@ def resealed(victim: Victim, document: Any, number: int | None, raw: bytes | Non
 
 
 def lengthened(chance: random.Random, victim: Victim) -> Attempt:
-    """Something after the end: zeros, noise, another bundle, a member."""
+    """Append zeros, noise, another bundle or a member after the end."""
     more = [bytes(chance.choice([1, 512, 1024])), chance.randbytes(512), victim.other, member("evil", b"x")]
     return Attempt(victim.content + chance.choice(more))
 
 
 def blocks_moved(chance: random.Random, victim: Victim) -> Attempt:
-    """Blocks of 512 bytes swapped, repeated, dropped or copied over each other."""
+    """Swap, repeat, drop or overwrite blocks of 512 bytes."""
     blocks = [victim.content[at : at + BLOCK] for at in range(0, len(victim.content), BLOCK)]
     one, two = sorted(chance.sample(range(len(blocks)), 2))
     edit = chance.randrange(4)
@@ -177,7 +180,7 @@ def blocks_moved(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def members_moved(chance: random.Random, victim: Victim) -> Attempt:
-    """Whole members in another order, missing, or twice."""
+    """Reorder, drop or repeat whole members."""
     parts = victim.members
     edit = chance.randrange(3)
     if edit == 0:
@@ -190,7 +193,7 @@ def members_moved(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def spliced(chance: random.Random, victim: Victim) -> Attempt:
-    """Mix and match: members of two bundles, both signed."""
+    """Mix and match: combine members of two signed bundles."""
     ours, theirs = victim.members, members(victim.other)
     picked = [chance.choice(pair) for pair in zip(ours, theirs, strict=True)]
     if picked == theirs:
@@ -199,7 +202,7 @@ def spliced(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def extra_member(chance: random.Random, victim: Victim) -> Attempt:
-    """A member that the manifest does not list, at any place, under any name."""
+    """Insert a member that the manifest does not list, at any position, under any name."""
     parts = victim.members
     name = chance.choice(["evil", "part0.bin", *PATHS])
     parts.insert(chance.randrange(len(parts) + 1), member(name, chance.randbytes(chance.choice([0, 10, 600]))))
@@ -207,7 +210,7 @@ def extra_member(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def other_header(chance: random.Random, victim: Victim) -> Attempt:
-    """A header whose fields say something else, with a right checksum: links, devices, modes, times, long names."""
+    """Change fields of a header, with a correct checksum: links, devices, modes, times, long names."""
     parts = victim.members
     at = chance.randrange(len(parts))
     content = content_of(parts[at])
@@ -227,7 +230,7 @@ def other_header(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def rewritten_manifest(chance: random.Random, victim: Victim) -> Attempt:
-    """Another manifest with the hash that fits it, under the signature of the old one."""
+    """Replace the manifest and its hash, and keep the old signature."""
     document = json.loads(json.dumps(victim.head))
     edit = chance.randrange(5)
     if edit == 0:
@@ -245,7 +248,7 @@ def rewritten_manifest(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def replaced_graph(chance: random.Random, victim: Victim) -> Attempt:
-    """Another network, with a manifest that fits it, under the signature of the old one or of a stranger."""
+    """Replace the network and the manifest, with the old signature or one by an unknown key."""
     document = json.loads(json.dumps(victim.head))
     content = chance.randbytes(chance.randrange(1, 2000))
     document["files"][0].update(length=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -255,7 +258,7 @@ def replaced_graph(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def signed_nonsense(chance: random.Random, victim: Victim) -> Attempt:
-    """A manifest signed by the right key that breaks a rule: the reader must not rely on who signs."""
+    """Sign a manifest that breaks a rule, with the right key: the reader must not trust the signer."""
     document = json.loads(json.dumps(victim.head))
     files = document["files"]
     entry = chance.choice(files)
@@ -283,7 +286,7 @@ def signed_nonsense(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def signed_bad_json(chance: random.Random, victim: Victim) -> Attempt:
-    """Not JSON, or JSON that means two things, signed by the right key."""
+    """Sign invalid or ambiguous JSON with the right key."""
     good = canonical_json(victim.head)
     deep = chance.choice([10, 1000, 100_000])
     raw = chance.choice(
@@ -315,7 +318,7 @@ def _with_signatures(victim: Victim, content: bytes) -> bytes:
 
 
 def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
-    """No signature, a stranger's, one under the name of another key, of another bundle, of another kind, malleated."""
+    """Replace the signature: none, by an unknown key, under another key's id, of another bundle or kind, malleated."""
     parts = victim.members
     sha256 = hashlib.sha256(content_of(parts[0])).hexdigest()
     good, stranger = signature(1, sha256), signature(chance.randrange(2, 10**6), sha256)
@@ -340,7 +343,7 @@ def wrong_signature(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def other_spelling(chance: random.Random, victim: Victim) -> Attempt:
-    """The right signatures, spelt in another way."""
+    """Encode the right signatures differently."""
     good = content_of(victim.members[1])
     spaces = good.replace(b":", b": ", chance.randrange(1, 4))
     upper = good.replace(b'"signature":"', b'"signature":"A', 1)
@@ -350,7 +353,7 @@ def other_spelling(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def met_too_late(chance: random.Random, victim: Victim) -> Attempt:
-    """Freeze: the right bundle, when the trust file or the key has expired."""
+    """Freeze attack: the valid bundle after the trust file or the key has expired."""
     if chance.random() < 0.5:
         return Attempt(victim.content, LATER)
     (key,) = victim.trust.keys
@@ -359,7 +362,7 @@ def met_too_late(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def met_elsewhere(chance: random.Random, victim: Victim) -> Attempt:
-    """The right bundle at a camera that trusts another key, wants two, or knows that it was revoked."""
+    """The valid bundle on a camera that trusts another key, requires two keys, or has revoked the bundle."""
     edit = chance.randrange(3)
     if edit == 0:
         return Attempt(victim.content, NOW, trust_in(chance.randrange(2, 10**6)))
@@ -371,7 +374,7 @@ def met_elsewhere(chance: random.Random, victim: Victim) -> Attempt:
 
 
 def rolled_back(chance: random.Random, victim: Victim) -> Attempt:
-    """Rollback: an older bundle, signed by the right key."""
+    """Rollback attack: an older bundle, signed by the right key."""
     if chance.random() < 0.3:
         return Attempt(victim.older)
     document = {**victim.head, "counter": chance.randrange(COUNTER)}
@@ -386,7 +389,7 @@ WAYS: tuple[Way, ...] = (
 
 
 def attempt(way: Way, chance: random.Random, victim: Victim) -> Attempt:
-    """Return an attempt of a kind that is not by chance the victim itself."""
+    """Return an attempt of this kind that differs from the unchanged victim."""
     while True:
         made = way(chance, victim)
         if made != Attempt(victim.content):

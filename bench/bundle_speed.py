@@ -1,6 +1,6 @@
-"""Measure how long packing, signing and verifying 12 MB takes, in how much memory, and whether the bytes are the same.
+"""Measure time and memory of packing, signing and verifying 12 MB, and whether packing is reproducible.
 
-Verifying checks every hash, and a signature in plain Python. The agent is timed as a process, the rest within one.
+Verifying checks every hash, and the signature in pure Python. The agent is timed as a process, the rest in-process.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ MEMORY = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
-    """Write files of the sizes that a bundle of 12 MB has, with the real agent and a graph that it can read."""
+    """Write the files of a bundle of 12 MB, with the real agent and a valid graph. Return their paths by name."""
     folder.mkdir(parents=True)
     files = {name: noise(at, count) for at, (name, count) in enumerate(NOISE_BYTES.items())}
     files |= {"agent.pyz": agent_archive(), "graph.packed": packed_noise(GRAPH_BYTES)}
@@ -46,7 +46,7 @@ def pack_all(sources: Mapping[str, Path], out: Path) -> None:
 
 
 def packed_elsewhere(scratch: Path) -> list[str]:
-    """Return the SHA-256 of what processes pack that differ in everything that must not matter."""
+    """Pack in processes that differ in hash seed, time zone, umask and folder. Return the SHA-256 of each bundle."""
     found = []
     for seed, zone, mask, name in (("0", "UTC", 0o022, "one"), ("4711", "Pacific/Auckland", 0o077, "two/deeper")):
         folder = scratch / name

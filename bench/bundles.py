@@ -1,4 +1,4 @@
-"""Bundles for benchmarks: real in form, with a network of no use."""
+"""Bundles for benchmarks: valid, but with a network of random weights."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from edgekd.deploy.agent_zipapp import agent_archive
 
 HASH = "0" * 64
 AGENT_BYTES = 298_000
-"""Limit of the agent's size, as tests/agent/test_agent_archive.py has it."""
+"""Size limit of the agent in bytes, as in tests/agent/test_agent_archive.py."""
 _SHAPE = (256, 256, 3, 3)
 _SEED = 0
 
 
 def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str], counter: int = 0) -> Manifest:
-    """Return a manifest for these files: with these roles, and `evidence` for the rest."""
+    """Return a manifest for these files. roles: by file name; files without one get the role `evidence`."""
     entries = [file_entry(path, source, roles.get(path, "evidence")) for path, source in sorted(sources.items())]
     graph = next(entry for entry in entries if entry.role == "graph")
     score = GraphScore(0.5, 0.5, graph.length, (0.5,))
@@ -59,12 +59,12 @@ def manifest_of(name: str, sources: Mapping[str, Path], roles: Mapping[str, str]
 
 
 def noise(seed: int, count: int) -> bytes:
-    """Return bytes that do not compress, the same for the same seed."""
+    """Return `count` incompressible bytes, determined by the seed."""
     return hashlib.shake_128(seed.to_bytes(8, "big")).digest(count)
 
 
 def packed_noise(count: int) -> bytes:
-    """Return a packed graph of about `count` bytes: random INT8 weights in fp4x, which expands the most."""
+    """Return a packed graph of about `count` bytes: random INT8 weights in fp4x, the format that expands the most."""
     rng, each = np.random.default_rng(_SEED), sum(fp4x.packed_bytes(_SHAPE))
     tensors = [numpy_helper.from_array(_random_codes(rng), f"w{index}") for index in range(-(-count // each))]
     graph = helper.make_graph([helper.make_node("Identity", ["w0"], ["y"])], "weights", [], [], tensors)
@@ -72,7 +72,7 @@ def packed_noise(count: int) -> bytes:
 
 
 def _random_codes(rng: np.random.Generator) -> np.ndarray:
-    """INT8 codes of _SHAPE that fp4x can store: every multiplier and every magnitude equally often."""
+    """Return INT8 codes of shape _SHAPE that fp4x can store, with multipliers and magnitudes uniformly distributed."""
     count = int(np.prod(_SHAPE))
     halves = np.array([2 * value for value in fp4x.MAGNITUDES], np.int8)
     blocks = rng.integers(1, fp4x.MULTIPLIERS + 1, count // fp4x.BLOCK).astype(np.int8)
@@ -81,7 +81,7 @@ def _random_codes(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_with_agent(folder: Path, name: str, graph: bytes, counter: int = 0) -> Path:
-    """Write a bundle of this packed graph and the agent; both lie beside it."""
+    """Write a bundle of this packed graph and the agent, and both files beside it. Return the bundle's path."""
     sources = {AGENT: folder / AGENT, "graph.packed": folder / "graph.packed"}
     sources[AGENT].write_bytes(agent_archive())
     sources["graph.packed"].write_bytes(graph)

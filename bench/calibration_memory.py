@@ -1,4 +1,4 @@
-"""Measure the memory that calibration takes, by the number of images. Needs `edgekd[train]`."""
+"""Measure the memory of calibration by the number of images. Needs `edgekd[train]`."""
 
 import time
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.images import read_image
 
 SETS = ("coco256", "ppe")
-MOST_BYTES = 4 << 30  # limit for 2,000 images
+MOST_BYTES = 4 << 30  # goal: peak memory for 2,000 images
 
 
 def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
-    """Yield training images as frames float32 [1, 3, h, w], then their mirrored copies, and so on without end."""
+    """Yield training images as frames float32 [1, 3, h, w], then their mirrored copies, and so on, endlessly."""
     samples = [sample for name in SETS for sample in split_of(shared, name, "train").samples]
     for turn in count():
         for sample in samples:
@@ -29,9 +29,9 @@ def frames(shared: Path, preprocess: Preprocess) -> Iterator[np.ndarray]:
 
 
 def measure(recipe: str, images: int, graph: str, shared: str) -> Result:
-    """Quantize in this process; peak memory and wall time of it."""
+    """Quantize in this process. Return peak memory and wall time."""
     source, step = detector_in(Path(graph)), quantize_step(recipe)
-    # Every layer in the form that takes the most to decide.
+    # Every layer in the format whose calibration needs the most memory.
     plan = {name: forms[-1] for name, forms in choices(source.graph).items()} if step.planned else None
     calibration = islice(frames(Path(shared), source.spec.preprocess), images)
     began = time.perf_counter()

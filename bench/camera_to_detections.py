@@ -1,7 +1,8 @@
-"""Compare frames a second from JPEG to detections: edgekd, Ultralytics' `predict`, a loop by hand, OpenVINO's tool.
+"""Compare frames per second from JPEG to detections: edgekd, Ultralytics' `predict`, a hand-written loop, OpenVINO.
 
-All get the same ONNX graph, JPEG files and cores. Each is a process that stays loaded; they are measured interleaved,
-every other round in reverse. Needs `edgekd[train,openvino]`; `--gpu`, where only the networks move, `onnxruntime-gpu`.
+All get the same ONNX graph, JPEG files and cores. Each is a process that stays loaded. They are measured interleaved,
+every other round in reverse order. Needs `edgekd[train,openvino]`. `--gpu` runs only the networks on the GPU, and
+needs `onnxruntime-gpu`.
 """
 
 import itertools
@@ -42,11 +43,11 @@ PACKAGES = (
 GOAL = 1.5
 
 Turn = Callable[[float], "tuple[int, float, int | None]"]
-"""Works for so many seconds: frames, the seconds they took, objects that were found where that is known."""
+"""Runs for the given seconds. Returns the number of frames, the seconds they took, and the objects (None: unknown)."""
 
 
 def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
-    """Run edgekd as `edgekd bench` does, in one stream or several; 0: one for each core."""
+    """Return turns of edgekd, as `edgekd bench` runs it. streams: 0 for one per core."""
     streams = streams or len(os.sched_getaffinity(0))
     stack = ExitStack()
     _, spec = stack.enter_context(opened(graph, None, (), False))
@@ -66,7 +67,7 @@ def edgekd(engine: str, streams: int, graph: Path, folder: Path) -> Turn:
 
 
 def ultralytics(device: str, graph: Path, folder: Path) -> Turn:
-    """Run `YOLO(graph).predict` over the folder, frame by frame, as its documentation streams."""
+    """Return turns of `YOLO(graph).predict` over the folder with `stream=True`, as its documentation shows."""
     from ultralytics import YOLO
 
     model, preprocess = YOLO(str(graph), task="detect"), detector_in(graph).spec.preprocess
@@ -82,7 +83,7 @@ def ultralytics(device: str, graph: Path, folder: Path) -> Turn:
 
 
 def bare(provider: str, graph: Path, folder: Path) -> Turn:
-    """Run ONNX Runtime and OpenCV in the loop that people write by hand: a YOLO head, NMS by OpenCV."""
+    """Return turns of a hand-written loop: ONNX Runtime, decoding of a YOLO head, OpenCV's NMS."""
     import cv2
     import onnxruntime
 
@@ -111,7 +112,7 @@ def bare(provider: str, graph: Path, folder: Path) -> Turn:
 
 
 def looped(results: Callable[[], Iterable[int]]) -> Turn:
-    """Return turns that take one result after the other, again and again; the first of a turn is not counted."""
+    """Return turns that iterate over the results repeatedly. The first result of a turn is not timed."""
     objects = sum(results())
 
     def turn(seconds: float) -> tuple[int, float, int | None]:
@@ -127,14 +128,14 @@ def looped(results: Callable[[], Iterable[int]]) -> Turn:
 
 
 def benchmark_app(graph: Path, folder: Path) -> Turn:
-    """Run OpenVINO's own tool: the engine alone, in the graph's precision, for throughput, on the cores it may use."""
+    """Return turns of OpenVINO's `benchmark_app` on this process's cores: engine alone, float32, throughput hint."""
     tool = Path(sys.executable).with_name("benchmark_app")
     command = [str(tool), "-m", str(graph), "-d", "CPU", "-hint", "throughput", "-infer_precision", "f32"]
     return printed(r"Throughput:\s*([\d.]+)\s*FPS", lambda seconds: [*command, "-t", str(seconds)])
 
 
 def trtexec(graph: Path, folder: Path) -> Turn:
-    """Run TensorRT's own tool where it is installed: the engine alone, in float16, its launches recorded."""
+    """Return turns of TensorRT's `trtexec`: the engine alone, in float16, launched as a CUDA graph."""
     tool, engine = str(shutil.which("trtexec")), graph.with_suffix(".engine")
     subprocess.run([tool, f"--onnx={graph}", "--fp16", f"--saveEngine={engine}", "--skipInference"], check=True)
     command = [tool, f"--loadEngine={engine}", "--useCudaGraph", "--warmUp=200"]
@@ -142,7 +143,7 @@ def trtexec(graph: Path, folder: Path) -> Turn:
 
 
 def printed(pattern: str, command: Callable[[int], Sequence[str]]) -> Turn:
-    """Return turns of a tool that prints its rate, as frames and the seconds for them."""
+    """Return turns of a tool that prints its throughput. Raises SystemExit if a run prints none."""
 
     def turn(seconds: float) -> tuple[int, float, int | None]:
         whole = max(round(seconds), 1)
@@ -175,11 +176,11 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Path], Turn]]] = {
         **({"TensorRT trtexec, float16": trtexec} if shutil.which("trtexec") else {}),
     },
 }
-"""By where the networks run; 0 streams are one for each core."""
+"""Contenders by device and name. With 0 streams edgekd uses one per core."""
 
 
 def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
-    """Serve as a contender's process: for each line of seconds on stdin print a line with the result."""
+    """Run as a contender's process: for each line with seconds on stdin, print the result of a turn as a JSON line."""
     sys.path.insert(0, str(PEERS))
     from own_cores import keep_to_own_cores
 
@@ -191,12 +192,12 @@ def work(where: str, name: str, graph: str, folder: str) -> NoReturn:
         print("ready", file=answers, flush=True)
         for line in sys.stdin:
             print(json.dumps(turn(float(line))), file=answers, flush=True)
-    raise SystemExit(0)  # nobody reads a result
+    raise SystemExit(0)  # `in_process` would print a result, which is not read
 
 
 @dataclass
 class Contender:
-    """A process, and what it did in each round."""
+    """A contender's process and its milliseconds per frame in each round."""
 
     name: str
     process: subprocess.Popen[str]
@@ -204,7 +205,7 @@ class Contender:
     objects: int | None = None
 
     def say(self, line: str) -> str:
-        """Send a line, wait for the answer. Stops the benchmark where there is none."""
+        """Send a line (unless empty) and return the answer. Raises SystemExit if the process has ended."""
         assert self.process.stdin
         assert self.process.stdout
         if line:
@@ -216,13 +217,13 @@ class Contender:
         return answer
 
     def turn(self, seconds: float) -> None:
-        """Run the process for some seconds, and keep the milliseconds of a frame."""
+        """Run the process for some seconds, and record the mean milliseconds per frame."""
         frames, took, self.objects = json.loads(self.say(str(seconds)))
         self.ms.append(1000 * took / frames)
 
 
 def take_turns(given: Given, where: str, graph: Path, environment: Mapping[str, str]) -> list[Contender]:
-    """Load all contenders one after the other, then let them take turns."""
+    """Start all contenders one after the other, then measure them in turns. Return them with their times."""
     contenders, folder = [], given.scratch / "frames"
     for name in CONTENDERS[where]:
         command = frame.in_process(work, where=where, name=name, graph=graph, folder=folder)
@@ -240,7 +241,7 @@ def take_turns(given: Given, where: str, graph: Path, environment: Mapping[str, 
 
 
 def rows_of(contenders: Sequence[Contender]) -> Iterator[Document]:
-    """Yield the frames a second of each, and how many times as fast as Ultralytics it is."""
+    """Yield each contender's frames per second and its speed relative to Ultralytics."""
     base = np.array(next(each.ms for each in contenders if each.name == BASELINE))
     for each in contenders:
         found = statistics.compare(base, np.array(each.ms))

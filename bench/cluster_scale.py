@@ -1,8 +1,8 @@
-"""Measure what a cluster adds to the trials of a search, and count how a search grows on it.
+"""Measure the overhead of a cluster per search trial, and simulate how a search scales on it.
 
-Measured: a Ray cluster of processes here, with trials that sleep; tasks, queues, leases and shared folder are real. The
-overhead is a trial's share of what a round takes longer than it has to. Counted: a search in rounds that trains
-the best third, on up to hundreds of GPUs and boards.
+Measured: a Ray cluster of processes on this machine, with trials that sleep; tasks, queues, leases and the shared
+folder are real. The overhead is the time of a round beyond its ideal schedule, per trial and worker. Simulated: a
+search in rounds that trains the best third, on up to hundreds of GPUs and boards.
 """
 
 import heapq
@@ -34,20 +34,20 @@ from edgekd.core.progress import SILENT
 from edgekd.deploy.fleet import Board
 from edgekd.hardware.target import load_target
 
-MAKE_S, BOARD_S = 0.5, 0.3  # of a null trial: to be made, and to be timed on a board
+MAKE_S, BOARD_S = 0.5, 0.3  # durations of a null trial: making the candidate, timing it on a board
 SIZES = ((6, 2, 6), (6, 2, 18), (16, 4, 48), (64, 4, 64), (64, 16, 64), (64, 16, 192), (256, 64, 256), (256, 64, 768))
-"""GPUs, boards and candidates a round of the searches that are counted."""
+"""GPUs, boards and candidates per round of the simulated searches."""
 FULL_S, FIXED_S, BOARD_FULL_S = 3600.0, 180.0, 300.0
-"""Seconds of a counted trial: a full training on a GPU, a part of fixed length, and timing on a board."""
+"""Seconds of a simulated trial: a full training on a GPU, the fixed part, and timing on a board."""
 EPOCH_STATE = 80_000_000
-"""Bytes that a training writes after every epoch: weights, their average and AdamW's two moments, of 5 M parameters."""
+"""Bytes that a training of 5 M parameters writes after every epoch: weights, moving average, AdamW's two moments."""
 EPOCHS = 30
 KEPT = 45_000_000
-"""Bytes that a trial of such a detector keeps: a checkpoint, three float graphs, a quantized one, a bundle."""
+"""Bytes that a trial of such a detector keeps: a checkpoint, three float graphs, a quantized graph, a bundle."""
 
 
 def null_made(task: Task, folder: Path) -> Point:
-    """Sleep as long as making a candidate takes."""
+    """Sleep for MAKE_S in place of making a candidate."""
     began = time.time()
     time.sleep(MAKE_S)
     _write_note(folder, task, {"made": [began, time.time()]})
@@ -55,7 +55,7 @@ def null_made(task: Task, folder: Path) -> Point:
 
 
 def null_timed(task: Task, point: Point, folder: Path) -> Point:
-    """Sleep as long as timing takes, with a lease of a board."""
+    """Sleep for BOARD_S in place of timing, while a board is leased."""
     with leased("bench-board", [board.name for board in task.boards]) as name:
         began = time.time()
         time.sleep(BOARD_S)
@@ -69,7 +69,7 @@ def _write_note(folder: Path, task: Task, content: dict[str, Any]) -> None:
 
 
 def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
-    """The description of a trial, as large as a real one."""
+    """Return the description of a trial, of realistic size."""
     job = BuildRequest(
         Path("/data/yolo11s.pt"), Path("/data/street"), load_target("xavier"), load_recipe("full"), folder
     )
@@ -77,7 +77,7 @@ def null_task(at: int, boards: Sequence[Board], folder: Path) -> Task:
 
 
 def measured(workers: int, boards: int, each: int, folder: Path) -> list[Document]:
-    """Run rounds on real processes, without boards and with some, after a round that only starts the processes."""
+    """Measure a round without boards and one with boards, after a round that starts the worker processes."""
     (folder / "search").mkdir(parents=True)
     with joined_cluster(LOCAL, 0, workers, boards, cores=workers) as cluster:
         one_each = replace(cluster, cpus=1)
@@ -86,7 +86,10 @@ def measured(workers: int, boards: int, each: int, folder: Path) -> list[Documen
 
 
 def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Document:
-    """Run a round; seconds, and `busy`: the share of the workers' time that trials took."""
+    """Run a round and return its row. `busy`: share of the workers' time spent in trials.
+
+    Raises SystemExit if results come back out of order, or two trials use a board at once.
+    """
     rack, workers = tuple(Board(f"board{at}", "null") for at in range(boards)), cluster.slots
     notes_file = folder / "notes.jsonl"
     notes_file.unlink(missing_ok=True)
@@ -111,7 +114,7 @@ def took(cluster: Cluster, trials: int, boards: int, folder: Path) -> Document:
 
 
 def _require_one_at_a_time(notes: Sequence[dict[str, Any]]) -> None:
-    """Boards are for one trial at a time: a bench in which they were not has measured something else."""
+    """Raise SystemExit if two trials used a board at the same time."""
     for board in {each["board"] for each in notes if "board" in each}:
         turns = sorted(each["timed"] for each in notes if each.get("board") == board)
         if any(later[0] < earlier[1] for earlier, later in pairwise(turns)):
@@ -119,9 +122,9 @@ def _require_one_at_a_time(notes: Sequence[dict[str, Any]]) -> None:
 
 
 def counted(seconds: Sequence[float], slots: int, boards: int, board_s: float) -> tuple[float, float, float]:
-    """A round in which each trial takes the first free slot, and then the first free board.
+    """Simulate a round in which each trial takes the first free slot, and then the first free board.
 
-    The time of the last one to end, and in all what boards did and what was waited for them.
+    Returns the seconds of the round, and the total seconds that boards were busy and that trials waited for them.
     """
     free, racks = [0.0] * slots, [0.0] * boards
     ends, waited = [], 0.0
@@ -141,9 +144,9 @@ def counted(seconds: Sequence[float], slots: int, boards: int, board_s: float) -
 
 
 def grown(gpus: int, boards: int, batch: int, trials: int, overhead_s: float, ray_bytes: int) -> Document:
-    """Count a search in rounds of `batch` candidates, the best of which are trained.
+    """Simulate a search in rounds of `batch` candidates, the best of which are trained further.
 
-    `gpu_busy` and `board_busy` are shares of the time that the search took.
+    `gpu_busy` and `board_busy` are shares of the search's wall time.
     """
     wall = made = timed = waited = written = 0.0
     tries = 0
@@ -210,10 +213,10 @@ def run(given: Given) -> Result:
 
 
 def measured_here(given: Given) -> Document:
-    """Measure trials on clusters of this machine."""
+    """Measure null trials on Ray clusters on this machine."""
     import ray
 
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # a process for each worker
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # all cores: Ray starts a process per worker
     asked = null_task(0, (), Path("/data/out"))
     answer = Point(asked.candidate, 0, 1.0, Cost(1.0, 1.0, None), 1.0)
     ray_bytes = len(pickle.dumps(asked)) + len(pickle.dumps(answer))

@@ -1,7 +1,7 @@
-"""Measure what coded INT8 keeps of a detector at a size, without training and without labels, for draws of its frames.
+"""Measure the accuracy of coded INT8 at given sizes, without training or labels, for several calibration sets.
 
-Plans are those of the recipe `mixed`; beside them some with fp4x as the small form, at equal bytes. Rows that are
-finished are kept in `--work`, where a cut run goes on. Needs `edgekd[train]`.
+Plans are those of the recipe `mixed`, and for comparison some with fp4x as the small format, at equal size. Finished
+rows are kept in `--work`; an interrupted run continues there. Needs `edgekd[train]`.
 """
 
 import statistics
@@ -51,21 +51,21 @@ DATA = {
 }
 """Data set and scored splits of each model."""
 FLOAT, CODED, SPEED = "float32", "coded", "speed"
-"""Kinds of rows, beside fp4x."""
+"""Values of `form` in rows, besides `fp4x`."""
 KEEP = {8.0: 0.99, 10.0: 0.97}
-"""Goals: share of the float graph's mAP50-95, by the part of its file that is left."""
+"""Goals: share of the float graph's mAP50-95 to keep, by the factor by which the file shrinks."""
 ENCODE_S, DECODE_S = 120, 5
-"""Goals: processor seconds for the plan and the graph of a size, and to expand the weights of a YOLO11x."""
-JUDGED = 32  # frames of `val` on which noise is measured
-SHARE = 0.75  # of the calibration frames, in each draw
-YOLO11X = 57_000_000  # about how many weights YOLO11x has
+"""Goals: CPU seconds for the plan and graph of one size, and for expanding the weights of a YOLO11x."""
+JUDGED = 32  # frames of `val` for measuring output noise
+SHARE = 0.75  # share of the calibration frames in each draw
+YOLO11X = 57_000_000  # approximate number of weights of YOLO11x
 
 Key = tuple[str, str, int | None, float | None]
 """Model, kind, draw and part of a row."""
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what work gives, and the seconds of processor time that it took."""
+    """Return the result of `work` and its CPU seconds."""
     began = time.process_time()
     return work(), time.process_time() - began
 
@@ -75,7 +75,7 @@ def key_of(row: Document) -> Key:
 
 
 class Case:
-    """One model with its data: its float graph, and frames."""
+    """A model with its data set, float graph and calibration frames."""
 
     def __init__(self, model: str, given: Given) -> None:
         data, self.splits = DATA[model]
@@ -97,7 +97,7 @@ class Case:
         return Document(model=self.model, form=FLOAT, bytes=size, scores=self._scores(self._source))
 
     def rows(self, form: WeightFormat, draw: int, parts: Sequence[float]) -> Iterator[Document]:
-        """Yield the graph in a form at each size, calibrated on a draw of the training frames."""
+        """Yield a row for each size, with this small format and calibrated on this draw of the training frames."""
         images = images_of(self._dataset.split("train"))
         every = images[:: max(len(images) // self._given.frames, 1)][: self._given.frames]
         chosen = np.random.default_rng(draw).permutation(len(every))[: round(len(every) * SHARE)]
@@ -111,7 +111,7 @@ class Case:
     def _row(
         self, form: WeightFormat, part: float, costs: Costs, frames: list[np.ndarray], step: Quantize
     ) -> dict[str, Any]:
-        """Return what is measured of a graph; quantize_s: of each attempt at the size."""
+        """Quantize to a size and return the measurements. quantize_s: CPU seconds of each attempt at that size."""
         limit = int(self._source.graph.stat().st_size / part)
         out = self._given.work / f"{self.model}.{form}.onnx"
         seconds: list[float] = []
@@ -136,7 +136,7 @@ class Case:
 
 
 def speed(graph: Path, repeats: int) -> Document:
-    """Pack and expand as many coded weights as a YOLO11x has: the coded layers of a graph, over and over."""
+    """Time packing and expanding as many weights as YOLO11x has: copies of the coded layers of a graph."""
     coded = [layer.weights for layer in read_layers(graph) if layer.form == "coded"]
     copies = round(YOLO11X / sum(each.size for each in coded))
     tensors = [
@@ -165,7 +165,7 @@ def run(given: Given) -> Iterator[Result]:
 
 
 def missing(given: Given, finished: set[Key]) -> Iterator[Iterator[Document]]:
-    """Yield the rows that are not there yet, by what they have in common."""
+    """Yield the missing rows in groups that share a calibration."""
     cases = {model: Case(model, given) for model in given.models}
     for model, case in cases.items():
         if (model, FLOAT, None, None) not in finished:
@@ -186,7 +186,7 @@ def result(kept: FinishedRows) -> Result:
 
 
 def shares(rows: Sequence[Document], form: str, part: float) -> dict[str, list[float]]:
-    """Return the share of the float graph's mAP50-95 of each draw, by model; the mean of its splits."""
+    """Return the kept share of the float graph's mAP50-95 for each draw, by model: the mean over splits."""
     whole = {row.model: row.scores for row in rows if row.form == FLOAT}
     found: dict[str, list[float]] = {}
     for row in rows:

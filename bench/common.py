@@ -39,13 +39,13 @@ from edgekd.graph.view import load_graph
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PEERS = HERE / "peers"
-SHARED = HERE.parent.parent / "shared"  # where models and data lie unless `--shared` says otherwise
-VENVS = Path.home() / ".cache" / "edgekd-bench"  # where environments of other tools are kept
+SHARED = HERE.parent.parent / "shared"  # default of `--shared`: models and data
+VENVS = Path.home() / ".cache" / "edgekd-bench"  # virtual environments of other tools
 DEMO = DETECTOR
 OPSET = 17  # ONNX opset of every exported graph
-SPLITS = ("val", "test")  # that trained detectors are scored on
-FRAMES = "frames"  # folder of copied data with the images that lose their labels
-CPU_ENGINES: dict[str, HostRuntime] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # that time graphs
+SPLITS = ("val", "test")  # splits that trained detectors are scored on
+FRAMES = "frames"  # folder of `copy_data` for images without labels
+CPU_ENGINES: dict[str, HostRuntime] = {"onnxruntime": ONNXRUNTIME_CPU, "openvino": OPENVINO_CPU}  # for timing
 
 
 # The machine
@@ -65,18 +65,18 @@ def host_line(host: Mapping[str, Any]) -> str:
 
 
 def use_cores(count: int) -> None:
-    """Keep this process and its children to `count` cores, so that every tool gets the same machine."""
+    """Pin this process and its children to `count` cores, so that every tool gets the same cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def peak_bytes() -> int:
-    """Return the largest resident memory of this process so far; `getrusage` also counts the parent's at the fork."""
+    """Return the peak resident memory of this process. `getrusage` would include the parent's at the fork."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def durations(work: Callable[[], object], rounds: int) -> list[float]:
-    """Return the wall seconds of each of several runs."""
+    """Return the wall seconds of each of `rounds` runs."""
     samples = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -101,7 +101,7 @@ class Detector:
     spec: DetectorSpec
 
     def frames(self, images: Iterable[Path]) -> Iterator[np.ndarray]:
-        """Return images as the network takes them, float32 [1, 3, h, w], one in memory at a time."""
+        """Yield images as network inputs float32 [1, 3, h, w], one in memory at a time."""
         return (letterbox(read_image(image), self.spec.preprocess)[0] for image in images)
 
     def evaluation(self, split: Split, label: str = "score", engine: HostRuntime = ONNXRUNTIME_CPU) -> Evaluation:
@@ -118,12 +118,12 @@ class Detector:
         plan: Mapping[str, WeightFormat] | None = None,
         coded_steps: Mapping[str, float] | None = None,
     ) -> QuantizationResult:
-        """Write the quantized graph; by default as step `quantize` does without settings."""
+        """Quantize the graph to `out`; by default with the step `quantize` without settings."""
         return quantize(self.graph, out, frames, step or Quantize(), plan, coded_steps)
 
 
 def exported(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> Detector:
-    """Export a detector as a float32 graph."""
+    """Export a checkpoint as a float32 graph. how: arguments of `load`."""
     from edgekd.detectors import load
     from edgekd.detectors.export import export
 
@@ -131,12 +131,12 @@ def exported(checkpoint: Path, graph: Path, opset: int = OPSET, **how: Any) -> D
 
 
 def detector_in(graph: Path) -> Detector:
-    """Return the detector in an ONNX file that names its specification."""
+    """Return the detector in an ONNX file whose metadata hold its specification."""
     return Detector(graph, describe(load_graph(graph), graph))
 
 
 def quantize_step(recipe: str) -> Quantize:
-    """Return the only step of a shipped recipe: it quantizes."""
+    """Return the step of a shipped recipe that has one step, `quantize`."""
     (step,) = load_recipe(recipe).steps
     assert isinstance(step, Quantize)
     return step
@@ -151,11 +151,11 @@ def split_of(shared: Path, data: str, name: str) -> Split:
 
 
 def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float = 0.0) -> Path:
-    """Copy a data set in YOLO layout, because Ultralytics writes caches into it; the path of its YAML.
+    """Copy a data set in YOLO layout, because Ultralytics writes caches into it. Return the path of its YAML.
 
     Args:
         images: Number of images of each split, in the order of their names; None for all.
-        unlabelled: Share of the training images that go into the folder FRAMES without labels, always the same ones.
+        unlabelled: Share of the training images that go into the folder FRAMES without labels, evenly spaced.
     """
     described = yaml.safe_load((source / "data.yaml").read_text("utf-8"))
     splits = [split for split in ("train", "val", "test") if split in described]
@@ -166,13 +166,13 @@ def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float 
         (folder / images_in).mkdir(parents=True)
         (folder / labels_in).mkdir(parents=True)
         for index, image in enumerate(sorted((source / images_in).iterdir())[:images]):
-            # Spread evenly: one more each time that the share of what has gone by is another whole number.
+            # Evenly spaced: an image loses its label whenever (index + 1) * unlabelled reaches the next integer.
             if split == "train" and int((index + 1) * unlabelled) > int(index * unlabelled):
                 shutil.copyfile(image, folder / FRAMES / image.name)
                 continue
             shutil.copyfile(image, folder / images_in / image.name)
             label = labels_in / f"{image.stem}.txt"
-            if (source / label).is_file():  # an image with nothing in it may have none
+            if (source / label).is_file():  # an image without objects may have no label file
                 shutil.copyfile(source / label, folder / label)
     file = folder / "data.yaml"
     kept = {key: described[key] for key in (*splits, "names")}
@@ -183,7 +183,7 @@ def copy_data(source: Path, folder: Path, images: int | None, unlabelled: float 
 def median_ms(
     detectors: Mapping[str, Detector], threads: int, engines: Mapping[str, HostRuntime] = CPU_ENGINES
 ) -> dict[str, dict[str, float]]:
-    """Return the median latency of graphs from frame to detections by engine and graph, measured interleaved."""
+    """Return median milliseconds from frame to detections by engine and graph. Graphs are timed interleaved."""
     graphs = {name: each.graph for name, each in detectors.items()}
     specs = {name: each.spec for name, each in detectors.items()}
     frames, found = synthetic_frames(next(iter(specs.values()))), {}
@@ -197,10 +197,13 @@ def median_ms(
 
 
 def ultralytics_environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which Ultralytics installs, downloads and reports nothing; settings go to `folder`."""
+    """Return environment variables that keep Ultralytics from installing, downloading and sending reports.
+
+    folder: For its settings. Raises CalledProcessError.
+    """
     settings = folder / "Ultralytics"
     settings.mkdir(parents=True)
-    # A font that is there is not downloaded. Nothing is drawn with it.
+    # Ultralytics downloads this font if the file is missing. It is not used.
     (settings / "Arial.ttf").touch()
     environment = {
         **os.environ,
@@ -210,14 +213,14 @@ def ultralytics_environment(folder: Path) -> dict[str, str]:
         "MPLCONFIGDIR": str(folder),
         "PYTHONHASHSEED": "0",
     }
-    # Its first start writes its settings and prints it: that must not fall into anybody's measured time.
+    # The first start writes the settings, which must not happen while a tool is timed.
     yolo = Path(sys.executable).with_name("yolo")
     subprocess.run([yolo, "settings", "sync=False"], env=environment, check=True, capture_output=True)
     return environment
 
 
 def peer_python(environment: str, venvs: Path) -> Path:
-    """Return the interpreter of another tool's environment, made when there is none. Raises CalledProcessError."""
+    """Return the interpreter of a tool's virtual environment, created if needed. Raises CalledProcessError."""
     requirements = PEERS / f"requirements-{environment}.txt"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     folder = venvs / f"{environment}-py{sys.version_info.major}.{sys.version_info.minor}-{digest}"
@@ -234,7 +237,7 @@ def peer_python(environment: str, venvs: Path) -> Path:
 
 
 def without_folders(text: str, *folders: Path) -> str:
-    """Return a message of another program without the folders of this machine."""
+    """Return a program's message without paths of this machine's folders."""
     known = (*folders, HERE.parent, Path(sys.prefix), Path.home())
     for folder in sorted({str(path) for path in known}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")

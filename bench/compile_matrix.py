@@ -1,7 +1,6 @@
-"""Compile what edgekd ships with TensorRT for RTX: all combinations of networks, precisions and GPU generations.
+"""Compile edgekd's graphs with TensorRT for RTX: all combinations of networks, precisions and GPU generations.
 
-Networks are compiled on the CPU: no GPU is needed. Rows of other networks that are in `--out` stay there. Needs
-`edgekd[train,rtx]`.
+Networks are compiled on the CPU, without a GPU. Rows of other networks in `--out` are kept. Needs `edgekd[train,rtx]`.
 """
 
 import json
@@ -29,7 +28,7 @@ RANDOM = "random"
 
 
 def detector_of(network: str, folder: Path) -> tuple[Path, str]:
-    """Return a checkpoint or an ONNX file, and where its weights are from."""
+    """Return a checkpoint or an ONNX file, and the origin of its weights."""
     models = SHARED / "models"
     for name in (f"{network}.pt", f"{network}.onnx"):
         if (models / name).is_file():
@@ -105,7 +104,7 @@ def run(given: Given) -> Iterator[Result]:
 
 
 def earlier(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of a result that the same TensorRT has made."""
+    """Return the rows of an earlier result of the same TensorRT version."""
     found = json.loads(out.read_text("utf-8")) if out.is_file() else {}
     rows: list[dict[str, Any]] = found["rows"] if found.get("tensorrt_rtx") == TENSORRT_RTX.version() else []
     return rows

@@ -1,6 +1,6 @@
-"""Measure what conversions keep: mAP, largest error, bytes and seconds by format, beside Ultralytics' own exports.
+"""Measure conversions: mAP, largest error, bytes and seconds by format, compared with Ultralytics' own exports.
 
-The INT8 source is calibrated on few frames: what INT8 costs is not the question. Finished rows are kept in `--work`.
+The INT8 source is calibrated on few frames: the loss through INT8 is not measured. Finished rows are kept in `--work`.
 Needs `edgekd[train,openvino,ncnn,rtx]`.
 """
 
@@ -49,7 +49,7 @@ OURS = (
 )
 """Conversions by edgekd: source, format, options."""
 PEERS = (("ncnn", "16"), ("openvino", "16"), ("ncnn", "32"), ("openvino", "32"))
-"""Exports by Ultralytics: format, bits of a weight."""
+"""Exports by Ultralytics: format, bits per weight."""
 EXPORT = """
 import json, sys
 from ultralytics import YOLO
@@ -59,22 +59,22 @@ print(YOLO(checkpoint).export(format=form, imgsz=640, **({"quantize": 16} if bit
 
 
 NOTHING = ("bytes", "seconds", "int8_layers", "largest_score", "map50_95", "map50", "difference", "error")
-"""Parts of a row that may be missing. largest_score: difference of any score from the source's, on FRAMES frames;
-difference: mAP50-95 less the source's."""
+"""Fields of a row that may be None. largest_score: largest difference of a score from the source's on FRAMES frames;
+difference: mAP50-95 minus the source's."""
 
 
 def row_named(model: str, source: str, to: str, how: str) -> Document:
-    """Return a row of which nothing is known yet."""
+    """Return a row without measurements."""
     return Document(model=model, source=source, to=to, how=how, **dict.fromkeys(NOTHING))
 
 
 def name_of(row: Document) -> tuple[str, str, str, str]:
-    """Return what tells a row from the others."""
+    """Return the key of a row: model, source, format, options."""
     return row.model, row.source, row.to, row.how
 
 
 class Bench:
-    """One run: its rows, and where its files lie."""
+    """One run: its rows and folders."""
 
     def __init__(self, given: Given) -> None:
         self.given, self.work = given, given.work.absolute()
@@ -94,7 +94,7 @@ class Bench:
         yield self.document()
 
     def document(self) -> dict[str, Any]:
-        """Return the result so far; `missing`: the rows that a cut run has not come to, in words."""
+        """Return the result so far. `missing`: descriptions of rows that are not measured yet."""
         order = {model: index for index, model in enumerate(MODELS)}
         rows = sorted(self.rows, key=lambda r: (order.get(r.model, 99), r.source, r.to != "source", r.to, r.how))
         known = set(map(name_of, self.rows))
@@ -108,7 +108,7 @@ class Bench:
         }
 
     def _wanted(self) -> Iterator[tuple[Document, Callable[[Document], Document]]]:
-        """Yield all rows, and what makes them: the first way for all models, then the next."""
+        """Yield every row with the function that measures it: one conversion for all models, then the next."""
         for model in self.given.models:
             for kind in (FLOAT, INT8):
                 yield row_named(model, kind, "source", ""), self._source
@@ -148,7 +148,7 @@ class Bench:
             return self._scored(row, Detector(entry, spec), engine)
 
     def _exported(self, row: Document, bits: str) -> Document:
-        """Export with Ultralytics, in a process of its own."""
+        """Export with Ultralytics in its own process, and score the result."""
         folder = self.work / f"{ULTRALYTICS}-{row.to}-{bits}"
         folder.mkdir(exist_ok=True)
         checkpoint = folder / row.model
@@ -170,7 +170,7 @@ class Bench:
         graph = self.graph(row.model, row.source)
         expected, found = outputs(graph, ONNXRUNTIME_CPU, frames), outputs(made.graph, engine, frames)
         far = None
-        if found[0].shape != expected[0].shape and found[0].shape[-1] == 6:  # with its TopK: nothing to compare with
+        if found[0].shape != expected[0].shape and found[0].shape[-1] == 6:  # TopK in the graph: no raw outputs
             made = Detector(made.graph, replace(made.spec, head=Head("end2end", nms=False)))
         else:
             far = distance(found, expected, made.spec.head).largest_score
@@ -181,7 +181,7 @@ class Bench:
         return Document(row, largest_score=far, **scores)
 
     def graph(self, model: str, kind: str) -> Path:
-        """Return a source: made once, and kept."""
+        """Return a source graph, which is exported or quantized on first use."""
         exact = self.work / f"{Path(model).stem}.onnx"
         if not exact.is_file():
             exported(self.shared / "models" / model, exact, classes=self.data.classes)
@@ -195,7 +195,7 @@ class Bench:
 
 
 def _model_bytes(done: Mapping[str, Any]) -> int:
-    """Return the bytes of a conversion without the contract beside it."""
+    """Return the bytes of a conversion without its JSON and YAML files."""
     return sum(each["bytes"] for each in done["files"] if Path(each["path"]).suffix not in (".json", ".yaml"))
 
 

@@ -1,7 +1,7 @@
 """Corruptions of frames at five severities, as defined by Hendrycks and Dietterich (ICLR 2019).
 
-`gaussian_noise`, `gaussian_blur` and `fog` have the strengths there. Low light is less light with the noise that a
-sensor then has. The same seed gives the same frame.
+Noise, blur and fog have the strengths of `gaussian_noise`, `gaussian_blur` and `fog` there. Low light scales the light
+down and adds photon noise. The same seed gives the same frame.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ SEVERITIES = (1, 2, 3, 4, 5)
 _NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 _BLUR = (1, 2, 3, 4, 6)
 _FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
-_LIGHT = ((0.6, 120.0), (0.4, 60.0), (0.25, 30.0), (0.15, 15.0), (0.08, 8.0))  # share of the light, photons of white
-_BLUR_WIDTH = 224.0  # of the frames that the strengths of blur are for
+_LIGHT = ((0.6, 120.0), (0.4, 60.0), (0.25, 30.0), (0.15, 15.0), (0.08, 8.0))  # share of light, photons of white
+_BLUR_WIDTH = 224.0  # width in pixels of the frames that _BLUR is defined for
 
 
 def noise(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise on every value."""
+    """Add Gaussian noise to every value."""
     return _clipped(_unit(frame) + rng.standard_normal(frame.shape, np.float32) * _NOISE[severity - 1])
 
 
 def blur(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """A lens out of focus, by a normal kernel that is as large a part of every frame."""
+    """Blur with a Gaussian kernel whose width is proportional to the frame's longer side."""
     sigma = _BLUR[severity - 1] * max(frame.shape[:2]) / _BLUR_WIDTH
     return np.asarray(cv2.GaussianBlur(frame, (0, 0), sigma))
 
 
 def fog(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Light from a cloud of many sizes between camera and scene."""
+    """Add fog: plasma noise at several scales, then normalize the brightness."""
     strength, decay = _FOG[severity - 1]
     values = _unit(frame)
     brightest = float(values.max())
@@ -38,7 +38,7 @@ def fog(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarra
 
 
 def low_light(frame: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """A share of the light, counted in photons."""
+    """Reduce the light to a share, with Poisson photon noise."""
     share, photons = _LIGHT[severity - 1]
     linear = _unit(frame) ** 2.2 * share
     counted = rng.poisson(linear * photons / share).astype(np.float32) * share / photons
@@ -51,7 +51,7 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarr
 
 
 def corrupted(frame: np.ndarray, kind: str, severity: int, seed: int) -> np.ndarray:
-    """A frame uint8 [h, w, 3] as it looks under one of CORRUPTIONS at one of SEVERITIES."""
+    """Return a frame uint8 [h, w, 3] under one of CORRUPTIONS at one of SEVERITIES."""
     return CORRUPTIONS[kind](frame, severity, np.random.default_rng((seed, severity)))
 
 
@@ -64,7 +64,7 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 
 
 def _cloud(height: int, width: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A field float32 [height, width] from 0 to 1: noise of one cell after another, each half as large and weaker."""
+    """Return a field float32 [height, width] from 0 to 1: octaves of noise, each finer and weaker than the last."""
     found = np.zeros((height, width), np.float32)
     cells, weight = 2, 1.0
     while cells < max(height, width):

@@ -1,6 +1,6 @@
-"""A virtual camera that goes on from a snapshot of its memory and disk, whose writes are logged, and that loses power.
+"""A virtual camera that resumes from a snapshot of memory and disk, logs its disk writes, and can lose power.
 
-A snapshot is a folder: the disk as an overlay of the one before, and the memory as QEMU migrates it.
+A snapshot is a folder: the disk as an overlay of the previous snapshot's, and the memory as QEMU's migration writes it.
 """
 
 import json
@@ -21,36 +21,36 @@ sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import HOST, Image, Machine
 
 MONITOR_TIMEOUT_S = 120.0
-POLL_S = 0.002  # between two looks at the log: a write of the emulated disk takes longer
+POLL_S = 0.002  # between reads of the log: a write of the emulated disk takes longer
 CUT_TIMEOUT_S = 900.0
-NO_CONNECTION = 255  # exit code of ssh, which tries again: the machine may be booting
+NO_CONNECTION = 255  # exit code of ssh: retry, the machine may be booting
 RESTART_TIMEOUT_S = 600.0
-BOOT_ID = "/proc/sys/kernel/random/boot_id"  # another one after each start of the system
-SETTLED_S = 8.0  # after the end of an operation; ext4 commits its journal every 5 s
+BOOT_ID = "/proc/sys/kernel/random/boot_id"  # changes with each boot
+SETTLED_S = 8.0  # wait after an operation: ext4 commits its journal every 5 s
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A disk, and the memory of the machine that was stopped on it, unless that was off."""
+    """Paths of a disk and of the machine's memory; memory: None if the machine was off."""
 
     disk: Path
     memory: Path | None = None
 
 
 class CutCamera(Machine):
-    """A virtual camera on a disk of its own over that of a snapshot.
+    """A virtual camera whose disk is an overlay of a snapshot's.
 
     Args:
-        image: Its keys and boot firmware.
-        folder: For its disk and its log.
-        start: Snapshot.
-        logged: True if its writes are logged, which `cut_at` needs.
-        resumed: True if it goes on with the snapshot's memory, False if it boots.
+        image: Keys and boot firmware.
+        folder: Folder for its disk and log.
+        start: Snapshot to start from.
+        logged: True to log disk writes, as `cut_at` requires.
+        resumed: True to resume with the snapshot's memory, False to boot.
     """
 
     def __init__(self, image: Image, folder: Path, start: Snapshot, *, logged: bool, resumed: bool) -> None:
         self.log = folder / "writes.log" if logged else None
-        self._past_cpu_s = 0.0  # of QEMU until its power was cut
+        self._past_cpu_s = 0.0  # CPU seconds of QEMU processes that were killed
         self._start, self._monitor = start, folder / "monitor"
         self._memory = start.memory if resumed else None
         folder.mkdir(parents=True)
@@ -58,7 +58,7 @@ class CutCamera(Machine):
         super().__init__(image, folder)
 
     def command(self) -> list[str]:
-        """Return the command of QEMU, with its monitor, and with the log between the system and its disk."""
+        """Return QEMU's command line, with a monitor socket and the write log as a filter of the disk."""
         command = super().command()
         drive = command.index("-drive")
         disk = f"driver=qcow2,file.driver=file,file.filename={self.overlay},cache.no-flush=on"
@@ -71,7 +71,7 @@ class CutCamera(Machine):
         return [*command, "-incoming", f"file:{self._memory}"] if self._memory else command
 
     def __enter__(self) -> "CutCamera":
-        """Turn it on, or have it go on."""
+        """Boot or resume the camera."""
         try:
             self.start()
             if self._memory:
@@ -83,25 +83,25 @@ class CutCamera(Machine):
         return self
 
     def start(self) -> None:
-        """Turn the power on; all commands share one connection, because an emulated key exchange takes seconds."""
+        """Turn the power on. SSH commands share one connection: an emulated key exchange takes seconds."""
         super().start()
         with self.ssh_config.open("a", encoding="utf-8") as config:
             config.write(f'    ControlMaster auto\n    ControlPath "{self.folder}/ssh"\n    ControlPersist yes\n')
 
     @property
     def cpu_s(self) -> float:
-        """Processor time of QEMU so far."""
+        """CPU seconds of QEMU so far."""
         if self._process is None or not self.is_on:
             return self._past_cpu_s
         return self._past_cpu_s + processor_s(self._process.pid)
 
     def cut_power(self) -> None:
-        """Kill QEMU, and keep its processor time."""
+        """Kill QEMU, and add its CPU time to the total."""
         self._past_cpu_s = self.cpu_s
         super().cut_power()
 
     def restart(self) -> None:
-        """Restart the system. Raises RuntimeError where it does not come back."""
+        """Reboot the system. Raises RuntimeError if it does not come back."""
         before, deadline = self.run("cat", BOOT_ID).stdout, time.monotonic() + RESTART_TIMEOUT_S
         self.run("systemctl", "reboot", check=False)
         while self.run("cat", BOOT_ID, check=False).stdout in ("", before):
@@ -110,7 +110,7 @@ class CutCamera(Machine):
             time.sleep(1.0)
 
     def save(self, folder: Path, *, is_on: bool) -> None:
-        """Stop the machine for good, and save its disk in a new folder, and its memory where it is to go on running."""
+        """End the machine, and save its disk in a new folder. is_on: save its memory, too; else shut it down first."""
         folder.mkdir(parents=True)
         if is_on:
             self._ask("stop")
@@ -122,9 +122,9 @@ class CutCamera(Machine):
         self.overlay.rename(folder / "disk.qcow2")
 
     def cut_at(self, count: int, script: str, timeout_s: float = CUT_TIMEOUT_S) -> bool:
-        """Kill QEMU once so many writes were logged; True if that was before the end of a script that is run there.
+        """Run a script on the camera and kill QEMU after `count` log entries. Return True if the script had not ended.
 
-        After the end of the script, or after the time, it is cut even if there were fewer writes than that.
+        QEMU is also killed SETTLED_S after the end of the script, and after `timeout_s`.
         """
         assert self.log is not None
         ssh = ("ssh", "-F", str(self.ssh_config), "-l", "root", HOST, script)
@@ -142,7 +142,7 @@ class CutCamera(Machine):
         return not is_over
 
     def remains(self, disk: Path, lost_share: float, chance: random.Random) -> Survivors:
-        """Write what the cut left of the disk into a new image; see `disk_log`."""
+        """Write the disk that remains after the cut to a new image; see `disk_log.survivors`."""
         assert self.log is not None
         left = survivors(self.log, lost_share, chance)
         new_disk(self._start.disk, disk)
@@ -154,7 +154,7 @@ class CutCamera(Machine):
             connection.settimeout(MONITOR_TIMEOUT_S)
             connection.connect(str(self._monitor))
             with connection.makefile("rw", encoding="utf-8") as stream:
-                stream.readline()  # the greeting
+                stream.readline()  # QMP greeting
                 for words in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
                     stream.write(json.dumps(words) + "\n")
                     stream.flush()
@@ -175,12 +175,12 @@ class CutCamera(Machine):
 
 
 def processor_s(process: int) -> float:
-    """Return the processor time of a process with all its threads."""
+    """Return the CPU seconds of a process with all its threads."""
     fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
 
 def new_disk(backing: Path, disk: Path) -> None:
-    """Make a disk over another one."""
+    """Create a qcow2 overlay of another disk. Raises CalledProcessError."""
     create = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing.resolve()), str(disk))
     subprocess.run(create, check=True)

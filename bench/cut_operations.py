@@ -1,4 +1,4 @@
-"""Operations of a virtual camera that lose their power, and other trouble, as scripts of its shell."""
+"""Operations of a virtual camera that a power cut interrupts, and other faults, as shell scripts."""
 
 from dataclasses import dataclass
 
@@ -19,27 +19,27 @@ state() {
     find /data ! -type d -printf '%P %l\\n' | sort
 }
 """
-"""Functions for the camera's shell, as root. `/run/edgekd` is new with each start of the camera's program."""
+"""Shell functions for the camera, run as root. `/run/edgekd` is recreated at each start of the camera's program."""
 FACTORY = "factory"
-"""Name of the disk as it leaves the factory, from which all snapshots come."""
+"""Name of the factory disk, from which all snapshots derive."""
 WORKS = "detects; settle"
 INSTALL = f"agent install {UPDATES}/model-2.edgekd --tries 5"
 SYSTEM = f"is_new || rauc install {UPDATES}/system-2.raucb"
-"""Where the new system runs the update is done: a further one would go into the slot of the old one."""
+"""Skips the update if the new system runs already: another update would overwrite the old system's slot."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Work that is cut.
+    """An operation that a power cut interrupts.
 
     Args:
-        name: For people.
+        name: Name in the result.
         start: Name of the snapshot that it starts from.
-        script: Work on the camera; None for what it does by itself when it starts, until it detects and has settled.
+        script: Script for the camera; None for its own start-up, until it detects and has settled.
         serves: Counters of the models that may be in service after a cut.
-        goal: Counter of the model in service after the next run.
-        trust: Version of the trust file after the next run.
-        reboots: True if it shows its effect after a restart of the system, which ends the next run.
+        goal: Counter of the model in service after the operation was repeated.
+        trust: Version of the trust file after the operation was repeated.
+        reboots: True if the operation takes effect after a reboot; the repetition then ends with one.
     """
 
     name: str
@@ -67,7 +67,7 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Making:
-    """How a snapshot is made: from another one by a script. is_on: it goes on running; else it is a disk alone."""
+    """How to make a snapshot: by a script, from another snapshot. is_on: with memory; else the disk alone."""
 
     start: str
     script: str
@@ -84,15 +84,15 @@ SNAPSHOTS = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """Trouble of another kind.
+    """A fault other than a power cut.
 
     Args:
-        name: For people.
+        name: Name in the result.
         start: Name of the snapshot.
-        trouble: Script that makes it and works in it.
-        repair: Script that ends it, before an installation that must come to its end.
-        serves: Counters of the models that may be in service meanwhile.
-        timeout_s: After so long the connection is cut; None waits for the end.
+        trouble: Script that causes the fault and works under it.
+        repair: Script that removes the fault, before an installation that must succeed.
+        serves: Counters of the models that may be in service during the fault.
+        timeout_s: Seconds after which the connection is cut; None waits for the end.
     """
 
     name: str
@@ -128,8 +128,8 @@ SCENARIOS = (
 
 
 def next_run(operation: Operation) -> str:
-    """Return the script that repeats an operation, and ends the trial that it may leave.
+    """Return the script that repeats an operation, and commits a model that is on trial.
 
-    What the camera does by itself goes on where the first look has stopped it: detections lead to the slot's mark.
+    An operation without a script starts the camera again: its detections mark the system slot as good.
     """
     return f"{operation.script or f'systemctl start camera; {WORKS}'}; agent commit"

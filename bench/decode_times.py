@@ -1,6 +1,6 @@
-"""Measure how long decoding takes on one core: of a DETR's queries and of a YOLO's cells, by the number of objects.
+"""Measure decoding time on one core, of a DETR's queries and of a YOLO's cells, by the number of objects.
 
-Scores are low but for those of the objects, whose boxes lie anywhere; candidates are those above the default threshold.
+Only objects have scores above the default threshold. Their boxes are random.
 """
 
 import time
@@ -15,7 +15,7 @@ from edgekd.core.detection.types import NO_GRID, DetectorSpec, Head, Preprocess
 SEED = 0
 SIDE = 640
 CASES = (("DETR, 300 x 91", 300, 91, 0.3), ("YOLO, 8400 x 84", 8400, 80, 1.0))
-"""Name, candidates, classes, and the milliseconds that decoding may take."""
+"""Name, number of candidates, number of classes, and the limit in milliseconds."""
 OBJECTS = (0, 20, 100)
 
 
@@ -31,7 +31,7 @@ def output_of(candidates: int, classes: int, objects: int) -> np.ndarray:
 
 
 def times_ms(candidates: int, classes: int, objects: int, repeats: int) -> np.ndarray:
-    """Return the milliseconds of each decoding of a frame of 1280 x 720 pixels."""
+    """Return the milliseconds of each of `repeats` decodings of a frame of 1280 x 720 pixels."""
     names, preprocess = tuple(map(str, range(classes))), Preprocess(SIDE, SIDE)
     nms = candidates > 300
     spec = DetectorSpec(names, preprocess, Head("yolo", nms=nms, strides=(8, 16, 32) if nms else NO_GRID))

@@ -1,7 +1,7 @@
-"""Measure the deltas between builds of one detector: how much of a bundle has to travel to cameras with another one.
+"""Measure deltas between builds of one detector: how many bytes to send to cameras that have another build.
 
-Pairs are NAME=BUNDLE, or `--pair` where the old one differs; the same bundle with another counter, and with other
-thresholds, is made here. Each delta is applied on one core, and the result compared byte for byte.
+Pairs are given as NAME=BUNDLE, or by `--pair` with another old bundle. Copies of the bundle with another counter, and
+with other thresholds, are made here. Each delta is applied on one core, and the result compared byte for byte.
 
     edgekd build model.pt --data DATA --target xavier --out runs/old
     edgekd build model.pt --data DATA --target xavier --calibration 64 --out runs/calibration
@@ -27,10 +27,10 @@ from edgekd.deploy import delta
 
 
 def measure(change: str, old: Path, new: Path, scratch: Path) -> Result:
-    """Make and apply a delta.
+    """Make and apply a delta, and return its row.
 
-    Returns `bytes` of the delta, `plain_bytes` of one in which the network stays as it is compressed, `xz_bytes` of the
-    new bundle compressed, and `pieces`: bytes by how the delta stores them.
+    `bytes`: size of the delta; `plain_bytes`: size of a delta that does not unpack the network; `xz_bytes`: size of the
+    new bundle compressed with xz; `pieces`: bytes by how the delta stores them.
     """
     out, again = scratch / "delta", scratch / "again.edgekd"
     made = delta.run(old, new, out)

@@ -1,8 +1,8 @@
-"""Compare INT8 of a trained DETR by edgekd and other tools: mAP and noise, on several draws of calibration images.
+"""Compare INT8 of a trained DETR by edgekd and other tools: mAP and noise, for several calibration sets.
 
-The detector is what `transformer_teacher.py` trains: an RT-DETR's decoder on the maps of a YOLO. Every tool quantizes
-convolutions and products with constant weights; the last ones before the outputs stay float for all of them. Needs
-`edgekd[train]`; NNCF and ModelOpt get environments of their own.
+The detector is trained by `transformer_teacher.py`: an RT-DETR decoder on the feature maps of a YOLO. Every tool
+quantizes convolutions and matrix products with constant weights, and leaves the last ones before the outputs in float.
+Needs `edgekd[train]`; NNCF and ModelOpt run in their own environments.
 """
 
 import statistics
@@ -20,10 +20,10 @@ from quantization_baselines import JUDGED, Bench, Method, row_of
 from edgekd.graph.session import cpu_session
 
 SPLITS = ("val", "test")
-FRAMES = 64  # calibration frames, evenly taken from the training split, of which each draw takes its share
+FRAMES = 64  # calibration frames, evenly spaced in the training split; each draw takes SHARE of them
 SHARE = 0.75
-MIN_SCORE = 0.1  # of a query of the float graph whose noise is measured
-KEEP = 0.985  # least share of the float graph's mAP50-95
+MIN_SCORE = 0.1  # noise is measured over queries of the float graph with at least this score
+KEEP = 0.985  # goal: share of the float graph's mAP50-95
 MODEL = "detr.onnx"
 PACKAGES = ("edgekd", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "ultralytics")
 OURS = Method("edgekd, recipe `ptq`", "edgekd")
@@ -64,8 +64,8 @@ def export_job(checkpoint: str, graph: str, side: int) -> dict[str, Any]:
 class QueryReference:
     """The outputs of the float graph on frames float32 [1, 3, h, w].
 
-    Which queries a DETR selects, and in which order, depends on small differences: so each query is compared with the
-    closest one of the other graph.
+    Small differences change which queries a DETR selects, and their order. So each query is compared with the closest
+    query of the other graph.
     """
 
     def __init__(self, detector: Detector, frames: Sequence[np.ndarray]) -> None:
@@ -74,7 +74,7 @@ class QueryReference:
         self._wanted = [rows[rows[:, 4:].max(axis=1) >= MIN_SCORE] for rows in outputs]
 
     def noise(self, graph: Path) -> float:
-        """Return noise by signal of another version of the graph, over all queries of MIN_SCORE or more."""
+        """Return the noise-to-signal ratio of another version of the graph, over queries of MIN_SCORE or more."""
         noise = signal = 0.0
         for wanted, found in zip(self._wanted, map(self._queries, self._outputs(graph)), strict=True):
             distances = np.square(wanted[:, None] - found[None]).sum(axis=2)
@@ -88,15 +88,15 @@ class QueryReference:
         return (session.run(None, {source: each})[0] for each in self._frames)
 
     def _queries(self, output: np.ndarray) -> np.ndarray:
-        """Return float64 [n, 4 + classes] of an output [1, 4 + classes, n]: boxes as fractions of the frame, scores."""
+        """Return an output [1, 4 + classes, n] as float64 [n, 4 + classes]: boxes as fractions of the frame, scores."""
         return output[0].T / np.array([*[self._spec.preprocess.width] * 4, *[1.0] * len(self._spec.classes)])
 
 
 class Draws(Bench):
-    """All tools on several draws of the same calibration frames."""
+    """Runs all tools on several draws of the same calibration frames."""
 
     def drawn(self, graph: Path, draws: int) -> Iterator[Document]:
-        """Yield the float graph with the draw None, and a graph of each tool for each draw."""
+        """Yield the row of the float graph, with draw None, then a row of each tool for each draw."""
         self._models = graph.parent
         source, written, exclude = self.begun(graph.name)
         folder, frames = source.graph.parent, sorted(written.iterdir())[:: WRITTEN // FRAMES]

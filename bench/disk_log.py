@@ -1,8 +1,8 @@
-"""Put together the disk that a power cut leaves, from QEMU's log of all writes of a machine (driver `blklogwrites`).
+"""Reconstruct the disk after a power cut from QEMU's log of all writes of a machine (driver `blklogwrites`).
 
-The machine's disk has a volatile write cache, as real ones do. What the system flushed is on the disk. Of later writes
-each sector of 512 bytes is lost or not by chance, so that a write can be torn and overtaken by later ones. What is
-older than the last `CACHE_BYTES` of writes is on the disk, too: the cache is full.
+The disk has a volatile write cache, as real ones do. Flushed writes are on the disk. Of unflushed writes each sector of
+512 bytes is lost with some probability, so writes can be torn and reordered. Writes older than the last `CACHE_BYTES`
+have left the cache and are on the disk, too.
 """
 
 import random
@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 SECTOR_BYTES = 512
-CACHE_BYTES = 32 << 20  # of DRAM in front of the flash of a large eMMC or SD card
-MAGIC = 0x6A736677736872  # of a log in the format of Linux's device mapper target log-writes
-SUPERBLOCK = struct.Struct("<QQQI")  # magic, version, number of entries, bytes of a sector
+CACHE_BYTES = 32 << 20  # DRAM cache of a large eMMC or SD card
+MAGIC = 0x6A736677736872  # log format of Linux's device mapper target log-writes
+SUPERBLOCK = struct.Struct("<QQQI")  # magic, version, number of entries, bytes per sector
 HEADER = struct.Struct(
     "<QQQQ"
 )  # first sector, number of sectors, flags, length of a mark; the data follow the header's sector
-FLUSH = 1  # flag: all writes before are on the disk
+FLUSH = 1  # flag: all earlier writes are on the disk
 FORCED = 2  # flag: the write is on the disk once it is done (FUA)
 DISCARD = 4  # flag: no data follow
 
 
 @dataclass(frozen=True)
 class Write:
-    """A write or a flush of a machine.
+    """A write or flush.
 
     Args:
-        offset: Where on the disk, in bytes.
-        size: Bytes; 0 of a flush.
-        data_at: Where in the log the data are.
+        offset: Position on the disk in bytes.
+        size: Bytes; 0 for a flush.
+        data_at: Position of the data in the log in bytes.
         flags: FLUSH, FORCED.
     """
 
@@ -46,7 +46,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Survivors:
-    """Outcome of a cut: runs of bytes that are on the disk, in their order, as (offset, data); counts of sectors."""
+    """Outcome of a cut: the writes that reached the disk, in order, as (offset, data); counts of sectors."""
 
     runs: list[tuple[int, bytes]]
     unflushed: int
@@ -54,7 +54,7 @@ class Survivors:
 
 
 def read_log(log: Path) -> Iterator[Write]:
-    """Yield the entries of a log, up to where a cut ended it. Raises ValueError where it is none."""
+    """Yield the complete entries of a log, which a cut may have truncated. Raises ValueError if it is not a log."""
     with log.open("rb") as file:
         start = file.read(SUPERBLOCK.size)
         if not start:
@@ -71,25 +71,25 @@ def read_log(log: Path) -> Iterator[Write]:
             if flags & DISCARD:
                 continue
             if (not size and not flags) or position + size > end:
-                return  # cut in the middle of an entry
+                return  # cut within an entry
             yield Write(sector * SECTOR_BYTES, size, position, flags)
             position += size
 
 
 def count_writes(log: Path) -> int:
-    """Return the number of entries of a log that is still written, 0 where it has not begun."""
+    """Return the number of entries of a log that is still being written, 0 if it is empty."""
     with log.open("rb") as file:
         start = file.read(SUPERBLOCK.size)
     return SUPERBLOCK.unpack(start)[2] if len(start) == SUPERBLOCK.size else 0
 
 
 def survivors(log: Path, lost_share: float, chance: random.Random) -> Survivors:
-    """Return what is on the disk after a cut at the end of a log.
+    """Return the writes that are on the disk after a cut at the end of a log.
 
     Args:
-        log: File of QEMU.
+        log: QEMU's write log.
         lost_share: Probability that an unflushed sector is lost.
-        chance: Decides.
+        chance: Random generator.
     """
     entries = list(read_log(log))
     unflushed = _unflushed(entries)
@@ -108,7 +108,7 @@ def survivors(log: Path, lost_share: float, chance: random.Random) -> Survivors:
 
 
 def write_runs(runs: Iterable[tuple[int, bytes]], disk: Path) -> None:
-    """Write runs of bytes into a disk image of QEMU's format qcow2. Raises CalledProcessError."""
+    """Write (offset, data) pairs to a qcow2 disk image. Raises CalledProcessError or OSError."""
     with tempfile.TemporaryDirectory(prefix="edgekd-runs-", dir=disk.parent) as folder:
         commands = []
         for index, (offset, data) in enumerate(runs):
@@ -118,11 +118,11 @@ def write_runs(runs: Iterable[tuple[int, bytes]], disk: Path) -> None:
         script = "".join(commands).encode()
         done = subprocess.run(("qemu-io", "-f", "qcow2", str(disk)), input=script, capture_output=True, check=True)
     if b"rror" in done.stdout + done.stderr or b"failed" in done.stdout + done.stderr:
-        raise OSError(f"{disk}: {(done.stdout + done.stderr)[-500:]!r}")  # its exit code is 0 all the same
+        raise OSError(f"{disk}: {(done.stdout + done.stderr)[-500:]!r}")  # the exit code is 0 even then
 
 
 def _unflushed(entries: list[Write]) -> set[int]:
-    """Return the indices of writes that were in the cache at the end."""
+    """Return the indices of writes that are in the cache at the end of the log."""
     cached: dict[int, int] = {}  # bytes by index, oldest first
     for index, entry in enumerate(entries):
         if entry.flags & FLUSH:
@@ -143,7 +143,7 @@ def _data(file: BinaryIO, entry: Write) -> bytes:
 
 
 def _runs(kept: list[bool]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end in bytes of each run of sectors that are kept."""
+    """Yield start and end in bytes of each run of kept sectors."""
     for is_kept, sectors in groupby(range(len(kept)), key=kept.__getitem__):
         if is_kept:
             first, *more = sectors

@@ -1,10 +1,10 @@
-"""Compare edgekd's distillation with none and with Ultralytics' own: same start, same scorer.
+"""Compare edgekd's distillation with no distillation and with Ultralytics' own: same start, same scorer.
 
-No epoch is chosen on `val`. `--unlabelled 0.5` removes the labels of half of the training images, and adds a student
-that also learns from these, labelled by the teacher at `--teacher-size`; with `--pseudo-labels` from labels alone, and
-a build quantizes it. `--recover 6` is for a student that was pruned from the teacher:
-edgekd trains it by its step `recover`, six epochs, and the others get as many CPU seconds for the same seed; with
-`--unlabelled` `recover` sees every image, the others those with labels. Needs `edgekd[train]`. Single levels:
+No epoch is selected on `val`. `--unlabelled 0.5` removes the labels of half of the training images, and adds a student
+that also learns from these images, labelled by the teacher at `--teacher-size`. With `--pseudo-labels` this student
+learns from labels alone, and a build quantizes it. `--recover 6` is for a student pruned from the teacher: edgekd
+trains it with its step `recover` for six epochs, and the others get the same CPU seconds for the same seed. With
+`--unlabelled`, `recover` uses every image, the others only labelled ones. Needs `edgekd[train]`. For single levels see
 `distillation_levels.py`.
 """
 
@@ -34,13 +34,13 @@ OURS_UNLABELLED = "edgekd, with unlabelled frames"
 QUANTIZED = "the same in INT8, the file of a bundle"
 RECOVERED = "edgekd, `recover`"
 SIZED_TEACHER = "teacher-sized.pt"
-"""The teacher, whose own size is that of the training."""
+"""Copy of the teacher whose input size is that of the training."""
 MAX_WARMUP_EPOCHS = 3.0
-"""Of Ultralytics' trainings by default."""
+"""Ultralytics' default `warmup_epochs`."""
 UNLABELLED_SHARE = 0.75
-"""Share of each batch with `--pseudo-labels`."""
+"""Share of unlabelled images in each batch with `--pseudo-labels`."""
 BUILT_IN_GAIN = 0.03
-"""mAP50-95 that is aimed at beyond Ultralytics' own distillation."""
+"""Goal: gain in mAP50-95 over Ultralytics' own distillation."""
 TEACHERS_LABELS = (
     "edgekd's student learns from labels alone: those of the teacher, which detects in frames of {} pixels, are three "
     "quarters of each batch. The others see the teacher in frames of the student's size, or not at all. INT8: by "
@@ -50,17 +50,17 @@ FROM_TEACHER = (
     "The student was pruned from the teacher. `recover` sees no labels and mirrors images, the others augment them."
 )
 QUARTER = 0.25
-"""Largest share of the teacher's bytes and multiply-adds of a quantized student."""
+"""Goal: largest bytes and multiply-adds of a quantized student, as a share of the teacher's."""
 OVERHEAD = 1.15
-"""Largest time of a step with distillation by that of a step without and the teacher's forward pass together."""
+"""Goal: largest time of a distillation step, relative to a step without plus the teacher's forward pass."""
 
 
 class Bench(Trainings):
-    """A teacher, and students with it.
+    """A teacher, and students trained in different ways.
 
-    Numbers of a row: bytes: of the float32 graph; seconds: of training, and of labelling or predicting where the
-    teacher does that; step_seconds: the median, of the teacher a forward pass; tail: the mean mAP50-95 of the classes
-    that are rare in the training split.
+    Numbers of a row: bytes: size of the float32 graph; seconds: training time, including the teacher's labelling or
+    predictions; step_seconds: median time of a step (for the teacher: of a forward pass); tail: mean mAP50-95 of the
+    classes that are rare in the training split.
     """
 
     asked = (
@@ -77,7 +77,7 @@ class Bench(Trainings):
         step = training.beside_objects(training.shipped()) if self.given.cached else training.shipped()
         frames = str(self.data.parent / FRAMES)
         steps: dict[str, Distill | Recover | None] = {NONE: training.on_labels(step), BUILT_IN: None, OURS: step}
-        if self.given.recover:  # first: the others get its time
+        if self.given.recover:  # runs first: the others get its CPU time
             steps = {RECOVERED: Recover(self.given.recover), NONE: training.on_labels(step), BUILT_IN: None}
         elif self.given.pseudo_labels:
             del steps[OURS]
@@ -99,7 +99,7 @@ class Bench(Trainings):
         return self.with_scores(self.row(TEACHER, bytes=graph.stat().st_size, **took), graph)
 
     def _start(self, seed: int) -> tuple[Path, dict[str, Any]]:
-        """Return the checkpoint that every way of a seed starts from, and the sizes of its network."""
+        """Return the initial checkpoint of a seed, the same for every method, and its network's sizes."""
         given, start = self.given, self.given.work / f"start-{seed}.pt"
         sizes = start.with_suffix(".json")
         if not sizes.is_file():
@@ -136,24 +136,27 @@ class Bench(Trainings):
         return Path(self.given.work, f"{''.join(letter if letter.isalnum() else '-' for letter in method)}-{seed}.pt")
 
     def _quantized(self, seed: int) -> Document:
-        """Return the row of what a build ships of a student: its packed graph, as large as in the bundle."""
+        """Build a student in INT8 and return its row. bytes: size of the packed graph in the bundle."""
         out, (_, sizes) = self._path(OURS_UNLABELLED, seed), self._start(seed)
         build = ("build", out, "--data", self.data, "--recipe", "ptq", "--out", out.with_suffix(".build"))
-        # Its pickle was written by this script.
+        # Trusted: this script wrote the pickle.
         built = self.edgekd(f"quantized-{seed}", *build, "--target", "xavier", "--trust-checkpoint")
         size = next(stage["bytes"] for stage in built["stages"] if stage["name"] == "encode-int8")
         scores = self.bundle_scores(f"quantized-{seed}", Path(built["bundle"]))
         return self.row(QUANTIZED, seed, **{**sizes, "bytes": size, **scores})
 
     def _every_image(self) -> Path:
-        """Return data whose training split has every image: `recover` reads no labels."""
+        """Return a data set with all training images: `recover` needs no labels."""
         file: Path = self.given.work / "every_image" / "data.yaml"
         if not file.is_file():
             copy_data(self.given.data, file.parent, self.given.images)
         return file
 
     def _minutes(self, seed: int) -> float | None:
-        """Return the minutes of a training: those asked for, or as many as the recovery of this seed has taken."""
+        """Return the minutes of a training: `--minutes`, or with `--recover` those of this seed's recovery.
+
+        Raises JobError if the recovery failed.
+        """
         if not self.given.recover:
             return self.given.minutes
         seconds = (row.seconds for row in self.rows if (row.method, row.seed) == (RECOVERED, seed) and not row.error)
@@ -162,7 +165,7 @@ class Bench(Trainings):
         return taken / 60
 
     def _alike(self) -> dict[str, Any]:
-        """Return the settings by which Ultralytics updates weights, warms up and augments images as edgekd does."""
+        """Return settings that make Ultralytics update weights, warm up and augment images as edgekd does."""
         given = self.given
         warm_up = min(given.epochs * MAX_WARMUP_SHARE, MAX_WARMUP_EPOCHS)
         return {"nbs": given.batch, "warmup_epochs": warm_up, "close_mosaic": given.close_mosaic}
@@ -171,7 +174,7 @@ class Bench(Trainings):
         return super().row(method, seed, **{"tail": {}, **known})
 
     def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
-        """Return also mAP50-95 of the rare classes."""
+        """Add `tail`, the mAP50-95 of the rare classes, to the notes of a row."""
         rare = rare_classes(self.scored.split("train"), self.scored.classes)
         tail = {split: tail_score(one.per_class, rare, TAIL).map50_95 for split, one in scores.items()}
         return {**super().notes_of(scores), "tail": tail}
@@ -189,7 +192,7 @@ def teacher_job(
     threads: int,
     cpu_time: bool = False,
 ) -> dict[str, Any]:
-    """Export the teacher at this size, and time a forward pass of a batch."""
+    """Export the teacher at this size, and time forward passes of a batch. Return sizes and `step_seconds`."""
     import torch
     from pruning import network_in, sizes_of
 
@@ -212,7 +215,7 @@ def teacher_job(
 
 
 def gains(mine: Sequence[Document], others: Sequence[Document], split: str) -> list[float]:
-    """Return by how much rows are better than others, seed by seed."""
+    """Return the differences in mAP50-95 from other rows of the same seed."""
     theirs = {row.seed: row.map50_95[split] for row in others}
     return [row.map50_95[split] - theirs[row.seed] for row in mine if row.seed in theirs]
 
@@ -239,7 +242,7 @@ def claims(found: Mapping[str, Sequence[Document]], gain: float) -> list[dict[st
             text = f"{name.replace('_', '-')} of the INT8 student: at most a quarter of the teacher's"
             made.append(frame.claim(text, share, share <= QUARTER))
     steps = [rows[0].step_seconds for rows in (mine, none, teacher)]
-    if all(steps) and ours != OURS_UNLABELLED:  # which the teacher labels before the training
+    if all(steps) and ours != OURS_UNLABELLED:  # there the teacher labels images before the training
         ratio = steps[0] / (steps[1] + steps[2])
         text = f"a step, first seed, takes at most {OVERHEAD} times one without distillation and the teacher's pass"
         made.append(frame.claim(text, ratio, ratio <= OVERHEAD))

@@ -1,9 +1,9 @@
-"""Measure what each level of edgekd's distillation brings to a small student, on rendered scenes, beside its labels.
+"""Measure the gain of each level of edgekd's distillation over labels alone, for a small student on rendered scenes.
 
-The renderer gives as many scenes as wanted: the test split is so large that the seeds are the noise. Dogs are rare in
-training and frequent where is scored. The teacher is a COCO checkpoint, trained on the same scenes. The student is
-first trained on labels from random weights; from there every arm of a seed sees the same images in as many updates.
-Needs `edgekd[train,text,conflict]`.
+The scenes are rendered, so the test split is large enough that the variance comes from the seeds. Dogs are rare in
+training and frequent in the scored splits. The teacher is a COCO checkpoint, fine-tuned on the same scenes. The student
+is first trained on labels, from random weights. From there every arm of a seed trains on the same images for as many
+updates. Needs `edgekd[train,text,conflict]`.
 """
 
 import math
@@ -29,10 +29,10 @@ from edgekd.evaluation.coco import Score, tail_score
 
 TEACHER, START, LABELS, PREDICTIONS = "teacher", "start", "labels", "classes and boxes"
 WITHOUT_GAIN = (TEACHER, START, LABELS)
-RATE = 0.003  # learning rate of the student: small networks take more than Ultralytics' 0.0011
-CONFIDENCE = 0.95  # of the interval around a mean gain
-ARM = {"learning_rate": RATE, "mosaic": 0.0}  # goes on as the start has ended
-ALONE = 0.3  # weight of a single level: its gradient is 0.3 times as long as that of the labels
+RATE = 0.003  # learning rate of the student: higher than Ultralytics' 0.0011, as the network is small
+CONFIDENCE = 0.95  # confidence level of the interval around a mean gain
+ARM = {"learning_rate": RATE, "mosaic": 0.0}  # the settings at the end of the start's training
+ALONE = 0.3  # weight of a single level: norm of its gradient relative to that of the labels
 ALL_LEVELS = (
     DistillStage("features", 0.1, Weights(features=0.08, attention=0.03, neurons=0.03, classes=0.3, boxes=0.3)),
     DistillStage("predictions", 0.6, Weights(classes=0.3, boxes=0.3, relations=0.03)),
@@ -48,7 +48,7 @@ def step_of(weights: Weights, **settings: Any) -> Distill:
 
 
 def arms() -> dict[str, Distill]:
-    """Return the steps that are compared, by name, the most important ones first; each learns from labels too."""
+    """Return the compared steps by name, the most important ones first. All of them also learn from labels."""
     both = Weights(classes=ALONE, boxes=ALONE)
     return {
         LABELS: step_of(Weights()),
@@ -65,10 +65,10 @@ def arms() -> dict[str, Distill]:
 
 
 class Bench(Trainings):
-    """A teacher, and students with and without it.
+    """A teacher, and students trained with and without it.
 
-    Numbers of a row: updates: of the weights; cpu_seconds: of the training, in all threads; rare: by split the
-    mAP50-95 of the classes that are rare in training.
+    Numbers of a row: updates: number of weight updates; cpu_seconds: CPU time of the training, all threads; rare:
+    mAP50-95 of the classes that are rare in training, by split.
     """
 
     asked = (
@@ -127,7 +127,7 @@ def cpu_seconds() -> float:
 def train_job(
     step: Mapping[str, Any], teacher: str, out: str, data: str, state: str, device: str, threads: int
 ) -> dict[str, Any]:
-    """Train a student and export it."""
+    """Train a student and export it. Return its parameters, updates, CPU seconds and final loss weights."""
     import torch
 
     from edgekd.core.progress import PlainProgress
@@ -145,15 +145,15 @@ def train_job(
 
 
 def gains(rows: Sequence[Document], base: Sequence[Document], name: str, split: str) -> list[float]:
-    """Return by how much a score is better than without a teacher, seed by seed."""
+    """Return the differences of a score from the base rows of the same seed."""
     without = {row.seed: row[name][split] for row in base}
     return [row[name][split] - without[row.seed] for row in rows if row.seed in without]
 
 
 def half_width(groups: Sequence[Sequence[float]], count: int) -> float | None:
-    """Return half of the confidence interval of a mean of `count` gains, by the pooled deviation of all arms' gains.
+    """Return half the confidence interval of a mean of `count` gains, from the pooled variance of all arms.
 
-    None where no arm has two seeds.
+    None if no arm has two seeds.
     """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
@@ -202,7 +202,7 @@ def _cells(name: str, rows: Sequence[Document], base: Sequence[Document]) -> str
 
 
 def verdicts(title: str, by_arm: Mapping[str, Sequence[float]]) -> str:
-    """Return a table that says of each arm's mean gain if it is beyond noise."""
+    """Return a table with each arm's mean gain, and whether it is within noise."""
 
     def row(arm: str, values: Sequence[float]) -> str:
         mean, half = statistics.fmean(values), half_width(tuple(by_arm.values()), len(values))

@@ -1,7 +1,8 @@
-"""Score detectors with every scaled activation rounded to INT8: the most that a DLA may lose by its calibration cache.
+"""Score detectors with every scaled activation rounded to INT8: a bound on a DLA's loss with a calibration cache.
 
-An engine from Q/DQ rounds once between two layers; one from a cache may also round a convolution's output before its
-activation, and each factor of a SiLU: a Q/DQ pair behind everything that has a scale. Needs `edgekd[train]`.
+A Q/DQ engine rounds once between two layers. An engine built from a calibration cache may also round a convolution's
+output before the activation, and each factor of a SiLU. Here every tensor with a scale gets a Q/DQ pair. Needs
+`edgekd[train]`.
 """
 
 from collections.abc import Container, Mapping
@@ -41,7 +42,7 @@ def measure(name: str, given: Given) -> Document:
 def with_rounded_activations(
     model: onnx.ModelProto, scales: Mapping[str, float], float_tensors: Container[str]
 ) -> tuple[onnx.ModelProto, int]:
-    """Put a Q/DQ pair behind each tensor with a scale, but for these and the outputs; how many there are."""
+    """Insert a Q/DQ pair after each tensor with a scale, except `float_tensors` and outputs. Return model and count."""
     graph, nodes = model.graph, list(model.graph.node)
     outputs = {value.name for value in graph.output}
     chosen = {name for name in scales if name not in float_tensors and name not in outputs}

@@ -1,6 +1,7 @@
-"""Measure how soon a camera notices fog, noise, low light and blur, how often it is wrong, and what watching costs.
+"""Measure the drift alarm: delay for fog, noise, low light and blur, false alarms, and cost per frame.
 
-Streams are drawn from a split that the reference is not of, as it is or under one corruption. Needs `edgekd[train]`.
+The reference comes from the training split. Streams are drawn from another split, clean or with one corruption. Needs
+`edgekd[train]`.
 """
 
 import time
@@ -28,7 +29,7 @@ from edgekd.graph.runtimes.types import Session
 MODELS = ("yolo11n.pt=coco256=val", "yolo11n-ppe.pt=ppe=val", "yolo11n-ppe.pt=ppe=test")
 SEED = 0
 CLEAN = "as it is"
-NOTICED = 3  # from this severity on an alarm is wanted in every stream
+NOTICED = 3  # goal: an alarm in every stream from this severity on
 LIMIT_MS = 0.2
 
 
@@ -40,7 +41,7 @@ def seen(
     kind: str,
     level: int,
 ) -> np.ndarray:
-    """Return the statistics of images, as they are or corrupted."""
+    """Return the drift statistics of images, clean or corrupted: an array [images, statistics]."""
     found = []
     for number, (_, image) in enumerate(ReadableImages(samples)):
         frame = image if kind == CLEAN else corrupted(image, kind, level, number)
@@ -51,7 +52,7 @@ def seen(
 
 
 def alarms(record: DriftRecord, found: np.ndarray, streams: int) -> list[int]:
-    """Return after how many frames streams are called drifted, in ascending order; those that are not are left out."""
+    """Return the number of frames until the alarm, ascending, for the random streams that raise one."""
     rng = np.random.default_rng(SEED)
     first = (first_alarm(record, found[rng.integers(0, len(found), STREAM)]) for _ in range(streams))
     return sorted(each for each in first if each is not None)
@@ -83,7 +84,7 @@ def rows_of(given: Given, case: str) -> Iterator[Document]:
 
 
 def cost_ms(rounds: int = 500) -> dict[str, float]:
-    """Return medians on one core, for an input of 640 x 640 with a frame of 16:9 in it."""
+    """Return median milliseconds per frame by part, on one core, for a 16:9 frame in an input of 640 x 640."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng(SEED)
     preprocess = Preprocess(640, 640)

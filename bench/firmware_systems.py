@@ -1,8 +1,8 @@
-"""Test whether RAUC, SWUpdate and Mender accept what edgekd packs for them, and refuse it with one bit changed.
+"""Test whether RAUC, SWUpdate and Mender accept edgekd's packages, and refuse them with one bit flipped.
 
-Each system's own program judges: the command that checks a file, then the one that takes the content out, as an
-installation does. A third of the changed bits lie anywhere, a third in the first 4 KiB and a third in the last, where
-descriptions and signatures are. Needs the Debian packages rauc, squashfs-tools, swupdate, mender-artifact and openssl.
+Each system's own program decides: first the command that checks a file, then the one that extracts it, as for an
+installation. A third of the bits lie anywhere, a third in the first 4 KiB and a third in the last 4 KiB, where metadata
+and signatures are. Needs the Debian packages rauc, squashfs-tools, swupdate, mender-artifact and openssl.
 """
 
 import os
@@ -33,15 +33,15 @@ STUB = """#!/bin/sh
 cp "$3" '{out}'
 exit 1
 """
-"""Stands in for the camera's Python: what SWUpdate hands to the agent is kept, and nothing is installed."""
+"""Replaces the camera's Python: keeps the file that SWUpdate passes to the agent, and installs nothing."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A kind of file.
+    """A package format.
 
-    judged_by: how the page names its programs; check: the command that judges a file; taken: returns the bundle that
-    comes out of it, None if it is refused.
+    judged_by: its programs, for the page; check: returns the command that checks a file; taken: extracts a file into a
+    folder and returns the bundle, None if the file is refused.
     """
 
     name: str
@@ -58,7 +58,7 @@ def succeeds(command: Sequence[object], folder: Path, **environment: str) -> boo
 
 
 def write_keys(folder: Path) -> None:
-    """A key, its certificate and its public half."""
+    """Write a private key, its certificate and its public key. Raises SystemExit if openssl fails."""
     made = ("openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", "key.pem")
     certified = ("openssl", "req", "-x509", "-new", "-key", "key.pem", "-subj", "/CN=bench", "-out", "cert.pem")
     public = ("openssl", "pkey", "-in", "key.pem", "-pubout", "-out", "public.pem")
@@ -72,7 +72,7 @@ def content_of(folder: Path) -> bytes | None:
 
 
 def systems(keys: Path, scratch: Path) -> Iterator[System]:
-    """Yield every kind of file, as it is made and as its programs judge it."""
+    """Yield every package format."""
     key, cert, public = keys / "key.pem", keys / "cert.pem", keys / "public.pem"
     signed = {"key": str(key), "certificate": str(cert), "compatible": (DEVICE,)}
 
@@ -105,7 +105,7 @@ def systems(keys: Path, scratch: Path) -> Iterator[System]:
 
 
 def changed(content: bytes, number: int, chance: random.Random) -> bytes:
-    """Return the content with one bit changed: anywhere, near the beginning, or near the end."""
+    """Return the content with one bit flipped: by `number`, anywhere, in the first or in the last ENDS bytes."""
     places = (range(len(content)), range(ENDS), range(len(content) - ENDS, len(content)))
     bad = bytearray(content)
     bad[chance.choice(places[number % 3])] ^= 1 << chance.randrange(8)
@@ -121,7 +121,7 @@ def judged(system: System, made: Path, bundle: bytes, scratch: Path) -> str:
 
 
 def measured(system: System, bundle: Path, each: int, scratch: Path) -> Result:
-    """Make a file, have it judged, and have it judged again with one bit changed, many times."""
+    """Package a bundle, check the file, then check it `each` times with one bit flipped. Return the row."""
     suffix, content = PACKAGERS[system.packaging.system].suffix, bundle.read_bytes()
     made, again, bad = (scratch / f"{name}{suffix}" for name in ("made", "again", "bad"))
     (seconds,) = durations(lambda: wrap(system.packaging, bundle, made), 1)

@@ -1,7 +1,7 @@
-"""The frame of every benchmark: its options, its result as JSON, its page as Markdown, its exit code.
+"""Common frame of the benchmarks: options, result as JSON, page as Markdown, exit code.
 
-A benchmark has a function `run` that measures and a function `page` that writes paragraphs and tables about the result.
-`main` does the rest. The page is made from the JSON document alone, so `--page` can write it again at any time.
+A benchmark has a function `run`, which measures, and a function `page`, which yields paragraphs and tables about the
+result. `main` does the rest. The page depends on the JSON document alone, so `--page` can write it again at any time.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from common import RESULTS, SHARED, conditions, host_line, use_cores
 
 from edgekd.core.atomic_files import write_file
 
-Given = argparse.Namespace  # the command line; `scratch` is a folder that is removed at the end
-Result = Mapping[str, Any]  # of a measurement, as JSON can hold it
-Blocks = Iterator[str]  # paragraphs and tables of a page, without title
+Given = argparse.Namespace  # parsed command line; `scratch` is a folder that is removed at the end
+Result = Mapping[str, Any]  # result of a measurement, serializable as JSON
+Blocks = Iterator[str]  # paragraphs and tables of a page
 Run = Callable[[Given], "Result | Iterator[Result]"]
-"""Measures; returns the result, or yields the result so far, again and again."""
+"""Measures; returns the result, or yields the result so far after each row."""
 Page = Callable[["Document"], Iterable[str]]  # yields the blocks of the page about a result
 Job = Callable[..., Mapping[str, Any]]
-"""Work for a separate process: a function of a script; keyword arguments that JSON can hold in, a JSON object out."""
+"""Function of a script that runs in its own process. Its keyword arguments and result must be serializable as JSON."""
 PLACES = {"help", "out", "again", "page", "work", "shared", "venvs", "peer", "note", "python", "packages"}
-"""Options that say where things are, and not what is measured: not part of the recorded command."""
+"""Options that are not part of the recorded command: they say where things are, not what is measured."""
 
 
 class Document(dict[str, Any]):
-    """A JSON object whose keys are attributes, too."""
+    """A JSON object whose keys are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -47,7 +47,7 @@ class Document(dict[str, Any]):
 
 
 class Option:
-    """An option of the command line; its type and number of values are those of the default, unless they are given."""
+    """A command-line option. Type and number of values follow from the default, unless `more` sets them."""
 
     def __init__(self, name: str, default: Any = None, help: str | None = None, **more: Any) -> None:  # noqa: A002
         self.name, self.more = name, {"default": default, "help": help, **more}
@@ -64,11 +64,11 @@ class Option:
 def main(
     run: Run, page: Page, *options: Option, holds: Callable[[Document], bool] | None = None, cores: int | None = None
 ) -> None:
-    """Run the benchmark of the script that defines `page`, and exit: 0 if everything that it claims holds, else 1.
+    """Run the benchmark of the script that defines `page`, and exit with 0 if its claims hold, else 1.
 
     Args:
-        options: Those that not all benchmarks have.
-        holds: Returns whether the result is as claimed; default: every claim in it holds and no row has an error.
+        options: Options of this benchmark alone.
+        holds: Returns whether the result is as claimed. Default: every claim in it holds and no row has an error.
         cores: Number of cores for this process and its children; None adds the option `--threads`.
     """
     script = sys.modules[page.__module__]
@@ -85,7 +85,7 @@ def main(
 
 
 def parser_of(script: ModuleType, options: Iterable[Option], cores: int | None) -> argparse.ArgumentParser:
-    """Return the parser with the options of all benchmarks and those of this one."""
+    """Return the argument parser with the common options and those of this benchmark."""
     parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for each in options:
         parser.add_argument(each.name, **each.more)
@@ -100,9 +100,9 @@ def parser_of(script: ModuleType, options: Iterable[Option], cores: int | None) 
 
 
 def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> Document:
-    """Run the benchmark in a scratch folder, write each result that it gives, and return the last one."""
+    """Run the benchmark with a scratch folder. Write each result and its page; return the last result."""
     given.out = given.out.absolute()
-    given.out.parent.mkdir(parents=True, exist_ok=True)  # before hours of work, which would be lost without it
+    given.out.parent.mkdir(parents=True, exist_ok=True)  # fail early, before hours of work
     use_cores(given.threads)
     first = {"command": command, **settings_in(given), **conditions(given.threads)}
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as scratch:
@@ -118,13 +118,13 @@ def measured(run: Run, given: argparse.Namespace, command: str, page: Page) -> D
 
 
 def settings_in(given: Given) -> dict[str, Any]:
-    """Return the values of the options without paths, those in lists included."""
+    """Return the options that are recorded in the result: all except PLACES and those whose values contain paths."""
     settings = {name: value for name, value in vars(given).items() if name not in PLACES}
     return {name: value for name, value in settings.items() if "/" not in str(value) and "Path(" not in repr(value)}
 
 
 def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
-    """Return the command line with every setting that matters, defaults included, folders left out."""
+    """Return the command line to record: every option that is not in PLACES, defaults included, without folders."""
     words = [f"python bench/{Path(str(script.__file__)).name}"]
     for action in parser._actions:
         value = getattr(given, action.dest, None)
@@ -139,7 +139,7 @@ def command_of(script: ModuleType, parser: argparse.ArgumentParser, given: argpa
 
 
 def read(text: str) -> Document:
-    """Return a JSON document with attributes at every level."""
+    """Parse JSON into Documents at every level."""
     found: Document = json.loads(text, object_hook=Document)
     return found
 
@@ -153,7 +153,7 @@ def as_claimed(found: Document) -> bool:
 
 
 def note(*parts: object) -> None:
-    """Print progress."""
+    """Print progress to stderr."""
     print(*parts, file=sys.stderr, flush=True)
 
 
@@ -161,9 +161,9 @@ IMAGES = Option("--images", type=int, help="of each split; default: all")
 
 
 class FinishedRows:
-    """The finished rows of a run in a file, from which the same command goes on after a cut.
+    """Finished rows of a run, kept in a file so that the same command can continue after an interruption.
 
-    Rows of other settings are refused with SystemExit. Rows that failed are measured again.
+    Rows that failed are measured again. Raises SystemExit if the file is of a run with other settings.
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any], threads: int) -> None:
@@ -181,7 +181,7 @@ class FinishedRows:
         self.take_over(kept)
 
     def take_over(self, kept: Document) -> None:
-        """Go on from the rows of a run, and from its conditions."""
+        """Continue from the rows, packages and conditions of an earlier run."""
         self.rows = [row for row in kept.rows if not row.get("error")]
         cpu, self.conditions, self.packages = self.conditions["host"]["cpu"], kept.conditions, kept.get("packages", {})
         cpus = [self.conditions["host"]["cpu"], *self.conditions.get("taken_up_on", ())]
@@ -199,7 +199,7 @@ class FinishedRows:
 
 
 def in_process(job: Job, **arguments: Any) -> list[str]:
-    """Return the command that does a job in a process of its own and prints its result."""
+    """Return the command that runs a job in its own process and prints its result as JSON."""
     name = f"{Path(inspect.getfile(job)).stem}:{job.__name__}"
     return [sys.executable, str(Path(__file__).resolve()), name, json.dumps(arguments, default=str)]
 
@@ -215,13 +215,13 @@ def last_json(output: str) -> dict[str, Any]:
 
 
 def done_in_process(job: Job, **arguments: Any) -> dict[str, Any]:
-    """Do a job in a process of its own; its result. Raises CalledProcessError."""
+    """Run a job in its own process and return its result. Raises CalledProcessError."""
     done = subprocess.run(in_process(job, **arguments), check=True, capture_output=True, text=True)
     return {name: value for name, value in last_json(done.stdout).items() if name != "packages"}
 
 
 def installed() -> dict[str, str]:
-    """Return the version of every package of this environment."""
+    """Return the version of every package in this environment, by name."""
     return {found.metadata["Name"]: found.version for found in metadata.distributions()}
 
 
@@ -229,7 +229,7 @@ def installed() -> dict[str, str]:
 
 
 def render(page: Page, found: Document) -> str:
-    """Return the page of a document: its blocks, then where and when it was measured."""
+    """Return the page of a document as Markdown: its blocks, then date, load and machine."""
     where = found.get("conditions", found)
     return "\n\n".join([*page(found), *(conditions_lines(where) if "host" in where else ())]) + "\n"
 
@@ -239,13 +239,13 @@ def head(title: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def table(header: str, rows: Iterable[str]) -> str:
-    """Return a Markdown table. Cells of header and rows are separated by ` | `."""
+    """Return a Markdown table from a header and rows with cells separated by ` | `."""
     dashes = " | ".join(["---"] * (header.count(" | ") + 1))
     return "\n".join(f"| {row} |" for row in (header, dashes, *rows))
 
 
 def conditions_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return date, load and machine as blocks for the foot of a page."""
+    """Return date, load and machine as the last blocks of a page."""
     load = f"{found['load_before']:.2f} processes were running on average in the minute before the first row"
     blocks = [f"{found['date']}; {load} (0 is an idle machine).", host_line(found["host"])]
     if also := found.get("taken_up_on"):
@@ -254,33 +254,33 @@ def conditions_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def cell(value: Any, form: str = "", none: str = "–", unit: float = 1) -> str:
-    """Return a number in a format, divided by a unit; a dash where there is none."""
+    """Return a number divided by `unit`, in a format; `none` if the value is None."""
     return none if value is None else format(value / unit if unit != 1 else value, form)
 
 
 def yes(value: bool, no: str = "no") -> str:
-    """Return `yes`, or the other word."""
+    """Return `yes` for True, the other word for False."""
     return "yes" if value else no
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things in words: `1 thread`, `2 threads`."""
+    """Return a count with its noun: `1 thread`, `2 threads`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Return the mean, and in brackets the lowest and the highest where there are several."""
+    """Return the mean as text, with the lowest and highest value in brackets if there are several."""
     text = f"{statistics.fmean(values):{sign}.4f}"
     return text if len(values) < 2 else f"{text} ({min(values):{sign}.4f}..{max(values):{sign}.4f})"
 
 
 def versions_of(packages: Mapping[str, str], names: Iterable[str]) -> str:
-    """Return names and versions of those packages that are installed."""
+    """Return the names and versions of those of `names` that are in `packages`, as text."""
     return ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
 
 
 def claim(text: str, found: float, holds: bool, **more: Any) -> dict[str, Any]:
-    """Return a claim about a result as the document keeps it: what was found, and whether it holds."""
+    """Return a claim about a result for the document: its text, the measured value, and whether it holds."""
     return {"claim": text, "found": found, "holds": bool(holds), **more}
 
 

@@ -1,4 +1,4 @@
-"""Quantized graphs: what is in them, and how far they are from the float graph, as far as 128 images can tell."""
+"""Properties of quantized graphs, and differences between scores with their standard error over the images."""
 
 import re
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from edgekd.evaluation.output_noise import ReferenceOutputs
 from edgekd.graph.view import Graph
 
 RESAMPLES = 100
-"""Times that images are drawn anew, with repetition, to see how much a difference of two scores depends on them."""
+"""Number of bootstrap samples of the images for the standard error of a difference between two scores."""
 
 
 def float_head_patterns(graph: Path) -> tuple[str, ...]:
-    """Return patterns for the layers that edgekd leaves in float: the last ones before the outputs, and DFL."""
+    """Return patterns that match the layers that edgekd leaves in float: the last ones before the outputs, and DFL."""
     from edgekd.compress.quantization.placement import float_head
 
     model = onnx.load(graph)
@@ -32,7 +32,7 @@ def float_head_patterns(graph: Path) -> tuple[str, ...]:
 
 
 def facts(graph: Path) -> dict[str, Any]:
-    """Return `int8_convolutions`: with INT8 weights, of how many; and `symmetric`: all zero points are 0."""
+    """Return `int8_convolutions`: count with INT8 weights, and of all; `symmetric`: whether all zero points are 0."""
     import onnx
 
     loaded = onnx.load(graph).graph
@@ -45,13 +45,13 @@ def facts(graph: Path) -> dict[str, Any]:
     weights = [node.input[1] in dequantized for node in nodes if node.op_type == "Conv"]
     return {
         "int8_convolutions": (sum(weights), len(weights)),
-        # Biases are INT32 in some tools' graphs.
+        # Some tools quantize biases to INT32.
         "symmetric": all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros),
     }
 
 
 def described(graph: Path, spec: DetectorSpec) -> Path:
-    """Return a copy that names its classes and strides, which some tools drop and Ultralytics' `val` needs."""
+    """Write a copy with classes and strides as metadata, which some tools drop and Ultralytics' `val` needs."""
     from edgekd.detectors.onnx import describe_in
 
     model = onnx.load(graph)
@@ -62,12 +62,12 @@ def described(graph: Path, spec: DetectorSpec) -> Path:
 
 
 Reference = ReferenceOutputs
-"""The measure of noise that a search ranks candidates by."""
+"""The noise measure that the search uses to rank candidates."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mAP50-95 of one graph less that of another on the same images, and its standard error over the images."""
+    """Difference in mAP50-95 of two graphs on the same images, and its standard error over the images."""
 
     mean: float
     error: float
@@ -77,7 +77,7 @@ class Difference:
 
 
 def difference(one: Evaluation, other: Evaluation, classes: Sequence[str]) -> Difference:
-    """Compare two evaluations of the same images; both get the same draws, so that common errors cancel out."""
+    """Compare two evaluations of the same images by a paired bootstrap."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(0, len(one.truths), len(one.truths)) for _ in range(RESAMPLES)]
 

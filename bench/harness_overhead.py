@@ -1,7 +1,7 @@
-"""Measure what edgekd's benchmark harness adds to a bare `session.run` loop: at most 2 %.
+"""Measure the overhead of edgekd's benchmark harness over a bare `session.run` loop. Goal: at most 2 %.
 
-Each round gives a pair. A second number needs no quiet machine: the microseconds per frame of the harness around a
-session that does nothing.
+Each round times both. A second number does not depend on other load: the microseconds per frame of the harness around
+a session that does nothing.
 """
 
 import time
@@ -19,11 +19,11 @@ LIMIT = 1.02
 SEED = 0
 
 
-NOTHING = SimpleNamespace(run=lambda batch: batch)  # a session that returns what it is given
+NOTHING = SimpleNamespace(run=lambda batch: batch)  # a session that returns its input
 
 
 def bare_ms(session: OnnxRuntimeSession, frames: list[np.ndarray]) -> float:
-    """Return the milliseconds per frame of nothing but ONNX Runtime in a loop."""
+    """Return the milliseconds per frame of ONNX Runtime in a bare loop."""
     native, outputs, name = session.native, list(session.outputs), session.native.get_inputs()[0].name
     began = time.perf_counter()
     for frame in frames:
@@ -32,7 +32,7 @@ def bare_ms(session: OnnxRuntimeSession, frames: list[np.ndarray]) -> float:
 
 
 def harness_ms(session: Any, frames: list[np.ndarray]) -> tuple[float, float]:
-    """Return the harness's milliseconds per frame: wall time from call to return, and the mean that it reports."""
+    """Return the harness's milliseconds per frame: by wall time around the call, and the mean that it reports."""
     began = time.perf_counter()
     alone = FramePipeline(session, lambda frame: (frame, None), lambda output, context: None)  # no other work
     limits = {"block": 1, "min_iterations": len(frames), "min_seconds": 0, "warmup": 0}
@@ -42,7 +42,7 @@ def harness_ms(session: Any, frames: list[np.ndarray]) -> tuple[float, float]:
 
 
 def play(session: OnnxRuntimeSession, frames: list[np.ndarray], rounds: int) -> list[dict[str, float]]:
-    """Play the rounds; which of the two goes first alternates. A first, uncounted round warms both up."""
+    """Time both loops per round, in alternating order. The first round is a warm-up and not returned."""
     played = []
     for number in range(rounds + 1):
         if number % 2:
@@ -56,7 +56,7 @@ def play(session: OnnxRuntimeSession, frames: list[np.ndarray], rounds: int) -> 
 
 
 def ratios(samples: list[dict[str, float]], name: str) -> dict[str, float]:
-    """Return median and spread over the rounds of a time by that of the bare loop."""
+    """Return median, p10 and p90 over the rounds of a time relative to the bare loop's."""
     p10, p50, p90 = np.percentile([each[name] / each["bare_ms"] for each in samples], (10, 50, 90)).round(5).tolist()
     return {"median": p50, "p10": p10, "p90": p90}
 

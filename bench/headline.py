@@ -1,8 +1,8 @@
-"""Compare one command, from a large detector to a small bundle, with doing it by hand with Ultralytics.
+"""Compare one `edgekd build`, from a large detector to a small bundle, with the same work by hand with Ultralytics.
 
 `edgekd build` gets the large detector, a smaller student and a limit in bytes. By hand: Ultralytics trains the same
-student for as many seconds, with the large one as `distill_model=` and without, and exports it with `quantize=8`. Then
-the build gets half of those bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
+student for the same time, with the large detector as `distill_model=` and without, and exports it with `quantize=8`.
+Then a second build gets half of that file's bytes as its limit. Needs `edgekd[train]`, and the library of `--engine`.
 """
 
 import shutil
@@ -27,20 +27,20 @@ from edgekd.deploy.artifact import opened
 LARGE, START, OURS = "the large detector, float32", "its student as it was, float32", "`edgekd build`"
 TAUGHT, ALONE = "Ultralytics by hand, `distill_model=`, `quantize=8`", "Ultralytics by hand, `quantize=8`"
 HALF = "`edgekd build`, asked for half of the bytes by hand"
-FASTER, ENERGY = 89 / 12, 0.4  # goals: times as fast, and the share of the energy of a frame
-MANY = 100  # epochs that Ultralytics assumes before it knows how many fit into its time
-MISSED = 3  # how a build ends whose budget is missed
+FASTER, ENERGY = 89 / 12, 0.4  # goals: speed-up, and share of the energy per frame
+MANY = 100  # epochs that Ultralytics plans before it knows how many fit into its time
+MISSED = 3  # exit code of a build that misses its budget
 
 
 class Bench(Trainings):
-    """Detectors. bytes: of what ships: the bundle without its agent, or the ONNX file; seconds: of training."""
+    """Detectors of all ways. bytes: of the bundle without its agent, or of the ONNX file; seconds: of training."""
 
     asked = ("student", "epochs", "minutes", "quantized_epochs", "learning_rate", "batch", "images", "device")
     numbers = ("bytes", "seconds")
     timed: Sequence[Document] = ()
 
     def ways(self) -> Iterator[Way]:
-        """Yield what makes each row. What was too large to be kept is exported again."""
+        """Yield the function that makes each row. The large detector's graph is exported again if it was not kept."""
         if not self.graph(LARGE).is_file():
             training.export_sized(self.given.model, self.graph(LARGE), self.given.image_size)
         yield LARGE, None, partial(self._float, LARGE, self.given.model)
@@ -109,7 +109,7 @@ class Bench(Trainings):
         return self.with_scores(self.row(method, bytes=graph.stat().st_size, seconds=took["seconds"]), graph)
 
     def finish(self) -> None:
-        """Time the graphs of one build and of one way by hand, interleaved with the large one, also in float16."""
+        """Time a build's graph and one made by hand, each also in float16, interleaved with the large detector's."""
         given = self.given
         if not given.untimed:
             made = [row.method for row in self.rows if row.method in (OURS, TAUGHT) and not row.error]
@@ -128,7 +128,7 @@ class Bench(Trainings):
 
 
 def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
-    """Train with Ultralytics and export in INT8, calibrated on training images; what the training took."""
+    """Train with Ultralytics and export in INT8, calibrated on training images. Return `ultralytics_job`'s result."""
     from ultralytics import YOLO
 
     more = {} if rate is None else {"optimizer": "AdamW", "lr0": rate, "warmup_bias_lr": 0.0}
@@ -143,7 +143,7 @@ def by_hand(rate: float | None, **job: Any) -> dict[str, Any]:
 
 
 def prediction(graph: Path, target: str) -> dict[str, Any]:
-    """Return what a graph is predicted to reach there: INT8 where it is quantized, else float16."""
+    """Return the predicted latency and energy of a graph on a target: in INT8 if it is quantized, else in float16."""
     import onnx
 
     kinds = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}

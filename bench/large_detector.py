@@ -1,6 +1,6 @@
-"""Measure how small a detector of 57 M parameters gets in 4 bits without training, and what it keeps.
+"""Measure size and accuracy of a detector of 57 M parameters in 4 bits, without training.
 
-A graph that is finished is kept in `--work`, where a cut run goes on. Needs `edgekd[train]`.
+Finished graphs are kept in `--work`, where an interrupted run continues. Needs `edgekd[train]`.
 """
 
 import json
@@ -18,13 +18,13 @@ from edgekd.core.formats.packed_graph import pack
 from edgekd.data.calibration import choose, load_rule
 from edgekd.data.dataset import load_dataset
 
-INT8_LAYERS = 2  # the first layers have few weights, and what they lose is lost for all
+INT8_LAYERS = 2  # the first layers have few weights, and their errors affect all others
 SMALLER, KEEP = 7.5, 0.99
-"""Goals: the float file's size by that of the file, and the share of the float mAP50-95."""
+"""Goals: factor by which the file is smaller than the float file, and share of the float mAP50-95."""
 
 
 def in_four_bits(source: Detector, out: Path, frames: Iterator[np.ndarray]) -> float:
-    """Quantize every layer that can be fp4x to it, but for the first; the seconds that it took."""
+    """Quantize to `out`: the first INT8_LAYERS to INT8, others to fp4x, else float16. Return the wall seconds."""
     plan: dict[str, WeightFormat] = {}
     for name, forms in choices(source.graph).items():
         early = sum(form != "float16" for form in plan.values()) < INT8_LAYERS
@@ -35,7 +35,7 @@ def in_four_bits(source: Detector, out: Path, frames: Iterator[np.ndarray]) -> f
 
 
 def scored(name: str, graph: Path, ships: int, seconds: float | None, given: Given) -> Document:
-    """Return the row of a graph; `bytes` are those of the file that ships, `scores` mAP50-95 and mAP50 by split."""
+    """Score a graph and return its row. `bytes`: size of the shipped file; `scores`: mAP50-95 and mAP50 by split."""
     detector, scores = detector_in(graph), {}
     for split in given.scored:
         found = detector.evaluation(split_of(given.shared, given.data, split), f"{name}, {split}").score

@@ -1,6 +1,6 @@
-"""Measure low-rank factorization without training: what it removes, what it keeps, and whether it is faster.
+"""Measure low-rank factorization without training: multiply-adds removed, accuracy kept, and latency.
 
-Further tables: what is chosen and predicted for targets, and what single convolutions cost. Needs
+Further tables: the layers chosen and the latency predicted for each target, and the costs of single convolutions. Needs
 `edgekd[train,openvino]`.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MODELS = ("yolo11n-ppe.pt=ppe", "yolo11n.pt=coco256", "yolo26n.pt=coco256")
 OURS, CHANNELS, BLIND, COUNTED = "edgekd", "channels alone", "weights alone", "multiply-adds alone"
-MOST_SECONDS = 300.0  # limit for a detector of 57 M parameters on two cores
+MOST_SECONDS = 300.0  # goal: time for a detector of 57 M parameters on two cores
 TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("nano", "fp16"),
     ("xavier", "fp16"),
@@ -46,16 +46,16 @@ TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (
     ("agx-orin", "int8"),
 )
 """Targets whose latency is predicted."""
-RUNS = 40  # of a convolution by itself, of which the fastest counts
-PROBES = 8  # images of `val` on which outputs of layers are compared
+RUNS = 40  # runs of a single convolution, of which the fastest counts
+PROBES = 8  # images of `val` for comparing outputs of layers
 SHAPES = [(c, c, 9, p) for c, p in ((16, 6400), (64, 6400), (64, 1600), (128, 1600), (128, 400), (256, 400))]
 SHAPES += [(a, b, 1, p) for a, p in ((64, 6400), (128, 1600), (256, 400), (512, 400)) for b in (16, 48, 128, 256)]
-"""Inputs, outputs, weights for a pair of them, and places of the convolutions that are timed by themselves."""
+"""Convolutions that are timed alone: input channels, output channels, kernel elements, output positions."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as it is: its file, its data, the images that are scored, its float graph and the score of that."""
+    """An unchanged model: its file, data, scored images, float graph and that graph's score."""
 
     checkpoint: Path
     data: Path
@@ -69,7 +69,7 @@ class Subject:
 
 
 def subject(model: str, given: Given) -> Subject:
-    """Export a model, `FILE.pt=DATA`, and score it. The file is a path, or the name of a shared one."""
+    """Export and score a model given as `FILE.pt=DATA`. FILE: a path, or the name of a file in the shared models."""
     name, _, data = model.partition("=")
     checkpoint = Path(name) if Path(name).is_file() else given.shared / "models" / name
     split = load_dataset(given.shared / "data" / data).split("val")
@@ -79,7 +79,7 @@ def subject(model: str, given: Given) -> Subject:
 
 
 def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
-    """Factorize one model at one energy, in every way in which something of it is replaced."""
+    """Factorize a model at one energy in every way. Yields no row for ways that replace no layer."""
     from edgekd.detectors.ultralytics.factorize import factorize_detector
 
     step = LowRank(energy, images=given.watched, image_size=given.image_size)
@@ -98,11 +98,11 @@ def rows_of(one: Subject, energy: float, given: Given) -> Iterator[Document]:
 
 
 def row_of(one: Subject, energy: float, way: str, done: FactorizationRecord, given: Given, *, timed: bool) -> Document:
-    """Score, compare and time the factorized detector; pairs are before and after.
+    """Score, compare and time the factorized detector. Pairs are values before and after.
 
-    `layers`: replaced ones; `promised`, `seen`: the mean share of what varies in their outputs that they keep, on the
-    images that they were made by and on others; `least`: the smallest that was promised; `latency_ms`: median from
-    frame to detections, by engine; `seconds`: from file to file.
+    `layers`: number of replaced layers; `promised`, `seen`: mean share of their outputs' variance that is kept, on the
+    calibration images and on other images; `least`: the smallest promised share; `latency_ms`: median from frame to
+    detections, by engine; `seconds`: from checkpoint to checkpoint.
     """
     out = given.scratch / "out.pt"
     factorized = exported(out, given.scratch / "out.onnx")
@@ -121,7 +121,7 @@ def row_of(one: Subject, energy: float, way: str, done: FactorizationRecord, giv
 def remade(
     one: Subject, out: Path, done: FactorizationRecord, step: LowRank, known: Callable[[InputMoments], InputMoments]
 ) -> None:
-    """Write the detector with the same ranks, found as if only this were known of what layers read."""
+    """Write the detector with the same ranks, from input statistics that `known` has reduced."""
     import torch
 
     from edgekd.compress.low_rank import WeightedLayer
@@ -140,7 +140,7 @@ def remade(
 
 
 def nothing_known(read: InputMoments) -> InputMoments:
-    """Return what is known as if all channels and places were alike and apart."""
+    """Return statistics without information: channels and kernel positions uncorrelated and of equal variance."""
     from edgekd.compress.low_rank import InputMoments
 
     eyes = (read.moment.new_ones(len(each)).diag() for each in (read.moment, read.taps))
@@ -148,14 +148,15 @@ def nothing_known(read: InputMoments) -> InputMoments:
 
 
 def channels_known(read: InputMoments) -> InputMoments:
-    """Return what is known as if the places of a patch had nothing in common."""
+    """Return statistics of channels alone: the positions of a patch count as uncorrelated."""
     return replace(read, taps=read.taps.new_ones(len(read.taps)).diag())
 
 
 def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
-    """Return the mean share of what varies in outputs of layers that is kept, on images that nothing was made by.
+    """Return the mean share of the layers' output variance that is kept, on images not used for the factorization.
 
-    Each layer reads what it did before, so that only its own error counts; outputs are compared after the batch norm.
+    Each layer gets the original network's input, so that only its own error counts. Outputs are compared after the
+    batch norm.
     """
     import torch
 
@@ -191,7 +192,7 @@ def seen(one: Subject, out: Path, names: Sequence[str]) -> float:
 
 
 def on_targets(one: Subject, given: Given) -> Iterator[Document]:
-    """Predict what each target would have replaced, and what all convolutions take there before and after."""
+    """Yield for each target the number of layers to replace, and the predicted time of all convolutions."""
     import torch
 
     from edgekd.compress.low_rank import WeightedLayer, choose, parts
@@ -220,7 +221,7 @@ def on_targets(one: Subject, given: Given) -> Iterator[Document]:
 
 
 def costs(threads: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Return by engine multiply-adds a microsecond, and what a number and a layer cost in them, fitted to SHAPES."""
+    """Fit times of SHAPES. Return by engine: multiply-adds per µs, and the cost of a value and of a layer in them."""
     from scipy.optimize import nnls
 
     layers = [Convolution(a, b, positions, kernel) for a, b, kernel, positions in SHAPES]

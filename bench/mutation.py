@@ -1,13 +1,13 @@
 """Mutation testing: the share of small faults in eight modules that the tests of each module detect.
 
-Cosmic Ray lists the faults that it can put into a module: another operator, another number, a condition reversed. Its
-operators for `|` are left out: most stand in annotations, which are never evaluated. The tests run with one fault at a
-time and stop at the first failure. Some faults survive because they change nothing that could be observed.
+Cosmic Ray lists the faults that it can inject into a module: a changed operator or number, a negated condition. Its
+operators for `|` are left out: most are in annotations, which are never evaluated. The tests run with one fault at a
+time and stop at the first failure. Some faults survive because they do not change the observable behaviour.
 
     python bench/mutation.py before b9c9277                  # all tests of the modules, at a revision
     python bench/mutation.py after HEAD --marked "not slow"  # those that `make test` runs
 
-Runs of other names that are in `--out` stay there. Needs `pip install cosmic-ray`, and what edgekd's tests need.
+Runs under other names in `--out` are kept. Needs `pip install cosmic-ray`, and the packages of edgekd's tests.
 """
 
 import importlib.util
@@ -31,8 +31,8 @@ from frame import Blocks, Document, Given, Option, Result, main, read, table
 
 ROOT = HERE.parent
 SEED = 22
-MAX_CPU_S = 90  # of one run of the tests, which take up to 30 s of a core; a fault that keeps them running is detected
-MAX_S = 900  # the same on a clock, for tests that wait
+MAX_CPU_S = 90  # CPU limit of a test run, which takes up to 30 s; a fault that exceeds it counts as detected
+MAX_S = 900  # wall-time limit, for tests that wait
 MODULES = {
     "edgekd/core/bundle/manifest.py": "edgekd/bundle/manifest.py",
     "edgekd/core/bundle/archive.py": "edgekd/bundle/archive.py",
@@ -43,9 +43,9 @@ MODULES = {
     "edgekd/builds/stage_store.py": "edgekd/store.py",
     "edgekd/agent/state/slots.py": "edgekd/agent/slots.py",
 }
-"""Each module, and its place in revisions before the package was divided into regions."""
+"""Each module, and its path in revisions before the package was divided into regions."""
 TESTS = {"slots.py": ("tests/agent/test_commands.py", "tests/agent/test_installation.py")}
-"""Files with the tests of a module that has no file of tests with its name."""
+"""Test files of modules that have no test file of the same name."""
 BUILD = """
 import pathlib, subprocess, running, tiny
 folder = pathlib.Path("..")
@@ -53,12 +53,12 @@ folder = pathlib.Path("..")
 model, data = tiny.write_model(folder / "tiny.onnx"), tiny.write_data(folder / "data")
 subprocess.run(running.build_command(model, data, folder / "out"), check=True, capture_output=True)
 """
-"""Builds the bundle of the agent's tests: once, not for each fault."""
+"""Builds the bundle of the agent's tests once for all faults."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: its place in the module, and Cosmic Ray's operator and number for it. outcome: killed or survived."""
+    """A fault: its position in the module, Cosmic Ray's operator and occurrence. outcome: killed or survived."""
 
     line: int
     column: int
@@ -87,7 +87,7 @@ def run(given: Given) -> Iterator[Result]:
 
 
 def check_out(revision: str, folder: Path, shared: Path) -> Path:
-    """Write a revision to a folder, with `shared` beside it and the bundle of the agent's tests in the environment."""
+    """Check out a revision into a folder, link `shared` beside it, and build the bundle for the agent's tests."""
     checkout = folder / "checkout"
     checkout.mkdir()
     (folder / "shared").symlink_to(shared.resolve())
@@ -95,27 +95,27 @@ def check_out(revision: str, folder: Path, shared: Path) -> Path:
     subprocess.run(["tar", "-x"], cwd=checkout, input=archive, check=True)
     environment = {**os.environ, "PYTHONPATH": f"{checkout}:{checkout / 'tests'}"}
     subprocess.run([sys.executable, "-c", BUILD], cwd=checkout, env=environment, check=True)
-    # For the tests, and for the processes that they start.
+    # For the tests, and for processes that they start.
     os.environ |= {"EDGEKD_TEST_BUNDLE": str(folder / "out" / "tiny-xavier.edgekd"), "PYTHONPATH": str(checkout)}
     os.environ["OMP_NUM_THREADS"] = "1"
     # Modules are compiled once, except for the one with faults, and loaded from __pycache__ by each process.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for plugin in metadata.entry_points(group="pytest11"):
         plugin.load()
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # no search for the smallest example
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # no shrinking
     hypothesis.settings.register_profile("mutation", derandomize=True, database=None, deadline=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
     return checkout
 
 
 def tests_of(module: str) -> tuple[str, ...]:
-    """Return the files with the tests of a module: by default the one that mirrors it."""
+    """Return the test files of a module: by default the one that mirrors its path."""
     path = Path(module)
     return TESTS.get(path.name, (str(Path("tests", *path.parts[1:-1], f"test_{path.name}")),))
 
 
 def tried(checkout: Path, module: str, marked: str, count: int) -> Iterator[Fault]:
-    """Put a sample of faults into a module, at most one at each place, one at a time; yield each with its outcome."""
+    """Inject a sample of faults into a module one at a time, at most one per position; yield each with its outcome."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -149,7 +149,7 @@ def faults_of(source: str) -> Iterator[Fault]:
 
 
 def passes(checkout: Path, tests: Sequence[str], marked: str) -> bool:
-    """Return whether tests pass in a process forked from this one, which has the libraries loaded already."""
+    """Return whether the tests pass in a forked process, which has the libraries already loaded."""
     child = os.fork()
     if not child:
         os.setsid()

@@ -1,7 +1,7 @@
-"""Mutate valid files a million times, and count what the parsers of untrusted input make of it.
+"""Mutate valid files a million times, and count how the parsers of untrusted input react.
 
-Nothing may be taken that a signature or a hash covers, every refusal has to be an error of the error tree, and the
-process may grow by 64 MB. Behind a signature or checksum mutations are sealed again, so that the parser is reached.
+No mutation of signed or hashed content may be accepted, every refusal must be an error of the error tree, and the
+process may grow by at most 64 MB. To reach parsers behind a signature or checksum, mutations are signed again.
 """
 
 import copy
@@ -43,11 +43,11 @@ SLOW = (
     *("bundle", "bundle_by_format", "manifest_signed", "trust_signed_again", "delta_file", "delta_records"),
     *("target", "answers"),
 )
-"""Parsers that get a third of that: each takes milliseconds, most of them for a signature or a bundle."""
+"""Slow parsers, which get a third of EACH: they take milliseconds, mostly for a signature or a bundle."""
 QUICK = ("signature_list", "trust_file", "golden", "onnx_file", "description", "contract", "image", "checkpoint")
-"""Parsers that get 2.4 times as many."""
+"""Fast parsers, which get 2.4 times EACH."""
 GROWTH = 64 << 20
-"""Bytes by which a process may grow while it tries all mutations of a kind."""
+"""Goal: most bytes by which a process may grow during all mutations of one kind."""
 TOKENS = [
     *(b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"null", b"true", b"-", b"0", b"1e999", b"NaN", b"\\ud800"),
     *(b"9" * 30, b"[" * 500, b'{"":' * 50, b"\xff", b"\x00", b"\xf0\x9f\x98\x80", b"../", b"/", b"\n", b" "),
@@ -67,11 +67,11 @@ VALUES: list[Any] = [
     *("", "a", "8.5", "\x1b[2J", "\ud800", "../../etc/passwd", "a" * 5000, "/", "a\0b", "1" * 5000, "float16"),
     *([], {}, [[]], [{}], {"": {}}, [0] * 300, {"a": [1, None]}, 2**20_000),
 ]
-"""Values in place of others. Of numbers and nesting that JSON text can have, TOKENS has more."""
+"""Replacement values. TOKENS has further numbers and nesting that only JSON text can express."""
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """Return bytes that differ in a few places: bits, tokens, stretches that are cut out, repeated or moved."""
+    """Return the content with a few random edits: bits flipped, tokens inserted, ranges replaced, deleted or copied."""
     new = bytearray(content)
     for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
         at, other = chance.randrange(len(new) + 1), chance.randrange(len(new) + 1)
@@ -95,7 +95,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def with_other_values(document: Any, chance: random.Random) -> Any:
-    """Return a copy of plain values of which a few are others, are in another place, twice, or missing."""
+    """Return a copy of plain values with a few of them replaced, moved, repeated or removed."""
     root = [copy.deepcopy(document)]
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         places = list(_places(root))
@@ -121,14 +121,14 @@ def _places(holder: Any) -> Any:
 
 
 def as_text(content: bytes, chance: random.Random) -> bytes:
-    """Return JSON or TOML of other values, or other bytes."""
+    """Mutate the values of JSON or TOML, or its bytes."""
     if chance.random() < 0.4:
         return mutated(content, chance)
     try:
         if content[:1] == b"{":
             return json_text(with_other_values(json.loads(content), chance), canonical=chance.random() < 0.7)
         return tomli_w.dumps(with_other_values(tomllib.loads(content.decode()), chance)).encode()
-    except (AttributeError, TypeError, ValueError):  # there is no text of these values
+    except (AttributeError, TypeError, ValueError):  # the values cannot be serialized
         return mutated(content, chance)
 
 
@@ -137,14 +137,14 @@ def json_text(value: Any, *, canonical: bool) -> bytes:
 
 
 class Parser(NamedTuple):
-    """make: gives an attempt; read: takes it, and returns whether somebody was let in."""
+    """make: returns a mutated input; read: parses it, and returns whether it was wrongly accepted."""
 
     make: Callable[[random.Random], Any]
     read: Callable[[Any], bool]
 
 
 def of_bytes(valid: bytes, read: Callable[[bytes], object], change: Any = mutated) -> Parser:
-    """Return the parser of a file that nothing covers: whatever keeps its rules may be read."""
+    """Return the parser of a file without signature or hash: any content that keeps the format may be read."""
 
     def parse(content: bytes) -> bool:
         read(content)
@@ -155,12 +155,12 @@ def of_bytes(valid: bytes, read: Callable[[bytes], object], change: Any = mutate
 
 
 def of_covered(valid: bytes, let_in: Callable[[bytes], bool], change: Any = mutated) -> Parser:
-    """Return the parser of a file that a signature or hash covers, which lets in nothing but the valid one."""
+    """Return the parser of a signed or hashed file, of which only the valid content may be accepted."""
     return Parser(lambda chance: change(valid, chance), lambda content: content != valid and let_in(content))
 
 
 def of_file(path: Path, read: Callable[[Path], object], change: Any = mutated) -> Parser:
-    """Return the parser of a file by its path."""
+    """Return the parser of a file that is read from a path."""
 
     def parse(content: bytes) -> None:
         path.write_bytes(content)
@@ -207,14 +207,14 @@ class Bundles:
         return True
 
     def under_old_signature(self, content: bytes) -> bool:
-        """Verify the bundle with another manifest and its hash."""
+        """Verify the bundle with this manifest and its hash, and the old signature."""
         envelope = signatures.SignatureEnvelope(hashlib.sha256(content).hexdigest(), self.head.envelope.signatures)
         members = archive.member("manifest.json", content)
         members += archive.member("signatures.json", signatures.to_json(envelope))
         return self.verified(members + self.bundle[len(archive.head_members(self.head)) :])
 
     def rebuilt(self, content: bytes) -> bool:
-        """Return whether a delta leads to another bundle."""
+        """Return whether a delta rebuilds a bundle that differs from the valid one."""
         self.mutated.write_bytes(content)
         out = io.BytesIO()
         with delta.OldBundle(self.folder / "files") as old, delta.opened_delta(self.mutated, self.judge) as reader:
@@ -323,7 +323,7 @@ def packed(folder: Path) -> Parser:
 
     model = small_model()
     coarse = 3 * np.random.default_rng(0).integers(-9, 10, (8, 2, 3, 3)).astype(np.int8)
-    model.graph.initializer.append(numpy_helper.from_array(coarse, "coarse"))  # is stored in coded INT8
+    model.graph.initializer.append(numpy_helper.from_array(coarse, "coarse"))  # stored in coded INT8
     onnx = model.SerializeToString()
     valid, out = packed_graph.pack(onnx), folder / "graph.onnx"
     _, version, _, stored, _ = PREFIX.unpack_from(valid)
@@ -457,7 +457,7 @@ def checkpoint(folder: Path) -> Parser:
     return of_file(folder / "a.pt", scan_checkpoint)
 
 
-# ------------------------------------------------------------------------------------------------------ text of people
+# --------------------------------------------------------------------------------------------- hand-written text files
 
 
 def plan(folder: Path) -> Parser:
@@ -547,7 +547,7 @@ def answers(folder: Path) -> Parser:
         command = chance.choice(list(HONEST))
         try:
             result = json.loads(json.dumps(with_other_values(HONEST[command], chance)))
-        except ValueError:  # an integer of thousands of digits has no text
+        except ValueError:  # an integer of thousands of digits cannot be formatted
             result = None
         return Agent({**HONEST, command: result})
 
@@ -569,19 +569,19 @@ PARSERS: tuple[Callable[[Path], Parser], ...] = (
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process had."""
+    """Return the peak resident memory of this process."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) << 10
 
 
 def tried(parser: str, each: int, folder: str) -> Result:
-    """Try mutations of a parser's input in this process; those of a number are the same each time."""
+    """Run a parser on `each` mutations in this process. The random generator is seeded with the parser's name."""
     make, read = {known.__name__: known for known in PARSERS}[parser](Path(folder))
     chance = random.Random(parser)
-    ed25519.verify = lru_cache(maxsize=10_000)(ed25519.verify)  # 5 ms in plain Python, mostly of the same signature
+    ed25519.verify = lru_cache(maxsize=10_000)(ed25519.verify)  # 5 ms in pure Python, mostly for one signature
     counts = {"refused": 0, "read": 0, "accepted": 0, "crashes": 0}
     first: dict[str, str] = {}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = peak_bytes()
     for _ in range(each):
         attempt = make(chance)
@@ -589,7 +589,7 @@ def tried(parser: str, each: int, folder: str) -> Result:
             outcome = "accepted" if read(attempt) else "read"
         except EdgeKDError:
             outcome = "refused"
-        except Exception as error:  # any other error is a result
+        except Exception as error:  # any other error counts as a crash
             outcome = "crashes"
             first.setdefault(f"{type(error).__name__}: {error}"[:200], str(attempt)[:300])
         counts[outcome] += 1
@@ -633,7 +633,7 @@ def page(found: Document) -> Blocks:
 
 
 def as_claimed(found: Document) -> bool:
-    """Return whether nothing was accepted, nothing crashed, and no process grew too much."""
+    """Return whether nothing was accepted, nothing crashed, and no process grew by more than GROWTH."""
     return not (found.accepted or found.crashes) and all(row.growth_bytes <= GROWTH for row in found.rows)
 
 

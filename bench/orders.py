@@ -1,8 +1,9 @@
-"""Compare orders of the compressions: what a detector is worth after the same ones, run in different orders.
+"""Compare the accuracy of a detector after the same compression steps in different orders.
 
-Half of the multiply-adds are pruned, weights go to INT8, and the rest trains for as many epochs beside cached
-predictions of the original, without labels: before it is quantized, half before and half after, afterwards as it will
-run, or afterwards with the formats chosen before pruning. No build sees the split `test`. Needs `edgekd[train]`.
+Half of the multiply-adds are pruned, weights are quantized to INT8, and the network trains for the same number of
+epochs on cached predictions of the original, without labels: before quantization; half before and half after;
+after it, with quantization simulated; or after it, with the formats chosen before pruning. No build uses the split
+`test`. Needs `edgekd[train]`.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from edgekd.compress.steps import Prune, QuantAwareDistill, Quantize, Recover, S
 
 WHOLE = "as it was, INT8"
 RATE = 1e-3
-"""Learning rate of quantized weights: more than by default, as half of the channels are gone."""
+"""Learning rate of quantization-aware training: above the default, as half of the multiply-adds are removed."""
 
 
 def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:
@@ -39,7 +40,7 @@ def orders(given: Given, seed: int) -> dict[str, tuple[Step, ...]]:
 
 
 class Bench(Trainings):
-    """Builds, each with a recipe of its own. seconds: of training; predicted_ms: of a frame on the target."""
+    """Runs builds, each with its own recipe. seconds: training time; predicted_ms: latency per frame on the target."""
 
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "target", "device")
     numbers = ("bundle_bytes", "seconds", "predicted_ms")
@@ -57,7 +58,7 @@ class Bench(Trainings):
         recipe, model = folder / "recipe.toml", folder / self.given.model.name
         recipe.write_text(recipe_toml(Recipe(name, steps)), "utf-8")
         training.sized(self.given.model, model, self.given.image_size)
-        # Its pickle was written anew here, by this script.
+        # Trusted: this script wrote the pickle.
         build = ("build", model, "--data", self.data, "--recipe", recipe, "--out", folder / "build")
         built = self.edgekd(name, *build, "--target", self.given.target, "--trust-checkpoint")
         bundle = Path(built["bundle"])

@@ -1,8 +1,8 @@
-"""Time what a frame of 1080p takes outside the engine: preparing it, and choosing its detections, on one core.
+"""Time preprocessing and postprocessing of a 1080p frame, outside the engine, on one core.
 
-Contenders take turns frame by frame, each in a process of its own with an ONNX Runtime session on the same detector, so
-that caches are as cold as in an application. Needs `edgekd[train]`; supervision and Roboflow inference get environments
-of their own, and are left out where those cannot be made.
+Contenders take turns frame by frame, each in its own process with an ONNX Runtime session of the same detector, so that
+CPU caches are as cold as in an application. Needs `edgekd[train]`. supervision and Roboflow inference run in their own
+environments, and are left out if those cannot be created.
 """
 
 import json
@@ -30,11 +30,11 @@ WIDTH, HEIGHT = 1920, 1080
 
 @dataclass(frozen=True)
 class Contender:
-    """A way from frame to detections: a tool of `peers/frame_times.py` and its `--method`.
+    """A pipeline from frame to detections: a tool of `peers/frame_times.py` and its `--method`.
 
     Args:
-        environment: Environment of its own; None for this one.
-        layout: Of the frames that it takes, `bgr` or `nv12`.
+        environment: Name of its own environment; None for this one.
+        layout: Layout of its input frames, `bgr` or `nv12`.
     """
 
     name: str
@@ -60,7 +60,7 @@ CONTENDERS = (
     Contender("edgekd, NV12 frames, graph", "edgekd", "nv12-graph", layout="nv12"),
 )
 LIMITS = {ULTRALYTICS.name: 1 / 3, SUPERVISION.name: 1 / 2, ROBOFLOW.name: 1 / 2}
-"""Largest share of a peer's time that edgekd with bytes and selection may take."""
+"""Goals: largest time of edgekd with uint8 input and postprocessing in the graph, as a share of a peer's."""
 PACKAGES = ("edgekd", "ultralytics", "torch", "onnxruntime", "supervision", "opencv-python-headless", "numpy")
 PEER_PACKAGES = ("inference-models", "supervision", "torch", "onnxruntime", "opencv-python", "numpy")
 
@@ -69,7 +69,7 @@ Timed = tuple[float, float, float, int]
 
 
 class Loop:
-    """The running process of a contender; its times, in the order of frames. Raises SystemExit if the process ends."""
+    """The running process of a contender, and its times in the order of frames. Raises SystemExit if it ends."""
 
     def __init__(self, contender: Contender, python: Path, graph: Path, frames: Path, stack: ExitStack) -> None:
         self.contender = contender
@@ -83,7 +83,7 @@ class Loop:
         self.packages: dict[str, str] = self._answer()
 
     def time(self, index: int) -> None:
-        """Run a frame."""
+        """Run the frame of this index, and record its times."""
         print(index, file=self._process.stdin)
         self.ms.append(tuple(self._answer()))
 
@@ -98,7 +98,7 @@ def last_line(output: str) -> str:
 
 
 def write_frames(images: Path, count: int, folder: Path) -> None:
-    """Write photographs as frames of 1080p, stretched, as the tools take them: `bgr/` and `nv12/`."""
+    """Write photographs, stretched to 1080p, as arrays in the layouts of the tools, `bgr/` and `nv12/`."""
     for layout in ("bgr", "nv12"):
         (folder / layout).mkdir()
     for index, file in enumerate(sorted(images.glob("*.jpg"))[:count]):
@@ -108,7 +108,7 @@ def write_frames(images: Path, count: int, folder: Path) -> None:
 
 
 def rows_of(loops: Sequence[Loop], frames: int) -> Iterator[Document]:
-    """Yield each contender's medians, and the share of its peers' time that it takes outside the engine."""
+    """Yield each contender's median times, and its time outside the engine as a share of each peer's."""
     outside = {each.contender.name: np.array(each.ms)[:, [0, 2]].sum(axis=1) for each in loops}
     for each in loops:
         name = each.contender.name
@@ -147,7 +147,7 @@ def run(given: Given) -> Result:
 
 
 def interpreters(venvs: Path) -> tuple[dict[str | None, Path], dict[str, str]]:
-    """Return the interpreter of each environment, and why there is none for others."""
+    """Return the interpreters by environment, and the errors of environments that could not be created."""
     pythons: dict[str | None, Path] = {None: Path(sys.executable)}
     missing = {}
     for name in filter(None, (each.environment for each in CONTENDERS)):
@@ -159,7 +159,7 @@ def interpreters(venvs: Path) -> tuple[dict[str | None, Path], dict[str, str]]:
 
 
 def take_turns(loops: Sequence[Loop], frames: int, rounds: int) -> None:
-    """Run all contenders on every frame, every other round in reverse; the first round is not counted."""
+    """Run all contenders on every frame, every other round in reverse order. The first round is not recorded."""
     for number in range(rounds + 1):
         for index in range(frames):
             for each in loops if number % 2 else loops[::-1]:
@@ -183,7 +183,7 @@ Medians over {found.frames} frames of {WIDTH} x {HEIGHT} and {found.rounds} roun
 edgekd with uint8 and graph is at most {limits}. The engine is ONNX Runtime with one thread; with bytes and
 selection it does more. Times are of the processor, so that other programs do not count.
 Packages: {frame.versions_of(found.packages, PACKAGES)}."""
-    # A result without environments is of one process for all contenders.
+    # Results without environments are from a version with one process for all contenders.
     if "environments" in found:
         yield """\
 Every contender has a process of its own, with one thread. Roboflow inference is `inference-models`, which runs its

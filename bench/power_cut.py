@@ -1,8 +1,7 @@
-"""Cut the agent off at every one of its file operations, and check what is in service after each.
+"""Interrupt the agent at each of its file operations, and check which bundle is in service after each cut.
 
-A process does the work up to the operation, and ends. Then the same command runs again, and must end where an
-undisturbed one does, with nothing left over. Last, many cuts hit the same state, one after the other. The bundle is
-made by `edgekd demo`.
+A process works up to the operation and exits. Then the same command runs again, and must end with the same files as an
+undisturbed run. At the end many cuts hit the same state one after the other. Make the bundle with `edgekd demo`.
 """
 
 import contextlib
@@ -32,15 +31,15 @@ from edgekd.agent.state.slots import Slot, State
 from edgekd.core.errors import EdgeKDError
 from edgekd.deploy.delta import run as make_delta
 
-DISKS = {"keeps": False, "forgets": True}  # kinds of disk, and whether what was not flushed is lost
+DISKS = {"keeps": False, "forgets": True}  # kinds of disk: whether unflushed writes are lost
 SEED = 0
-ALIKE = ("red", "green", "blue")  # bundles with the same counter, any of which may follow any other
+ALIKE = ("red", "green", "blue")  # bundles with the same counter, which can replace each other
 IN_A_ROW = 200
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Work that is cut off: the calls that lead to its start state, the cut call, the bundle in service after it."""
+    """A call to interrupt: the calls that prepare its state, the call, and the bundle in service after it."""
 
     name: str
     start: tuple[tuple[str, ...], ...]
@@ -63,10 +62,10 @@ SCENARIOS = (
 
 @dataclass
 class Row:
-    """All cuts of a scenario on a disk.
+    """Result of all cuts of a scenario on one kind of disk.
 
-    serves: how often each bundle was in service after a cut; faults: what must not be; bytes: of the state after an
-    undisturbed run; most_bytes: after a cut.
+    serves: how often each bundle was in service after a cut; faults: descriptions of violations; bytes: size of the
+    state folder after an undisturbed run; most_bytes: its largest size after a cut.
     """
 
     scenario: str
@@ -79,7 +78,7 @@ class Row:
 
 
 class Bench:
-    """Bundles by name, and the agent on states in a folder."""
+    """Bundles by name, and calls of the agent on state folders below `scratch`."""
 
     def __init__(self, bundle: Path, scratch: Path, runtime: str) -> None:
         self._scratch, self._runtime = scratch, require_runtime(runtime)
@@ -108,7 +107,7 @@ class Bench:
         return folder
 
     def serves(self, folder: Path) -> tuple[str, str | None]:
-        """Return the name of the bundle in service, `none` where none is, and what is wrong with it."""
+        """Return the name of the bundle in service (`none` without one), and its first fault, None if there is none."""
         state = State(folder)
         active = state.active
         if active is None:
@@ -130,7 +129,7 @@ class Bench:
         return None if passed else f"{slot.name}: the self-test fails"
 
     def sweep(self, scenario: Scenario, disk: str, every: int) -> Row:
-        """Cut the work of a scenario at every operation, or at each of so many."""
+        """Interrupt the work of a scenario at every `every`-th file operation."""
         row = Row(scenario.name, disk)
         start, folder = self.begin(scenario), self._scratch / "state"
         work = partial(self.call, scenario.work)
@@ -140,7 +139,7 @@ class Bench:
         while cut_at(count, partial(work, fresh(start, folder)), forgetful=DISKS[disk]):
             fault = self._after_cut(row, folder)
             faults = [fault] if fault else []
-            # What came to its end before the cut has nothing to do any more: then a rollback says so by its exit code.
+            # The exit code is ignored: a rollback that was complete before the cut fails when it is repeated.
             work(folder)
             name, fault = self.serves(folder)
             if fault or name != scenario.goal:
@@ -153,14 +152,14 @@ class Bench:
         return row
 
     def _after_cut(self, row: Row, folder: Path) -> str | None:
-        """Count what a cut left; what is wrong with it."""
+        """Record the state after a cut in `row`. Return its fault, None if there is none."""
         row.most_bytes = max(row.most_bytes, used(folder))
         name, fault = self.serves(folder)
         row.serves[name] += 1
         return fault
 
     def in_a_row(self, disk: str, cuts: int) -> Row:
-        """Cut installations at random operations, each on what the one before left, bundles and directions mixed."""
+        """Interrupt random calls at random operations, each on the state that the previous cut left."""
         chance, row = random.Random(f"{SEED} {disk}"), Row("installations in a row", disk)
         folder, undisturbed = self._scratch / "state", self._scratch / "undisturbed" / "state"
         installs = [("install", name, "--tries", "0") for name in ALIKE]
@@ -177,7 +176,7 @@ class Bench:
             row.cuts += cut_at(at, partial(self.call, call, folder), forgetful=DISKS[disk])
             fault = self._after_cut(row, folder)
             row.faults += [f"{' '.join(call)} cut at {at}: {fault}"] if fault else []
-        self.call(("commit",), folder)  # out of a trial, where there is one
+        self.call(("commit",), folder)  # end a trial, if there is one
         for call in (("unpack", ALIKE[-1]), *installs):
             self.call(call, folder)
         if self.serves(folder) != (ALIKE[-1], None):
@@ -214,7 +213,7 @@ the bytes undisturbed are those of three installations."""
 
 
 def run(given: Given) -> Result:
-    os.fsync = lambda handle: None  # it counts where it is cut off, and takes its time nowhere
+    os.fsync = lambda handle: None  # `cut_at` counts calls of fsync; real flushes would only cost time
     (given.scratch / "empty").mkdir()
     bench = Bench(given.bundle, given.scratch, given.runtime)
     rows = [bench.sweep(scenario, disk, given.every) for scenario in SCENARIOS for disk in DISKS]

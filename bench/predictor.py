@@ -1,6 +1,6 @@
-"""Measure how far predicted latencies are off, on devices and of networks that the fit has not seen.
+"""Measure errors of predicted latencies on devices and for networks that were not used in the fit.
 
-The tables in `published/` name their sources. Needs edgekd alone.
+The tables in `published/` name their sources. Needs only edgekd.
 """
 
 import json
@@ -28,18 +28,18 @@ from edgekd.hardware.predict.latency import COEFFICIENTS, Calibration, Coefficie
 from edgekd.hardware.target import load_target
 
 PACKAGED = Path(latency.__file__).with_name(COEFFICIENTS)
-SHARE = 0.9  # of the measurements that an interval should hold
+SHARE = 0.9  # nominal coverage of the intervals
 INSIDE = (0.88, 0.95)
-"""Goal for that share, on devices left out."""
+"""Goal for the coverage on devices left out: least and most."""
 MOST_ERROR = 0.10
 """Goal for the median error on devices left out."""
 THOR = "Thor"
 MOST_ERROR_OF_THOR = 0.20
-"""Goal for the median error on the one device of its generation."""
+"""Goal for the median error on Thor, the only device of its generation."""
 LEAST_GAIN = 3.0
-"""Goal for the median error of either naive way by that of the predictor."""
+"""Goal for the median error of the better naive method, relative to the predictor's."""
 MOST_OFF = 0.02
-"""Goal for the relative error of a network's operations."""
+"""Goal for the relative error of a network's number of operations."""
 
 OLD = "old_launch_us"
 START: dict[str, tuple[float, float, float, float]] = {
@@ -59,20 +59,20 @@ START: dict[str, tuple[float, float, float, float]] = {
 }
 """Prior of each coefficient: its median, the standard deviation of its logarithm, and its bounds.
 
-The last is that of launches without a CUDA graph under TensorRT before 8. CUDA cores may pass their peak by as much as
-Winograd's algorithm saves, 2.25 times.
+OLD is the launch time without a CUDA graph before TensorRT 8. CUDA cores may exceed their peak by up to 2.25 times, the
+saving of Winograd convolutions.
 """
 
 
 class Fitted:
-    """Coefficients by the names in START."""
+    """Fitted coefficients by the names in START."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self.values = values
         self.coefficients = Coefficients(**{name: value for name, value in values.items() if name != OLD})
 
     def latency_ms(self, rows: Table) -> NDArray[np.float64]:
-        """Return the milliseconds of each row, as it was measured."""
+        """Return the predicted milliseconds of each row, under its measurement's conditions (launches, copies)."""
         by = self.coefficients
         found = rows.bytes_copied / (rows.bandwidth * by.transfer)
         launch = np.where(rows.graph, by.graph_us, np.where(rows.old, self.values[OLD], by.launch_us))
@@ -91,10 +91,10 @@ def fit(
     start: Fitted = PRIOR,
     fixed: Mapping[str, float] = MappingProxyType({}),
 ) -> Fitted:
-    """Fit coefficients so that logarithms of prediction and measurement agree, robust against outliers.
+    """Fit coefficients by robust least squares on the logarithms of prediction and measurement.
 
-    Rows that one party measured in one place count together as much as the root of their number. used: By default all
-    rows; fixed: coefficients that keep a value.
+    A group of rows from one source and place weighs as much as the square root of its size. used: Mask of rows; by
+    default all. fixed: Coefficients that keep a value.
     """
     chosen = np.ones(len(rows.rows), dtype=bool) if used is None else used
     names = [name for name in START if name not in fixed]
@@ -109,7 +109,7 @@ def fit(
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         errors = (np.log(fitted(logs).latency_ms(rows)) - measured)[chosen]
-        # A tenth is what measurements of one thing differ by; coefficients stay where nothing speaks of them.
+        # 0.1 is the typical spread of repeated measurements. The prior determines coefficients without data.
         return np.concatenate([errors * weight / weight.mean() / 0.1, (logs - np.log(prior)) / spread])
 
     bounds = np.log(lowest), np.log(highest)
@@ -129,10 +129,10 @@ def of(row: Row, unit: Unit) -> bool:
 
 @dataclass(frozen=True)
 class Judged:
-    """A row predicted without its unit. error: logarithm of predicted by measured.
+    """A row predicted without its unit. error: logarithm of predicted / measured.
 
-    seen: there are others of its compute capability and precision; placed: the error when other measurements of the
-    same device in the same precision correct the prediction, None where there are none.
+    seen: whether other rows have its compute capability and precision; placed: the error after correction by other
+    measurements of the same device in the same precision, None if there are none.
     """
 
     at: int
@@ -156,7 +156,7 @@ class Margins:
 
 
 class Study:
-    """Fits without one unit or two, each made once."""
+    """Fits that leave out units, cached."""
 
     def __init__(self, rows: Sequence[Row], table: Table | None = None) -> None:
         self.rows = rows
@@ -171,21 +171,21 @@ class Study:
         if key in self._made and not fixed:
             return self._made[key]
         rest = np.array([not any(of(row, unit) for unit in units) for row in self.rows])
-        # A fit that lacks one of the units is near.
+        # Start from a fit that leaves out one unit less.
         near = self._made.get(frozenset(units[1:]), self.whole)
         found = fit(self.table, rest, near, fixed)
         note("without", *(name for _, name in units))
         return found if fixed else self._made.setdefault(key, found)
 
     def without(self, *units: Unit) -> NDArray[np.float64]:
-        """Return the milliseconds that a fit without these units predicts for every row."""
+        """Return the milliseconds of every row, predicted by a fit without these units."""
         return self.fit_without(*units).latency_ms(self.table)
 
     def units(self, kind: UnitKind) -> list[Unit]:
         return [(kind, name) for name in sorted({getattr(row, kind) for row in self.rows})]
 
     def judge(self, unit: Unit, *hidden: Unit) -> list[Judged]:
-        """Predict the rows of a unit without it, and without what is hidden."""
+        """Predict the rows of a unit by a fit without it and without the hidden units."""
         predicted = self.without(unit, *hidden)
         ratios = self.measured / predicted
         known = [at for at, row in enumerate(self.rows) if not any(of(row, each) for each in (unit, *hidden))]
@@ -200,7 +200,7 @@ class Study:
         return found
 
     def margins(self, *hidden: Unit) -> Margins:
-        """Return the margins from devices and networks, each left out in turn, without those that are hidden."""
+        """Return the margins by cross-validation over devices and networks, without the hidden units."""
         devices, networks = (
             [judged for unit in self.units(kind) if unit not in hidden for judged in self.judge(unit, *hidden)]
             for kind in UNIT_KINDS
@@ -211,7 +211,7 @@ class Study:
         return Margins(measured, narrow, wide)
 
     def left_out(self, kind: UnitKind) -> tuple[NDArray[np.float64], list[bool]]:
-        """Return predictions of each row without its unit, and whether it lies in the interval of the others."""
+        """Return each row's prediction without its unit, and whether the measurement is inside the interval."""
         predicted, inside = np.zeros(len(self.rows)), [False] * len(self.rows)
         for unit in self.units(kind):
             margins = self.margins(unit)
@@ -222,7 +222,7 @@ class Study:
         return predicted, inside
 
     def corrections(self) -> dict[str, dict[str, float]]:
-        """Return how much longer than the coefficients say each measured target takes, by precision."""
+        """Return the factor of measured / predicted latency of each measured target, by precision."""
         found: dict[str, dict[str, float]] = {}
         ratios = self.measured / self.whole.latency_ms(self.table)
         for row in self.rows:
@@ -232,7 +232,7 @@ class Study:
         return {target: dict(sorted(found[target].items())) for target in sorted(found)}
 
     def scaled_errors(self) -> list[float]:
-        """Return errors of predictions without the device, scaled by measurements of other networks on it."""
+        """Return errors (of logarithms) of predictions without the device, scaled by other networks measured on it."""
         found = []
         for at, row in enumerate(self.rows):
             ratios = self.measured / self.without(("device", row.device))
@@ -247,18 +247,18 @@ class Study:
 
 
 def correction(ratios: Sequence[float]) -> float:
-    """Return the median of measured by predicted, shrunk towards 1 when there are few measurements."""
+    """Return the median of measured / predicted ratios, shrunk towards 1 if there are few."""
     return scale_from(ratios) ** (len(ratios) / (len(ratios) + 1))
 
 
 def margin(errors: Sequence[float]) -> float:
-    """Return the factor that covers SHARE of such errors (of logarithms), one more of the same kind included."""
+    """Return the factor that covers a new error (of logarithms) with probability SHARE: the conformal quantile."""
     ordered = sorted(map(abs, errors))
     return exp(ordered[min(ceil((len(ordered) + 1) * SHARE), len(ordered)) - 1])
 
 
 def by_peak(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """The same network's latency elsewhere, in this precision if there is one, by the ratio of peaks."""
+    """Return latencies by peak throughput, from the same network on other devices, if possible in its precision."""
 
     def alike(row: Row, others: Sequence[Row]) -> list[Row]:
         same = [other for other in others if other.model == row.model]
@@ -269,7 +269,7 @@ def by_peak(rows: Sequence[Row]) -> NDArray[np.float64]:
 
 
 def by_multiply_adds(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """Milliseconds for each multiply-add on the device whose peak is the nearest in that precision."""
+    """Return latencies scaled by multiply-adds from the device with the nearest peak in that precision."""
 
     def alike(row: Row, others: Sequence[Row]) -> list[Row]:
         same = [other for other in others if other.gpu.precision == row.gpu.precision]
@@ -282,7 +282,7 @@ def by_multiply_adds(rows: Sequence[Row]) -> NDArray[np.float64]:
 def naive(
     rows: Sequence[Row], alike: Callable[[Row, Sequence[Row]], list[Row]], size: Callable[[Row], float]
 ) -> NDArray[np.float64]:
-    """Return latencies in proportion to a size, by the median of similar rows on other devices."""
+    """Return latencies in milliseconds proportional to `size`, by the median over similar rows on other devices."""
     found = []
     for row in rows:
         others = alike(row, [other for other in rows if other.device != row.device])
@@ -292,14 +292,14 @@ def naive(
 
 @dataclass(frozen=True)
 class Powered:
-    """A row with power. millijoules: of a frame; watts: of its power mode."""
+    """A row with measured power. millijoules: energy per frame; watts: budget of its power mode."""
 
     row: Row
     millijoules: float
     watts: float
 
     def by(self, model: EnergyModel, latency_ms: float) -> float:
-        """Return the energy of a frame by a model, when the batch takes so long at full clocks."""
+        """Return the predicted millijoules per frame. latency_ms: of the batch at full clocks."""
         operations = self.row.columns.operations * self.row.batch
         return model.frame(self.watts, self.row.gpu, operations, latency_ms) / self.row.batch
 
@@ -314,7 +314,7 @@ def with_power(rows: Sequence[Row]) -> list[Powered]:
 
 
 def fit_energy(rows: Sequence[Powered], latency_ms: NDArray[np.float64]) -> EnergyModel:
-    """Fit the shares of its power mode that a kit draws, by the time that is predicted for full clocks."""
+    """Fit the drawn power as shares of the power mode's. latency_ms: predicted for full clocks."""
     target = np.log([each.millijoules for each in rows])
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -326,7 +326,7 @@ def fit_energy(rows: Sequence[Powered], latency_ms: NDArray[np.float64]) -> Ener
 
 
 def energy_errors(study: Study, rows: Sequence[Powered]) -> list[float]:
-    """Return errors (of logarithms) of energies on devices that nothing was fitted on."""
+    """Return errors (of logarithms) of energies on devices left out of the fits."""
     found = []
     table = Table([each.row for each in rows])
     for device in sorted({each.row.device for each in rows}):
@@ -352,7 +352,7 @@ def errors_of(rows: Sequence[Row], predicted: NDArray[np.float64]) -> NDArray[np
 
 
 def median_error(logs: Sequence[float]) -> float:
-    """Return the median of |predicted / measured - 1| from errors of logarithms."""
+    """Return the median of |predicted / measured - 1| from logarithms of predicted / measured."""
     return float(np.median(np.abs(np.expm1(logs))))
 
 
@@ -370,7 +370,7 @@ def lines(
 
 
 def without_terms(study: Study) -> dict[str, float]:
-    """Return the median error on devices left out, with one term of the model switched off."""
+    """Return the median error on devices left out for each ablation of the model."""
     found = {name: error_without(study, fixed) for name, fixed in ABLATIONS.items()}
     fused = Table(study.rows)
     for part in fused.parts:
@@ -379,7 +379,7 @@ def without_terms(study: Study) -> dict[str, float]:
 
 
 def error_without(study: Study, fixed: Mapping[str, float]) -> float:
-    """Return the median error on devices left out, with coefficients that keep a value."""
+    """Return the median error on devices left out, with fixed coefficients."""
     predicted = np.zeros(len(study.rows))
     for unit in study.units("device"):
         there = [at for at, row in enumerate(study.rows) if of(row, unit)]
@@ -389,8 +389,8 @@ def error_without(study: Study, fixed: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class DlaStudy:
-    """The fit to DLAs of AGX Orin. by_network: Errors (of logarithms) for families of networks left out. together: Of
-    throughputs of GPU and DLAs, where `lines` name device and network."""
+    """The fit to the DLAs of AGX Orin. by_network: Errors (of logarithms) for families of networks left out. together:
+    Errors of throughputs of GPU and DLAs together, whose devices and networks are in `lines`."""
 
     coefficients: DlaCoefficients
     rows: int
@@ -400,9 +400,9 @@ class DlaStudy:
 
 
 def dla_of(study: Study) -> DlaStudy:
-    """Fit the DLA of AGX Orin, and predict throughputs of devices with all of their engines at work.
+    """Fit the DLA of AGX Orin, and predict throughputs of devices with GPU and DLAs running together.
 
-    The GPU is predicted without its device; no DLA but AGX Orin's was fitted.
+    The GPU is predicted by a fit without its device. Only AGX Orin's DLA is fitted.
     """
     rows, together = read_dla_rows(), read_together()
     coefficients = fit_dla(rows)
@@ -420,7 +420,7 @@ def dla_of(study: Study) -> DlaStudy:
 
 
 def model_of(study: Study, powered: Sequence[Powered]) -> tuple[LatencyModel, list[float], DlaStudy]:
-    """Return the model that ships, the errors of energies on devices left out, and the fit to DLAs."""
+    """Return the model to ship, the energy errors (of logarithms) on devices left out, and the fit to DLAs."""
     rows, margins, corrections = study.rows, study.margins(), study.corrections()
     factors = np.array([corrections[each.row.target][each.row.gpu.precision] for each in powered])
     latency_ms = study.whole.latency_ms(Table([each.row for each in powered])) * factors
@@ -481,7 +481,7 @@ def run(given: Given) -> Result:
 
 
 def pipelines(study: Study) -> list[dict[str, Any]]:
-    """Return published times of whole pipelines beside the predicted ones of their engines in half precision."""
+    """Return published times of whole pipelines, and the predicted times of their engines in half precision."""
     by = study.whole.coefficients
     found = []
     for each in read_pipelines():
@@ -491,7 +491,7 @@ def pipelines(study: Study) -> list[dict[str, Any]]:
 
 
 def sizes() -> list[dict[str, Any]]:
-    """Return the operations of each network's table beside those that are published for it, in 10^9."""
+    """Return each network's operations by its table, and as published, in 10^9."""
     found = []
     for row in read_csv("networks.csv"):
         name, published = f"{row['model']}-{row['input']}", float(row["gflops"] or 0) or None

@@ -1,9 +1,9 @@
-"""Compare what a detector at half of its multiply-adds is worth after the same training, made in different ways.
+"""Compare ways to halve a detector's multiply-adds, by accuracy after the same training.
 
-edgekd's pruning; torch-pruning by magnitude, the same share of every layer; a narrower model of the family that takes
-as long on this machine; the original. One loop trains all on the same images for as many epochs: on labels alone, and
-beside the original. All ship the moving average of the last step, and are timed interleaved at the end. Needs
-`edgekd[train,openvino]`.
+Compared: edgekd's pruning; torch-pruning by magnitude, the same share of every layer; a narrower model of the family
+with the same latency on this machine; the original. One loop trains all of them on the same images for the same number
+of epochs: on labels alone, or with the original as teacher. All ship the moving average of the last step, and are timed
+interleaved at the end. Needs `edgekd[train,openvino]`.
 """
 
 import json
@@ -35,13 +35,13 @@ UNPRUNED = "as it was, trained as long on labels"
 TARGETS: tuple[tuple[str, PredictedPrecision], ...] = (("xavier", "fp16"), ("xavier", "int8"))
 """Targets whose latency is predicted."""
 WIDTHS = tuple(number / 100 for number in range(8, 25, 2))
-"""Factors of width among which the narrower model is looked for."""
+"""Width factors to try for the narrower model."""
 ENOUGH = 0.98
 
 
 @dataclass(frozen=True)
 class Made:
-    """The way to make a row. start: a job that writes the detector to train; distilled: trained with a teacher."""
+    """How to make a row. start: job that writes the detector to train; distilled: whether a teacher is used."""
 
     start: Job
     distilled: bool
@@ -72,7 +72,7 @@ def methods(given: Given) -> dict[str, Made]:
 
 
 class Bench(Trainings):
-    """The detector as it was, and what pruning makes of it. seconds: of training."""
+    """The original detector and pruned ones. seconds: training time."""
 
     asked = ("ratio", "epochs", "batch", "image_size", "images", "gradient_images", "family", "device")
     numbers = ("parameters", "multiply_adds", "seconds")
@@ -140,7 +140,7 @@ def network_in(checkpoint: str | Path) -> Any:
 def edgekd_start(
     step: Mapping[str, Any], model: str, out: str, data: str, size: int, threads: int, **_: Any
 ) -> dict[str, Any]:
-    """Prune with edgekd, for frames of this size."""
+    """Prune with edgekd, for frames of this size. Return parameters and multiply-adds."""
     import torch
 
     from edgekd.core.toml import parse_table
@@ -153,15 +153,16 @@ def edgekd_start(
 
 
 def unpruned_start(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
-    """Copy the detector as it is, for frames of this size."""
+    """Copy the detector unchanged, for frames of this size. Return parameters and multiply-adds."""
     training.sized(model, Path(out), size)
     return sizes_of(network_in(out), size)
 
 
 def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, threads: int, **_: Any) -> dict[str, Any]:
-    """Prune with torch-pruning: the same share of every layer, the smallest weights first, until as much is gone.
+    """Prune with torch-pruning by magnitude, the same share of every layer, until the multiply-adds reach the ratio.
 
-    It cannot follow what blocks split, so they are in halves for it, as for edgekd, and the same layers are left alone.
+    torch-pruning cannot trace channel splits, so split convolutions are replaced by two halves, as for edgekd. The same
+    layers are excluded.
     """
     import torch
     import torch_pruning
@@ -193,7 +194,7 @@ def uniform_start(step: Mapping[str, Any], model: str, out: str, size: int, thre
 def narrower_start(
     family: str, seed: int, like: str, out: str, data: str, size: int, threads: int, **_: Any
 ) -> dict[str, Any]:
-    """Write the narrower model of a family that takes at least as long as the graph `like`, with random weights."""
+    """Write a narrower model with random weights: the fastest width that is not faster than the graph `like`."""
     detectors = {"like": detector_in(Path(like))}
     step = {"student": family, "seed": seed, "image_size": size}
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +219,7 @@ def sizes_of(network: Any, size: int) -> dict[str, Any]:
 
 
 def latencies(bench: Bench) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of a frame of every method's first seed: by engine, all interleaved; by target."""
+    """Return milliseconds per frame by method, for the first seed: measured (by engine, interleaved) and predicted."""
     graphs = {method: bench.graph(method) for method in (WHOLE, *methods(bench.given)) if bench.graph(method).is_file()}
     by_place = median_ms({method: detector_in(graph) for method, graph in graphs.items()}, bench.given.threads)
     for target, precision in TARGETS:

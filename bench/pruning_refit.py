@@ -1,4 +1,4 @@
-"""Compare what a pruned detector is worth before any training: with new batch-norm statistics, and refitted.
+"""Compare the accuracy of a pruned detector before training: with new batch-norm statistics, and with refitted weights.
 
 Both remove the same channels. Each seed draws other calibration images. Scored with ONNX Runtime. Needs
 `edgekd[train]`.
@@ -21,7 +21,7 @@ from edgekd.compress.steps import Prune
 WHOLE = "whole"
 STATISTICS, REFITTED = "new batch-norm statistics", "least squares"
 GOAL = 0.20
-"""Least mAP50-95 on the test split at half of the multiply-adds."""
+"""Goal: mAP50-95 on the test split at half of the multiply-adds."""
 
 
 def title(ratio: float, method: str) -> str:
@@ -29,7 +29,7 @@ def title(ratio: float, method: str) -> str:
 
 
 class Bench(Trainings):
-    """The detector, and what pruning makes of it. cpu_seconds: of pruning in all, with gradients and refit."""
+    """The original detector and pruned ones. cpu_seconds: CPU time of pruning, including gradients and refit."""
 
     asked = ("ratios", "image_size", "images", "calibration_images")
     numbers = ("parameters", "multiply_adds", "cpu_seconds")
@@ -50,7 +50,7 @@ class Bench(Trainings):
     def _pruned(self, ratio: float, method: str, seed: int) -> Document:
         given, refit = self.given, method == REFITTED
         size = {"images": given.calibration_images, "image_size": given.image_size}
-        # Not by what a refit leaves: the same channels for both methods, chosen without either.
+        # `taylor` does not depend on the refit, so both methods remove the same channels.
         step = Prune(ratio, importance="taylor", refit=refit, seed=seed, **size)
         out = given.work / f"{ratio}-{refit}-{seed}.pt"
         settings = {name: value for name, value in asdict(step).items() if value is not None}
@@ -72,7 +72,7 @@ def whole_job(model: str, out: str, size: int, **_: Any) -> dict[str, Any]:
 def pruned_job(
     step: Mapping[str, Any], model: str, out: str, data: str, size: int, threads: int, **_: Any
 ) -> dict[str, Any]:
-    """Prune for frames of this size and export; what it took."""
+    """Prune for frames of this size and export. Return sizes and CPU seconds."""
     import torch
 
     from edgekd.core.toml import parse_table

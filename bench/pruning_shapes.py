@@ -1,7 +1,7 @@
-"""Measure what pruning makes of detectors: sizes, whether shapes still fit, how long it takes, whether it is faster.
+"""Measure pruned detectors: sizes, output shapes, time of pruning, and latency.
 
-`--trained` adds a checkpoint, pruned by training images. Nothing is trained afterwards, so nothing is scored. Needs
-`edgekd[train,openvino]`.
+`--trained` adds a checkpoint that is pruned with training images. Nothing is trained afterwards, so accuracy is not
+scored. Needs `edgekd[train,openvino]`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from edgekd.compress.steps import Distill, Prune
 from edgekd.core.progress import PlainProgress
 
 MODELS = ("yolo11n", "yolo11s", "yolo11m", "yolo11x", "yolo26n", "yolo26s", "yolov8n", "yolov8s")
-MOST_SECONDS = 300.0  # limit for a trained detector of 57 M parameters on two cores
+MOST_SECONDS = 300.0  # goal: time for a trained detector of 57 M parameters on two cores
 
 
 def prune(model: str, checkpoint: Path, step: Prune, given: Given) -> Document:
-    """Prune a detector, look at it, and time it; pairs are before and after.
+    """Prune a detector and time it. Return its row; pairs are values before and after.
 
-    `split_difference`: the largest change of an output by giving blocks that split a convolution for each half;
-    `shapes`: of the output; `latency_ms`: median from frame to detections, by engine; `seconds`: that pruning took.
+    `split_difference`: see `split_difference`; `shapes`: shape of the output; `latency_ms`: median from frame to
+    detections, by engine; `seconds`: time of pruning.
     """
     from edgekd.detectors.ultralytics.prune import prune_detector
 
@@ -53,7 +53,7 @@ def shape(checkpoint: Path) -> list[int]:
 
 
 def split_difference(checkpoint: Path) -> float:
-    """Return how far the network in halves is from the whole one, on a frame of noise."""
+    """Return the largest output change if split convolutions are replaced by two halves, on a frame of noise."""
     import torch
 
     from edgekd.detectors.ultralytics.channels import in_halves

@@ -1,6 +1,7 @@
-"""Measure how many of a teacher's labels on unseen frames are right, for several shares that are required.
+"""Measure the precision of a teacher's labels on unseen frames, for several precision goals.
 
-Thresholds are found on the split that the teacher was trained on, or on another; the labels of a third only judge.
+Thresholds come from the split that the teacher was trained on, or from another. Labels of a third split are used only
+to score.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,13 @@ MODEL, DATA = "yolo11n-ppe.pt", "ppe"
 FOUND_ON = ("train", "val")
 LABELLED = "test"
 KEEP = (0.8, 0.9, 0.95)
-IMAGES = 118  # of each split at most so many, in the order of their names: as many as `val` has
+IMAGES = 118  # at most so many of each split, by name: the size of `val`
 
 
 COUNTED = ("objects", "labels", "right", "ignored")
 
 Seen = list[tuple[Detections, tuple[Truth, int, int]]]
-"""For each image the teacher's detections, and the labels with width and height in pixels."""
+"""For each image: the teacher's detections, and the ground truth with the image's width and height in pixels."""
 
 
 def seen(find: Find, data: Dataset, name: str, images: int) -> Seen:
@@ -37,7 +38,7 @@ def seen(find: Find, data: Dataset, name: str, images: int) -> Seen:
 
 
 def counts(new: Seen, thresholds: ClassThresholds, classes: Sequence[str]) -> list[Result]:
-    """Return for each class the number of objects, of labels, of right ones among them, and of ignored boxes."""
+    """Return for each class the numbers of objects, of labels, of right labels, and of ignored boxes."""
     rows = [{"class": name, **dict.fromkeys(COUNTED, 0)} for name in classes]
     for found, (truth, width, height) in new:
         ours = pseudo_truth(found, thresholds, width, height)
@@ -52,7 +53,7 @@ def counts(new: Seen, thresholds: ClassThresholds, classes: Sequence[str]) -> li
 
 
 def measure(find: Find, data: Dataset, images: int) -> Iterator[Result]:
-    """Yield a row for each split that thresholds are found on, and each share that is asked for."""
+    """Yield a row for each split of FOUND_ON and each precision goal of KEEP."""
     new = seen(find, data, LABELLED, images)
     for name in FOUND_ON:
         found, truths = zip(*seen(find, data, name, images), strict=True)

@@ -1,9 +1,9 @@
-"""Train a quantized detector beside cached predictions of a float one: what it regains at a size, beside Ultralytics.
+"""Measure quantization-aware training on cached predictions of the float detector, compared with Ultralytics'.
 
-The detector is quantized like the recipe `mixed` at a part of its float file, and trained as it will run. With
-`--student`, what was pruned from `--model` is quantized, which then is the teacher. CPU seconds are those of all
-threads. With `--peers` Ultralytics trains `--model` with `quantize=8` on the same images; it cannot train what was
-pruned. Needs `edgekd[train]`; Ultralytics' training with ModelOpt gets an environment of its own.
+The detector is quantized like the recipe `mixed` to a fraction of its float file, and trained with quantization
+simulated. With `--student` a detector pruned from `--model` is quantized, and `--model` is its teacher. CPU seconds
+include all threads. With `--peers` Ultralytics trains `--model` with `quantize=8` on the same images; it cannot train
+pruned detectors. Needs `edgekd[train]`; Ultralytics' training with ModelOpt runs in its own environment.
 """
 
 import json
@@ -40,14 +40,14 @@ GENTLE = {
     "scale": 0.25,
     "erasing": 0.0,
 }
-"""For Ultralytics, what edgekd does: a smaller learning rate, and images that are varied less."""
+"""Settings that bring Ultralytics closer to edgekd: a smaller learning rate, and weaker augmentation."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to let Ultralytics train. settings: of `train`, beside those that all ways share.
+    """A variant of Ultralytics' training. settings: further arguments of `train`.
 
-    same_time: as many seconds as edgekd took, rather than as many epochs; distilled: the float detector is the teacher.
+    same_time: train for the time that edgekd took, not for the same epochs; distilled: the float detector is teacher.
     """
 
     name: str
@@ -66,12 +66,12 @@ METHODS = (TEACHER, FLOAT, QUANTIZED, TRAINED, *(peer.name for peer in ULTRALYTI
 
 
 class Bench(Trainings):
-    """Quantized graphs.
+    """Quantized and trained graphs.
 
-    Numbers of a row: bytes: of the file that ships: edgekd's packed, Ultralytics' ONNX; zipped_bytes: of Ultralytics'
-    after DEFLATE; packed_bytes: of Ultralytics' if its weights were stored as INT8, and packed by edgekd, which
-    Ultralytics does not. cpu_seconds: of the quantization; of the training and predictions that are not cached
-    yet; seconds: of the training, and of Ultralytics' export.
+    Numbers of a row: bytes: size of the shipped file: edgekd's packed graph, Ultralytics' ONNX file; zipped_bytes:
+    Ultralytics' file after DEFLATE; packed_bytes: Ultralytics' graph with weights in INT8, packed by edgekd;
+    cpu_seconds: of the quantization, or of the training and of predictions that are not cached yet; seconds: wall time
+    of the training, for Ultralytics with the export.
     """
 
     asked = ("part", "epochs", "batch", "learning_rate", "image_size", "images", "student", "device")
@@ -96,7 +96,7 @@ class Bench(Trainings):
         return Path(self.given.work, "teacher.pt")
 
     def _path(self, name: str, seed: int | None) -> Path:
-        """Return the path of a file of a seed, or of all seeds alike."""
+        """Return the path of a seed's file; None: of the file that all seeds share."""
         return Path(self.given.work, name if seed is None else f"{name}-{seed}")
 
     def _teacher(self) -> Document:
@@ -104,7 +104,7 @@ class Bench(Trainings):
         return self._exported(TEACHER, None, self._checkpoint)
 
     def _float(self, seed: int | None) -> Document:
-        """Make the detector that is quantized: what was pruned, or the teacher itself."""
+        """Export and score the float detector that is quantized: the pruned student, or the teacher itself."""
         checkpoint = self._path("float", seed).with_suffix(".pt")
         given = self.given.student.format(seed=seed) if self.given.student else self.given.model
         training.sized(given, checkpoint, self.given.image_size)
@@ -173,7 +173,7 @@ def cpu_seconds() -> float:
 
 
 def quantize_job(checkpoint: str, out: str, data: str, part: float, threads: int, **_: Any) -> dict[str, Any]:
-    """Quantize like the recipe `mixed` at a part of the float graph, less the reserve of a graph to be trained."""
+    """Quantize like the recipe `mixed` to 1/`part` of the float graph, times TRAINED_FILL as reserve for training."""
     exact = exported(Path(checkpoint), Path(out).with_suffix(".float.onnx"), trust_checkpoint=True)
     began, step = cpu_seconds(), quantize_step("mixed")
     images = choose(load_dataset(Path(data)), load_rule(), preprocess=exact.spec.preprocess).images
@@ -213,12 +213,12 @@ def train_job(
 
 
 def smaller_than(rows: Sequence[Document], base: Sequence[Document]) -> float:
-    """Return how many files of these go into the float graph's."""
+    """Return the factor by which the files are smaller than the base's, by mean bytes."""
     return (training.mean(base, "bytes") or 0) / (training.mean(rows, "bytes") or 1)
 
 
 def share(rows: Sequence[Document], base: Sequence[Document], split: str) -> float:
-    """Return the share of the float graph's mAP50-95; 0 where that is 0."""
+    """Return mean mAP50-95 as a share of the base's; 0 if that is 0."""
     whole = training.mean_score(base, split)
     return training.mean_score(rows, split) / whole if whole else 0.0
 

@@ -1,7 +1,7 @@
-"""Compare INT8 after training by edgekd and other tools: same graph, same frames, same scorer, one run.
+"""Compare post-training INT8 quantization by edgekd and other tools: same graph, same frames, same scorer, one run.
 
 With `--ultralytics-val` Ultralytics' `val` scores the graphs of its models, too. Needs `edgekd[train]`; NNCF and
-ModelOpt get environments of their own.
+ModelOpt run in their own environments.
 """
 
 import json
@@ -27,18 +27,18 @@ from edgekd.data.types import Dataset
 from edgekd.evaluation.evaluate import Evaluation
 
 MODELS = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
-FRAMES = 128  # calibration frames that every tool gets, evenly taken from the training split
-JUDGED = 32  # frames of the first scored split on which noise is measured
-AGREEMENT = 0.005  # how far edgekd's mAP50-95 may be from Ultralytics'
+FRAMES = 128  # calibration frames for every tool, evenly spaced in the training split
+JUDGED = 32  # frames of the first scored split for measuring output noise
+AGREEMENT = 0.005  # goal: largest difference between edgekd's and Ultralytics' mAP50-95
 ULTRALYTICS_FLOAT = (r".*\.2/Conv$", r".*/dfl/")
-"""The nodes that Ultralytics 8.4.190 keeps from ModelOpt (`utils/export/engine.py`): last head convolutions and DFL."""
+"""Nodes that Ultralytics 8.4.190 excludes from ModelOpt (`utils/export/engine.py`): last head convolutions and DFL."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: the tool of `peers/adapter.py`, its `--method`, and its environment (None: this one).
+    """A quantization method: the tool of `peers/adapter.py`, its `--method`, and its environment (None: this one).
 
-    float_head: which nodes stay in float: none, those edgekd leaves (`edgekd`), those Ultralytics does (`ultralytics`).
+    float_head: which nodes stay in float: None for none, `edgekd` or `ultralytics` for those that this tool excludes.
     """
 
     name: str
@@ -70,25 +70,25 @@ METHODS = (
 
 
 MEASURED = ("bytes", "seconds", "peak_bytes", "int8_convolutions", "symmetric", "packed_bytes", "noise")
-"""Measured properties of a graph, None where unknown.
+"""Measured properties of a graph, None if unknown.
 
-seconds: of the processor, to quantize, libraries imported, frames decoded; peak_bytes: largest resident memory of the
-quantizing process; int8_convolutions: how many have INT8 weights, of how many; symmetric: every zero point is 0,
-which TensorRT requires; packed_bytes: size in edgekd's lossless packed form; noise: relative to the float graph's
-signal, where its last convolutions end (`edgekd.evaluation.output_noise`).
+seconds: CPU time of the quantization, without imports and decoding of frames; peak_bytes: peak resident memory of the
+quantizing process; int8_convolutions: number with INT8 weights, and of all; symmetric: whether every zero point is 0,
+as TensorRT requires; packed_bytes: size in edgekd's lossless packed format; noise: noise-to-signal ratio at the last
+convolutions, relative to the float graph (`edgekd.evaluation.output_noise`).
 """
 UNKNOWN = ("ultralytics_map50_95", "ultralytics_map50", "error", "difference")
 
 
 def row_of(model: str, method: str, **known: Any) -> Document:
-    """Return a row. scores: mAP50-95 and mAP50 by split; difference: edgekd's mAP50-95 less Ultralytics'."""
+    """Return a row. scores: mAP50-95 and mAP50 by split; difference: edgekd's mAP50-95 minus Ultralytics'."""
     return Document(
         {"model": model, "method": method, **dict.fromkeys(MEASURED), "scores": {}, **dict.fromkeys(UNKNOWN)}, **known
     )
 
 
 class Bench:
-    """One run: where its files lie, and what it has learnt."""
+    """One run: its folders and evaluations."""
 
     def __init__(self, given: Given, data: str, scored: Sequence[str], methods: Sequence[Method], both: bool) -> None:
         shared, self._work, self._venvs = given.shared.absolute(), given.scratch, given.venvs.absolute()
@@ -101,7 +101,7 @@ class Bench:
         self._found: dict[tuple[str, str], Evaluation] = {}
 
     def differences(self, model: str) -> dict[str, dict[str, float]]:
-        """Return on each split the mAP50-95 of recipe `ptq` less that of the float graph and of ModelOpt `entropy`."""
+        """Return by split the mAP50-95 of recipe `ptq` minus that of the float graph and of ModelOpt `entropy`."""
         found: dict[str, dict[str, float]] = {}
         for split in self._scored_splits:
             for name in ("float32", MODELOPT.name):
@@ -113,7 +113,7 @@ class Bench:
         return found
 
     def begun(self, model: str) -> tuple[Detector, Path, Mapping[str, Sequence[str]]]:
-        """Return a model's float graph, the calibration frames, and the layers that stay float."""
+        """Return a model's float graph, its calibration frames, and patterns of layers that stay float by tool."""
         folder = self._work / Path(model).stem
         folder.mkdir()
         source = exported(self._models / model, folder / "float32.onnx", classes=self.dataset.classes)
@@ -123,7 +123,7 @@ class Bench:
         return source, frames, exclude
 
     def rows(self, model: str) -> list[Document]:
-        """Measure one model: a row for its float graph and one per method."""
+        """Measure a model. Return a row for its float graph and one per method."""
         source, frames, exclude = self.begun(model)
         folder = source.graph.parent
         self._found.clear()
@@ -143,7 +143,7 @@ class Bench:
         return self._scored_by_ultralytics(rows, graphs, source.spec) if self._both and model.endswith(".pt") else rows
 
     def _write_frames(self, folder: Path, detector: Detector, split: str, most: int) -> Path:
-        """Write frames of a split, evenly taken, as one `.npy` each: what every tool is calibrated on."""
+        """Write at most `most` evenly spaced frames of a split, float32 [1, 3, h, w], as one `.npy` each."""
         folder.mkdir()
         samples = self.dataset.split(split).samples
         chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)
@@ -154,7 +154,7 @@ class Bench:
     def quantized(
         self, model: str, method: Method, source: Path, frames: Path, graph: Path, exclude: Mapping[str, Sequence[str]]
     ) -> Document:
-        """Quantize in a process of its own; the row of the graph without scores."""
+        """Quantize in its own process. Return the row without scores; with `error` if the tool failed."""
         row = row_of(model, method.name)
         command = [str(PEERS / "adapter.py"), method.tool, "--model", str(source), "--frames", str(frames)]
         command += ["--out", str(graph)]
@@ -184,7 +184,7 @@ class Bench:
         return Document(row, scores=scores, packed_bytes=len(pack(detector.graph.read_bytes())))
 
     def _scored_by_ultralytics(self, rows: list[Document], graphs: list[Path], spec: DetectorSpec) -> list[Document]:
-        """Return the rows with the scores of their graphs by Ultralytics' `val`."""
+        """Return the rows with scores by Ultralytics' `val`."""
         copies = {row.method: described(graph, spec) for row, graph in zip(rows, graphs, strict=True) if row.bytes}
         command = [sys.executable, PEERS / "ultralytics_val.py", self._data, str(spec.preprocess.height)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -334,7 +334,7 @@ OPTIONS = (
     Option("--models", MODELS),
     IMAGES,
 )
-"""Options of every benchmark that quantizes beside other tools."""
+"""Options of benchmarks that compare quantization with other tools."""
 
 
 def run(given: Given) -> Result:

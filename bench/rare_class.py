@@ -1,9 +1,9 @@
-"""Measure what words and repeats bring to a class of which a data set has few labelled objects.
+"""Measure the gain of text prompts and of repeated images for a class with few labelled objects.
 
-The class is the data set's last one, and a frequent one, so that its score is not chance. A detector is trained on
-images without it, so that none of its objects is unlabelled. Then the class is added: every arm of a seed trains that
-detector on the same few images without the class, and on images that hold as many of its objects as a row says, all of
-them labelled. The seed chooses the images. Needs `edgekd[train,text]`.
+The class is the data set's last one. It is frequent, so that its score is reliable. A detector is trained on images
+without the class, so that no object of it is unlabelled. Then the class is added: every arm of a seed trains that
+detector on the same few images without the class, and on images with a given number of its objects, all labelled. The
+seed determines the images. Needs `edgekd[train,text]`.
 """
 
 import json
@@ -32,15 +32,15 @@ from edgekd.evaluation.coco import Score, mean_known
 BASE, START = "trained on images without the class", "the class added"
 LABELS, WORDS, REPEATED = "labels", "labels and words", "labels, rare ones repeated"
 ON_LABELS = Distill(stages=(DistillStage("labels", 1.0, Weights()),), teacher="live", mosaic=0.0)
-TEXT = 0.3  # weight of the words: their gradient at the neck is 0.3 times as long as that of the labels
-REPEAT = 0.5  # share of the images below which those with a class are repeated
+TEXT = 0.3  # weight of the text loss: norm of its gradient at the neck relative to that of the labels
+REPEAT = 0.5  # images of classes that occur in a smaller share of the images are repeated
 PROMPTS = {
     "helmet": ("safety helmet", "hard hat"),
     "no-helmet": ("bare head of a worker", "person with uncovered hair"),
     "vest": ("high-visibility safety vest",),
     "no-vest": ("worker in ordinary clothes", "person in a plain shirt"),
 }
-"""Words for classes that are named by what is missing, and for their opposites."""
+"""Prompts for classes that are named by what is missing, and for their opposites."""
 
 
 def arms(classes: Sequence[str]) -> dict[str, Distill]:
@@ -54,10 +54,10 @@ def arms(classes: Sequence[str]) -> dict[str, Distill]:
 
 
 class Bench(Trainings):
-    """A detector without the class, and trainings with few of its objects.
+    """A detector without the class, and trainings with few objects of it.
 
-    Numbers of a row: objects: labelled ones of the class; holding: images that hold them; updates: of the weights;
-    cpu_seconds: of the training, in all threads; new, others: by split the mAP50-95 of the class and of all others.
+    Numbers of a row: objects: labelled objects of the class; holding: images that hold them; updates: weight updates;
+    cpu_seconds: CPU time of the training, all threads; new, others: mAP50-95 of the class and of the others, by split.
     """
 
     asked = ("others", "base_epochs", "epochs", "batch", "image_size")
@@ -73,7 +73,7 @@ class Bench(Trainings):
                     yield f"{arm}, {objects}", seed, partial(self._trained, arm, step, objects, seed)
 
     def job(self, name: str, job: Job, environment: str = "edgekd", **arguments: Any) -> dict[str, Any]:
-        """Do a job in this process: scores are compared, and imports would take as long as a training."""
+        """Run a job in this process and return its result: imports would take as long as a training."""
         os.environ.update(self.environment)
         self.packages[environment] = frame.installed()
         self.progress.note(f"{name}: running ...")
@@ -109,7 +109,7 @@ class Bench(Trainings):
         return self.job(name, train_job, step=training.step_table(step), **files)
 
     def _listed(self, name: str, samples: Sequence[Sample], classes: Sequence[str]) -> Path:
-        """Write a data set whose training split is a list of images; the path of its YAML."""
+        """Write a data set whose training split is a list of images. Return the path of its YAML."""
         images, file = (self.given.work / f"{name}{suffix}" for suffix in (".txt", ".yaml"))
         images.write_text("".join(f"{sample.image}\n" for sample in samples), "utf-8")
         file.write_text(yaml.safe_dump({"train": str(images), "names": list(classes)}), "utf-8")
@@ -123,7 +123,7 @@ class Bench(Trainings):
         return int((sample.truth.classes == len(self.scored.classes) - 1).sum())
 
     def _chosen(self, objects: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-        """Return images that hold so many objects of the class together, and images without it."""
+        """Return images that together hold up to `objects` of the class, and images without it."""
         samples = self._samples()
         shuffled = [samples[index] for index in np.random.default_rng(seed).permutation(len(samples))]
         holding: list[Sample] = []
@@ -149,12 +149,12 @@ class Bench(Trainings):
 
 
 def run(given: Given) -> Iterator[Result]:
-    text.minilm = cache(text.minilm)  # it takes as long to load as a training
+    text.minilm = cache(text.minilm)  # loading it takes as long as a training
     return Bench(given).documents()
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, **_: Any) -> dict[str, Any]:
-    """Add the class to the detector, and export it."""
+    """Add the class to the detector's head, and export the detector."""
     training.start_job(step, out, data)
     training.export_sized(out, Path(out).with_suffix(".onnx"), step["image_size"])
     return {}

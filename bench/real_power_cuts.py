@@ -1,9 +1,9 @@
-"""Cut the power of a virtual camera in the middle of an operation, boot it again, and check what it does.
+"""Cut the power of a virtual camera during an operation, boot it again, and check its state.
 
-Each round goes on from a snapshot of a running camera, starts an operation there, kills QEMU with SIGKILL once the
-system has made a random number of writes, puts the disk together that a volatile write cache leaves (`disk_log`), and
-boots from it. Then the same operation runs once more, and must end like one that nobody disturbed. Single scenarios
-follow. Needs the image of `make camera`.
+Each round resumes a snapshot of a running camera, starts an operation, and kills QEMU with SIGKILL after a random
+number of writes. Then it reconstructs the disk that a volatile write cache leaves (`disk_log`), and boots from it. The
+same operation runs once more, and must end like an undisturbed one. Single scenarios follow. Needs the image of `make
+camera`.
 """
 
 import hashlib
@@ -61,13 +61,13 @@ from edgekd.core.canonical import file_sha256
 sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import Image
 
-LOST_SHARES = (1.0, 0.5, 0.1)  # of the sectors that were not flushed
+LOST_SHARES = (1.0, 0.5, 0.1)  # probabilities that an unflushed sector is lost
 SOFTWARE = ("examples/camera", "edgekd/agent", "edgekd/core")
-LAST_WRITES = 40  # among which half of the cuts fall: operations that write for long decide in their last writes
-SPARE_BYTES = 256 << 10  # ext4 keeps the blocks of folders that were larger once
+LAST_WRITES = 40  # half of the cuts fall among these: long operations take effect with their last writes
+SPARE_BYTES = 256 << 10  # tolerated loss of free space: ext4 does not shrink folders
 REPEAT_TIMEOUT_S = 900.0
 TROUBLE = (RuntimeError, subprocess.TimeoutExpired, ValueError, LookupError, OSError)
-"""Errors of a camera that does not do as it must."""
+"""Errors that count as faults of the camera."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Sight:
     """State of a camera as seen from outside.
 
     Args:
-        detects: Counter of the model by which the camera detects; None where nobody waited for that.
+        detects: Counter of the model that the camera detects with; None if the script did not wait for detections.
         status: Result of the agent's `status`.
-        slot: Root slot that runs.
-        failed: Names of units that have failed.
-        files: Paths on the data partition, with the goals of links.
+        slot: Active root slot.
+        failed: Names of failed units.
+        files: Paths on the data partition, with the targets of links.
     """
 
     detects: int | None
@@ -94,7 +94,7 @@ class Sight:
         return int(self.status["active"]["counter"]) if self.status["active"] else 0
 
     def faults(self, serves: Sequence[int], least_counter: int, least_trust: int) -> list[str]:
-        """Return what must not be after a cut."""
+        """Return descriptions of violations: wrong model, no passed self-test, counter or trust version too low."""
         engine = (self.status["active"] or {}).get("engine") or {}
         self_test, trust = engine.get("self_test"), self.status["trust"]
         found = {
@@ -108,7 +108,7 @@ class Sight:
 
 
 def look_after(camera: CutCamera, operation: Operation) -> Sight:
-    """Run an operation once more, and the restart of the system that belongs to it; return the camera's state then."""
+    """Repeat an operation, with the reboot that belongs to it. Return the camera's state afterwards."""
     sight = look(camera, next_run(operation))
     if not operation.reboots:
         return sight
@@ -117,7 +117,7 @@ def look_after(camera: CutCamera, operation: Operation) -> Sight:
 
 
 def look(camera: CutCamera, script: str) -> Sight:
-    """Run a script on the camera, and return its state after it; with `detects` in it the camera must detect."""
+    """Run a script on the camera and return the state afterwards. A script with `detects` waits for detections."""
     camera.wait_for_ssh(REPEAT_TIMEOUT_S)
     command = f"{SHELL}{{\n{script}\n}} 3>&1 >&2\nstate"
     lines = camera.run("sh", "-c", command, timeout_s=REPEAT_TIMEOUT_S).stdout.splitlines()
@@ -128,18 +128,18 @@ def look(camera: CutCamera, script: str) -> Sight:
 
 
 class Bench:
-    """Updates and snapshots in a folder, each made when it is needed first, and the operations from there."""
+    """Runs operations from snapshots. Updates and snapshots are made on first use and kept in a folder."""
 
     def __init__(self, image: Image, work: Path) -> None:
         self._image, self._work = image, work
         self._undisturbed: dict[str, dict[str, Any]] = {}
-        self._lock = Lock()  # of what all rounds share
+        self._lock = Lock()  # for the data that all rounds share
         first = work / "snapshots" / "running" / "disk.qcow2"
         if first.is_file() and first.stat().st_mtime < image.disk.stat().st_mtime:
             raise SystemExit(f"{work} is of an older image: remove it")
 
     def undisturbed(self, operation: Operation) -> dict[str, Any]:
-        """Run an operation once without a cut; return its number of writes, and what the next run leaves after it."""
+        """Run an operation without a cut, then repeat it. Return number of writes, final status and files."""
         with self._lock:
             if operation.name not in self._undisturbed:
                 self._undisturbed[operation.name] = self._without_cut(operation)
@@ -149,8 +149,8 @@ class Bench:
         if name == FACTORY:
             return Snapshot(self._image.disk)
         folder, made = self._work / "snapshots" / name, SNAPSHOTS[name]
-        if not (folder / "disk.qcow2").is_file():  # it comes last
-            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
+        if not (folder / "disk.qcow2").is_file():  # written last
+            shutil.rmtree(folder, ignore_errors=True)  # remains of a killed run
             with self._camera(made.start, f"make-{name}", logged=False) as camera:
                 if made.start == FACTORY:
                     look(camera, "detects")
@@ -191,7 +191,7 @@ class Bench:
         return CutCamera(self._image, folder, snapshot, logged=logged, resumed=snapshot.memory is not None)
 
     def round(self, seed: int, operations: Sequence[Operation]) -> Document:
-        """Cut an operation, boot, and return the row of it. The disk of a round with faults is kept."""
+        """Cut an operation, boot, and return the row. The disk of a round with faults is kept."""
         operation = operations[seed % len(operations)]
         undisturbed = self.undisturbed(operation)
         began, chance = time.monotonic(), random.Random(seed)
@@ -217,9 +217,9 @@ class Bench:
         return row
 
     def _after(self, camera: CutCamera, operation: Operation, *, was_done: bool) -> dict[str, Any]:
-        """Boot what a cut left, and run the operation again; what was found, and what must not be.
+        """Boot the disk that a cut left, and repeat the operation. Return measurements and faults.
 
-        What an operation has done that had come to its end, `was_done`, must still be done.
+        was_done: The operation had ended before the cut, so its effect must have survived.
         """
         undisturbed, found = self.undisturbed(operation), dict[str, Any](faults=[])
         least_counter = {FACTORY: 0, "second": 2}.get(operation.start, 1)
@@ -228,7 +228,7 @@ class Bench:
             with camera:
                 camera.wait_for_ssh(REPEAT_TIMEOUT_S)
                 found |= {"ssh_s": round(time.monotonic() - began, 1), "ssh_cpu_s": round(camera.cpu_s, 1)}
-                first = look(camera, "detects; systemctl stop camera")  # which takes a large part of an emulated core
+                first = look(camera, "detects; systemctl stop camera")  # it uses much of an emulated core
                 found["detects_s"] = round(time.monotonic() - began, 1)
                 found |= {"counter": first.counter, "trial": bool(first.status["trial"]), "slot": first.slot}
                 serves, least_trust = ((operation.goal,), operation.trust) if was_done else (operation.serves, 1)
@@ -249,7 +249,7 @@ class Bench:
         return found
 
     def scenario(self, scenario: Scenario) -> Document:
-        """Make trouble, look, repair, and install a model; the row of it."""
+        """Cause a fault, check the camera, repair it, and install a model. Return the row."""
         began, found = time.monotonic(), Document(scenario=scenario.name, counter=None, faults=[])
         with self._camera(scenario.start, "scenario", logged=False) as camera:
             try:
@@ -272,7 +272,7 @@ class Bench:
 
 
 def answer_in(output: str) -> str:
-    """Return the kind of the agent's last error in an output, `done`, or nothing where it has not answered."""
+    """Return the kind of the agent's last error in an output, `done` without error, or "" without an answer."""
     lines = [line for line in output.splitlines() if line.startswith("{")]
     error = json.loads(lines[-1]).get("error") if lines else None
     return error["kind"] if error else "done" if lines else ""
@@ -348,7 +348,7 @@ time of the emulator, from the start until SSH answers and for all of a round: m
 
 
 def operation_line(name: str, rows: Sequence[Document]) -> str:
-    """Return the line of a table with all cuts of an operation."""
+    """Return a table line that summarizes all cuts of an operation."""
     own = [row for row in rows if row.operation == name]
     counters = Counter(row.get("counter") or 0 for row in own)
     serves = ", ".join(f"{counter}: {count}" for counter, count in sorted(counters.items()))
@@ -361,7 +361,7 @@ def operation_line(name: str, rows: Sequence[Document]) -> str:
 
 
 def median_of(rows: Sequence[Document], name: str) -> str:
-    """Return the median of a time as text, a dash where no row has it."""
+    """Return the median of a time as text, a dash if no row has it."""
     values = [row[name] for row in rows if row.get(name)]
     return cell(statistics.median(values) if values else None, ".0f")
 
@@ -390,7 +390,7 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
 
 
 def software() -> str:
-    """Return a hash of what a camera runs of this checkout: rows of the same software may stand in one table."""
+    """Return a hash of the folders SOFTWARE in this checkout. Only rows with the same hash go into one table."""
     root, lines = HERE.parent, []
     for file in sorted(file for folder in SOFTWARE for file in (root / folder).rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -399,7 +399,7 @@ def software() -> str:
 
 
 def finished_rows(given: Given) -> FinishedRows:
-    """Return the rows of the work folder; in a new one those of the last result, where the software is the same."""
+    """Return the rows of the work folder; if it has none, those of the last result of the same software."""
     settings = {"only": given.only, "software": software()}
     kept = FinishedRows(given.work / "rows.json", settings, given.threads)
     if not kept.rows and given.out.is_file():

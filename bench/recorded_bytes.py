@@ -1,12 +1,12 @@
-"""The bytes that builds give: SHA-256 of every file of every stage, recorded, and compared with what is recorded.
+"""Record the SHA-256 of every file of every build stage, or compare builds with the record.
 
-For changes that are to change no result: moving code, renaming, merging what stands twice.
+For refactorings that must not change results.
 
     python bench/recorded_bytes.py            # compare; exit code 1 and a line for each difference
     python bench/recorded_bytes.py --write    # record
 
-Sums of floating-point numbers depend on the processor and on libraries: a record of another machine is only compared
-after `--write` there at a revision that is known to be right.
+Floating-point sums depend on the processor and on library versions. On another machine, first run `--write` there at a
+revision that is known to be right.
 """
 
 import json
@@ -25,9 +25,9 @@ from edgekd.data.demo import DETECTOR
 from edgekd.deploy.devices.local import LocalDevice
 from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
-IMAGES = 16  # of each split: enough for every stage to have something to do
+IMAGES = 16  # per split: enough for every stage to do some work
 WITH_TIMES = ("agent.pyz", "bundle.edgekd", "evidence.json", "report.html", "samples.json", "sbom.cdx.json")
-"""Files that hold times, the agent or versions of libraries."""
+"""Files that are not compared: they contain times, the agent or versions of libraries."""
 CASES = (("demo", "ptq"), ("yolo11n.pt", "ptq"), ("yolo26n.pt", "ptq"), ("yolox_nano.onnx", "mixed"))
 
 sys.path.insert(0, str(HERE.parent / "examples" / "demo_detector"))
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def recorded(model: str, recipe: str, shared: Path, scratch: Path) -> dict[str, str]:
-    """Build a detector; the SHA-256 of each file by stage, its version and the file's name."""
+    """Build a detector. Return the SHA-256 of each file by "STAGE VERSION: NAME"."""
     folder = scratch / f"{model}-{recipe}"
     if model == "demo":
         source, data = DETECTOR, folder / "scenes"

@@ -1,8 +1,8 @@
-"""Prune a detector and train it beside cached predictions of what it was: accuracy, updates and CPU seconds.
+"""Prune a detector and recover it on cached predictions of the original: accuracy, updates and CPU seconds.
 
-Each seed prunes and trains anew, with the steps' own settings unless options say otherwise; nothing is chosen by the
-scored splits. The predictions are the same for all seeds, so they are computed once, and count in each. CPU seconds are
-those of all threads and child processes. Needs `edgekd[train]`.
+Each seed prunes and trains anew, with the steps' default settings unless options change them. The scored splits are not
+used for any choice. Predictions are computed once for all seeds, and their time counts for each. CPU seconds include
+all threads and child processes. Needs `edgekd[train]`.
 """
 
 import os
@@ -20,15 +20,15 @@ from edgekd.compress.steps import Prune, Recover
 
 WHOLE, PRUNED, RECOVERED = "as it was", "pruned", "pruned, then recovered"
 MOST_CPU_SECONDS = 240.0
-"""Goal of a recovery, the teacher's predictions included."""
+"""Goal: CPU seconds of a recovery, including the teacher's predictions."""
 LEAST_SHARES = {0.3: 0.97, 0.5: 0.92}
-"""Goals by the share of the multiply-adds that is removed: share of the whole detector's mAP50-95 on the test split."""
+"""Goals: share of the original's mAP50-95 on the test split, by the share of the multiply-adds that is removed."""
 
 
 class Bench(Trainings):
-    """The detector as it was, pruned, and recovered.
+    """The original detector, pruned, and recovered.
 
-    cpu_seconds: of its predictions; of pruning; of the predictions and the training.
+    cpu_seconds: original: of its predictions; pruned: of pruning; recovered: of the predictions and the training.
     """
 
     asked = ("ratio", "epochs", "batch", "learning_rate", "image_size", "images", "device")
@@ -190,7 +190,7 @@ the training together."""
 
 
 SIZES = (("parameters", 6), ("multiply_adds", 9))
-"""Sizes of a network, and the powers of ten in whose units they are given."""
+"""Sizes of a network, and the power of ten of the unit that the page uses."""
 DEFAULT = Recover()
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A data set of rendered scenes for trainings: square crops, as many as wanted, with one class rare in training.
+"""A data set of rendered scenes for training: any number of square crops, with one class rare in training.
 
-Made with the renderer of the demo's scenes. Any two splits share no scene, nor any scene with the demo.
+It uses the renderer of the demo's scenes. No scene is in two splits, or in the demo's data.
 """
 
 import shutil
@@ -16,14 +16,14 @@ sys.path.insert(0, str(HERE.parent / "examples" / "demo_detector"))
 from demo_scenes.scenes import Scene, render, split_seeds
 from demo_scenes.traffic import CLASSES, DOG, MEAN_COUNTS
 
-CROP = 320  # pixels of a scene's 640 x 360, at half of which objects are still seen at a training size of 160
-MIN_INSIDE = 0.35  # share of a box that must lie in the crop for a label, as the renderer asks of what is visible
+CROP = 320  # side in pixels of the crop from a scene of 640 x 360; objects stay visible at a training size of 160
+MIN_INSIDE = 0.35  # share of a box inside the crop for a label, like the renderer's visible share
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
-RARE_MEAN_COUNT = 0.3  # expected dogs of a training scene, where val and test have 1.1
+RARE_MEAN_COUNT = 0.3  # expected number of dogs in a training scene; 1.1 in val and test
 
 
 def crop(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the crop of a scene, uint8 [CROP, CROP, 3], and its labels [n, 5]: class, centre and size as shares."""
+    """Return a random crop of a scene, uint8 [CROP, CROP, 3], and labels [n, 5]: class, centre and size from 0 to 1."""
     height, width = scene.image.shape[:2]
     left, top = np.random.default_rng(seed).integers(0, [width - CROP + 1, height - CROP + 1])
     moved = scene.boxes - np.array([left, top, left, top], np.float32)
@@ -36,13 +36,13 @@ def crop(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seeds_of(train: int, val: int, test: int) -> Iterator[tuple[str, range]]:
-    """Yield each split and the seeds of its scenes, of the ranges that the demo's own data leaves free."""
+    """Yield each split and its scene seeds, from ranges that the demo's own data do not use."""
     scored = split_seeds("detector-val", val + test)
     yield from (("train", split_seeds("detector-train", train)), ("val", scored[:val]), ("test", scored[val:]))
 
 
 def write_scenes(target: Path, side: int, *, train: int, val: int, test: int) -> None:
-    """Write a data set of so many scenes a split in YOLO layout, its images `side` pixels wide and high."""
+    """Write a data set in YOLO layout with this number of scenes per split. side: width and height in pixels."""
     shutil.rmtree(target, ignore_errors=True)
     splits = dict(seeds_of(train, val, test))
     for split, seeds in splits.items():
@@ -58,4 +58,4 @@ def write_scenes(target: Path, side: int, *, train: int, val: int, test: int) ->
             (labels / f"{seed:08d}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(CLASSES))
     folders = "".join(f"{split}: images/{split}\n" for split in splits)
-    (target / "data.yaml").write_text(f"path: .\n{folders}names:\n{names}", "utf-8")  # last: a complete set has it
+    (target / "data.yaml").write_text(f"path: .\n{folders}names:\n{names}", "utf-8")  # last: marks a complete data set

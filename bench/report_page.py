@@ -1,7 +1,7 @@
-"""Measure how soon the report of a build opens in Chromium, and its size: at most 2 seconds and 5 MB.
+"""Measure load time in Chromium and size of a build's report. Goals: at most 2 seconds and 5 MB.
 
-Each page is opened from disk in a fresh browser. The times are the browser's own: until content is painted, until all
-is loaded with pictures, and to apply every filter of the gallery once. The pages are of finished builds:
+Each page is opened from disk in a fresh browser. The times are the browser's own: to first paint, to complete load
+including pictures, and to apply every filter of the gallery once. Pass reports of finished builds:
 `report_page.py demo=runs/demo/report.html yolo11n=runs/yolo11n/report.html`.
 """
 
@@ -38,7 +38,7 @@ FILTERED = """() => {
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Start a fresh browser."""
+    """Start a fresh browser; close it at the end."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -48,7 +48,7 @@ def chromium() -> Iterator[Any]:
 
 
 def measure(name: str, file: Path, rounds: int) -> Result:
-    """Open a page in so many fresh browsers; its size and times in milliseconds, medians and the worst."""
+    """Open a page in `rounds` fresh browsers. Return its size, and median and worst times in milliseconds."""
     painted, loaded, filtered = [], [], []
     for _ in range(rounds):
         with chromium() as browser:

@@ -1,7 +1,7 @@
-"""Measure where edgekd's scores and Ultralytics' `val` differ on one graph: in the detections, or in the metric.
+"""Measure whether edgekd's scores and Ultralytics' `val` differ because of the detections or of the metric.
 
-Ultralytics computes average precision in its own way; its detections (batch 1, `rect=False`) are therefore also scored
-with COCO's metric. What is left is the difference of the pipelines: letterbox, decoding and NMS.
+Ultralytics computes average precision differently. So its detections (batch 1, `rect=False`) are also scored with
+COCO's metric. The remaining difference is that of the pipelines: letterbox, decoding and NMS.
 """
 
 import json
@@ -27,7 +27,7 @@ LIMIT = 0.005
 
 
 def by_coco(predictions: Path, data: Dataset) -> float:
-    """Return mAP50-95 of Ultralytics' `predictions.json`, whose categories count from 1, with COCO's metric."""
+    """Return mAP50-95 by COCO's metric of Ultralytics' `predictions.json`, whose category ids start at 1."""
     found: dict[int, list[dict[str, Any]]] = {}
     for row in json.loads(predictions.read_text()):
         found.setdefault(int(row["image_id"]), []).append(row)

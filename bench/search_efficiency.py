@@ -1,8 +1,9 @@
-"""Count the candidates that a search trains until it finds the best under a budget, beside random search.
+"""Count the candidates that a search trains until it finds the best under a budget, compared with random search.
 
-Both search a table in which every candidate was tried: its output noise before training, then pruned networks trained
-beside cached predictions, and scored on held-out training images. `--record` makes the table or the rows that it lacks,
-which takes an hour of a core; it goes on after a cut. Searches then run on it for several budgets and many seeds.
+Both search a table with the results of every candidate: output noise before training, and the score on held-out
+training images after pruned networks were trained on cached predictions. `--record` makes the table or its missing
+rows, which takes an hour on a core; an interrupted run continues. Searches then run on the table for several budgets
+and many seeds.
 """
 
 import json
@@ -53,19 +54,19 @@ from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import load_target
 
 TABLE = "search_table.json"
-"""The table, beside the result."""
+"""File name of the table, in the result's folder."""
 TARGET = "xavier"
 NEAR = 0.99
-"""Share of the best known accuracy under a budget; a candidate that reaches it is the one to be found."""
+"""Target accuracy, as a share of the best accuracy in the table under the budget."""
 LEVELS = (0.4, 0.75)
-"""Budgets: size and time that such shares of the candidates keep, in every combination."""
+"""Budgets: quantiles of the candidates' sizes and latencies, in every combination."""
 SHARE = 1 / 3
-"""Goal: full trials by those of random search, by the medians."""
+"""Goal: number of full trials relative to random search, by medians."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A table under a budget: each candidate on both rungs."""
+    """A table with a budget. points: results of each candidate on both rungs."""
 
     space: Space
     points: Mapping[TrialRequest, Point]
@@ -80,23 +81,23 @@ class World:
 
     @property
     def goal(self) -> float:
-        """The accuracy to be reached."""
+        """The accuracy to reach: NEAR times the best under the budget."""
         found = best([self.points[each, FULL] for each in self.candidates], self.budget)
         assert found is not None
         return NEAR * found.kept
 
     def reached(self, candidate: Candidate) -> bool:
-        """Return whether a candidate keeps the budget and reaches the goal."""
+        """Return whether a candidate is within the budget and reaches the goal."""
         point = self.points[candidate, FULL]
         return not point.error and not shortfalls(point, self.budget) and point.kept >= self.goal
 
     def trials(self, order: Sequence[Candidate]) -> int:
-        """Return how many candidates, in this order, are tried until the goal; all of the table where it is missed."""
+        """Return the number of candidates tried in this order until one reaches the goal; if none does, all."""
         counts = (count for count, each in enumerate(order, start=1) if self.reached(each))
         return next(counts, len(self.candidates))
 
     def filter(self) -> CostFilter:
-        """Return the filter of a new search."""
+        """Return a new cost filter for this table."""
         return CostFilter(
             self.space, {None: BaseGraph(self.space.image_size[0], self.works)}, self.beside, load_target(TARGET)
         )
@@ -108,13 +109,13 @@ def by_chance(world: World, seed: int) -> Sequence[Candidate]:
 
 
 def by_chance_filtered(world: World, seed: int) -> Sequence[Candidate]:
-    """Return the same without those that the filter refuses before anything is made."""
+    """Return the candidates in random order, without those that the cost filter rejects."""
     refusing = world.filter()
     return [each for each in by_chance(world, seed) if refusing.refusal(each, world.budget) is None]
 
 
 def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
-    """Return candidates as Optuna's sampler draws them, without filter and without estimates."""
+    """Return candidates as Optuna's sampler draws them, without filter and estimates, until one reaches the goal."""
     study, order = OptunaSampler(world.space, seed), list[Candidate]()
     for _ in range(2 * len(world.candidates)):
         candidate = study.draw()
@@ -130,7 +131,7 @@ def by_optuna(world: World, seed: int) -> Sequence[Candidate]:
 
 
 def by_search(world: World, seed: int) -> Search:
-    """Run the search of `edgekd build --search` on the table until it reaches the goal, or ends."""
+    """Run the search of `edgekd build --search` on the table until it reaches the goal or ends."""
     ends = StopLimits(len(world.candidates), lambda: 1.0)
     study = OptunaSampler(world.space, seed)
 
@@ -152,7 +153,7 @@ OURS = "edgekd"
 
 
 class Recording:
-    """The table, row by row; a row is one candidate."""
+    """Records the table, one row per candidate."""
 
     def __init__(self, given: Given) -> None:
         self.given, work = given, given.work.absolute()
@@ -169,14 +170,14 @@ class Recording:
         job = BuildRequest(model, data, load_target(TARGET), Recipe("", ()), work / "store")
         self.context = SearchContext(SearchJob(job, epochs=given.epochs), self.progress)
         space = self.context.space
-        # Every other side: each costs trainings of its own.
+        # Every other image size, because each needs its own trainings.
         sides, ratios, bits = space.image_size[::2], tuple(given.ratios), tuple(given.bits)
         self.context.space = replace(
             space, student=(None,), image_size=sides, ratio=ratios, bits=bits, quant_aware=(0,)
         )
 
     def run(self) -> None:
-        """Try what is missing, and write the table."""
+        """Run the missing trials and write the table."""
         done = [row.candidate for row in self.kept.rows]
         for candidate in self.context.space.candidates():
             if asdict(candidate) not in done:
@@ -215,7 +216,7 @@ def cpu_seconds() -> float:
 
 
 def worlds(recorded: Document) -> Iterator[World]:
-    """Yield the table under each budget."""
+    """Yield the table with each budget."""
     space = from_plain(Space, recorded.space, "space")
     points = {}
     for row in recorded.rows:
@@ -232,7 +233,7 @@ def worlds(recorded: Document) -> Iterator[World]:
 
 
 def correlations(world: World) -> dict[str, float | None]:
-    """Return rank correlations with the accuracy in full over all candidates: of less noise, of estimates by it."""
+    """Return rank correlations with the accuracy after training: of low noise, and of the accuracy model's estimate."""
     made = [each for each in world.candidates if not world.points[each, FULL].error]
     kept = {each: world.points[each, FULL].kept for each in made}
     noise = {each: float(world.points[each, NOISE].noise or 0.0) for each in made}
@@ -249,7 +250,7 @@ def correlations(world: World) -> dict[str, float | None]:
 
 
 def replayed(world: World, seeds: int) -> Document:
-    """Search a table under a budget in every way."""
+    """Run every search method on a table with a budget, for all seeds. Return the row."""
     made = [world.points[each, FULL] for each in world.candidates if not world.points[each, FULL].error]
     fits = [point for point in made if not shortfalls(point, world.budget)]
     trials = {name: [world.trials(way(world, seed)) for seed in range(seeds)] for name, way in WAYS.items()}

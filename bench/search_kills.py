@@ -1,7 +1,7 @@
-"""Kill searches at random moments, and check what the same command makes of what is left.
+"""Kill searches at random moments, run the same command again, and check the result.
 
-The search is of the tests' tiny detector, timed by prediction. It has to find the winner of an undisturbed search after
-the same trials, and must not repeat a finished one.
+The search uses the tests' tiny detector and predicted latencies. It must find the winner of an undisturbed search with
+the same trials, and must not repeat finished ones.
 """
 
 import json
@@ -30,7 +30,7 @@ BUDGET = Budget(max_bytes=600_000, min_retention=0.999)
 
 
 class Bench:
-    """A model with its data, and what an undisturbed search makes of it."""
+    """A model with its data, and the result of an undisturbed search."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -43,11 +43,11 @@ class Bench:
         self.stages = stages(scratch / "undisturbed")
 
     def kill(self, index: int, rng: random.Random) -> Result:
-        """Kill one search `delay_s` after so many stages, and run it again.
+        """Kill a search a random time after a random number of stages, and run it again. Return the row.
 
-        Returns among others `finished`: trials that were done when it was killed; `repeated`: how many of these were
-        done again; `left`: half-written stages after the next run; `same`: whether winner and trials are those of an
-        undisturbed search.
+        `after`: number of stages; `delay_s`: seconds after them; `finished`: trials that were finished at the kill;
+        `repeated`: how many of these ran again; `left`: unfinished stage folders after the second run; `same`: whether
+        winner and trials equal those of an undisturbed search.
         """
         out, workers = self.scratch / f"kill{index}", 1 + index % 2
         after, delay_s = rng.randrange(self.stages), rng.uniform(0, self.seconds / self.stages)
@@ -85,7 +85,7 @@ class Bench:
 
 
 def search(model: str, data: str, out: str, workers: int) -> Result:
-    """Search as `edgekd build --search` does before it builds the winner."""
+    """Run the search of `edgekd build --search`, without the build of the winner."""
     recipe, target = load_recipe("ptq"), load_target("xavier")
     run_search(SearchJob(BuildRequest(Path(model), Path(data), target, recipe, Path(out), BUDGET), workers=workers))
     return {}
@@ -96,7 +96,7 @@ def stages(out: Path) -> int:
 
 
 def outcome(out: Path) -> Result:
-    """Return what a search found, without the times that it took."""
+    """Return the result of a search without its times."""
     found = json.loads((out / "search.json").read_bytes())
     for part in (found, found["winner"], *found["points"]):
         del part["seconds"]

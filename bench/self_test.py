@@ -1,6 +1,6 @@
-"""Test what the agent's self-test lets pass: other runtimes, half the precision, networks broken on purpose.
+"""Test which graphs pass the agent's self-test: on other runtimes, in half precision, and with injected errors.
 
-A runtime that rounds differently has to pass, a broken network should fail. DIR is the `--out` of an `edgekd build`.
+A runtime that rounds differently must pass, a broken network should fail. DIR is the `--out` of an `edgekd build`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +29,7 @@ SOUND, BROKEN = "sound", "broken"
 def drifts(
     graph: Path, golden: GoldenSet, spec: DetectorSpec, engine: HostRuntime = ONNXRUNTIME_CPU
 ) -> dict[str, float]:
-    """Return the errors of boxes and scores that the self-test would see."""
+    """Return the largest errors of boxes and scores, as the self-test computes them."""
     head = spec.head
     with engine.load(graph, threads=1) as session:
         found = [output_error(session.run(batch), golden, at, head) for at, batch in enumerate(batches(golden, spec))]
@@ -37,7 +37,7 @@ def drifts(
 
 
 def kernels(model: Any) -> list[Any]:
-    """Return the initializers that are kernels of convolutions, in the order of the graph."""
+    """Return the initializers of convolution kernels, in graph order."""
     stored = {each.name: each for each in model.graph.initializer if len(each.dims) == 4}
     return [stored[name] for node in model.graph.node for name in node.input if name in stored]
 
@@ -49,7 +49,7 @@ def zeroed(weights: np.ndarray) -> np.ndarray:
 
 
 def broken(graph: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield graphs with one thing wrong in the first layer, or in one in the middle."""
+    """Yield a description and a graph with one error in the first layer, or in the middle one."""
     rng = np.random.default_rng(0)
     changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
         "weights times 0.9": lambda weights: weights * 0.9,

@@ -1,7 +1,7 @@
-"""Measure the service of several cameras: drops, latency and memory over minutes; a camera that dies, blocks or floods;
-frames a second compared with the engine alone.
+"""Measure the service with several cameras: drops, latency and memory over minutes; a camera that dies, blocks or
+floods; and frames per second compared with the engine alone.
 
-Cameras are synthetic, of 1920 x 1080 pixels, and count their own frames. Camera 0 is the one that misbehaves.
+Cameras are synthetic, 1920 x 1080 pixels, and count their own frames. Camera 0 is the faulty one.
 """
 
 import itertools
@@ -37,11 +37,11 @@ from edgekd.evaluation.throughput import run_streams
 from edgekd.graph.runtimes import runtime_named
 from edgekd.graph.view import load_graph
 
-MEMORY_S = 1.0  # between readings of the resident memory
-MAX_GROWTH = 0.02  # of the resident memory, from the second fifth of the run to the last
-MAX_SLOWED = 0.05  # share of the others' frames that a camera may cost
-MIN_SHARE = 0.97  # of the engine's own frames a second
-STALL_S = 2.0  # after which a camera that blocks is opened again
+MEMORY_S = 1.0  # interval between readings of the resident memory
+MAX_GROWTH = 0.02  # goal: growth of the resident memory from the second to the last fifth of the run
+MAX_SLOWED = 0.05  # goal: share of frames that the other cameras lose through a faulty one
+MIN_SHARE = 0.97  # goal: frames per second relative to the engine alone
+STALL_S = 2.0  # time after which a blocked camera is reopened
 HEALTHY, DIES, BLOCKS, FLOODS = "healthy", "dies every second", "blocks", "floods"
 BEHAVIOURS = (HEALTHY, DIES, BLOCKS, FLOODS)
 RAW = ", frames as bytes"  # `edgekd build --input uint8 --postprocess graph`
@@ -51,7 +51,7 @@ Frames = Callable[[], Iterator[np.ndarray]]
 
 
 class Engine:
-    """The sessions of a graph, on the cores of the benchmark."""
+    """Opens sessions of a graph on the benchmark's cores."""
 
     def __init__(self, graph: Path, name: str, threads: int, streams: int) -> None:
         self.spec: DetectorSpec = detector_in(graph).spec
@@ -61,7 +61,7 @@ class Engine:
         return tuple(self._device.load_streams(self._graph, self._streams))
 
     def models(self) -> Callable[[], OpenModel]:
-        """Return a function that gives the model of the next stream."""
+        """Return a function that returns the model of the next stream at each call."""
         sessions = iter(self.sessions())
         limits = DetectionThresholds((0.25,) * len(self.spec.classes), 0.7, 300)
         watch = DriftWatch(None, self.spec.preprocess)
@@ -70,7 +70,7 @@ class Engine:
 
 
 class Yielded(Counter[str]):
-    """Frames that each camera has yielded."""
+    """Number of frames that each camera has yielded, by name."""
 
     def counting(self, name: str, frames: Frames) -> Frames:
         def counted() -> Iterator[np.ndarray]:
@@ -82,7 +82,10 @@ class Yielded(Counter[str]):
 
 
 def behaving(behaviour: str, fps: float, released: threading.Event) -> tuple[Frames, float]:
-    """Return the frames of a camera that misbehaves, and the largest rate at which it is read."""
+    """Return the frame source of a camera with this behaviour, and the service's `max_fps` for it.
+
+    released: Ends a camera that blocks.
+    """
     steady = partial(synthetic_frames, *FRAME_SIZE, fps)
 
     def dies() -> Iterator[np.ndarray]:
@@ -106,7 +109,7 @@ def serve(
     behaviour: str = HEALTHY,
     on_status: Callable[[ServiceStatus], None] | None = None,
 ) -> Document:
-    """Run the service; return its status, and whether its counts are those of cameras and results."""
+    """Run the service. Return its status, and `exact`: whether its counts match frames yielded and results."""
     yielded, delivered, released = Yielded(), Counter[str](), threading.Event()
     sources = []
     for number in range(cameras):
@@ -130,7 +133,7 @@ def resident_bytes() -> int:
 
 
 def steady(given: Given, engine: Engine, options: CameraOptions) -> Document:
-    """Serve healthy cameras for minutes, with readings of the memory."""
+    """Run the service with healthy cameras for minutes. Return its status and the growth of resident memory."""
     memory: list[int] = []
     status = serve(
         engine,
@@ -145,7 +148,7 @@ def steady(given: Given, engine: Engine, options: CameraOptions) -> Document:
 
 
 def faults(given: Given, engine: Engine, options: CameraOptions) -> list[Document]:
-    """Serve with one camera that misbehaves, interleaved; what the others get."""
+    """Run the service with each behaviour of camera 0, interleaved. Return a row each with the others' rates."""
     rounds: dict[str, list[Document]] = {each: [] for each in BEHAVIOURS}
     for number in range(given.rounds):
         for behaviour in BEHAVIOURS if number % 2 == 0 else BEHAVIOURS[::-1]:
@@ -166,7 +169,7 @@ def faults(given: Given, engine: Engine, options: CameraOptions) -> list[Documen
 
 
 def alone(engine: Engine, seconds: float) -> tuple[float, float]:
-    """Return the frames a second of the engine by itself, on a prepared input, and the CPU milliseconds of a frame."""
+    """Return frames per second and CPU milliseconds per frame of the engine alone, on a prepared input."""
     sessions = engine.sessions()
     batch, _ = letterbox(next(synthetic_frames(*FRAME_SIZE, 1e6)), engine.spec.preprocess)
     runs = itertools.count()
@@ -184,7 +187,7 @@ def alone(engine: Engine, seconds: float) -> tuple[float, float]:
 
 
 def through(engine: Engine, options: CameraOptions, seconds: float) -> tuple[float, float]:
-    """Return the same of the service, from two cameras that always have a frame."""
+    """Return frames per second and CPU milliseconds per frame of the service, with two cameras that never wait."""
     sources = [
         CameraSource(name, partial(synthetic_frames, *FRAME_SIZE, 1e6), live=False, max_fps=float("inf"))
         for name in "ab"
@@ -198,7 +201,7 @@ def through(engine: Engine, options: CameraOptions, seconds: float) -> tuple[flo
 
 
 def forms(given: Given, model: str) -> Iterator[tuple[str, Path]]:
-    """Yield the graph of a model as exported, and with frames as bytes and the selection of candidates in it."""
+    """Yield name and graph of a model as exported, and with uint8 input and postprocessing in the graph."""
     graph = DEMO
     if model != "demo":
         graph = given.scratch / f"{Path(model).stem}.onnx"
@@ -211,7 +214,7 @@ def forms(given: Given, model: str) -> Iterator[tuple[str, Path]]:
 
 
 def compared(given: Given, name: str, engine: Engine) -> Document:
-    """Compare the service with the engine alone, interleaved; CPU milliseconds of a frame give the bound."""
+    """Compare the service with the engine alone, interleaved. Return the row."""
     fps: dict[str, list[float]] = {"alone": [], "service": []}
     cpu_ms: dict[str, list[float]] = {"alone": [], "service": []}
     work = {"alone": partial(alone, engine), "service": partial(through, engine, CameraOptions(streams=given.streams))}

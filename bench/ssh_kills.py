@@ -1,7 +1,7 @@
-"""Break connections to a camera at random moments, and check what is left there and what the next run makes of it.
+"""Break connections to a camera at random moments, and check processes left there and the result of the next run.
 
-The camera is OpenSSH's server on the loopback interface behind a slow wire. Nothing may go on running there,
-and the same command again has to end like an undisturbed run. The bundle is made by `edgekd demo`.
+The camera is an OpenSSH server on the loopback interface behind a slow proxy. No process may keep running there, and
+the repeated command must end like an undisturbed run. Make the bundle with `edgekd demo`.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ QUIET_S = 10.0
 
 
 class Breaking(SilentProgress):
-    """Breaks the wire some seconds after a step begins."""
+    """Calls `act`, which breaks the connection, some seconds after a step begins."""
 
     def __init__(self, step: str, after_s: float, act: Any) -> None:
         self._step, self._timer = step, threading.Timer(after_s, act)
@@ -55,13 +55,13 @@ class Breaking(SilentProgress):
             self._timer.start()
 
     def stop(self) -> None:
-        """Leave the wire whole where the step is over already."""
+        """Cancel the break, if it has not happened yet."""
         self._timer.cancel()
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A camera, a bundle for it, and the runtime there."""
+    """A camera, a bundle for it, and the name of the runtime there."""
 
     camera: Loopback
     bundle: Path
@@ -69,22 +69,23 @@ class Bench:
     runtime: str
 
     def job(self, wire: Wire, state: Path) -> EngineJob:
-        """Return the job that brings the bundle over a wire into a state."""
+        """Return the job that installs the bundle over a wire into a state folder."""
         name = self.camera.address(wire.port)
         device = SshDevice(name, parse(name), silence_s=SILENCE_S, keepalive_s=KEEPALIVE_S)
         return EngineJob(self.bundle, device, self.runtime, True, str(state), iterations=10, seconds=TIMED_S)
 
     def undisturbed(self, state: Path) -> tuple[dict[str, Any], int]:
-        """Run over a new wire; the result, and the bytes that crossed it."""
+        """Run over a new wire. Return the result, and the bytes sent."""
         with wire_to(self.camera.port, BYTES_PER_S) as wire:
             return asdict(run_engine(self.job(wire, state))), wire.sent_bytes
 
     def kill(self, index: int, rng: random.Random, reference: Mapping[str, Any], crossed: int) -> dict[str, Any]:
-        """Break one connection, look at what is left, and run again.
+        """Break a connection, check the camera, and run again. Return the row.
 
-        Returns among others `at`: how far into the step, as a share; `quiet_s`: until nothing ran on the camera any
-        more, counted from when the host knew; `left`: what still ran; `kept_bytes`: of bundle and agent on the camera
-        then; `again_bytes`: what crossed the wire in both runs beyond what an undisturbed one sends.
+        `at`: share of the step before the break; `quiet_s`: seconds from the host's error until no process ran on the
+        camera; `left`: processes still running; `kept_bytes`: bytes of bundle and agent on the camera then;
+        `sent_bytes`: bytes of them that the second run sends; `again_bytes`: bytes sent by both runs beyond those of an
+        undisturbed run.
         """
         step, at, way = STEPS[index % len(STEPS)], rng.uniform(0.02, 0.95), rng.choice(("reset", "silent"))
         state = self.scratch / f"kill{index}"
@@ -120,9 +121,9 @@ class Bench:
 
 
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two installations of one bundle on one camera have in common, to the last bit of the output.
+    """Return what must be equal in two installations of one bundle on one camera, including a hash of the output.
 
-    ONNX Runtime writes the same engine in another order each time, so its file is no part of that.
+    The engine's file is not compared: ONNX Runtime writes it in a different order each time.
     """
     parts = {name: result[name] for name in ("identity", "fits", "basis", "runtime", "self_test", "activated")}
     parts |= {name: result["engine"][name] for name in ("slot", "key", "bytes", "layers")}
@@ -185,7 +186,7 @@ def run(given: Given) -> Result:
 
 
 def resumed(found: Document) -> bool:
-    """Return whether nothing was left running, everything was resumed and all results are the same."""
+    """Return whether no process was left, every upload was resumed, and all results are the same."""
     return all(
         kill.identical and not kill.left and kill.sent_bytes + kill.kept_bytes == found.bytes for kill in found.kills
     )

@@ -1,7 +1,7 @@
-"""Compare a large detector and lighter ones on an x86 GPU, each in its best precision: speed and energy of a frame.
+"""Compare a large detector with lighter ones on an x86 GPU, each unchanged and in float16: speed and energy per frame.
 
-A GPU stands in for a device: its ratios are its own. A name of Ultralytics' YAML is a network with random weights.
-Needs `edgekd[train,gpu]`.
+The GPU stands in for a device, whose ratios may differ. The name of an Ultralytics YAML stands for a network with
+random weights. Needs `edgekd[train,gpu]`.
 """
 
 import sys
@@ -26,7 +26,7 @@ GOALS = {"times as fast": 89 / 12, "share of the energy": 0.4}
 
 
 def artifact_of(name: str, folder: Path) -> Path:
-    """Return what `opened` takes: the file, or a checkpoint with random weights."""
+    """Return the file of a name; for an Ultralytics YAML, a checkpoint with random weights."""
     if not name.endswith(".yaml"):
         return Path(name)
     from ultralytics import YOLO
@@ -37,7 +37,7 @@ def artifact_of(name: str, folder: Path) -> Path:
 
 
 def graphs_of(name: str, folder: Path, stack: ExitStack) -> dict[str, Path]:
-    """Return the artifact's graph as it is, and with float16 in place of float32."""
+    """Return the artifact's graph unchanged, and converted to float16."""
     graph, _ = stack.enter_context(opened(artifact_of(name, folder), None, (), trust_checkpoint=False))
     halved = folder / f"{Path(name).stem}-float16.onnx"
     half(graph, halved)
@@ -51,9 +51,9 @@ def row_of(name: str, precision: str, graph: Path, result: Mapping[str, Any]) ->
 
 
 def rows_of(given: Given, folder: Path) -> list[dict[str, Any]]:
-    """Measure each graph; the first row is the large detector in float16, with which all others take turns.
+    """Measure each graph interleaved with the large detector in float16. Return the rows, the latter's first.
 
-    A graph that the engine cannot load is a row with an `error`.
+    A graph that the engine cannot load gets a row with `error`.
     """
     progress = PlainProgress(sys.stderr)
     settings = {name: getattr(given, name) for name in ("frames", "iterations", "seconds", "streams")}
@@ -80,19 +80,19 @@ def rows_of(given: Given, folder: Path) -> list[dict[str, Any]]:
 
 
 def compared(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ratios of a graph to the large detector: both were measured in turns."""
+    """Return a graph's speed-up over the large detector, and its share of that one's energy."""
     ours, theirs = result["energy"], result["against"]["energy"]
     share = {kind: ours[kind] / theirs[kind] for kind in ("gross_mj", "net_mj")} if ours and theirs else None
     return {key: result["against"][key] for key in ("times_as_fast", "engine_times_as_fast")} | {"energy_share": share}
 
 
 def failed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what could not be measured, and why, for the foot of a table."""
+    """Return a line for each row with an error."""
     return [f"- {row['artifact']}, {row['precision']}: {row['error']}" for row in rows if "error" in row]
 
 
 def ratio_of(row: Document) -> str:
-    """Return how many times as fast the engine is, with the interval."""
+    """Return the engine's speed-up with its interval as text; `1` for the large detector."""
     ratio = row.get("engine_times_as_fast")
     return "{:.2f} ({:.2f} to {:.2f})".format(ratio.ratio, *ratio.interval) if ratio else "1"
 

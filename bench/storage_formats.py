@@ -1,6 +1,6 @@
-"""Measure how weights are stored: what fp4x costs in accuracy, in time, and in bytes after entropy coding.
+"""Measure storage formats of weights: error, time, and bytes after entropy coding, of fp4x and others.
 
-zstd is measured where the package `zstandard` is installed.
+zstd is measured if the package `zstandard` is installed.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from edgekd.graph.view import Graph
 
 MODELS = ("yolo11n.pt", "yolo11n-ppe.pt", "yolox_nano.onnx")
 SEEDS = range(5)
-YOLO11X = 57_000_000  # about how many weights YOLO11x has
+YOLO11X = 57_000_000  # approximate number of weights of YOLO11x
 E2M1 = np.array(fp4x.MAGNITUDES, np.float32)
 E4M3 = np.array([m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)])
 E4M3_MAX = 448
@@ -38,30 +38,30 @@ Coder = Callable[[bytes], bytes]
 Timed = Mapping[str, float]
 
 
-# Other formats: a matrix of weights [O, K] in each, as float32 again; blocks along K, padded with zeros.
+# Formats: functions from weights float32 [O, K] to dequantized blocks [O, blocks, size] along K, padded with zeros.
 
 
 def blocks_of(rows: np.ndarray, size: int) -> np.ndarray:
-    """[O, blocks, size]"""
+    """Return a matrix [O, K], padded with zeros, as [O, blocks, size]."""
     filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % size)))
     return filled.reshape(len(rows), -1, size)
 
 
 def nearest(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Each value's nearest of `grid`, ascending from 0, with its sign; beyond the last, the last."""
+    """Round magnitudes to the nearest of `grid`, ascending from 0, and keep signs; larger values saturate."""
     found = grid[np.searchsorted((grid[1:] + grid[:-1]) / 2, np.abs(values))]
     signed: np.ndarray = np.copysign(found, values)
     return signed
 
 
 def scaled(blocks: np.ndarray, scales: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Blocks as multiples, by `grid`, of scales [O, blocks, 1]; zero where the scale is zero."""
+    """Round blocks to `grid` times scales [O, blocks, 1]; zero where the scale is zero."""
     found: np.ndarray = scales * nearest(blocks / np.where(scales > 0, scales, 1), grid)
     return found
 
 
 def least(blocks: np.ndarray, choices: Sequence[np.ndarray]) -> np.ndarray:
-    """For each block that of several versions with the least squared error."""
+    """Return for each block the version with the smallest squared error."""
     errors = np.array([((choice - blocks) ** 2).sum(axis=2) for choice in choices])
     found: np.ndarray = np.take_along_axis(np.array(choices), errors.argmin(axis=0)[None, ..., None], 0)[0]
     return found
@@ -72,7 +72,7 @@ def e4m3(values: np.ndarray) -> np.ndarray:
 
 
 def nvfp4(rows: np.ndarray) -> np.ndarray:
-    """Blocks of 16, scale in E4M3 relative to one float32 a tensor: the largest weight of a block becomes 6."""
+    """NVFP4: blocks of 16, E4M3 scales relative to one float32 per tensor; a block's largest magnitude maps to 6."""
     blocks = blocks_of(rows, 16)
     peaks = np.abs(blocks).max(axis=2, keepdims=True)
     whole = peaks.max() / (6 * E4M3_MAX)
@@ -80,7 +80,7 @@ def nvfp4(rows: np.ndarray) -> np.ndarray:
 
 
 def nvfp4_four_over_six(rows: np.ndarray) -> np.ndarray:
-    """NVFP4 whose blocks choose whether their largest weight becomes 6 or 4 (arXiv 2512.02010, with its 256)."""
+    """NVFP4 with a block's largest magnitude mapped to 6 or 4, by error (arXiv 2512.02010, E4M3 scales up to 256)."""
     blocks = blocks_of(rows, 16)
     peaks = np.abs(blocks).max(axis=2, keepdims=True)
     whole = peaks.max() / (6 * 256)
@@ -88,14 +88,14 @@ def nvfp4_four_over_six(rows: np.ndarray) -> np.ndarray:
 
 
 def mxfp4(rows: np.ndarray) -> np.ndarray:
-    """Blocks of 32, scale a power of two (OCP Microscaling Formats 1.0)."""
+    """MXFP4: blocks of 32, power-of-two scales (OCP Microscaling Formats 1.0)."""
     blocks = blocks_of(rows, 32)
     peaks = np.abs(blocks).max(axis=2, keepdims=True)
     return scaled(blocks, np.where(peaks > 0, 2.0 ** (np.floor(np.log2(np.where(peaks > 0, peaks, 1))) - 2), 0), E2M1)
 
 
 def int4(rows: np.ndarray, factors: Sequence[float]) -> np.ndarray:
-    """Groups of 16, codes -7 to 7, scale in float16 relative to the tensor's largest: best of some times peak / 7."""
+    """INT4: groups of 16, codes -7 to 7, float16 scales relative to the tensor's peak: the best factor of peak / 7."""
     blocks = blocks_of(rows, 16)
     whole = np.abs(blocks).max()
     peaks = np.abs(blocks).max(axis=2, keepdims=True) / whole
@@ -104,7 +104,7 @@ def int4(rows: np.ndarray, factors: Sequence[float]) -> np.ndarray:
 
 
 def coded(rows: np.ndarray, quantizer: Quantizer) -> np.ndarray:
-    """A format of whole channels."""
+    """Quantize with one scale per channel; return blocks of 16."""
     codes, scales = quantizer(rows)
     return blocks_of(codes * scales[:, None], 16)
 
@@ -118,11 +118,11 @@ FORMATS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
     "INT4, groups of 16, least error": (5.0, partial(int4, factors=[step / 20 for step in range(12, 23)])),
     "INT8 per channel": (8.0, partial(coded, quantizer=quantize_channels)),
 }
-"""Bits a weight, scales of blocks counted and scales of channels and tensors not; and the weights as blocks."""
+"""Bits per weight, including scales of blocks but not of channels and tensors; and the function of the format."""
 
 
 def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Return the signal-to-noise ratio of a matrix in a format."""
+    """Return the signal-to-noise ratio in dB of a matrix in a format."""
     found = form(rows)
     noise = (blocks_of(rows, found.shape[2]).astype(np.float64) - found) ** 2
     return float(10 * np.log10((rows.astype(np.float64) ** 2).sum() / noise.sum()))
@@ -130,7 +130,7 @@ def snr_db(rows: np.ndarray, form: Callable[[np.ndarray], np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class Sample:
-    """A detector: its float graph, and the weights of the convolutions that quantization converts."""
+    """A detector: its float graph, and the weights of the layers that are quantized, by name."""
 
     name: str
     graph: Path
@@ -161,7 +161,7 @@ def opened(path: Path) -> Graph:
 
 
 def shipped(of: Sample, quantizer: Quantizer) -> bytes:
-    """The Q/DQ graph with these weights. Ranges of activations are all 1: they change no byte count."""
+    """Return the serialized Q/DQ graph with these weights. Activation ranges are all 1: they do not affect the size."""
     graph = opened(of.graph)
     placement = place(graph)
     insert_activation_pairs(graph, placement, dict.fromkeys(placement.quantized, 1.0))
@@ -172,14 +172,14 @@ def shipped(of: Sample, quantizer: Quantizer) -> bytes:
 
 
 def timed(work: Callable[[], Any], repeats: int) -> Timed:
-    """Return median, least and most seconds of several runs after one that is not counted."""
+    """Return median, least and most seconds of `repeats` runs after a warm-up."""
     seconds = durations(work, repeats + 1)[1:]
     summary = {"median": float(np.median(seconds)), "least": min(seconds), "most": max(seconds)}
     return {name: round(value, 4) for name, value in summary.items()}
 
 
 def speed(of: Sample, copies: int, repeats: int) -> Document:
-    """Quantize, pack and unpack all weights of a detector `copies` times, layer by layer."""
+    """Time quantizing, packing and unpacking `copies` copies of a detector's weights in fp4x, layer by layer."""
     layers = list(of.weights.values()) * copies
     codes = [fp4x.quantize(each)[0] for each in of.weights.values()] * copies
     packed = [fp4x.pack(each) for each in codes]
@@ -218,14 +218,14 @@ def apply_all(coder: Coder, streams: Sequence[bytes]) -> list[bytes]:
 
 
 def entropy_bits(stream: bytes) -> float:
-    """Return the bits that an ideal coder of single bytes with one table needs."""
+    """Return the order-0 entropy of a byte stream, in bits for the whole stream."""
     counts = np.bincount(np.frombuffer(stream, np.uint8), minlength=256).astype(np.float64)
     shares = counts[counts > 0] / len(stream)
     return float(-(shares * np.log2(shares)).sum() * len(stream))
 
 
 def streams_of(of: Sample) -> dict[str, list[bytes]]:
-    """Return all weights of a detector as the streams that a packed graph stores."""
+    """Return a detector's weights as the byte streams of a packed graph, by format."""
     codes = [fp4x.quantize(each)[0] for each in of.weights.values()]
     packed = [(fp4x.pack(each), fp4x.packed_bytes(each.shape)[0]) for each in codes]
     return {
@@ -235,7 +235,7 @@ def streams_of(of: Sample) -> dict[str, list[bytes]]:
 
 
 def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
-    """Measure bits a weight and speed of decoding of each compressor, on a detector's weights in INT8 and fp4x."""
+    """Measure bits per weight and decoding speed of each compressor, on a detector's weights in INT8 and fp4x."""
     rows = []
     for form, streams in streams_of(of).items():
         common = {"model": of.name, "form": form, "stored_bits": round(8 * sum(map(len, streams)) / of.count, 3)}
@@ -252,7 +252,7 @@ def coding(of: Sample, repeats: int) -> list[dict[str, Any]]:
 
 
 def files(of: Sample, repeats: int) -> Iterator[Document]:
-    """Pack whole ONNX files; their bytes, and the seconds to unpack."""
+    """Pack whole ONNX files; yield rows with their bytes, and the seconds to unpack."""
     whole = of.graph.read_bytes()
     graphs = {"float32": whole, "INT8": shipped(of, quantize_channels), "fp4x": shipped(of, fp4x.quantize)}
     for form, content in graphs.items():
@@ -264,7 +264,7 @@ def files(of: Sample, repeats: int) -> Iterator[Document]:
 
 
 def distances(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return the signal-to-noise ratio of every format: on random weights by seed, on detectors by convolution."""
+    """Return signal-to-noise ratios of every format: percentiles over seeds (random weights) or layers (detectors)."""
     drawn = {"Gaussian": np.random.Generator.normal, "Laplace": np.random.Generator.laplace}
     sets = {
         name: [draw(np.random.default_rng(seed), size=(256, 1152)).astype(np.float32) for seed in SEEDS]
@@ -295,7 +295,7 @@ def run(given: Given) -> Result:
 
 
 def host_with_coders(threads: int) -> dict[str, Any]:
-    """Return the host with the versions of the compressors among its libraries."""
+    """Return the host's description, with the compressors' versions among its libraries."""
     host: dict[str, Any] = conditions(threads)["host"]
     if find_spec("zstandard"):
         host["libraries"]["zstandard"] = version("zstandard")

@@ -1,6 +1,6 @@
-"""Check the graph that TensorRT 8 gets: FP32 weights behind Q/DQ in place of INT8 constants, and the calibration cache.
+"""Check graph and calibration cache for TensorRT 8, where FP32 weights with Q/DQ replace INT8 constants.
 
-The memory that writing it takes is that of a process with NumPy and the agent alone. Needs `edgekd[train]`.
+Memory of writing the graph is measured in a process with NumPy and the agent alone. Needs `edgekd[train]`.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ from edgekd.graph.opset import to_opset
 
 OPSETS = (13, 17)
 DETECTORS = ("yolo11n.pt", "yolo11s.yaml", "yolo26n.pt", "yolov8n.yaml", "yolox_nano.onnx", "demo")
-LARGEST = "yolo11x.yaml"  # the largest detector that the project is for: for memory alone, at one opset
+LARGEST = "yolo11x.yaml"  # the largest supported detector: measured for memory only, at one opset
 WRITER = """
 import json, sys, time
 from pathlib import Path
@@ -40,7 +40,7 @@ found = networks.network(SimpleNamespace(graph=source, name="a"), BuildOptions()
 took = time.perf_counter() - began
 print(json.dumps({"seconds": took, "peak_bytes": 1024 * (kilobytes("VmHWM:") - before)}))
 """
-"""The whole work of the agent before TensorRT 8 parses, in a process of its own."""
+"""Script that does the agent's work before TensorRT 8 parses the graph, and prints seconds and peak memory as JSON."""
 
 
 def run(given: Given) -> Result:
@@ -54,11 +54,11 @@ def run(given: Given) -> Result:
 
 
 def measure(name: str, opset: int, folder: Path, given: Given) -> Document:
-    """Quantize a detector, write its form for TensorRT 8, and compare both."""
+    """Quantize a detector, write its graph for TensorRT 8, and compare both. Return the row."""
     large = name == LARGEST
     floating, qdq, form = (folder / f"{part}.onnx" for part in ("float", "qdq", "form"))
     exact = exported(source_of(name, folder, given.shared), floating, opset)
-    onnx.save(to_opset(onnx.load(floating), opset, str(floating)), floating)  # an ONNX detector is exported as it is
+    onnx.save(to_opset(onnx.load(floating), opset, str(floating)), floating)  # ONNX detectors keep their opset
     images = images_of(split_of(given.shared, "coco256", "train"), 2 if large else given.images)
     frames = list(exact.frames(images))
     done = exact.quantized(qdq, frames)
@@ -80,7 +80,7 @@ def measure(name: str, opset: int, folder: Path, given: Given) -> Document:
 
 
 def source_of(name: str, folder: Path, shared: Path) -> Path:
-    """Return the detector's file; one of an architecture alone is made with random weights."""
+    """Return the detector's file; for an Ultralytics YAML, a checkpoint with random weights."""
     if name == "demo":
         return DEMO
     if not name.endswith(".yaml"):
@@ -95,28 +95,28 @@ def source_of(name: str, folder: Path, shared: Path) -> Path:
 
 
 def write_form(qdq: Path, folder: Path) -> Result:
-    """Write the form as the agent does, in a process of its own; its seconds and peak memory."""
+    """Write the graph for TensorRT 8 as the agent does, in its own process. Return `seconds` and `peak_bytes`."""
     command = [sys.executable, "-c", WRITER, str(qdq), str(folder)]
     return last_json(subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout)
 
 
 def count_int8_constants(model: onnx.ModelProto) -> int:
-    """Return how many INT8 initializers a DequantizeLinear reads as its data."""
+    """Return the number of DequantizeLinear nodes whose data is an INT8 initializer."""
     int8 = {each.name for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8}
     return sum(node.op_type == "DequantizeLinear" and node.input[0] in int8 for node in model.graph.node)
 
 
 def checked(model: onnx.ModelProto) -> str:
-    """Return `valid`, or what ONNX's checker finds wrong."""
+    """Return `valid`, or the first line of the ONNX checker's error."""
     try:
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # a row says what is wrong, and the others are measured all the same
+    except Exception as error:  # the error goes into the row; other rows are still measured
         return str(error).strip().splitlines()[0][:100]
     return "valid"
 
 
 def difference(first: Path, second: Path, frames: list[np.ndarray], *, optimized: bool) -> float:
-    """Return the largest difference of any output number between two graphs."""
+    """Return the largest absolute difference between the outputs of two graphs."""
     outputs = [
         [each for frame in frames for each in computed(path, frame, optimized=optimized)] for path in (first, second)
     ]
@@ -124,7 +124,7 @@ def difference(first: Path, second: Path, frames: list[np.ndarray], *, optimized
 
 
 def computed(path: Path, frame: np.ndarray, *, optimized: bool) -> list[np.ndarray]:
-    """Return what ONNX Runtime computes, node by node as written, or as it optimizes the graph."""
+    """Return ONNX Runtime's outputs, with or without graph optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if not optimized:

@@ -1,6 +1,6 @@
-"""Common parts of the benchmarks of trainings: rows that survive a cut, jobs for processes of their own, page parts.
+"""Common parts of training benchmarks: rows that survive an interruption, jobs in their own processes, page parts.
 
-A row is one trained detector: `method`, `seed`, mAP50-95 and mAP50 by split, further numbers, and `error` where it
+A row is one trained detector: `method`, `seed`, mAP50-95 and mAP50 by split, further numbers, and `error` if it
 failed.
 """
 
@@ -31,7 +31,7 @@ from edgekd.data.dataset import load_dataset
 from edgekd.data.types import Dataset, Sample, Split
 from edgekd.evaluation.coco import Score
 
-Way = tuple[str, "int | None", Callable[[], Document]]  # method, seed, and what makes the row
+Way = tuple[str, "int | None", Callable[[], Document]]  # method, seed, and the function that makes the row
 DEVICE = Option("--device", "cpu", "where to train: cpu, or the number of a GPU")
 SEEDS = Option("--seeds", [0, 1, 2])
 MODEL = SHARED / "models" / "yolo11n-ppe.pt"
@@ -39,7 +39,7 @@ TRAINING_STEPS = ("distill", "recover", "quant_aware_distill")
 
 
 def options(work: str, model: str, *, epochs: int, batch: int, default: Path = MODEL) -> tuple[Option, ...]:
-    """Return the options of all benchmarks of trainings. model: the role of `--model` in this one."""
+    """Return the common options of training benchmarks. model: help text of `--model`."""
     return (
         Option("--model", default, model),
         Option("--data", SHARED / "data" / "ppe", "with splits train, val and test"),
@@ -52,14 +52,14 @@ def options(work: str, model: str, *, epochs: int, batch: int, default: Path = M
 
 
 class JobError(Exception):
-    """A process that failed; the last line of its output."""
+    """A process failed. The message is the last line of its output."""
 
 
 class Trainings:
-    """Rows of trainings, each made in processes of its own.
+    """Base class of training benchmarks. Each row is made in its own processes.
 
-    asked: names of the options that a run must share with the one whose rows it takes over, beside the model; numbers:
-    those of a row; required: the method without which nothing can be compared.
+    asked: names of options that must be equal, like the model, for a run to continue with earlier rows; numbers: names
+    of a row's numbers; required: the method whose failure ends the run, as the others are compared with it.
     """
 
     asked: tuple[str, ...]
@@ -78,11 +78,11 @@ class Trainings:
         self.rows, self.packages = self.kept.rows, self.kept.packages
         self.scored: Dataset = load_dataset(given.data)
         self.data = given.work / "data" / "data.yaml"
-        if not self.data.is_file():  # it is written last
+        if not self.data.is_file():  # written last
             shutil.rmtree(self.data.parent, ignore_errors=True)
             copy_data(given.data, self.data.parent, given.images, getattr(given, "unlabelled", 0.0))
         hidden = {} if given.device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
-        threads = {"OMP_NUM_THREADS": str(given.threads)}  # Ultralytics sets it to 1 unless somebody has set it
+        threads = {"OMP_NUM_THREADS": str(given.threads)}  # unless it is set, Ultralytics sets it to 1
         self.environment = {**ultralytics_environment(given.scratch), **hidden, **threads}
 
     # For subclasses
@@ -94,10 +94,10 @@ class Trainings:
         return {}
 
     def finish(self) -> None:
-        """Measure what needs all rows."""
+        """Make measurements that need all rows."""
 
     def notes_of(self, scores: Mapping[str, Score]) -> dict[str, Any]:
-        """Return what a row keeps of the scores of its splits."""
+        """Return the fields of a row from the scores by split."""
         return {name: {split: getattr(one, name) for split, one in scores.items()} for name in ("map50_95", "map50")}
 
     # The run
@@ -125,12 +125,12 @@ class Trainings:
         }
 
     def split(self, name: str) -> Split:
-        """Return a split as it is scored: as many of its images as were asked for."""
+        """Return a split as it is scored: its first `--images` images."""
         whole = self.scored.split(name)
         return replace(whole, samples=whole.samples[: self.given.images])
 
     def row(self, method: str, seed: int | None = None, **known: Any) -> Document:
-        """Return a row; numbers that are not known are None."""
+        """Return a row. Numbers that are not in `known` are None."""
         empty: dict[str, Any] = {**dict.fromkeys(self.numbers), "map50_95": {}, "map50": {}, "error": None}
         return Document({"method": method, "seed": seed, **empty, **known})
 
@@ -159,20 +159,20 @@ class Trainings:
         return Document(row, **self.notes_of(scores))
 
     def bundle_scores(self, name: str, bundle: Path) -> dict[str, dict[str, float]]:
-        """Return the scores of a bundle on every split, by `edgekd eval`, as a row has them. Raises JobError."""
+        """Score a bundle with `edgekd eval`. Return its scores by name and split. Raises JobError."""
         asked = ("eval", bundle, "--data", self.data)
         found = {split: self.edgekd(f"{name}-{split}", *asked, "--split", split) for split in SPLITS}
         return {key: {split: score[key] for split, score in found.items()} for key in ("map50_95", "map50")}
 
     def job(self, name: str, job: Job, environment: str = "edgekd", **arguments: Any) -> dict[str, Any]:
-        """Do a job in a process of its own; its result. Raises JobError."""
+        """Run a job in its own process and return its result. Raises JobError."""
         arguments |= {"device": self.given.device, "threads": self.given.threads}
         took = self.process(name, in_process(job, **arguments))
         self.packages[environment] = took.pop("packages")
         return took
 
     def process(self, name: str, command: Sequence[str]) -> dict[str, Any]:
-        """Run a command with its output in a log of that name; the JSON object on its last line. Raises JobError."""
+        """Run a command with its output in the log `name`. Return the JSON object on its last line. Raises JobError."""
         log = self.given.work / f"{name}.log"
         self.progress.note(f"{name}: running, see {log} ...")
         with log.open("w", encoding="utf-8") as output:
@@ -184,7 +184,7 @@ class Trainings:
         return last_json(text)
 
     def edgekd(self, name: str, *arguments: object, accepted: Container[int] = (0,)) -> dict[str, Any]:
-        """Return the JSON that a command of edgekd prints, with its messages in a log of that name. Raises JobError."""
+        """Run an edgekd command with its messages in the log `name`. Return its JSON output. Raises JobError."""
         log = self.given.work / f"{name}.log"
         command = [sys.executable, "-m", "edgekd", *map(str, arguments), "--json"]
         with log.open("w", encoding="utf-8") as messages:
@@ -195,7 +195,7 @@ class Trainings:
 
 
 def seconds_of_training(built: Mapping[str, Any]) -> float:
-    """Return the seconds of the stages of a build that train."""
+    """Return the total seconds of a build's training stages."""
     return float(sum(each["seconds"] for each in built["stages"] if each["name"] in TRAINING_STEPS))
 
 
@@ -212,7 +212,7 @@ def by_method(rows: Iterable[Document]) -> dict[str, list[Document]]:
 
 
 def mean(rows: Sequence[Document], name: str) -> float | None:
-    """Return the mean of a number over the seeds; None where there is none."""
+    """Return the mean of a number over the rows that have it; None if none has."""
     values = [value for row in rows if (value := row.get(name)) is not None]
     return statistics.fmean(values) if values else None
 
@@ -222,7 +222,7 @@ def scores(rows: Sequence[Document], split: str) -> list[float]:
 
 
 def mean_score(rows: Sequence[Document], split: str) -> float:
-    """Return the mean of mAP50-95 over the seeds; NaN without a row."""
+    """Return the mean mAP50-95 of the rows; NaN without rows."""
     return statistics.fmean(scores(rows, split)) if rows else float("nan")
 
 
@@ -239,7 +239,7 @@ def failures(found: Document) -> list[str]:
 
 
 def epochs_line(found: Document) -> str:
-    """Return how long training was, and on how many images was scored."""
+    """Return a sentence with the epochs and the numbers of training and scored images."""
     counts = found.images
     return (
         f"{found.epochs} epochs of {counts.train} images of {found.image_size} pixels; scored on "
@@ -253,12 +253,12 @@ def trained_on(found: Document) -> str:
 
 
 def shipped() -> Distill:
-    """Return the step of the shipped recipe."""
+    """Return the step of the shipped recipe `distill`."""
     return load_recipe("distill").only(Distill)
 
 
 def beside_objects(step: Distill) -> Distill:
-    """Return a step with the losses for which cached objects are enough, in all stages alike."""
+    """Return the step with a single stage and only the losses that cached objects allow: classes and boxes."""
     weights = {name: max(getattr(stage.weights, name) for stage in step.stages) for name in ("classes", "boxes")}
     return replace(step, stages=(DistillStage("objects", 1.0, Weights(**weights)),), teacher="cached")
 
@@ -268,12 +268,12 @@ def on_labels(step: Distill) -> Distill:
 
 
 def step_table(step: Any) -> dict[str, Any]:
-    """Return a step as TOML would have it."""
+    """Return a step as a TOML table: its fields that are not None."""
     return {name: value for name, value in asdict(step).items() if value is not None}
 
 
 def count_cpu_time() -> None:
-    """Let trainings in this process count CPU seconds, of all threads, in place of the time of day."""
+    """Replace `time.time` in this process by CPU seconds of all threads, so that trainings are limited by CPU time."""
     time.time = time.process_time
 
 
@@ -282,7 +282,7 @@ def settings_of(given: Given, seed: int) -> dict[str, Any]:
 
 
 def export_sized(checkpoint: str | Path, out: Path, size: int) -> None:
-    """Write a checkpoint's float graph for images of this size."""
+    """Export a checkpoint as a float graph for images of this size."""
     with tempfile.TemporaryDirectory() as folder:
         resized = Path(folder, "sized.pt")
         sized(checkpoint, resized, size)
@@ -290,7 +290,7 @@ def export_sized(checkpoint: str | Path, out: Path, size: int) -> None:
 
 
 def sized(checkpoint: str | Path, out: Path, size: int) -> None:
-    """Copy a checkpoint, said to be for frames of this size."""
+    """Copy a checkpoint with this image size in its training arguments."""
     import torch
 
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
@@ -304,7 +304,7 @@ def gap(stamps: Sequence[float]) -> float | None:
 
 
 def start_job(step: Mapping[str, Any], out: str, data: str, **_: Any) -> dict[str, Any]:
-    """Write the checkpoint that every way of a seed starts from; the sizes of its network."""
+    """Write the initial checkpoint of a seed's methods. Return parameters and multiply-adds."""
     import torch
     from pruning import sizes_of
 
@@ -326,9 +326,10 @@ def edgekd_job(
     threads: int,
     cpu_time: bool = False,
 ) -> dict[str, Any]:
-    """Train with edgekd and export; what it took.
+    """Train with edgekd and export. Return parameters, epochs, updates, `seconds` and `step_seconds`.
 
-    cpu_time: whether minutes are those of the CPU. Time to detect the teacher's objects is taken from them.
+    cpu_time: whether minutes and seconds are CPU time. The teacher's labelling and predictions count towards the
+    minutes.
     """
     import torch
 
@@ -368,7 +369,7 @@ def edgekd_job(
 def detect_objects(
     teacher: Path, data: Path, frames: Sequence[Sample], step: Distill, cache: Path, device: str
 ) -> None:
-    """Fill the cache of a teacher's objects, as a training would."""
+    """Fill the cache of the teacher's objects, as a training would."""
     from edgekd.data.images import readable_samples
     from edgekd.detectors.cached_teacher import cached_objects
     from edgekd.detectors.family import load_teacher
@@ -401,10 +402,10 @@ def ultralytics_job(
     more: Mapping[str, Any] = MappingProxyType({}),
     cpu_time: bool = False,
 ) -> dict[str, Any]:
-    """Train with Ultralytics' own distillation, as long or as often, and export the last moving average.
+    """Train with Ultralytics' own distillation for these epochs or minutes, and export the last moving average.
 
-    Without a teacher, alone. more: settings of Ultralytics' `train`; cpu_time: whether minutes are those of the CPU.
-    It has what edgekd's trainings have: images in memory, and on CPUs the channels-last layout and bfloat16.
+    teacher: None to train without distillation; more: further arguments of `train`; cpu_time: whether minutes are CPU
+    time. As in edgekd's trainings, images are in memory, and on CPUs channels-last layout and bfloat16 are used.
     """
     import torch
     from ultralytics import YOLO
@@ -420,7 +421,7 @@ def ultralytics_job(
     hardware = {"amp": False, "workers": 0} if device == "cpu" else {"amp": "bf16"}
     hardware["cache"] = "ram"
     length = {"epochs": settings["epochs"], "batch": settings["batch"], "imgsz": size, "seed": settings["seed"]}
-    # Nothing is validated while it trains, as with edgekd: its time goes into training alone.
+    # No validation during training, as with edgekd: all time is for training.
     quietly = {"val": False, "plots": False, "project": str(Path(out).parent), "name": Path(out).stem, "exist_ok": True}
 
     def speed_up(trainer: Any) -> None:
@@ -430,7 +431,7 @@ def ultralytics_job(
             trainer.model.forward = torch.autocast("cpu", torch.bfloat16, enabled=fast)(trainer.model.forward)
 
     class Trainer(DetectionTrainer):
-        """Train the network as it is: one with fewer channels cannot be built anew from its description."""
+        """Trains the loaded network itself: a pruned one cannot be rebuilt from its YAML."""
 
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
             return weights
@@ -439,7 +440,7 @@ def ultralytics_job(
     yolo.add_callback("on_train_start", speed_up)
     yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.time()))
     yolo.add_callback("on_train_start", lambda trainer: stamps.append(time.time()))
-    # On a CPU it takes one core fewer than there are; edgekd takes all.
+    # On CPUs Ultralytics uses one core less than available; edgekd uses all.
     yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
     time_h = minutes / 60 if minutes else None
     settings = {**length, **hardware, **quietly, **more, "device": device, "time": time_h}

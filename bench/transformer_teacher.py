@@ -1,7 +1,7 @@
-"""Train a transformer that can teach: the decoder of an RT-DETR on the frozen backbone and neck of a trained YOLO.
+"""Train a transformer as teacher: an RT-DETR decoder on the frozen backbone and neck of a trained YOLO.
 
-Queries, deformable attention and loss are those of RT-DETR (arXiv 2304.08069). Its convolutions are those of the YOLO,
-so that a CPU can train the rest. Needs `edgekd[train]`.
+Queries, deformable attention and loss are RT-DETR's (arXiv 2304.08069). The convolutions are the YOLO's and are not
+trained, so training is feasible on a CPU. Needs `edgekd[train]`.
 """
 
 import shutil
@@ -20,7 +20,7 @@ DECODER = {"hidden": 128, "queries": 100, "points": 4, "heads": 4, "layers": 2, 
 
 
 def described(model: Path, folder: Path) -> Path:
-    """The YOLO's description with the decoder in the place of its head, as a file."""
+    """Write the YOLO's YAML with the decoder in place of its head. Return the file."""
     from ultralytics import YOLO
 
     network = YOLO(model).model
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def train(given: Given, folder: Path, out: Path) -> None:
-    """Train in `folder`; the checkpoint to `out`."""
+    """Train in `folder`, and write the last checkpoint to `out`."""
     import torch
     from ultralytics import RTDETR
 
@@ -56,7 +56,7 @@ def train(given: Given, folder: Path, out: Path) -> None:
         data=data,
         epochs=given.epochs,
         batch=given.batch,
-        nbs=given.batch,  # a weight update for every batch: the default collects the gradients of 64 images
+        nbs=given.batch,  # update weights after every batch; the default accumulates gradients over 64 images
         imgsz=given.image_size,
         device=given.device,
         freeze=frozen,

@@ -1,4 +1,4 @@
-"""Measure what `agent tune` gains: a network in float, in INT8 as shipped, and as tuned, with each runtime here.
+"""Measure the gain of `agent tune`: a network in float, in INT8 as shipped, and tuned, with each runtime on this host.
 
 Each bundle is unpacked, built and tuned as on a camera. DIR is the `--out` of `edgekd build MODEL --data DATA --recipe
 ptq`.
@@ -31,26 +31,26 @@ FLOAT, SHIPPED, TUNED = FORMS = ("float", "INT8 as shipped", "tuned")
 
 
 class _CpuTimed:
-    """A runtime whose runs are timed by what this process computes, and not by what others do meanwhile."""
+    """Mixin for runtimes: times runs in CPU seconds of this process, which do not depend on other programs."""
 
     def clock(self) -> float:
-        """Seconds of this process on processors."""
+        """Return the CPU seconds of this process."""
         return time.process_time()
 
 
 class CpuTimedOnnxRuntime(_CpuTimed, OnnxRuntime):
-    """ONNX Runtime by the processor's time."""
+    """ONNX Runtime, timed in CPU seconds."""
 
 
 class CpuTimedOpenVino(_CpuTimed, OpenVino):
-    """OpenVINO by the processor's time."""
+    """OpenVINO, timed in CPU seconds."""
 
 
 RUNTIMES = (CpuTimedOnnxRuntime(), CpuTimedOpenVino())
 
 
 def verdict(row: Document) -> str:
-    """Return how the tuned engine does beside the controls that pass their self-test, by what is more than chance."""
+    """Return `wins`, `ties`, `loses` or `shipped fails`, compared with the controls that pass the self-test."""
     ratios = {name: found for name, found in row.ratio.items() if row.passed[name]}
     if any(_differs(found) and found.ratio > 1 for found in ratios.values()):
         return "loses"
@@ -65,7 +65,7 @@ def _differs(found: Document) -> bool:
 
 
 def row_of(bundle: Path, runtime: CpuTimedOnnxRuntime | CpuTimedOpenVino, split: Split, given: Given) -> Result:
-    """Tune one detector with one runtime, and compare."""
+    """Tune one detector with one runtime, and compare its three forms. Return the row."""
     effort, progress = TuningEffort(given.tries, given.iterations, seconds=0.0), PlainProgress(interval_s=30)
     folder = Path(tempfile.mkdtemp(dir=given.scratch))
     camera = Camera(State(folder / "state"), folder / "root", runtime)

@@ -1,7 +1,7 @@
-"""Test whether the validation kit leaves a complete result whatever Python a bare system has.
+"""Test whether the validation kit writes a complete result with each Python version on a minimal system.
 
-Each row is `sh run.sh` in a fresh kit (`make kit`) with nothing on PATH but one Python and eight small programs: Python
-3.6 alone, then with NumPy and ONNX Runtime in the newest wheels that each Python has.
+Each row is `sh run.sh` in a fresh kit (`make kit`) with only one Python and eight small programs on PATH: Python 3.6
+alone, then each newer one with NumPy and ONNX Runtime in the newest wheels for it.
 """
 
 import shutil
@@ -22,10 +22,10 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from kit_runs import bare_path, run_kit
 from pythons import UnavailableError, find, install
 
-LIMIT_S = 300.0  # on two cores, with ONNX Runtime as the only runtime
+LIMIT_S = 300.0  # goal: time on two cores, with ONNX Runtime as the only runtime
 VERSIONS = ("3.6", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 SHELLS = ("dash", "bash", "busybox")
-OLDEST = (3, 8)  # older Pythons are run without packages: the kit refuses them
+OLDEST = (3, 8)  # oldest Python that the kit supports; older ones run without packages
 
 
 def run(given: Given) -> Result:
@@ -40,7 +40,7 @@ def run(given: Given) -> Result:
 
 
 def packages_for(version: str, folder: Path) -> Path | None:
-    """Install NumPy and ONNX Runtime for a Python; None for one that the kit refuses. Exits where it cannot."""
+    """Install NumPy and ONNX Runtime for a Python. Return the folder, None for an unsupported Python."""
     if tuple(map(int, version.split("."))) < OLDEST:
         return None
     try:
@@ -51,9 +51,9 @@ def packages_for(version: str, folder: Path) -> Path | None:
 
 
 def row_of(given: Given, version: str, shell: str, packages: Path | None) -> Document:
-    """Unpack the kit, and run it with one Python.
+    """Unpack the kit, run it with one Python, and return the row.
 
-    Returns among others `problem`: what the result says kept it from running; `right`: all that is asked of a run.
+    `problem`: the reason in the result why the kit could not run; `right`: whether the run met all requirements.
     """
     python, folder = find(version), given.scratch / f"{version}-{shell}"
     if python is None:

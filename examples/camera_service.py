@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A service for cameras: frames in, detections out as JSON lines, always by the model that the agent has in service.
+"""A camera service: reads frames, writes detections as JSON lines, and uses the model that the agent has in service.
 
     python3 camera_service.py --source /dev/video0
     python3 camera_service.py --source door=rtsp://10.0.0.2/stream --source yard=rtsp://10.0.0.3/stream --track
@@ -10,17 +10,17 @@
     python3 camera_service.py --source /dev/video0 --commit-after 100
 
 A line for each frame: {"camera", "frame", "time", "model", "counter", "engine", "ms", "drift", "objects": [{"class",
-"score", "box"}]}: ms from capture to detections; boxes as x1, y1, x2, y2 in pixels, and of a model that has some
-"keypoints", each x, y and how visible, or "rotated", centre x, y, width, height and angle in radians; with `--track`
-the "track" of an object, null where it is new; drift above 1 where the camera sees other things than the model knows,
-null where that is not known. `--status` writes what docs/guides/several-cameras.md describes. With `--commit-after` the
-service counts its starts with the agent, and ends the trial of a new model when that has worked on so many frames: one
-that cannot be run, or takes the service down, is rolled back.
+"score", "box"}]}. "ms" is the time from capture to detections. Boxes are x1, y1, x2, y2 in pixels. Models with
+keypoints add "keypoints", each x, y and visibility; models with rotated boxes add "rotated", centre x, y, width, height
+and angle in radians. `--track` adds "track", null for a new object. "drift" above 1 means that frames differ from the
+model's data; it is null if unknown. `--status` writes the file described in docs/guides/several-cameras.md. With
+`--commit-after` the service reports its starts to the agent, and commits a new model after so many frames. A model that
+cannot run, or that crashes the service, is rolled back.
 
-Needs Python 3.8, NumPy, OpenCV, the agent, and whatever runs the engine; a source with `!` is a GStreamer pipeline,
-which not every OpenCV can open; `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
-gstreamer_camera.sh. SIGTERM and Ctrl-C end it after the frames on their way. As a unit of systemd it serves the unit's
-watchdog with each status, so WatchdogSec is to be a multiple of `--status-interval`.
+Needs Python 3.8, NumPy, OpenCV, the agent, and the engine's runtime. A source with `!` is a GStreamer pipeline, which
+not every OpenCV can open. `-` is YUV4MPEG on stdin, as FFmpeg and GStreamer's `y4menc` write it: see
+gstreamer_camera.sh. SIGTERM and Ctrl-C end the service after the frames in progress. As a systemd unit it notifies the
+watchdog with each status, so WatchdogSec must be a multiple of `--status-interval`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from pathlib import Path
 
 
 def line(result):
-    """Return the JSON of a frame."""
+    """Return the JSON line of a frame's result."""
     found, model = result.detections, result.model
     objects = [
         {
@@ -61,7 +61,7 @@ def line(result):
 
 
 class Trial:
-    """The trial of new models, by what the agent's commands `boot` and `commit` do."""
+    """Trials of new models, with the agent's commands `boot` and `commit`."""
 
     def __init__(self, agent, state, frames):
         self._command, self._state, self._frames = [sys.executable, agent], state, frames
@@ -70,7 +70,7 @@ class Trial:
             self._run("boot")
 
     def worked(self, model):
-        """Count one more frame of a model; commit it after as many as were asked for."""
+        """Count a frame of a model, and commit the model after `frames` of them."""
         if model.identity != self._model:
             self._model, self._done = model.identity, 0
         self._done += 1
@@ -102,17 +102,17 @@ class Reporter:
         if self._file:
             temporary = Path(f"{self._file}.new")
             temporary.write_text(json.dumps(to_plain(status)), encoding="utf-8")
-            os.replace(temporary, self._file)  # noqa: PTH105 whoever reads it never sees half of it
+            os.replace(temporary, self._file)  # noqa: PTH105 atomic: readers never see a partial file
 
 
 class Watchdog:
-    """Serves systemd's watchdog while frames become detections, or none arrive."""
+    """Notifies systemd's watchdog while frames are detected, or none arrive."""
 
     def __init__(self, address):
         self._address, self._taken, self._detected = address, 0, 0
 
     def report(self, status):
-        """Report a status of the service; nothing where frames were taken since the last one, and none was detected."""
+        """Notify the watchdog, unless frames were captured since the last status and none was detected."""
         taken = sum(camera.frames.captured - camera.frames.rejected for camera in status.cameras)
         detected = sum(camera.frames.detected for camera in status.cameras)
         works = detected > self._detected or taken == self._taken
@@ -123,7 +123,7 @@ class Watchdog:
 
 
 def main():
-    """Serve until all sources have come to their end, or a signal."""
+    """Serve until all sources have ended, or until SIGTERM or SIGINT."""
     given = arguments()
     if not Path(given.agent).exists():
         raise SystemExit(f"{given.agent}: there is no agent; take agent.pyz out of a bundle, or name it with --agent")

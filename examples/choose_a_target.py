@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Which device for this detector? Ask all of them, and take the one that spends the least energy on a frame.
+"""Choose a device for a detector: of all that are fast enough, the one with the least energy per frame.
 
     python examples/choose_a_target.py yolo11n.onnx --fps 60
     python examples/choose_a_target.py yolo11n.onnx --fps 60 --targets xavier-nx orin-nano orin-nx
 
-A device is in the running if nothing is known to keep it from running the graph, and if the whole interval of its
-predicted latency is short enough. These are predictions of the network's time alone, without preprocessing, decoding
-and copies: measure the winner with `edgekd engine` before you order a thousand.
+A device qualifies if no reason is known why it could not run the graph, and if the upper end of its predicted latency
+is short enough. The predictions are of the network alone, without preprocessing, decoding and copies: measure the
+chosen device with `edgekd engine` before you buy many.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgekd import EdgeKDError, check_model, load_target, predict_latency, targe
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device. low_ms, high_ms: of a frame; energy_mj: of a frame, None where unknown; why_not: what rules it out."""
+    """A device. low_ms, high_ms, energy_mj: predicted per frame, None if unknown; why_not: why it is ruled out."""
 
     name: str
     title: str
@@ -33,7 +33,7 @@ class Candidate:
 
 
 def candidate(model: str, name: str) -> Candidate:
-    """What is known of a model on a target, in INT8 where it has that."""
+    """Check a model and predict its latency on a target, in INT8 if the target supports it, else in float16."""
     target = load_target(name)
     precision = "int8" if "int8" in target.precisions.conv.value else "fp16"
     checked = check_model(model, target=target)
@@ -47,18 +47,18 @@ def candidate(model: str, name: str) -> Candidate:
 
 
 def quick_enough(found: Candidate, fps: float) -> bool:
-    """Whether it makes so many frames a second even where the prediction is at its worst."""
+    """Return whether it reaches this frame rate even at the upper end of its predicted latency."""
     return found.high_ms is not None and 1000 / found.high_ms >= fps
 
 
 def best(candidates: Sequence[Candidate], fps: float) -> Candidate | None:
-    """The one with the least energy a frame of those that are quick enough; unknown energies come last."""
+    """Return the candidate with the least energy per frame that is quick enough, if any. Unknown energies come last."""
     fit = [each for each in candidates if quick_enough(each, fps)]
     return min(fit, key=lambda each: each.energy_mj or float("inf"), default=None)
 
 
 def line(found: Candidate, fps: float) -> str:
-    """A candidate as a line of the table."""
+    """Return a candidate as a line of the table."""
     if found.low_ms is None or found.high_ms is None:
         return f"{found.name:16} {found.precision}  -  {found.why_not}"
     energy = "      -" if found.energy_mj is None else f"{found.energy_mj:7.1f}"
@@ -67,7 +67,7 @@ def line(found: Candidate, fps: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where a device was found."""
+    """Return 0 if a device was found, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="an ONNX detector, or a checkpoint")
     parser.add_argument("--fps", type=float, required=True, help="frames a second that it must make")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""One detector for every runtime in the product line: convert it to each format, and score what comes out.
+"""Convert a detector to each format of a product line's runtimes, and score the results.
 
     python examples/convert_everywhere.py runs/quantized/graph.onnx --data data --out runs/everywhere
 
-Each result is held against its source, on frames and by mAP50-95, before it is written; one that computes something
-else is refused, and its line says why. So is a format whose converter is not installed: `edgekd doctor` says how to add
-it.
+Each result is compared with its source, on frames and by mAP50-95, before it is written. If it differs, or if the
+format's converter is not installed, it is not written and its line says why. `edgekd doctor` says how to install a
+converter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from edgekd import EdgeKDError, convert
 
 FORMATS = {"onnx": ".onnx", "openvino": "-openvino", "ncnn": "-ncnn"}
-"""What results are called: a format by its name, and the end of a file's or folder's."""
+"""Ending of the result's file or folder name, by format."""
 
 
 def line(artifact: Path, data: str, to: str, out: Path) -> tuple[bool, str]:
-    """Whether a conversion worked, and what there is to say of it."""
+    """Convert to a format. Return whether that worked, and a line for the user."""
     try:
         made = convert(artifact, to, data=data, out=out)
     except EdgeKDError as error:
@@ -34,7 +34,7 @@ def line(artifact: Path, data: str, to: str, out: Path) -> tuple[bool, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where every format that was asked for was written."""
+    """Return 0 if every requested format was written, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="a .pt, .onnx, .packed or bundle")
     parser.add_argument("--data", required=True, help="labelled images, whose split `val` is scored")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""May the new model go to the cameras? Build it, hold it to a budget, and compare it class by class with the old build.
+"""Decide whether a new model may be deployed: build it, check its budget, and compare it with the old build by class.
 
     python examples/gate_a_model.py new.pt --data gate --max-size 12MB --keep 98% --before runs/old
 
-For a job of a CI: exit code 1, and a line for each reason, where the answer is no. A limit that cannot be judged on
-this machine, such as frames per second of a camera, is told and stops nothing. `model-gate.yml` is the same without
-Python, and without the comparison.
+For CI jobs: if the model is refused, the exit code is 1 and each reason is a line. A limit that cannot be checked on
+this machine, such as a camera's frames per second, is printed as undecided and does not refuse the model.
+`model-gate.yml` does the same without Python, and without the comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekd import EdgeKDError, build, compare
 
 
 def worse_classes(before: str | Path, after: str | Path, loss: float) -> Iterator[str]:
-    """The classes whose mAP50-95 fell by more than `loss` from one build to the other, or that are gone."""
+    """Yield a line for each class whose mAP50-95 fell by more than `loss` between two builds, or is no longer known."""
     compared = compare(before, after)
     if not compared.same_data:
         print("the two builds were scored on different images or labels: a class may differ for that alone")
@@ -30,7 +30,7 @@ def worse_classes(before: str | Path, after: str | Path, loss: float) -> Iterato
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where the model may go, 1 where not."""
+    """Return 0 if the model may be deployed, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="the new detector")
     parser.add_argument("--data", required=True, help="labelled images, always the same")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How small may a detector get? Quantize it to several sizes, and take the smallest file that keeps enough.
+"""Quantize a detector to several sizes, and choose the smallest that keeps enough accuracy.
 
     python examples/quantize_to_size.py yolo11n.onnx --data coco256 --sizes 3MB 2MB 1.5MB 1MB --keep 98%
 
-All sizes share one folder: what does not depend on the size (export, calibration, what each layer costs in each format)
-is done once, and the winner, asked for again at the end, is found in the store. Sizes are compared on the split `val`,
-so the winner's score flatters it a little: score it on images that nothing was chosen by before you print it anywhere.
+All sizes share one folder, so work that does not depend on the size (export, calibration, each layer's cost in each
+format) is done once, and the final call finds the chosen size in the store. Sizes are compared on the split `val`, so
+the chosen one's score is slightly optimistic: before you publish it, score the file on images not used for any choice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekd import EdgeKDError, quantize
 
 
 def smallest(model: str, data: str, sizes: Sequence[str], keep: float, out: str) -> str | None:
-    """The smallest of the sizes at which at least a share `keep`, 0 to 1, of the mAP50-95 is left."""
+    """Return the smallest of the sizes, given in descending order, that keeps a share `keep` (0 to 1) of mAP50-95."""
     found = None
     for size in sizes:
         made = quantize(model, data, max_size=size, out=out)
@@ -30,7 +30,7 @@ def smallest(model: str, data: str, sizes: Sequence[str], keep: float, out: str)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where a size was found; its files lie in the folder."""
+    """Return 0 if a size was found, whose files are in the folder, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="an ONNX detector, or a checkpoint")
     parser.add_argument("--data", required=True, help="labelled images")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A detector that is too slow: take channels away, train what is left beside what it was, quantize; what does it keep?
+"""Make a detector faster: prune channels, train with the original as teacher, quantize, and print the accuracy kept.
 
     python examples/smaller_detector.py yolo11s.pt --data data --ratios 0.3 0.5 --epochs 60 --target orin-nano
 
-The more goes, the faster and the worse it gets; the table says what each share of the multiply-adds is worth. Training
-wants a GPU, or patience. Stop it at any moment: the same command goes on after the last whole epoch.
+Removing more multiply-adds makes the detector faster and less accurate; the table shows the accuracy for each ratio.
+Training is slow without a GPU. You can stop at any moment: the same command continues after the last complete epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekd.core.progress import for_stderr
 
 
 def smaller(model: str, data: str, ratio: float, epochs: int, target: str | None, recipe: str, out: Path) -> str:
-    """Make a smaller detector without `ratio` of the multiply-adds; a line of the table."""
+    """Remove `ratio` of the multiply-adds, train and quantize. Return a line of the table."""
     progress = for_stderr()
     narrow = prune(model, data, ratio=ratio, target=target, out=out / "pruned", progress=progress)
     trained = distill(
@@ -33,7 +33,7 @@ def smaller(model: str, data: str, ratio: float, epochs: int, target: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all were made."""
+    """Return 0 if all detectors were made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint")
     parser.add_argument("--data", required=True, help="what it was trained on")

@@ -1,4 +1,4 @@
-"""Accessibility of pages, in a real browser: the rules of axe-core, and what they do not cover."""
+"""Accessibility checks of pages in a real browser: axe-core's rules, and checks that they lack."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
-# Material for MkDocs adds a navigation without a name beside each block of code; a screen reader reads its buttons.
+# Material for MkDocs adds an unnamed navigation element to each code block; screen readers read its buttons.
 OPTIONS: dict[str, Any] = {"resultTypes": ["violations"], "rules": {"landmark-unique": {"enabled": False}}}
-# Letters fill neither the height nor the sides of their box: two that share a pixel or two are told apart.
+# Glyphs do not fill their box: labels whose boxes overlap by a pixel or two are still readable.
 OVERLAPS = """Array.from(document.querySelectorAll('svg')).flatMap(chart => {
     const box = label => [label.textContent, label.getBoundingClientRect()];
     const labels = Array.from(chart.querySelectorAll('text.tick'), box);
@@ -26,9 +26,9 @@ def overlaps(page: Any) -> list[str]:
 
 
 def violations(page: Any) -> list[str]:
-    """Return what axe-core finds on a page, where it is too wide, and labels of charts that overlap.
+    """Return axe-core's findings on a page, elements that are too wide, and overlapping chart labels.
 
-    Light and dark, on a phone and on a desk.
+    Checked in light and dark mode, at phone and desktop width.
     """
     from axe_playwright_python.sync_playwright import Axe
 

@@ -1,4 +1,4 @@
-"""The files that Jetsons and PCs show of their power, clocks and temperatures, as trees below a folder."""
+"""Fake sysfs trees of Jetsons and PCs, with their files for power, clocks and temperatures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def write(root: Path, files: dict[str, object]) -> Path:
 
 
 def monitor(address: str, hwmon: int, rails: dict[str, tuple[int, int]]) -> dict[str, object]:
-    """One INA3221 as the kernel's driver shows it: mV and mA of up to three rails, and the sum of the shunts."""
+    """Return the files of an INA3221 by the kernel's driver: mV and mA of up to three rails, and the sum of shunts."""
     base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
     files: dict[str, object] = {f"{base}/name": "ina3221", f"{base}/in7_label": "sum of shunt voltages"}
     for number, (name, (mv, ma)) in enumerate(rails.items(), 1):
@@ -25,7 +25,7 @@ def monitor(address: str, hwmon: int, rails: dict[str, tuple[int, int]]) -> dict
 
 
 def xavier(root: Path) -> Path:
-    """AGX Xavier on JetPack 5: two monitors, six rails side by side; 11.8 W together."""
+    """AGX Xavier on JetPack 5: two monitors with six parallel rails; 11.8 W in total."""
     first = {"GPU": (19000, 200), "CPU": (19000, 100), "SOC": (19000, 100)}
     second = {"CV": (19000, 0), "VDDRQ": (19000, 100), "SYS5V": (5000, 460)}
     files = {**monitor("1-0040", 3, first), **monitor("1-0041", 4, second)}
@@ -51,7 +51,7 @@ def orin_nano(root: Path) -> Path:
 
 
 def agx_orin(root: Path) -> Path:
-    """AGX Orin on JetPack 6: no input rail, and the memory's rail is fed from VIN_SYS_5V0; 20 W together."""
+    """AGX Orin on JetPack 6: no input rail, and the memory's rail is fed from VIN_SYS_5V0; 20 W in total."""
     first = {"VDD_GPU_SOC": (20000, 500), "VDD_CPU_CV": (20000, 250), "VIN_SYS_5V0": (5000, 1000)}
     second = {"NC": (0, 0), "VDDQ_VDD2_1V8AO": (5000, 300)}
     return write(root, {**monitor("1-0040", 1, first), **monitor("1-0041", 2, second)})
@@ -82,7 +82,7 @@ def nano(root: Path) -> Path:
 
 
 def pc(root: Path) -> Path:
-    """A PC with two CPU packages, each with a zone of its own for its cores."""
+    """A PC with two CPU packages, each with a separate zone for its cores."""
     files: dict[str, object] = {}
     for package in range(2):
         zone = f"sys/class/powercap/intel-rapl:{package}"

@@ -1,4 +1,4 @@
-"""The whole way of a detector: built in INT8, scored, installed by the agent, and run on a frame."""
+"""End-to-end check of a detector: built in INT8, scored, installed by the agent, and run on a frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgekd.graph.runtimes.onnxruntime import ONNXRUNTIME_CPU
 
 
 def require_bundle_runs(model: Path, data: Path, folder: Path, head: str | None = None) -> None:
-    """Build a detector, and fail where scores are not those of its evidence, or the agent finds something else."""
+    """Build a detector. Fail if its scores differ from its evidence, or the agent's detections from the host's."""
     given = {"target": "cpu", "recipe": "ptq", "device": "local:onnxruntime-cpu"}
     bundle = api.build(model, data, out=folder / "out", head=head, **given).bundle
     assert api.score_model(bundle, data).score.map50_95 == read_head(bundle).manifest.evidence.after.map50_95
@@ -27,7 +27,7 @@ def require_bundle_runs(model: Path, data: Path, folder: Path, head: str | None 
 
 
 def require_agent_runs(bundle: Path, data: Path, folder: Path) -> None:
-    """Install a bundle in INT8, and fail where the agent finds something else in a frame than the host."""
+    """Install an INT8 bundle. Fail if the agent's detections in a frame differ from the host's."""
     options = {"--state": folder / "state", "--root": folder, "--runtime": "onnxruntime"}
     for command, *arguments in (["unpack", bundle], ["build"], ["selftest"], ["activate"]):
         known = [word for name, value in options.items() if name in COMMANDS[command][1] for word in (name, value)]

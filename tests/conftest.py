@@ -1,4 +1,4 @@
-"""Fixtures that several tests share."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ ARGUMENTS = (
     "--disable-component-update --disable-sync"
 ).split()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# Ray makes itself a token when it first starts, and looks for one when it is first imported: what is where depends on
-# which test came first. Clusters of tests listen on this machine alone.
+# Ray creates a token at its first start, and looks for one at its first import, so the order of tests would matter.
+# The tests' clusters listen only on this machine.
 os.environ["RAY_AUTH_MODE"] = "disabled"
-# No example has to be quick: the machine may be busy.
+# No deadline for examples: the machine may be busy.
 hypothesis.settings.register_profile("unhurried", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("unhurried")
-# A shell that runs the tests in the background has SIGINT ignored in them, and so in the processes that they interrupt.
+# In a shell's background job SIGINT is ignored, also in child processes, which some tests interrupt.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Each worker of pytest-xdist has one core, with its processes: threads on more would wait busily for those of others.
+# Each pytest-xdist worker and its processes get one core: with more, threads would spin while they wait for others.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files at the top: some of their tests take minutes, and would run alone at the end."""
+    """Run the top-level files first: some of their tests take minutes, and would run alone at the end."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:
-    """Take what tests have imported out of garbage collection: it stays, and each full collection would visit it."""
+    """Freeze imported objects, so that garbage collections do not traverse them."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def timed_briefly() -> None:
-    """Runs in this process time graphs as briefly as the processes that tests start."""
+    """Time graphs in this process as briefly as in the processes that tests start."""
     runpy.run_path(str(Path(__file__).parent / "timed_briefly" / "sitecustomize.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def trusted_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Models that tests make are not rehearsed in a child process, and converted in this one: each takes seconds."""
+    """Skip the trial run in a child process for the tests' models, and convert in this process: both save seconds."""
     records = tmp_path_factory.mktemp("rehearsed")
     from edgekd.graph import opset, rehearsal
 
@@ -73,7 +73,7 @@ def trusted_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real models and data beside the checkout. Their absence skips visibly, and fails where CI is set."""
+    """Folder with real models and data beside the checkout. Without it tests skip, or fail if CI is set."""
     if not SHARED.is_dir():
         message = f"no real models and data: {SHARED} is missing"
         if os.environ.get("CI"):
@@ -84,7 +84,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> EdgeKD:
-    """Run the command line in this process, with everything written to the real stdout and stderr caught."""
+    """Run the command line in this process, and capture the real stdout and stderr."""
     from edgekd.commands.cli import main
 
     def run(*arguments: object) -> Ran:
@@ -102,7 +102,7 @@ def edgekd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 @pytest.fixture(scope="session")
 def schema_generator() -> ModuleType:
-    """The program docs/schemas/generate.py."""
+    """The module docs/schemas/generate.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "docs" / "schemas"))
         return importlib.import_module("generate")
@@ -110,7 +110,7 @@ def schema_generator() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector of 64x64 pixels that finds the squares of `tiny_data`: not to be changed."""
+    """A detector of 64x64 pixels that finds the squares of `tiny_data`. Do not change it."""
     import tiny
 
     return once(tmp_path_factory, "tiny-model", lambda folder: tiny.write_model(folder / "tiny.onnx")) / "tiny.onnx"
@@ -118,7 +118,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve and eight scenes with red and green squares: not to be changed."""
+    """Data set of 12 training and 8 validation scenes with red and green squares. Do not change it."""
     import tiny
 
     return once(tmp_path_factory, "tiny-data", tiny.write_data)
@@ -126,11 +126,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The tiny pair built for xavier by a process of its own: not to be changed, but to be copied."""
+    """A build of `tiny_model` and `tiny_data` for xavier, by its own process. Do not change it; copy it."""
 
     def build(folder: Path) -> None:
         command = build_command(tiny_model, tiny_data, folder / "out", "--json")
-        # Sets of names iterate in another order in every process; what a build writes must not.
+        # The order of sets of strings differs between processes; a build's files must not depend on it.
         environment = {**os.environ, **BRIEFLY, "PYTHONHASHSEED": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def tiny_build(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Of one module: while it is there, an event loop runs in this process, and nobody else can run one."""
+    """A browser, per module: while it is open, an event loop runs in this process, and no other can be started."""
     if not CHROMIUM.exists():
         message = f"no browser: {CHROMIUM} is missing (apt-get install chromium)"
         if os.environ.get("CI"):

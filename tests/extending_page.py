@@ -16,12 +16,12 @@ SECTIONS: Mapping[str, str] = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PA
 
 
 def blocks(section: str, language: str) -> list[str]:
-    """The blocks of a section in one language."""
+    """Return the code blocks of a section in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
 
 
 def file_of(section: str, name: str) -> str:
-    """The text of a file that a section shows."""
+    """Return the text of a file that a section shows."""
     shown = re.search(
         rf"^In `{re.escape(name)}`[^\n]*:\n\n```\w+\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE
     )
@@ -30,7 +30,7 @@ def file_of(section: str, name: str) -> str:
 
 
 def diff_of(section: str) -> dict[str, list[tuple[str, str]]]:
-    """The diff of a section: for each file the lines of each hunk before and after."""
+    """Return the diff of a section: for each file the text of each hunk before and after."""
     files = {}
     (diff,) = blocks(section, "diff")
     for part in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:

@@ -1,4 +1,4 @@
-"""Marks of tests that show what edgekd can do with a family of detectors, of which docs/families.py makes a table."""
+"""Test marks for capabilities of edgekd by family of detectors, from which docs/families.py makes a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of_families(
     Args:
         names: The family of each value of the parameter.
         fast: Values for which the test is not slow.
-        release: Further values for which it is left to a release.
+        release: Further values that are tested only for a release.
     """
     return [
         pytest.param(

@@ -1,4 +1,4 @@
-"""A sentence encoder without a model: vectors are similar where sentences share words."""
+"""A sentence encoder without a model: vectors are similar if sentences share words."""
 
 from __future__ import annotations
 

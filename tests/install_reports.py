@@ -1,4 +1,4 @@
-"""Results of `edgekd engine` as a Jetson gives them, for tests of their consumers."""
+"""Results of `edgekd engine` as on a Jetson, for tests of their consumers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def install_report(
     p50: float = 4.0,
     l4t: str | None = "35.4.1",
 ) -> InstallReport:
-    """A result of an AGX Xavier."""
+    """Return a result of an AGX Xavier."""
     return InstallReport(
         bundle="b.edgekd",
         identity=identity * 64,

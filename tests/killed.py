@@ -1,4 +1,4 @@
-"""A training that ends in the middle, as if its process were killed."""
+"""Simulates a training whose process is killed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgekd.compress.distillation.recovery import Recovery
 
 
 class KilledError(Exception):
-    """In place of the end of a process."""
+    """Stands for the end of the process."""
 
 
 def kill_third_epoch(patch: pytest.MonkeyPatch) -> list[int]:
-    """Let the third epoch that begins raise KilledError; return the list in which each that begins is noted."""
+    """Make the start of the third epoch raise KilledError. Return a list that records each epoch at its start."""
     epochs: list[int] = []
     train_epoch = Recovery._train_epoch
 

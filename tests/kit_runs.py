@@ -1,4 +1,4 @@
-"""The validation kit as a stranger has it: packed, unpacked, and run with one Python and few other programs."""
+"""Runs of the validation kit as on a user's system: unpacked, with one Python and few other programs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("cat", "dirname", "grep", "mv", "sed", "sha256sum", "tr", "uname")
-"""All that run.sh needs besides a shell and Python: of coreutils or BusyBox, grep and sed."""
+"""Programs that run.sh needs besides a shell and Python, from coreutils, grep and sed, or from BusyBox."""
 SHELLS = ("dash", "bash", "busybox")
-"""POSIX shells that may be here."""
+"""POSIX shells that may be installed."""
 
 
 def unpacked_kit(bundle: Path, folder: Path) -> Path:
@@ -34,14 +34,14 @@ def unpacked_kit(bundle: Path, folder: Path) -> Path:
 
 
 def bare_path(folder: Path, pythons: dict[str, str | Path], shell: str = "") -> Path:
-    """A folder for PATH with these Pythons by name, and PROGRAMS; they are BusyBox's where that is the shell."""
+    """Return a folder for PATH with these Pythons by name, and PROGRAMS, which are BusyBox's if that is the shell."""
     folder.mkdir(parents=True)
     for name in PROGRAMS:
         found = shutil.which("busybox" if shell == "busybox" else name)
         assert found, name
         (folder / name).symlink_to(found)
     for name, goal in pythons.items():
-        # Not a link: a virtual environment is found by where its interpreter is called.
+        # Not a link: the interpreter finds its virtual environment by the path of its call.
         (folder / name).write_text(f'#!/bin/sh\nexec "{goal}" "$@"\n', "utf-8")
         (folder / name).chmod(0o755)
     return folder
@@ -50,7 +50,7 @@ def bare_path(folder: Path, pythons: dict[str, str | Path], shell: str = "") -> 
 def run_kit(
     kit: Path, path: Path, *arguments: str, shell: str = "dash", cwd: Path | None = None, packages: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`sh run.sh` with nothing but `path` to find programs in. packages: a folder for Python to import from."""
+    """Run `sh run.sh` with only `path` as PATH. packages: a folder for PYTHONPATH."""
     program = shutil.which(shell)
     assert program
     command = [program, *(["sh"] if shell == "busybox" else []), str(kit / "run.sh"), *arguments]

@@ -1,4 +1,4 @@
-"""A camera on this machine: OpenSSH's own server on the loopback interface, with keys and an interpreter of its own."""
+"""A camera on this machine: an OpenSSH server on the loopback interface, with its own keys and interpreter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 _UNPUNISHED = "PerSourcePenalties no\n"
-"""Else whoever is refused a few times, as tests want to be, is not heard for a while."""
+"""Without it, clients that were refused a few times, as in some tests, are blocked for a while."""
 
 
 @dataclass(frozen=True)
 class Loopback:
-    """A camera that is on. home: of who calls it, with keys and known hosts; mark: in all processes that it starts."""
+    """A running camera. home: the client's, with keys and known hosts; mark: in the environment of its processes."""
 
     folder: Path
     home: Path
@@ -35,11 +35,11 @@ class Loopback:
 
     @property
     def user(self) -> str:
-        """Who may log in."""
+        """Name of the user who may log in."""
         return getpass.getuser()
 
     def address(self, port: int | None = None) -> str:
-        """What `--device` takes; another port is a wire's, which is known by the same key."""
+        """Return the value for `--device`. port: of a wire to the camera, which has the same host key."""
         known = self.home / ".ssh" / "known_hosts"
         line = f"[127.0.0.1]:{port or self.port} {self.host_key}"
         if line not in known.read_text("ascii"):
@@ -48,18 +48,21 @@ class Loopback:
         return f"ssh://{self.user}@127.0.0.1:{port or self.port}"
 
     def processes(self) -> list[str]:
-        """Command lines of what runs there now."""
+        """Return the command lines of processes that run on the camera."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (process / "environ").read_bytes():
                     found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
             except OSError:
-                continue  # it has ended meanwhile, or is somebody else's
+                continue  # ended meanwhile, or another user's
         return [line for line in found if line]
 
     def quiet(self, seconds: float = 20.0) -> list[str]:
-        """What still runs there after at most so long: less than the silence after which a camera ends a program."""
+        """Wait until no process runs on the camera. Return those left after `seconds`.
+
+        The default is shorter than the silence after which a camera ends a program.
+        """
         until = time.monotonic() + seconds
         while (found := self.processes()) and time.monotonic() < until:
             time.sleep(0.02)
@@ -70,7 +73,7 @@ class Loopback:
 def loopback(
     folder: Path, python: str, path: Sequence[Path], more: Mapping[str, str] | None = None
 ) -> Iterator[Loopback]:
-    """Turn a camera on: `python` is its python3, `path` where that finds its packages, `more` its variables."""
+    """Start a camera. python: its python3; path: PYTHONPATH of that one; more: further environment variables."""
     camera = Loopback(folder, folder / "home", _free_port(), f"edgekd-camera-{secrets.token_hex(8)}")
     for each in (folder / "bin", camera.home / ".ssh"):
         each.mkdir(parents=True)
@@ -92,7 +95,7 @@ def loopback(
     config = folder / "sshd_config"
     config.write_text(_config(camera, variables) + _UNPUNISHED, "ascii")
     if subprocess.run([SSHD, "-t", "-f", str(config)], capture_output=True).returncode:
-        config.write_text(_config(camera, variables), "ascii")  # an OpenSSH before 9.8, which knows no penalties
+        config.write_text(_config(camera, variables), "ascii")  # OpenSSH before 9.8 does not have the penalty option
     with (folder / "log").open("wb") as log:
         command = [SSHD, "-D", "-e", "-f", str(config)]
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
@@ -129,7 +132,7 @@ def _free_port() -> int:
 
 
 def _wait_for(camera: Loopback, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):  # at most a minute: the machine may be busy
+    for _ in range(1200):  # at most a minute
         if server.poll() is not None:
             break
         try:

@@ -1,4 +1,4 @@
-"""A small network with a LayerNorm between products, as one operator or decomposed, and of any size of values."""
+"""A small network with a LayerNorm between matrix products, as one operator or decomposed, with values of any scale."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def normalized_model(
     """images [1, 3, 8, 8] -> output0 [1, 64, 24]: convolution, LayerNorm, two products with ReLU between.
 
     Args:
-        size: Factor of the convolution's outputs, which the LayerNorm takes out again.
-        spread: Factor between the largest and the smallest gamma.
+        size: Factor of the convolution's outputs, which the LayerNorm cancels.
+        spread: Ratio of the largest to the smallest gamma.
         decomposed: Write the LayerNorm as exporters do below opset 17.
         residual: Add the LayerNorm's output to that of the second product.
         flat: Reshape the LayerNorm's output to rows before the first product, and back behind it.
@@ -93,6 +93,6 @@ def _decomposed() -> list[Any]:
 
 
 def pictures(count: int, seed: int = 1) -> list[np.ndarray]:
-    """Frames float32 [1, 3, 8, 8] from 0 to 1."""
+    """Return frames float32 [1, 3, 8, 8] from 0 to 1."""
     rng = np.random.default_rng(seed)
     return [rng.uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32) for _ in range(count)]

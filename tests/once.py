@@ -1,4 +1,4 @@
-"""Folders that are filled once in a test session, for all processes that run its tests."""
+"""Folders that are filled once per test session, for all its worker processes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], object]) -> Path:
-    """Return the folder `name` of the session, not to be changed.
+    """Return the session's folder `name`. Do not change it.
 
-    The first process that asks for it calls `fill` with the empty folder; the others wait for it. Where that fails, the
-    next one that asks tries again.
+    The first process calls `fill` with the empty folder; others wait for it. If `fill` fails, the next process tries
+    again.
     """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # the folder of a worker lies in that of the session
+        root = root.parent  # a worker's folder is inside the session's
     folder = root / "once" / name
     folder.parent.mkdir(exist_ok=True)
     done = folder.with_name(f"{name}.done")

@@ -1,7 +1,7 @@
-"""Families of detectors by ONNX: small networks that end as each family's export does, and the family's own rules.
+"""Families of ONNX detectors: small networks with the outputs of each family's export, and the family's decoding rules.
 
-The rules say how the family's repository turns the outputs of its export into boxes in pixels of the input and scores
-of classes, before suppression. They are written anew, by the files that the descriptions in `heads/shipped` name.
+The rules compute boxes in input pixels and class scores from the outputs, before NMS, as the family's repository does.
+They are reimplemented from the files that the descriptions in `heads/shipped` name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class OnnxFamily:
     """Families with the same export.
 
     Args:
-        names: As people know them, separated by commas.
-        form: Of the export, where the families have several.
-        export: Adds the ends of the export to a network.
-        rules: From the outputs, and the size of the input, to candidates.
-        head: What `--head` has to say; None where the graph is recognised.
+        names: Common names, separated by commas.
+        form: Name of the export form, if the families have several.
+        export: Adds the outputs of the export to a network.
+        rules: Decodes the outputs to candidates, given the input's size.
+        head: Value for `--head`; None if the graph is recognised.
         size: Height and width of the input.
-        best_class: True where a box has its best class alone.
-        inputs: Values of inputs other than the image, which the family's own tools feed.
-        needs_torch: True where the rules are torchvision's own code.
+        best_class: True if each box has only its best class.
+        inputs: Values of inputs other than the image, as the family's own tools pass them.
+        needs_torch: True if the rules are torchvision's own code.
     """
 
     names: str
@@ -68,7 +68,7 @@ def softmax(value: np.ndarray) -> np.ndarray:
 
 
 def points(size: Size, strides: Sequence[float], offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return a point of each cell [n, 2] x, y in pixels, `offset` cells from its corner, and strides [n, 1]."""
+    """Return each cell's point [n, 2], x, y in pixels, `offset` cells from its corner; and strides [n, 1]."""
     rows = [
         ((x + offset) * stride, (y + offset) * stride, stride)
         for stride in strides
@@ -88,12 +88,12 @@ def from_distances(at: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def means(bins: np.ndarray, count: int = 8) -> np.ndarray:
-    """Return the mean of each distribution over 0 to `count - 1`, [n, 4]."""
+    """Return the means [n, 4] of distributions over 0 to `count - 1` (DFL)."""
     return (softmax(bins.reshape(-1, 4, count)) * np.arange(count)).sum(-1)
 
 
 def levels(raw: Raw, prefix: str) -> np.ndarray:
-    """Return the rows of all levels' outputs, in the order of the graph."""
+    """Return the rows of all levels' outputs, concatenated in graph order."""
     return np.concatenate([value[0] for name, value in raw.items() if name.startswith(prefix)])
 
 
@@ -149,7 +149,7 @@ def _of_yolov5(raw: Raw, size: Size) -> Candidates:
 
 
 def _queries(logits: str, boxes: str, classes: int) -> Callable[[Network], None]:
-    """Return an export of a DETR's last layer."""
+    """Return a function that adds the outputs of a DETR's last layer."""
 
     def export(net: Network) -> None:
         net.give(logits, net.rows(net.maps(classes, spread=2.0, mean=-1.0), classes))
@@ -221,7 +221,7 @@ def _damo_yolo(net: Network) -> None:
 
 
 def _yolo_nas(net: Network) -> None:
-    """Numbers are the names that PyTorch gives outputs."""
+    """Add the outputs of YOLO-NAS, whose names are the numbers that PyTorch assigns."""
     net.give("913", net.corners(net.decoded()))
     net.give("904", net.scores())
 
@@ -234,7 +234,7 @@ def _pp_yoloe(net: Network) -> None:
 
 
 def _torchvision_head(strides: Sequence[float], anchors: Sequence[int], spread: float) -> Callable[[Network], None]:
-    """Return an export of a head by torchvision: its outputs, with a column for the background."""
+    """Return a function that adds the outputs of a torchvision head, with a column for the background."""
 
     def export(net: Network) -> None:
         for name, columns, width in (("cls_logits", 1 + len(CLASSES), 1.0), ("bbox_regression", 4, spread)):
@@ -249,7 +249,7 @@ def _torchvision_head(strides: Sequence[float], anchors: Sequence[int], spread: 
 
 
 def _of_ssd(generator: Callable[[Any], Any], strides: Sequence[float]) -> Callable[[Raw, Size], Candidates]:
-    """Return the rules of torchvision's SSD, by its own default boxes and coder."""
+    """Return the rules of torchvision's SSD, with its own default boxes and coder."""
 
     def rules(raw: Raw, size: Size) -> Candidates:
         import torch
@@ -265,7 +265,7 @@ def _of_ssd(generator: Callable[[Any], Any], strides: Sequence[float]) -> Callab
 
 
 def _of_retinanet(raw: Raw, size: Size) -> Candidates:
-    """Return what torchvision's RetinaNet computes, by its own anchors and coder."""
+    """Decode as torchvision's RetinaNet, with its own anchors and coder."""
     import torch
     from torchvision.models.detection import _utils, image_list, retinanet
 

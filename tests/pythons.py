@@ -1,4 +1,4 @@
-"""Other Pythons, as cameras have them, with packages for them."""
+"""Python versions of cameras, and packages for them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from once import once
 
 
 def interpreter(version: str) -> str:
-    """A real Python of that version, from pyenv or the system. Skips where there is none, and says so."""
+    """Return the path of a Python of that version, from pyenv or the system. Skips the test if there is none."""
     return find(version) or pytest.skip(f"no Python {version} on this host")
 
 
 def find(version: str) -> str | None:
-    """A real Python of that version, from pyenv or the system."""
+    """Return the path of a Python of that version, from pyenv or the system; None if there is none."""
     installed = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python{version}"))
     for candidate in (*map(str, installed), f"python{version}"):
         try:
@@ -28,11 +28,11 @@ def find(version: str) -> str | None:
 
 
 class UnavailableError(Exception):
-    """Packages that cannot be installed; the last line of what pip says."""
+    """Packages cannot be installed. The message is the last line of pip's output."""
 
 
 def wheels(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Path:
-    """Return a folder with packages for a Python, as `installed` does. Skips where they cannot be had."""
+    """Return a folder with packages for a Python, like `installed`. Skips the test if they cannot be installed."""
     try:
         return installed(factory, version, *arguments)
     except UnavailableError as error:
@@ -40,7 +40,7 @@ def wheels(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Pa
 
 
 def installed(factory: pytest.TempPathFactory, version: str, *arguments: str) -> Path:
-    """Return a folder with packages for a Python, not to be changed. arguments: packages and options, for pip."""
+    """Return a folder with packages for a Python. Do not change it. arguments: packages and options for pip."""
 
     return once(factory, f"python{version}-{'-'.join(arguments)}", lambda folder: install(version, folder, *arguments))
 
@@ -55,5 +55,5 @@ def install(version: str, folder: Path, *arguments: str) -> None:
 
 
 def here() -> tuple[str, list[Path]]:
-    """The Python that runs the tests, and where it finds its packages."""
+    """Return the Python that runs the tests, and the folders of its packages."""
     return str(Path(sys.executable).resolve()), [Path(path) for path in sys.path if path.endswith("site-packages")]

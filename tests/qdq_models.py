@@ -1,4 +1,4 @@
-"""Small Q/DQ networks for tests, and what they compute."""
+"""Small Q/DQ networks for tests, and their outputs by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def conv_pair(
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """Return what ONNX Runtime computes, node by node as written. feeds: for `conv_pair` the same noise by default."""
+    """Return ONNX Runtime's output without graph optimizations. feeds: by default fixed noise for `conv_pair`."""
     noise = {"x": np.random.default_rng(1).normal(0, 1, [1, CHANNELS, 6, 6]).astype(np.float32)}
     output: np.ndarray = _session(model).run(None, feeds or noise)[0]
     return output
 
 
 def every_value(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the inputs and every float value that ONNX Runtime computes in a Q/DQ graph as written, by name."""
+    """Return the inputs and every float tensor of a Q/DQ graph by name, computed without graph optimizations."""
     model = onnx.load(path)
     known = {output.name for output in model.graph.output}
     tensors = [name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.output]
@@ -75,6 +75,6 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def int8_constants(model: onnx.ModelProto) -> list[str]:
-    """Names of the INT8 initializers that a DequantizeLinear reads as its data."""
+    """Return the names of INT8 initializers that a DequantizeLinear reads as its data."""
     found = {each.name for each in model.graph.initializer if each.data_type == TensorProto.INT8}
     return [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in found]

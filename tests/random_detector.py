@@ -1,4 +1,4 @@
-"""Ultralytics checkpoints with random weights, for tests of what happens to a detector's structure."""
+"""Ultralytics checkpoints with random weights, for tests of changes to a detector's structure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GENERATIONS = {
     "yolo12n": "YOLO12",
     "yolo26n": "YOLO26",
 }
-"""Families of YOLO by Ultralytics, by the smallest model of each."""
+"""Ultralytics' YOLO families, each by its smallest model."""
 WIDTHS = {**dict.fromkeys(GENERATIONS, 0.125), "yolov9t": 0.5, "yolov10n": 0.25, "yolo12n": 0.25}
-"""Factor of the channels of each, for a network that is small: the attention of the last two takes no smaller one."""
+"""Width factor of each, for a small network. The attention of the last two does not allow smaller factors."""
 
 
 def write_detector(folder: Path, model: str, width: float | None, side: int) -> Path:
-    """Write an untrained detector of two classes; side: of its input in pixels."""
+    """Write an untrained detector of two classes, and return its path. side: input size in pixels."""
     import torch
 
     from edgekd.compress.steps import Distill

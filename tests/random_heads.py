@@ -19,7 +19,7 @@ SIDE = 128
 
 
 def lively(network: Any) -> Any:
-    """Return the network with scores that differ from box to box, by one step of batch statistics."""
+    """Return the network after one update of batch-norm statistics, which makes scores differ between boxes."""
     import torch
 
     for layer in network.modules():
@@ -29,13 +29,13 @@ def lively(network: Any) -> Any:
         network.train()(torch.rand(4, 3, SIDE, SIDE))
         for name, parameter in network.model[-1].named_parameters():
             if name.endswith(".2.weight"):
-                # Distances to the sides that are predicted as they are have to be positive.
+                # Distances that are predicted directly must be positive.
                 parameter.normal_(0, 0.001 if network.model[-1].reg_max == 1 and "cv2." in name else 0.02)
     return network.eval()
 
 
 def saved(network: Any, folder: Path) -> Path:
-    """Write the checkpoint of a network."""
+    """Write a network's checkpoint, and return its path."""
     import torch
 
     torch.save({"model": network, "train_args": {"imgsz": SIDE}}, folder / "model.pt")
@@ -43,14 +43,14 @@ def saved(network: Any, folder: Path) -> Path:
 
 
 CONFIDENCE, IOU = 0.05, 0.7
-"""Thresholds at which random networks find enough."""
+"""Thresholds at which random networks have enough detections."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportedNetwork:
-    """A network and its export on the same frame.
+    """Results of a network and of its export on the same frame.
 
-    raw: outputs of the network; decoded: detections by ONNX Runtime and edgekd's decoding.
+    raw: outputs of the network; decoded: detections of the export by ONNX Runtime and edgekd's decoding.
     """
 
     raw: Any
@@ -60,7 +60,7 @@ class ExportedNetwork:
 
 
 def exported(network: Any, folder: Path) -> ExportedNetwork:
-    """Export a network of one input, and run both on a random frame."""
+    """Export a network, and run both on a random frame."""
     import torch
 
     from edgekd.detectors.ultralytics.detector import UltralyticsDetector
@@ -71,7 +71,7 @@ def exported(network: Any, folder: Path) -> ExportedNetwork:
     result = export(UltralyticsDetector(saved(network, folder)), folder / "graph.onnx", 13)
     with ONNXRUNTIME_CPU.load(folder / "graph.onnx") as session:
         output = session.run(frame)
-    # Ultralytics selects a box for each of its classes where a branch needs no NMS.
+    # Without NMS Ultralytics can select a box once per class.
     thresholds = Thresholds(CONFIDENCE, IOU, multi_label=network.end2end)
     decoded = decode(output, result.spec, place(SIDE, SIDE, result.spec.preprocess), thresholds)
     return ExportedNetwork(raw, result, Graph(load_graph(folder / "graph.onnx")), decoded)

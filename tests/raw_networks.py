@@ -1,4 +1,4 @@
-"""Small networks with random weights, to which the end of any detector's export can be added."""
+"""Small networks with random weights, to which the outputs of any detector's export can be added."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 class Network:
-    """A pyramid of convolutions with random weights, to which the ends of an export are added. size: height, width."""
+    """A pyramid of convolutions with random weights, to which outputs are added. size: height, width."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
@@ -27,7 +27,7 @@ class Network:
         self.inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *size])]
         self.outputs: list[Any] = []
         self._rng = np.random.default_rng(0)
-        # Whatever the range of frames is, values vary as in a trained network.
+        # Values vary as in a trained network, for any range of the frames.
         self._image = self.add("InstanceNormalization", ["images", np.ones(3, np.float32), np.zeros(3, np.float32)])
         self._levels: dict[Sequence[float], list[str]] = {}
 
@@ -44,7 +44,7 @@ class Network:
         return results if outputs > 1 else results[0]
 
     def conv(self, source: str, channels: tuple[int, int], side: int, spread: float, mean: float, pads: Size) -> str:
-        """Add a convolution of squares of this side, each by itself."""
+        """Add a convolution with kernel and stride `side`."""
         weight = self._rng.normal(0, spread / math.sqrt(channels[0] * side**2), (*channels[::-1], side, side))
         bias = np.full(channels[1], mean)
         inputs = [source, weight.astype(np.float32), bias.astype(np.float32)]
@@ -69,7 +69,7 @@ class Network:
             width, sides = WIDTH_OF_MAPS, cells
 
     def rows(self, maps: Sequence[str], columns: int) -> str:
-        """Return the columns of each cell of all levels, [1, n, columns]."""
+        """Return the values of the cells of all levels as rows, [1, n, columns]."""
         flat = [self.add("Reshape", [each, np.array([1, columns, -1])]) for each in maps]
         return str(self.join([self.add("Transpose", [each], perm=[0, 2, 1]) for each in flat], 1))
 
@@ -80,7 +80,7 @@ class Network:
         return str(self.add("Sigmoid", [source]))
 
     def decoded(self, strides: Sequence[float] = STRIDES) -> str:
-        """Return boxes cx, cy, w, h in pixels [1, n, 4], as an export computes them."""
+        """Return boxes cx, cy, w, h in pixels [1, n, 4], computed as in an export."""
         return str(self.add("Mul", [self.sigmoid(self.rows(self.maps(4, strides), 4)), np.float32(min(self.size))]))
 
     def corners(self, boxes: str, axis: int = 2) -> str:
@@ -103,12 +103,12 @@ class Network:
         return boxes, scores, classes
 
     def give(self, name: str, source: str, kind: int = TensorProto.FLOAT) -> None:
-        """Name an output. Its shape is inferred."""
+        """Make a tensor an output with this name. Its shape is inferred."""
         self.nodes.append(helper.make_node("Identity", [source], [name], f"{name}.node"))
         self.outputs.append(helper.make_tensor_value_info(name, kind, None))
 
     def model(self) -> Any:
-        """Return the ModelProto, of opset 13, with shapes of outputs and names of classes."""
+        """Return the ModelProto with opset 13, output shapes and class names."""
         weights = [numpy_helper.from_array(value, name) for name, value in self.weights.items()]
         graph = helper.make_graph(self.nodes, "family", self.inputs, self.outputs, weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

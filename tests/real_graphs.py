@@ -19,13 +19,13 @@ NAMES = ("yolo11n.pt", "yolo26n.pt", "yolox_nano.onnx")
 DEMO = DETECTOR.name
 """The detector that ships with the package."""
 WIDE_NAMES = (*NAMES, "yolov8n.yaml", DEMO)
-"""Every family that builds are promised for: where no weights lie in the shared folder, with random ones."""
+"""One detector of every family that builds support; with random weights if the shared folder has none."""
 
 
 def swept(*names: str, values: Sequence[object] = ()) -> list[Any]:
-    """Return a parameter for each detector, with its value.
+    """Return a test parameter for each detector, with its value.
 
-    Slow where PyTorch has to export it; left to a release where it also has random weights: its layers are YOLO11's.
+    It is marked slow if PyTorch exports the detector, and left to a release if that has random weights.
     """
     rows = zip(names, values, strict=True) if values else ((name,) for name in names)
     marks = {".onnx": (), ".pt": (pytest.mark.slow,), ".yaml": (pytest.mark.release,)}
@@ -34,7 +34,7 @@ def swept(*names: str, values: Sequence[object] = ()) -> list[Any]:
 
 @dataclass(frozen=True)
 class RealGraph:
-    """A graph on disk, not to be changed, and what its export said."""
+    """A graph on disk, which must not be changed, and the result of its export."""
 
     path: Path
     exported: Exported
@@ -54,7 +54,7 @@ def real_graph(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def _random_checkpoint(description: str, folder: Path) -> Path:
-    """Write a checkpoint of an architecture that Ultralytics describes, with random weights."""
+    """Write a checkpoint of one of Ultralytics' architectures with random weights."""
     import torch
     from ultralytics import YOLO
 

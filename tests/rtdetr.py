@@ -54,15 +54,15 @@ head:
   - [-1, 2, RepC3, [32]]
   - [[20, 23, 26], 1, RTDETRDecoder, [nc, 32, 20, 4, 4, 2, 64]]
 """
-"""The layers of rtdetr-l, with fewer of them and fewer channels."""
+"""YAML like rtdetr-l's, with fewer layers and channels."""
 
 
 def write_sure(
     path: Path, frames: Any, layers: str = LAYERS, classes: Sequence[str] = ("red", "green"), noise: float = 0.0
 ) -> Path:
-    """Write a checkpoint of one with these layers that is sure of something here and there.
+    """Write a checkpoint with these layers that has some detections with high scores.
 
-    frames: float32 [b, 3, side, side], to which batch norms are fitted; noise: share by which weights are disturbed.
+    frames: float32 [b, 3, side, side], for batch-norm statistics; noise: relative noise added to the weights.
     """
     description = path.with_suffix(".yaml")
     description.write_text(layers.format(classes=len(classes)), "ascii")
@@ -86,7 +86,7 @@ def write_sure(
 
 
 def write_rtdetr(path: Path, classes: Sequence[str], side: int) -> Path:
-    """Write a checkpoint of one for these classes and frames of this side in pixels."""
+    """Write a checkpoint for these classes and an input of this size in pixels."""
     path.with_suffix(".yaml").write_text(LAYERS.format(classes=len(classes)), "ascii")
     torch.manual_seed(0)
     network = RTDETRDetectionModel(str(path.with_suffix(".yaml")), nc=len(classes), verbose=False)

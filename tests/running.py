@@ -1,4 +1,4 @@
-"""What the tests of the command line say of a run."""
+"""Runs of the command line and of builds, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ran:
-    """What the command line left behind: exit code, and everything on stdout and stderr."""
+    """Result of a command: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -21,7 +21,7 @@ class Ran:
 
     @property
     def json(self) -> Any:
-        """The one document on stdout; fails where there is anything else."""
+        """The JSON document on stdout. Fails if there is other output."""
         return json.loads(self.out)
 
 
@@ -30,15 +30,15 @@ BRIEFLY = {
         filter(None, (str(Path(__file__).parent / "timed_briefly"), os.environ.get("PYTHONPATH")))
     )
 }
-"""Environment of processes that time each graph briefly."""
+"""Environment variables for processes, to time each graph briefly."""
 EdgeKD = Callable[..., Ran]
 DEVICE = ("--device", "local:onnxruntime-cpu")
-"""For runs that time something: ONNX Runtime loads a graph sooner than OpenVINO."""
+"""Options for runs with timing: ONNX Runtime loads a graph faster than OpenVINO."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build: its folder, the bundle in it, and what `--json` said."""
+    """A finished build: its folder, its bundle, and the output of `--json`."""
 
     out: Path
     bundle: Path
@@ -46,5 +46,5 @@ class Built:
 
 
 def build_command(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
-    """`edgekd build` as a process of its own."""
+    """Return the command of `edgekd build` for a separate process."""
     return [sys.executable, "-m", "edgekd", "build", str(model), "--data", str(data), "--out", str(out), *flags]

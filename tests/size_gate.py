@@ -1,4 +1,4 @@
-"""The size gate: functions and files stay short enough to see. Run by `make check`.
+"""The size gate: limits for the length of functions and files. Run by `make check`.
 
 Limits: 60 lines a function, 25 for nine out of ten, 450 lines a file; no `global` statement.
 """
@@ -14,7 +14,7 @@ FUNCTION, FUNCTION_P90, FILE = 60, 25, 450
 
 
 def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring and decorators."""
+    """Return the lines of a function without its docstring and decorators."""
     documented = ast.get_docstring(node) is not None and len(node.body) > 1
     doc = node.body[0]
     docstring = doc.end_lineno - doc.lineno + 1 if documented and doc.end_lineno else 0
@@ -22,7 +22,7 @@ def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def main() -> int:
-    """Print what is too long; exit status 1 if anything is."""
+    """Print what is too long. Return 1 if anything is, else 0."""
     problems, lengths = [], []
     for path in sorted((ROOT / "edgekd").rglob("*.py")):
         name, text = path.relative_to(ROOT), path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""A network with everything that placement has rules for, and small: residual, concat, pooling, DFL, head."""
+"""A small network with every structure that the placement rules cover: residual, concat, pooling, DFL, head."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def write(model: Any, folder: Path, name: str = "small.onnx") -> Path:
 
 
 def frames(count: int, seed: int = 1) -> list[np.ndarray]:
-    """Frames float32 [1, 3, 32, 32] from 0 to 1."""
+    """Return frames float32 [1, 3, 32, 32] from 0 to 1."""
     rng = np.random.default_rng(seed)
     return [rng.uniform(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32) for _ in range(count)]

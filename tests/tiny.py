@@ -1,8 +1,8 @@
 """A detector and a data set small enough for whole builds in a test.
 
-The scenes are dark and noisy, with red and green squares in them; the detector is an ONNX graph whose weights were
-set by hand so that it finds them. It makes mistakes in a known way: its boxes are always 16 pixels wide, the squares
-are 14 to 18, so mAP50 is 1 and mAP50-95 is clearly below.
+The scenes are dark and noisy, with red and green squares. The detector is an ONNX graph with hand-set weights that
+finds them. Its errors are known: its boxes are always 16 pixels wide, the squares 14 to 18 pixels, so mAP50 is 1 and
+mAP50-95 is clearly lower.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write_model(path: Path, classes: tuple[str, ...] = CLASSES) -> Path:
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 6, CELLS])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    # Opset 13, so that even the oldest target's parser takes it.
+    # Opset 13, which the oldest target's parser supports.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if classes:
         helper.set_model_props(model, {"names": str(dict(enumerate(classes)))})
@@ -84,7 +84,7 @@ def write_data(folder: Path, train: int = 12, val: int = 8) -> Path:
 
 
 def _anchors() -> np.ndarray:
-    """Boxes cx, cy, w, h float32 [1, 4, 84]: every cell's own square, in input pixels."""
+    """Return boxes cx, cy, w, h float32 [1, 4, 84] in input pixels: each cell's own square."""
     rows = []
     for stride in (8, 16, 32):
         ys, xs = np.mgrid[: SIDE // stride, : SIDE // stride] * stride + stride // 2
@@ -93,7 +93,7 @@ def _anchors() -> np.ndarray:
 
 
 def _scene(rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """An image uint8 [64, 64, 3] BGR with two to five squares, and its label lines."""
+    """Return an image uint8 [64, 64, 3] BGR with two to five squares, and its label lines."""
     image = rng.integers(0, 50, (SIDE, SIDE, 3), np.uint8)
     labels = []
     for cell in rng.choice((SIDE // _CELL) ** 2, rng.integers(2, 6), replace=False):

@@ -1,4 +1,4 @@
-"""Small DETRs by transformers with random weights, in folders."""
+"""Small DETRs of Hugging Face transformers with random weights."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def rf_detr(names: tuple[str, ...] = NAMES) -> Any:
 
 
 def save_detr(config: Any, folder: Path, **processor: Any) -> Path:
-    """Write a folder whose predictions vary like those of a trained network: large weights, and their statistics."""
+    """Write a model folder whose predictions vary like a trained network's: large weights, updated statistics."""
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     network = transformers.AutoModelForObjectDetection.from_config(config)

@@ -1,4 +1,4 @@
-"""The detector and the data set of `tiny`, with every box turned by one angle."""
+"""The detector and the data set of `tiny`, with every box rotated by one angle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from edgekd.core.detection.rotated import corners_of
 
 ANGLE = 0.1
-"""Radians of the detector's boxes and of the labels."""
+"""Angle of the detector's boxes and of the labels in radians."""
 
 
 def write_model(path: Path) -> Path:
@@ -29,7 +29,7 @@ def write_model(path: Path) -> Path:
 
 
 def write_data(folder: Path, train: int = 12, val: int = 8) -> Path:
-    """Write the scenes of `tiny`, with the corners of every square, turned about its centre, as its label."""
+    """Write the scenes of `tiny`, labelled with the corners of every square rotated about its centre."""
     tiny.write_data(folder, train, val)
     for file in sorted(folder.glob("labels/*/*.txt")):
         table = np.array([line.split() for line in file.read_text("ascii").splitlines()], np.float64).reshape(-1, 5)

@@ -1,6 +1,6 @@
-"""The detector and the data set of `tiny` with two keypoints for each square: its first and its last corner.
+"""The detector and the data set of `tiny` with two keypoints per square: its first and last corner.
 
-The detector puts them at the corners of its own boxes; the last corner is labelled as hidden.
+The detector predicts the corners of its own boxes. The last corner is labelled as hidden.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import tiny
 from onnx import helper, numpy_helper
 
 SHAPE = [2, 3]
-"""Keypoints of an object, and numbers of each: x, y, visibility."""
+"""Number of keypoints per object, and of values per keypoint: x, y, visibility."""
 VISIBLE = (0.9, 0.2)
-"""Probability that each is visible, as the detector sees it."""
+"""Predicted probability that each keypoint is visible."""
 
 
 def write_model(path: Path) -> Path:

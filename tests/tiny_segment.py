@@ -14,9 +14,9 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 COUNT = 4
-"""Prototypes, and coefficients of a box."""
+"""Number of prototypes, and of coefficients per box."""
 PIXELS = tiny.SIDE // 4
-"""Side of a prototype."""
+"""Side of a prototype in pixels."""
 
 
 def write_model(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A small vision transformer as PyTorch writes it, with trained-like weights, and pictures that it tells apart."""
+"""A small vision transformer exported by PyTorch, with trained-like weights, and pictures that it distinguishes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 SIDE, WIDTH, CLASSES = 32, 64, 10
 LAYERS = 10
-"""A patch embedding by convolution, four products in each of two blocks, and the head."""
+"""Number of layers with weights: the patch embedding, four products in each of two blocks, and the head."""
 
 
 def write_transformer(path: Path, norm_first: bool = True) -> Path:
-    """images [1, 3, 32, 32] -> scores [1, 10]; norm_first: whether blocks normalize what they read or their sums."""
+    """Write the network: images [1, 3, 32, 32] -> scores [1, 10]. norm_first: pre-norm blocks; False: post-norm."""
     import torch
     from torch import nn
 
@@ -38,7 +38,7 @@ def write_transformer(path: Path, norm_first: bool = True) -> Path:
     network = Transformer().eval()
     with torch.no_grad():
         for parameter in network.parameters():
-            if parameter.ndim == 2:  # inputs and outputs of unlike importance, and few directions that count
+            if parameter.ndim == 2:  # channels of different importance, and low effective rank
                 outputs, inputs = parameter.shape
                 core = torch.randn(outputs, 12) @ torch.randn(12, inputs) / 12**0.5 + torch.randn(outputs, inputs)
                 sizes = torch.randn(inputs).mul(0.4).exp() * torch.randn(outputs, 1).mul(0.4).exp()
@@ -46,7 +46,7 @@ def write_transformer(path: Path, norm_first: bool = True) -> Path:
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) / 10)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
+        warnings.simplefilter("ignore")  # the exporter's own warnings
         example = torch.zeros(1, 3, SIDE, SIDE)
         names = {"input_names": ["images"], "output_names": ["scores"]}
         torch.onnx.export(network, (example,), str(path), opset_version=17, dynamo=False, **names)
@@ -54,7 +54,7 @@ def write_transformer(path: Path, norm_first: bool = True) -> Path:
 
 
 def pictures(count: int, seed: int = 1) -> list[np.ndarray]:
-    """Pictures float32 [1, 3, 32, 32] from 0 to 1: four by four coloured fields and noise."""
+    """Return pictures float32 [1, 3, 32, 32] from 0 to 1: four by four coloured fields and noise."""
     rng = np.random.default_rng(seed)
     fields = rng.uniform(0, 1, (count, 3, 4, 4)).repeat(8, axis=2).repeat(8, axis=3)
     noisy = fields + rng.normal(0, 0.1, (count, 3, SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""ONNX models with values in other files, at every place where a tensor can be."""
+"""ONNX models with external data, at every place where a tensor can be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_of(
 
 
 def outside(location: str, dims: tuple[int, ...] = (12,), **more: object) -> Any:
-    """Return a model that adds a constant, whose values are said to be in another file."""
+    """Return a model that adds a constant whose values are declared as external data at `location`."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, **more}.items():
         tensor.external_data.add(key=key, value=str(value))
@@ -32,7 +32,7 @@ def outside(location: str, dims: tuple[int, ...] = (12,), **more: object) -> Any
 
 
 def in_branch(model: Any) -> Any:
-    """Return the model with its constants in one branch of an If; in both, nesting would double it each time."""
+    """Return the model with its constants in one branch of an If: with both, nesting would double the size."""
     output = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [12])]
     branch = helper.make_graph(model.graph.node, "b", [], output, model.graph.initializer)
     other = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "o", [], output)
@@ -63,7 +63,7 @@ def in_attribute(model: Any) -> Any:
 
 
 def in_list(model: Any) -> Any:
-    """Return the model with its constant in an attribute with several."""
+    """Return the model with its constant in an attribute that is a list of tensors."""
     return model_of([helper.make_node("Other", ["x"], ["y"], domain=DOMAIN, many=list(model.graph.initializer))])
 
 

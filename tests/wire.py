@@ -1,4 +1,4 @@
-"""A wire between a host and a camera that can be cut, or go dead, at any moment."""
+"""A TCP proxy between a host and a camera that can reset connections, or stop forwarding, at any moment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PIECE = 1 << 14
 
 
 class Wire:
-    """Passes on what comes to `port`, to another port of this machine.
+    """Forwards connections to `port` to another port of this machine.
 
-    sent_bytes: to the camera, by all connections; bytes_per_s: how fast it is in that direction.
+    sent_bytes: bytes sent to the camera by all connections; bytes_per_s: rate limit in that direction.
     """
 
     def __init__(self, goal: int, bytes_per_s: float = 20e6) -> None:
@@ -34,28 +34,28 @@ class Wire:
         self._accepting.start()
 
     def after(self, count: int, act: Callable[[], None]) -> None:
-        """Do something, such as `cut`, once when `count` more bytes have been sent."""
+        """Call `act`, for example `cut`, once after `count` more bytes were sent."""
         self._act, self._left = act, count
 
     def cut(self) -> None:
-        """Reset every connection, as a switch that loses power does not, but a host that restarts."""
+        """Reset every connection, as a restarting host does."""
         pairs, self._pairs = self._pairs, []
         for end in (end for pair in pairs for end in pair):
             with contextlib.suppress(OSError):
-                # To linger for no time is to reset.
+                # A linger time of 0 makes close() reset the connection.
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def go_dead(self) -> None:
-        """Pass nothing on any more, in connections that stay open, and take no new ones."""
+        """Stop forwarding, keep connections open, and accept no new ones."""
         self._dead.set()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all sockets."""
         with self._listener:
-            self._listener.shutdown(socket.SHUT_RDWR)  # or the thread would wait for connections for ever
+            self._listener.shutdown(socket.SHUT_RDWR)  # else the thread would wait for connections forever
         self._accepting.join()
         self.cut()
 
@@ -99,7 +99,7 @@ class Wire:
 
 @contextmanager
 def wire_to(port: int, bytes_per_s: float = 20e6) -> Iterator[Wire]:
-    """A wire to a port, closed at the end."""
+    """Yield a wire to a port; close it at the end."""
     wire = Wire(port, bytes_per_s)
     try:
         yield wire

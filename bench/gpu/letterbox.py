@@ -1,4 +1,4 @@
-"""Compare the letterbox on a GPU with the host's, bit for bit, and time both from a frame to the input on the GPU."""
+"""Compare the letterbox on the GPU with the host's, bit for bit, and time both from frame to input on the GPU."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def median_ms(work: Callable[[], object]) -> float:
 
 
 def compared(gpu: PyCuda, preprocess: Preprocess, size: tuple[int, int]) -> tuple[int, float, float]:
-    """Return the number of values that differ, and the milliseconds on the GPU and by the host."""
+    """Return the number of differing values, and the milliseconds of the GPU's and of the host's letterbox."""
     on_gpu = GpuLetterbox(gpu, preprocess, 1)
     shape = (size[0] * 3 // 2, size[1]) if preprocess.input == "nv12" else (*size, 3)
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Quantization-aware training on a GPU: trains a float YOLO on the PPE images, then lets edgekd's training and
-# Ultralytics' with `quantize=8` start from it, and scores what they make. One model a call, within LIMIT
-# seconds; what is done by then is in $OUT (default: runs/gpu/quantization_aware), and a call with START=that folder goes
-# on: $MODEL.json and .md (the result so far), $MODEL-rows.json, and the float checkpoint in parts, $MODEL.pt.00 ...
-# Run in the repository's root. MODEL: yolo11s, yolo11m, ...; WEIGHTS: a trained float checkpoint, which is then not
-# trained here; SHARED: a folder with data/ppe. Further arguments go to bench/quantization_aware.py.
-# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS what
-# is missing of ultralytics ultralytics-thop ultralytics-platform nvidia-modelopt omegaconf pulp huggingface_hub onnxslim
-# faster-coco-eval. Ultralytics has to be there. Nothing is fetched.
+# Quantization-aware training on a GPU: trains a float YOLO on the PPE images, continues from it with edgekd's training
+# and with Ultralytics' `quantize=8`, and scores the results. One model per call, which stops after LIMIT seconds.
+# Results are in $OUT (default: runs/gpu/quantization_aware); a call with START=that folder continues: $MODEL.json and
+# .md (the result so far), $MODEL-rows.json, and the float checkpoint in parts, $MODEL.pt.00 ...
+# Run in the repository's root. MODEL: yolo11s, yolo11m, ...; WEIGHTS: a trained float checkpoint, to use in place of
+# training one; SHARED: a folder with data/ppe. Further arguments go to bench/quantization_aware.py.
+# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, ONNX Runtime, setuptools; and in WHEELS the
+# missing ones of ultralytics ultralytics-thop ultralytics-platform nvidia-modelopt omegaconf pulp huggingface_hub
+# onnxslim faster-coco-eval. Ultralytics is required. Downloads nothing.
 set -euo pipefail
 OUT=${OUT:-runs/gpu/quantization_aware}
 MODEL=${MODEL:-yolo11s}

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs bench/stand_in.py on a GPU by ONNX Runtime with CUDA, then bench/camera_to_detections.py --gpu where SHARED has
-# its images. Run in the repository's root; results go to $OUT (default: runs/gpu/stand_in).
-# ENGINE, BEFORE, AFTER: as bench/stand_in.py takes them; SECONDS_EACH: of each part; ROUNDS: of turns.
-# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, setuptools; and in WHEELS onnxruntime-gpu and
-# what is missing of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich.
-# A wheel too large to be brought at once comes in parts, over several calls: `split -b 60M WHEEL WHEEL.part-`, a part in
-# WHEELS at a time, and `stand_in.sh keep`; parts are kept in KEPT and put together by the call that measures.
+# Runs bench/stand_in.py on a GPU with ONNX Runtime's CUDA provider, then bench/camera_to_detections.py --gpu if SHARED
+# has its images. Run in the repository's root; results go to $OUT (default: runs/gpu/stand_in).
+# ENGINE, BEFORE, AFTER: options of bench/stand_in.py; SECONDS_EACH: seconds per part; ROUNDS: rounds of
+# bench/camera_to_detections.py.
+# Needs: python3 with PyTorch, torchvision, OpenCV, SciPy, Matplotlib, ONNX, setuptools; and in WHEELS onnxruntime-gpu
+# and the missing ones of ultralytics ultralytics-thop ultralytics-platform onnxslim faster-coco-eval typer rich.
+# A wheel that is too large for one transfer is sent in parts, over several calls: `split -b 60M WHEEL WHEEL.part-`,
+# then `stand_in.sh keep` with one part in WHEELS at a time. Parts are kept in KEPT; the call that measures joins them.
 set -euo pipefail
 OUT=$(realpath -m "${OUT:-runs/gpu/stand_in}")
 KEPT=${KEPT:-$HOME/.cache/edgekd-wheels}

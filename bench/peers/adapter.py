@@ -1,4 +1,4 @@
-"""Quantize one model with one tool, in the tool's own environment, and print what it took.
+"""Quantize one model with one tool, in the tool's own environment, and print time and memory.
 
     python adapter.py TOOL --model float.onnx --frames FOLDER --out int8.onnx [--method NAME] [--exclude NODE ...]
 
@@ -24,7 +24,7 @@ from own_cores import keep_to_own_cores
 
 @dataclass(frozen=True)
 class Job:
-    """One model to quantize. `exclude`: regular expressions that match the names of nodes to leave in float."""
+    """A model to quantize. `exclude`: regular expressions that match the names of nodes to leave in float."""
 
     model: Path
     frames: tuple[Path, ...]
@@ -48,12 +48,12 @@ Quantize = Callable[[Job], None]
 
 
 def edgekd() -> Quantize:
-    """Recipes `ptq` and `mixed`.
+    """edgekd's recipes `ptq` and `mixed`.
 
-    `--method`: nothing for `ptq`, `unsmoothed` for it without smoothing of normalizations, or how often the packed
-    `mixed` goes into the float file.
+    `--method`: none for `ptq`; `unsmoothed` for `ptq` without smoothing of normalizations; a number for `mixed`, the
+    factor by which the packed file is smaller than the float file.
     """
-    # edgekd imports these when it needs them; nobody's imports are counted.
+    # edgekd imports these on first use; no tool's imports are timed.
     import onnxruntime  # noqa: F401
     import scipy.linalg  # noqa: F401
 
@@ -85,7 +85,7 @@ def edgekd() -> Quantize:
 
 
 def modelopt() -> Quantize:
-    """NVIDIA ModelOpt's INT8 for ONNX, called as Ultralytics calls it for TensorRT 11. All frames lie in memory.
+    """NVIDIA ModelOpt's INT8 for ONNX, called as Ultralytics calls it for TensorRT 11. All frames are in memory.
 
     `--method`: `max` (what Ultralytics asks for) or `entropy` (ModelOpt's default).
     """
@@ -103,9 +103,9 @@ def modelopt() -> Quantize:
 
 
 def nncf() -> Quantize:
-    """NNCF's preset `mixed`: symmetric weights, asymmetric activations; all frames, the rest at its default.
+    """NNCF's preset `mixed`: symmetric weights, asymmetric activations; all frames, other settings at their default.
 
-    `--method`: nothing, or `transformer` for the model type with which NNCF smooths activations.
+    `--method`: none, or `transformer` for the model type with which NNCF smooths activations.
     """
     import nncf
 
@@ -126,8 +126,8 @@ def nncf() -> Quantize:
 def onnxruntime() -> Quantize:
     """ONNX Runtime's static quantization: INT8 convolutions, min-max ranges, one weight scale per channel.
 
-    `--method`: activations `symmetric`, as TensorRT wants them, or `asymmetric`, ONNX Runtime's default; `products`:
-    symmetric, and matrix products in INT8, too.
+    `--method`: activations `symmetric`, as TensorRT requires, or `asymmetric`, ONNX Runtime's default; `products`:
+    symmetric, with matrix products in INT8, too.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -164,7 +164,7 @@ def ultralytics() -> Quantize:
     """Ultralytics' own INT8 for `format=onnx`: the function behind `yolo export format=onnx quantize=8`."""
     from ultralytics.utils.export.onnx import onnx_int8_quantize
 
-    # It takes batches, which are the job's frames already.
+    # It expects batches; the job's frames are batches of one.
     return lambda job: onnx_int8_quantize(job.model, job.out, job.batches(), lambda batch: batch, job.input_name())
 
 
@@ -174,7 +174,7 @@ TOOLS = {tool.__name__: tool for tool in (edgekd, modelopt, nncf, onnxruntime, u
 def peak_bytes() -> int:
     """Return the largest resident memory of this process so far.
 
-    From /proc: `getrusage` also counts what the parent held when it forked.
+    Read from /proc: `getrusage` also counts the parent's memory at the fork.
     """
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -1,10 +1,10 @@
-"""Time what a frame takes before, in and after the engine with one tool, in the tool's own environment.
+"""Time a frame before, in and after the engine with one tool, in the tool's own environment.
 
     python frame_times.py TOOL --graph detector.onnx --frames FOLDER [--method NAME]
 
-FOLDER holds the frames, one uint8 `.npy` each. The first line on stdout is a JSON object, the version of every package
-beside the tool. Every line on stdin, the index of a frame in the order of names, is then answered by a JSON array: the
-milliseconds of processor time before, in and after the engine, and the number of detections. All tools have the same
+FOLDER holds the frames, one uint8 `.npy` each. The first line on stdout is a JSON object with the version of every
+package in the environment. Each line on stdin is the index of a frame, in the order of names. The answer is a JSON
+array: CPU milliseconds before, in and after the engine, and the number of detections. All tools have the same
 thresholds and the cores of the process. Only the tool `edgekd` needs edgekd.
 """
 
@@ -28,20 +28,20 @@ from own_cores import keep_to_own_cores
 CONFIDENCE = 0.25  # Ultralytics' and edgekd's default
 IOU = 0.7  # Ultralytics' and edgekd's default
 MAX_DETECTIONS = 300  # Ultralytics' and edgekd's default
-GREY = 114  # of the letterbox's bars
+GREY = 114  # padding value of the letterbox
 
 CLOCK = time.process_time
-"""Processor time: what a core computes, whatever else it is busy with meanwhile."""
+"""CPU time of this process, which does not include other programs."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The parts of a tool's way from a frame to detections.
+    """The parts of a tool's pipeline from frame to detections.
 
     Args:
-        before: Prepares a frame; returns the engine's input, and what `after` needs of the frame.
+        before: Preprocesses a frame; returns the engine's input, and a context for `after`.
         engine: Runs the network on that input.
-        after: Chooses detections of the engine's output and what `before` returned second; returns how many.
+        after: Postprocesses the engine's output with the context of `before`; returns the number of detections.
     """
 
     before: Callable[[np.ndarray], tuple[Any, Any]]
@@ -49,7 +49,7 @@ class Loop:
     after: Callable[[Any, Any], int]
 
     def timed(self, image: np.ndarray) -> tuple[float, float, float, int]:
-        """Return the milliseconds before, in and after the engine, and the number of detections."""
+        """Return the CPU milliseconds before, in and after the engine, and the number of detections."""
         stamps = [CLOCK()]
         batch, kept = self.before(image)
         stamps.append(CLOCK())
@@ -84,7 +84,7 @@ def edgekd(graph: Path, method: str) -> Loop:
 
 
 def ultralytics(graph: Path, method: str) -> Loop:
-    """Return the three parts of `YOLO(graph).predict` that it reports the times of."""
+    """Return the three parts of `YOLO(graph).predict` whose times it reports."""
     from ultralytics import YOLO
 
     model, (_, _, height, width) = YOLO(str(graph), task="detect"), input_of(onnxruntime.InferenceSession(graph)).shape
@@ -100,9 +100,9 @@ def ultralytics(graph: Path, method: str) -> Loop:
 
 
 def inference(graph: Path, method: str) -> Loop:
-    """Return the three parts of a detector of Roboflow inference, loaded from a folder as its registry gives it.
+    """Return the three parts of a detector of Roboflow inference, loaded from a folder like one of its registry.
 
-    What `inference` itself does on top is left out: answers as pydantic objects, one for each detection.
+    Not timed: the pydantic objects that `inference` itself makes of each detection.
     """
     session = onnxruntime.InferenceSession(graph)
     (_, _, height, width), (_, rows, _) = input_of(session).shape, session.get_outputs()[0].shape
@@ -118,7 +118,7 @@ def inference(graph: Path, method: str) -> Loop:
     configuration = {"network_input": network_input, "post_processing": {"type": "nms", "fused": False}}
     kind = {"model_architecture": "yolov11", "task_type": "object-detection", "backend_type": "onnx"}
     with tempfile.TemporaryDirectory() as folder:
-        # Read when it is imported: it fetches nothing, and caches nothing elsewhere.
+        # Read at import: no downloads, and the cache in this folder.
         os.environ.update(OFFLINE_MODE="True", INFERENCE_HOME=folder)
         from inference_models import AutoModel
 
@@ -134,11 +134,11 @@ def inference(graph: Path, method: str) -> Loop:
 
 
 Suppress = Callable[[np.ndarray, np.ndarray, np.ndarray], int]
-"""Suppresses overlapping boxes x1, y1, x2, y2, by scores and classes; returns how many are left."""
+"""Non-maximum suppression of boxes x1, y1, x2, y2 by scores and classes; returns the number of remaining boxes."""
 
 
 def by_hand(graph: Path, suppress: Suppress) -> Loop:
-    """Return the loop that people write around ONNX Runtime."""
+    """Return a typical hand-written loop around ONNX Runtime."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     name, (_, _, height, width) = input_of(session).name, input_of(session).shape
 
@@ -164,7 +164,7 @@ def by_hand(graph: Path, suppress: Suppress) -> Loop:
 
 
 def opencv(graph: Path, method: str) -> Loop:
-    """Return the loop by hand with OpenCV's suppression."""
+    """Return the hand-written loop with OpenCV's non-maximum suppression."""
 
     def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> int:
         sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -174,7 +174,7 @@ def opencv(graph: Path, method: str) -> Loop:
 
 
 def supervision(graph: Path, method: str) -> Loop:
-    """Return the loop by hand with supervision's suppression."""
+    """Return the hand-written loop with supervision's non-maximum suppression."""
     from supervision import Detections
 
     def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> int:
@@ -192,7 +192,7 @@ def input_of(session: onnxruntime.InferenceSession) -> Any:
 
 
 def answers_of(process: int = 1) -> TextIO:
-    """Return a stream to stdout; what tools print themselves goes to stderr."""
+    """Return a stream to stdout for answers, and redirect the process's own stdout to stderr."""
     answers = os.fdopen(os.dup(process), "w", buffering=1)
     os.dup2(2, process)
     return answers
@@ -209,7 +209,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     keep_to_own_cores()
     loop = TOOLS[given.tool](given.graph, given.method)
-    # Mapped, so that the processes of all tools share one copy in the caches.
+    # Memory-mapped, so that all tools' processes share one copy in the CPU caches.
     frames = [np.asarray(np.load(file, mmap_mode="c")) for file in sorted(given.frames.glob("*.npy"))]
     print(json.dumps({found.metadata["Name"]: found.version for found in metadata.distributions()}), file=answers)
     for index in sys.stdin:

@@ -1,8 +1,8 @@
-"""ONNX Runtime on the cores of its process. It binds a thread to each core of the machine where nobody asks otherwise.
+"""Keep ONNX Runtime to the cores of its process. By default it binds a thread to each core of the machine.
 
     python own_cores.py yolo ARGUMENTS
 
-runs Ultralytics' command line like that.
+runs Ultralytics' command line with such sessions.
 """
 
 import os
@@ -13,9 +13,9 @@ import onnxruntime
 
 
 class OwnCoresSession(onnxruntime.InferenceSession):  # type: ignore[misc]
-    """A session with as many threads as this process has cores, or with fewer where its maker asks for fewer.
+    """A session with a thread per core of this process, or with fewer if the caller asks for fewer.
 
-    With one thread there is no pool, whose idle threads would poll for work and take time from what follows a run.
+    With one thread there is no pool. Idle threads of a pool would spin and slow down the code that follows a run.
     """
 
     def __init__(self, path_or_bytes: Any, sess_options: Any = None, *more: Any, **named: Any) -> None:
@@ -26,13 +26,13 @@ class OwnCoresSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
 
 def keep_to_own_cores() -> None:
-    """Let every session that any library makes from now on be one of these."""
+    """Replace `onnxruntime.InferenceSession` by OwnCoresSession for all libraries in this process."""
     onnxruntime.InferenceSession = OwnCoresSession
 
 
 def main() -> None:
     keep_to_own_cores()
-    sys.argv = sys.argv[1:]  # Ultralytics reads it when it is imported
+    sys.argv = sys.argv[1:]  # Ultralytics reads it at import
     from ultralytics.cfg import entrypoint
 
     entrypoint()

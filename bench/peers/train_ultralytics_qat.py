@@ -3,11 +3,11 @@
     python train_ultralytics_qat.py --model float.pt --data data.yaml --out trained.onnx
         --folded int8_weights.onnx --work FOLDER --settings '{"epochs": 20, "batch": 8, "imgsz": 640, ...}'
 
-It runs in an environment of its own with ModelOpt, and never writes beside the data: pass a copy. `--settings` are
-arguments of `train`, as Ultralytics names them; what is not named is Ultralytics' default. `--folded` is the graph with
-the weights stored as the INT8 that they become when Ultralytics' own is loaded, which stores floats. The last line on
-stdout is a JSON object: `seconds` (wall time of `train`, its calibration, validation and checkpoints included),
-`export_seconds`, `epochs` (those begun), `step_seconds` (the median), `peak_bytes` and `packages`.
+It runs in its own environment with ModelOpt. Ultralytics writes caches beside the data: pass a copy. `--settings` are
+arguments of `train`; others keep Ultralytics' defaults. Ultralytics' graph stores weights as floats, which a runtime
+quantizes when it loads the graph. `--folded` is the same graph with these weights stored in INT8. The last line on
+stdout is a JSON object: `seconds` (wall time of `train`, including calibration, validation and checkpoints),
+`export_seconds`, `epochs` (started), `step_seconds` (median), `peak_bytes` and `packages`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ultralytics import YOLO
 
 
 def train(model: Path, data: Path, work: Path, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that Ultralytics recommends, that of its best epoch on the split `val`, and what it took."""
+    """Train. Return Ultralytics' best checkpoint, by the split `val`, and `seconds`, `epochs` and `step_seconds`."""
     stamps: list[float] = []
     yolo = YOLO(model)
     yolo.add_callback("on_train_batch_end", lambda trainer: stamps.append(time.perf_counter()))
@@ -44,7 +44,7 @@ def train(model: Path, data: Path, work: Path, settings: dict[str, Any]) -> tupl
 
 
 def fold_weights(graph: Path, out: Path) -> None:
-    """Write `out`: the graph with each QuantizeLinear of constants replaced by what it makes of them."""
+    """Write the graph to `out` with each QuantizeLinear of a constant replaced by its result."""
     model = onnx.load(graph)
     constants = {each.name: each for each in model.graph.initializer}
     for node in [each for each in model.graph.node if each.op_type == "QuantizeLinear" and each.input[0] in constants]:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    # Ultralytics sets OMP_NUM_THREADS to 1 when it is imported.
+    # Ultralytics sets OMP_NUM_THREADS to 1 at import.
     torch.set_num_threads(given.threads)
     best, took = train(given.model, given.data, given.work, given.settings)
     began = time.perf_counter()

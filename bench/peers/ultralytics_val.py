@@ -1,4 +1,4 @@
-"""Ultralytics' own `val` of ONNX graphs: a JSON line each, `map50_95` and `map50`, or `error`.
+"""Ultralytics' own `val` of ONNX graphs. Prints a JSON line for each: `map50_95` and `map50`, or `error`.
 
     python ultralytics_val.py DATA.yaml SIZE GRAPH.onnx ...
 
@@ -13,11 +13,11 @@ from ultralytics import YOLO
 
 
 def score(data: str, size: int, graph: str) -> dict[str, Any]:
-    """The scores of one graph on the split `val`; why there are none, if it cannot be scored."""
+    """Return the scores of a graph on the split `val`, or `error` if it cannot be scored."""
     settings = {"batch": 1, "rect": False, "device": "cpu", "plots": False, "verbose": False, "workers": 0}
     try:
         box = YOLO(graph, task="detect").val(data=data, imgsz=size, **settings).box
-    except Exception as error:  # whatever a peer raises becomes a row of the table
+    except Exception as error:  # any error of a peer becomes a row of the table
         return {"error": f"{type(error).__name__}: {error}"}
     return {"map50_95": float(box.map), "map50": float(box.map50)}
 

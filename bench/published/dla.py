@@ -1,4 +1,4 @@
-"""The published throughputs of DLAs: the fit to those of an AGX Orin, and its errors on what it has not seen."""
+"""Published throughputs of DLAs: the fit to those of an AGX Orin, and its errors on data not used in the fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ from edgekd.hardware.target import load_target
 from .rows import described, layers_of, network_facts, network_of, read_csv
 
 MODES = {"MAXN": (52.5, 1.0), "50W": (46.0, 1.0), "30W": (45.0, 1.0), "15W": (20.0, 2 / 3)}
-"""10^12 dense operations per second of both cores in each power mode of AGX Orin, half of the sparse ones in the README
-of NVIDIA-AI-IOT's Deep-Learning-Accelerator-SW; and the memory clock by the largest: 2133 of 3199 MHz at 15 W."""
+"""For each power mode of AGX Orin: 10^12 dense operations per second of both cores (half of the sparse ones in the
+README of NVIDIA-AI-IOT's Deep-Learning-Accelerator-SW), and the memory clock relative to its maximum, 3199 MHz."""
 START = {
     "share": (0.6, 0.4),
     "bandwidth": (0.6, 0.6),
@@ -28,7 +28,7 @@ START = {
 
 @dataclass(frozen=True)
 class DlaRow:
-    """A throughput. cores: That ran; device: One of them, at the clocks of the run; seconds: Of a batch on one."""
+    """A throughput. cores: Active cores; device: One core, at the clocks of the run; seconds: Per batch on one core."""
 
     line: int
     network: str
@@ -39,14 +39,14 @@ class DlaRow:
     seconds: float
 
     def predicted(self, by: DlaCoefficients) -> float:
-        # Cores that run at once share the memory.
+        # Cores that run concurrently share the memory bandwidth.
         device = replace(self.device, bandwidth=self.device.bandwidth / self.cores)
         return float(np.sum(dla_seconds(layers_of(self.network), device, by, self.batch, sparse=self.sparse)))
 
 
 @dataclass(frozen=True)
 class Together:
-    """A throughput of a GPU and both DLAs, in frames a second. batch, dla_batch: Frames at once on either."""
+    """A throughput of a GPU and both DLAs, in frames per second. batch, dla_batch: Batch size of the GPU, of a DLA."""
 
     line: int
     published: str
@@ -57,7 +57,7 @@ class Together:
     fps: float
 
     def dla_fps(self, by: DlaCoefficients) -> float:
-        """Return the predicted frames a second of both DLAs."""
+        """Return the predicted frames per second of both DLAs together."""
         row = DlaRow(self.line, self.network, self.dla_batch, 2, False, dla_figures(load_target(self.target)), 0)
         return 2 * self.dla_batch / row.predicted(by)
 
@@ -78,7 +78,7 @@ def read_dla_rows() -> list[DlaRow]:
 
 
 def read_together() -> list[Together]:
-    """Return the throughputs of GPU and DLAs at full clocks whose batches are stated."""
+    """Return the published throughputs of GPU and DLAs together, at full clocks and with known batch sizes."""
     devices = {each["published"]: each["target"] for each in read_csv("devices.csv")}
     return [
         Together(
@@ -96,7 +96,7 @@ def read_together() -> list[Together]:
 
 
 def fit_dla(rows: Sequence[DlaRow]) -> DlaCoefficients:
-    """Fit coefficients so that logarithms of prediction and measurement agree, robust against outliers."""
+    """Fit coefficients by robust least squares on the logarithms of prediction and measurement."""
     prior, spread = (np.array([each[at] for each in START.values()]) for at in range(2))
 
     def fitted(logs: NDArray[np.float64]) -> DlaCoefficients:
@@ -110,7 +110,7 @@ def fit_dla(rows: Sequence[DlaRow]) -> DlaCoefficients:
 
 
 def errors_by_network(rows: Sequence[DlaRow]) -> dict[str, list[float]]:
-    """Return errors (of logarithms) of throughputs of networks that nothing was fitted on, by family."""
+    """Return errors (of logarithms) of batch times, by families of networks, each left out of its fit."""
     found: dict[str, list[float]] = {}
     for family in sorted({network_facts(row.network)["family"] for row in rows}):
         there = [network_facts(row.network)["family"] == family for row in rows]
@@ -120,9 +120,9 @@ def errors_by_network(rows: Sequence[DlaRow]) -> dict[str, list[float]]:
 
 
 Gpu = Callable[[Together], float]
-"""Predicts the frames a second of the GPU alone."""
+"""Predicts the frames per second of the GPU alone."""
 
 
 def errors_together(rows: Sequence[Together], by: DlaCoefficients, gpu_fps: Gpu) -> list[float]:
-    """Return errors (of logarithms) of throughputs of GPU and DLAs."""
+    """Return errors (of logarithms) of the throughputs of GPU and DLAs together."""
     return [log((gpu_fps(row) + row.dla_fps(by)) / row.fps) for row in rows]

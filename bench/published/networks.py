@@ -1,6 +1,6 @@
-"""Networks of published measurements that no installed package builds, from what their papers and files describe.
+"""Networks of published measurements that no installed package provides, built after their papers and files.
 
-Each is an ONNX graph without weights: only sizes matter here. Shapes follow from ONNX's own inference.
+Each is an ONNX graph without weight values: only shapes matter. ONNX's shape inference computes shapes of values.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from typing import Any
 from onnx import TensorProto, helper
 
 Tensor = str
-PLUGIN = "plugin"  # the domain of operators that TensorRT does not know
+PLUGIN = "plugin"  # domain of operators that TensorRT does not have
 
 
 class Net:
-    """A graph that grows layer by layer; tensors are names, `shapes` their channels, height and width."""
+    """Builds a graph layer by layer. Tensors are names; `shapes` are their channels, height and width."""
 
     def __init__(self, size: tuple[int, int], activation: str, channels: int = 3) -> None:
         self.activation = activation
@@ -29,7 +29,7 @@ class Net:
         return name
 
     def constant(self, dims: Sequence[int], data_type: int = TensorProto.FLOAT, values: Sequence[float] = ()) -> Tensor:
-        """A tensor of the network; weights have no values."""
+        """Add a constant and return its name. Without values it has only a shape, as for weights."""
         name = f"constant{len(self.constants)}"
         tensor = TensorProto(name=name, data_type=data_type, dims=dims)
         if values:
@@ -47,7 +47,7 @@ class Net:
         groups: int = 1,
         pad: int | None = None,
     ) -> Tensor:
-        """Convolution and activation: the network's own where `act` is empty, none where it is None."""
+        """Add a convolution and an activation. act: empty for the network's default, None for no activation."""
         inputs, height, width = self.shapes[x]
         pad = (kernel - 1) // 2 if pad is None else pad
         shape = (outputs, *((side + 2 * pad - kernel) // stride + 1 for side in (height, width)))
@@ -58,7 +58,7 @@ class Net:
         return self.activate(out, self.activation if act == "" else act)
 
     def activate(self, x: Tensor, kind: str | None) -> Tensor:
-        """An activation by name; Mish is a plugin that takes float32, as in tkDNN."""
+        """Add an activation by name. Mish is a plugin that takes float32, as in tkDNN."""
         if kind is None:
             return x
         shape = self.shapes[x]
@@ -74,20 +74,20 @@ class Net:
         return self.node("Concat", parts, (sum(self.shapes[part][0] for part in parts), height, width), axis=1)
 
     def pool(self, x: Tensor, kernel: int, stride: int = 1) -> Tensor:
-        """The maximum of each window."""
+        """Add max pooling."""
         channels, height, width = self.shapes[x]
         pad = (kernel - 1) // 2
         shape = (channels, *((side + 2 * pad - kernel) // stride + 1 for side in (height, width)))
         return self.node("MaxPool", (x,), shape, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
 
     def upsample(self, x: Tensor) -> Tensor:
-        """Every place four times."""
+        """Add nearest-neighbour upsampling by 2."""
         channels, height, width = self.shapes[x]
         scales = self.constant((4,), values=(1, 1, 2, 2))
         return self.node("Resize", (x, "", scales), (channels, height * 2, width * 2), mode="nearest")
 
     def flat(self, x: Tensor, columns: int) -> Tensor:
-        """[C, H, W] as rows of so many columns, place by place."""
+        """Transpose [C, H, W] to [H, W, C] and reshape to [rows, columns]."""
         channels, height, width = self.shapes[x]
         moved = self.node("Transpose", (x,), (height, width, channels), perm=[0, 2, 3, 1])
         target = self.constant((3,), TensorProto.INT64, (1, channels * height * width // columns, columns))
@@ -97,7 +97,7 @@ class Net:
         size = self.shapes["images"]
         given = helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, *size))
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-        # What a plugin makes nobody can infer.
+        # Shape inference does not know plugins.
         stated = [
             helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, (1, *self.shapes[node.output[0]]))
             for node in self.nodes
@@ -109,7 +109,7 @@ class Net:
 
 
 def resnet_stages(net: Net, x: Tensor, depths: Sequence[int], bottleneck: bool, groups: int = 1) -> list[Tensor]:
-    """The stages of a ResNet (He and others, arXiv 1512.03385) or ResNeXt-32x4d (Xie and others, arXiv 1611.05431)."""
+    """Add a ResNet's (He et al., arXiv 1512.03385) or ResNeXt-32x4d's (Xie et al., arXiv 1611.05431) stages."""
     stages = []
     for at, depth in enumerate(depths):
         width = 64 * 2**at
@@ -129,12 +129,12 @@ def resnet_stages(net: Net, x: Tensor, depths: Sequence[int], bottleneck: bool, 
 
 
 def resnet_features(net: Net, depths: Sequence[int], bottleneck: bool, groups: int = 1) -> list[Tensor]:
-    """The stem and the stages of a ResNet."""
+    """Add the stem and the stages of a ResNet. Return the outputs of the stages."""
     return resnet_stages(net, net.pool(net.conv("images", 64, 7, 2), 3, 2), depths, bottleneck, groups)
 
 
 def resnet(size: int, depths: Sequence[int], bottleneck: bool) -> Any:
-    """A ResNet, v1.5, with its classifier, as in MLPerf Inference."""
+    """Return a ResNet v1.5 with its classifier, as in MLPerf Inference."""
     net = Net((size, size), "Relu")
     x = resnet_features(net, depths, bottleneck)[-1]
     x = net.node("GlobalAveragePool", (x,), (net.shapes[x][0], 1, 1))
@@ -143,13 +143,13 @@ def resnet(size: int, depths: Sequence[int], bottleneck: bool) -> Any:
 
 
 def resnet34_backbone(width: int) -> Any:
-    """ResNet-34 without its classifier, for images of 5:3."""
+    """Return ResNet-34 without its classifier, for images of aspect ratio 5:3."""
     net = Net((width * 3 // 5, width), "Relu")
     return net.model(resnet_features(net, (3, 4, 6, 3), bottleneck=False)[-1:])
 
 
 def ssd_outputs(net: Net, heads: Sequence[tuple[Tensor, Tensor]], classes: int) -> Any:
-    """The boxes and class scores of all levels side by side, and the plugin that decodes and suppresses them."""
+    """Concatenate boxes and class scores of all levels, add the plugin for decoding and NMS, and return the model."""
     boxes = net.node("Concat", [net.flat(box, 4) for box, _ in heads], (0, 0, 0), axis=1)
     scores = net.node("Concat", [net.flat(score, classes) for _, score in heads], (0, 0, 0), axis=1)
     return net.model([net.node("NMS", (boxes, net.activate(scores, "Sigmoid")), (0, 0, 0), domain=PLUGIN)])
@@ -179,7 +179,7 @@ def ssd_mobilenet(size: int) -> Any:
 def ssd_resnet34(size: int) -> Any:
     """SSD with ResNet-34 at stride 8 as in MLPerf Inference: COCO, 81 classes, 15,130 boxes at 1200 x 1200.
 
-    Feature maps of 50, 25, 13, 7, 3 and 3 places a side are what the heads make, with a stride of 3 where they can.
+    The heads give feature maps with sides of 50, 25, 13, 7, 3 and 3, with a stride of 3 where possible.
     """
     net = Net((size, size), "Relu")
     x = net.pool(net.conv("images", 64, 7, 2), 3, 2)
@@ -228,7 +228,7 @@ def yolov4(size: int) -> Any:
     stages = []
     for depth, width in ((1, 64), (2, 128), (8, 256), (8, 512), (4, 1024)):
         x = net.conv(x, width, 3, 2)
-        half = width if depth == 1 else width // 2  # the first stage does not narrow
+        half = width if depth == 1 else width // 2  # the first stage keeps its width
         beside, y = net.conv(x, half), net.conv(x, half)
         for _ in range(depth):
             y = net.add(y, net.conv(net.conv(y, width // 2), half, 3))
@@ -293,7 +293,7 @@ def yolov7(size: int) -> Any:
 
 
 def csp(net: Net, x: Tensor, outputs: int, depth: int, shortcut: bool = True) -> Tensor:
-    """A cross-stage-partial block with three convolutions of its own (C3)."""
+    """Add a cross-stage partial block with three convolutions of its own (C3)."""
     half = outputs // 2
     y, beside = net.conv(x, half), net.conv(x, half)
     for _ in range(depth):
@@ -303,7 +303,7 @@ def csp(net: Net, x: Tensor, outputs: int, depth: int, shortcut: bool = True) ->
 
 
 def pan(net: Net, features: Sequence[Tensor], depth: int) -> list[Tensor]:
-    """The neck of YOLOv5 and YOLOX: top down, then bottom up."""
+    """Add the neck of YOLOv5 and YOLOX: top-down, then bottom-up. Return its feature maps."""
     c3, c4, c5 = features
     widths = [net.shapes[feature][0] for feature in features]
     top5 = net.conv(c5, widths[1])
@@ -332,9 +332,9 @@ def yolov5s(size: int) -> Any:
 
 
 def yolox(size: int, depth: int, width: int, classes: int = 80, activation: str = "SiLU") -> Any:
-    """YOLOX (Ge and others, arXiv 2107.08430) with raw outputs. depth: Times that of YOLOX-s; width: Of its stem."""
+    """YOLOX (Ge and others, arXiv 2107.08430) with raw outputs. depth: Relative to YOLOX-s; width: Stem channels."""
     net = Net((size, size), activation)
-    # Every second pixel of every second row, four times, is what the network begins with.
+    # Focus layer: every second pixel of every second row, at four offsets.
     focus = net.node("SpaceToDepth", ("images",), (12, size // 2, size // 2), blocksize=2)
     x = net.conv(focus, width, 3)
     features = []
@@ -370,4 +370,4 @@ NETWORKS: dict[str, Callable[[int], Any]] = {
     "yolox-m-4": partial(yolox, depth=2, width=48, classes=4),
     "yolox-l-4": partial(yolox, depth=3, width=64, classes=4),
 }
-"""By the names that the measurements use: a graph for an input of so many pixels a side, or so many wide."""
+"""Functions that build a graph for an input of this side (or width) in pixels, by the name in the measurements."""

@@ -1,4 +1,4 @@
-"""The published measurements as rows that can be predicted, and why the others cannot."""
+"""Published measurements as rows that the model can predict, and reasons why others are left out."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from edgekd.hardware.predict.work import Work
 from edgekd.hardware.target import load_target
 
 PUBLISHED = Path(__file__).resolve().parent
-FLAGS = ("plugin", "silu")  # columns of a table of layers
+FLAGS = ("plugin", "silu")  # boolean columns of a layer table
 LOWERED = "a lowered power mode whose clocks are not stated; used for energy"
 TOO_SLOW = "slower than the same party's other board of that generation by more than any ratio of their figures"
 NOISE = 1.05
-"""Ratio of two measurements of one thing."""
+"""Tolerated ratio between two measurements of the same quantity."""
 
 
 class Columns:
-    """The layers of a network as arrays, under the names of `Work`. operations: of one frame."""
+    """The layers of a network as arrays with the names of `Work`'s fields. operations: Number per frame."""
 
     def __init__(self, works: Sequence[Work]) -> None:
         for field in fields(Work):
@@ -31,10 +31,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """A published measurement. line: in measurements.csv; target: the shipped one that was measured, if it is one.
+    """A published measurement. line: in measurements.csv; target: the measured shipped target, empty if none.
 
-    network: names its table of layers; power_w: of the whole kit, where measured; launch: of its kernels, by a CUDA
-    `graph`, on a `stream`, or from `python`; old: TensorRT before 8; copies: the time has those of inputs and outputs.
+    network: name of its layer table; power_w: of the whole kit, if measured; launch: how kernels are launched: by a
+    CUDA `graph`, on a `stream`, or from `python`; old: TensorRT before 8; copies: whether the time includes copies of
+    inputs and outputs.
     """
 
     line: int
@@ -62,7 +63,7 @@ class Row:
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """Rows that one party measured in one place, which are no independent witnesses."""
+        """Device, precision and source. Rows with the same group are not independent."""
         return *self.place, self.party
 
     @property
@@ -71,7 +72,7 @@ class Row:
 
     @property
     def run(self) -> tuple[str, str, int, tuple[float, str], str]:
-        """All but the board and its clocks."""
+        """Everything that identifies the measurement except the board and its clocks."""
         return self.party, self.network, self.batch, self.kind, self.launch
 
     @property
@@ -84,9 +85,9 @@ class Row:
 
 
 class Table:
-    """Rows in arrays, for one evaluation of `seconds` for each arithmetic unit.
+    """Rows as arrays, so that `seconds` is evaluated once per arithmetic unit.
 
-    bytes_copied: Of inputs and outputs in float32, of a batch; 0 where the measured time has none.
+    bytes_copied: Bytes of a batch's inputs and outputs in float32; 0 if the measured time does not include copies.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -101,9 +102,9 @@ class Table:
 
 
 class Part:
-    """The rows of one arithmetic unit, their layers end to end, under the names of `Work` and of `GpuFigures`.
+    """The concatenated layers of one arithmetic unit's rows, as arrays named like fields of `Work` and `GpuFigures`.
 
-    at: Indices of the rows; layer: The row of each layer; first: The first layer of each row.
+    at: Indices of the rows; layer: Index of each layer's row; first: Index of each row's first layer.
     """
 
     def __init__(self, table: Table, at: Sequence[int]) -> None:
@@ -121,7 +122,7 @@ class Part:
 
 
 def numbers_copied(network: str) -> int:
-    """Return the numbers of a frame that go into a network and come out of it."""
+    """Return the number of input and output values of a network per frame."""
     facts = network_facts(network)
     return 3 * int(facts["input"]) ** 2 + int(facts["outputs"] or 0)
 
@@ -147,7 +148,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 
 def why_not(row: Mapping[str, str]) -> str | None:
-    """Return the reason why a measurement is not of one batch of a known network on one GPU; None where it is."""
+    """Return why a measurement is not usable: not one batch of a known network on one GPU. None if it is usable."""
     source = row["source"]
     if row["unit"] != "gpu":
         return "runs on the DLA, or on GPU and DLAs together"
@@ -163,18 +164,18 @@ def why_not(row: Mapping[str, str]) -> str | None:
 
 
 def network_of(row: Mapping[str, str]) -> str:
-    """Return the name of the table with the layers of a measured network."""
+    """Return the name of a measured network's layer table."""
     return f"{row['model']}-{row['input'].split()[0]}"
 
 
 @cache
 def described() -> frozenset[str]:
-    """Return the names of all tables with layers."""
+    """Return the names of all layer tables."""
     return frozenset(f"{each['model']}-{each['input']}" for each in read_csv("networks.csv"))
 
 
 def device_for(given: Mapping[str, str], row: Mapping[str, str]) -> GpuFigures:
-    """Return the measured device: a shipped target, or the figures of devices.csv; at the clocks of the run."""
+    """Return the measured device, from a shipped target or from devices.csv, at the clocks of the run."""
     precision = row["precision"]
     if given["target"]:
         gpu = gpu_figures(load_target(given["target"]), precision)
@@ -198,7 +199,7 @@ def device_for(given: Mapping[str, str], row: Mapping[str, str]) -> GpuFigures:
 
 
 def read_rows() -> tuple[list[Row], list[Row], dict[str, list[int]]]:
-    """Rows to fit and predict, rows with power at full clocks, and the lines not used for latency, by reason."""
+    """Return the rows to fit, the rows with power (at full clocks), and lines not used for latency, by reason."""
     devices = {each["published"]: each for each in read_csv("devices.csv")}
     rows: list[Row] = []
     powered: list[Row] = []
@@ -237,7 +238,7 @@ def read_rows() -> tuple[list[Row], list[Row], dict[str, list[int]]]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A time from a frame to detections, of a known network in half precision or one that is not stated."""
+    """A published latency from frame to detections, of a known network in float16 or in an unstated precision."""
 
     published: str
     target: str
@@ -247,7 +248,7 @@ class Pipeline:
 
 
 def read_pipelines() -> list[Pipeline]:
-    """Return the published times of whole pipelines, one frame after the other."""
+    """Return the published latencies of whole pipelines, batch size 1."""
     devices = {each["published"]: each["target"] for each in read_csv("devices.csv")}
     return [
         Pipeline(row["device"], devices[row["device"]], network_of(row), float(row["latency_ms"]), row["source"])
@@ -260,10 +261,10 @@ def read_pipelines() -> list[Pipeline]:
 
 
 def slowed_boards(rows: Sequence[Row]) -> set[tuple[str, str]]:
-    """Return boards, by party and device, that cannot have run at the clocks of their figures.
+    """Return boards, as (source, device), that cannot have run at their nominal clocks.
 
-    At these clocks, no network is slower than on another board of that compute capability by more than the largest of
-    the ratios of their figures. Nothing here depends on a prediction.
+    At nominal clocks a network is slower than on another board of the same compute capability by at most the largest
+    ratio of their figures (peak, bandwidth, clock, cache). This does not depend on predictions.
     """
     found = set()
     for row in rows:

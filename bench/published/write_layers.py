@@ -1,9 +1,9 @@
-"""Write the layers of every network that was measured, one table each, and hold their size against published figures.
+"""Write a layer table for every measured network, and compare its number of operations with published figures.
 
     python bench/published/write_layers.py [NAME-SIZE ...]
 
-Ultralytics' networks are built from its YAML files with random weights and exported as edgekd exports a checkpoint; the
-others are described in networks.py. The environment needs `edgekd[train]`.
+Ultralytics' networks are built from its YAML files with random weights, and exported like checkpoints. The others are
+built by networks.py. Needs `edgekd[train]`.
 """
 
 import csv
@@ -31,7 +31,7 @@ def layers_of(model: str, size: int) -> tuple[Work, ...]:
 
 
 def exported(model: str, size: int) -> tuple[Work, ...]:
-    """The layers of one of Ultralytics' networks, 80 classes."""
+    """Return the layers of one of Ultralytics' networks, with 80 classes."""
     import torch
 
     from edgekd.compress.steps import Distill
@@ -55,7 +55,7 @@ def write(path: Path, works: tuple[Work, ...]) -> None:
 
 
 def main() -> int:
-    """Return 1 where a network differs from the size that is published for it, else 0."""
+    """Return 1 if a network's operations differ by more than 2 % from the published figure, else 0."""
     wrong = 0
     for row in read_csv("networks.csv"):
         name = f"{row['model']}-{row['input']}"

@@ -1,4 +1,4 @@
-"""Build the table of all contributed results of the validation kit: one row for each, judged anew.
+"""Build the table of all contributed results of the validation kit: one row for each, evaluated anew.
 
 python bench/validation/collect.py
 """
@@ -23,7 +23,7 @@ HEAD = (
     f"file | device | system | runtimes | {' | '.join(OUTCOMES)} | frames per second | INT8 on a DLA | "
     "latency as predicted"
 )
-STAND_IN = "stand-in"  # label of a result from another machine than a Jetson
+STAND_IN = "stand-in"  # label of results from machines other than a Jetson
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def page(files: Sequence[Path]) -> str:
-    """Return the table as Markdown. Raises SpecError that names a file which is no result."""
+    """Return the table as Markdown. Raises SpecError, with the file's name, if a file is not a result."""
     rows = [row(file.name, read_evidence(file)) for file in files]
     note = f"A *{STAND_IN}* is no Jetson: its times say nothing of one. Made by `bench/validation/collect.py`."
     return "\n\n".join(["# Results of the validation kit", table(HEAD, rows), note]) + "\n"
@@ -59,11 +59,11 @@ def row(name: str, evidence: ValidationEvidence) -> str:
         outcomes_of(found, "dla-int8"),
         outcomes_of(found, "prediction"),
     ]
-    return " | ".join(re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells)  # a stranger's text is no markup
+    return " | ".join(re.sub(r"([\\|<>`*_\[\]])", r"\\\1", cell) for cell in cells)  # untrusted text is not markup
 
 
 def outcomes_of(found: Iterable[Verdict], claim: str) -> str:
-    """Return the outcome of a claim for each runtime that it was tested on."""
+    """Return the outcome of a claim for each runtime that it was tested with, as text."""
     looked = [each for each in found if each.claim == claim and each.number is not None]
     return "; ".join(f"{each.runtime}: {each.outcome}, {each.number:.3g}" for each in looked) or "not tested"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the demo's detector on a GPU: renders scenes, trains, exports, scores. Takes about SECONDS_TO_TRAIN + 150 s.
-# Run in the repository's root; results go to $OUT (default: runs/demo_detector). To ship what it made:
+# Run in the repository's root; results go to $OUT (default: runs/demo_detector). To ship the result:
 #   cp $OUT/detector.onnx edgekd/data/demo/ && cp $OUT/demo_detector.json bench/results/
 set -euo pipefail
 OUT=${OUT:-runs/demo_detector}

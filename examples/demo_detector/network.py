@@ -40,7 +40,7 @@ class Residual(nn.Module):
 
 
 class Stage(nn.Module):
-    """Cross-stage partial block: one half of the channels passes by, the other goes through residual units."""
+    """Cross-stage partial block: half of the channels bypasses the residual units, the other goes through them."""
 
     def __init__(self, inputs: int, outputs: int, depth: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Pooling over growing windows, so that the deepest level sees most of the frame."""
+    """Pooling over growing windows, so that the deepest level's receptive field covers most of the frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Score a trained demo detector on scenes that it never saw: `score.py DIR [--out FILE]`, DIR as train.py left it."""
+"""Score a trained demo detector on unseen scenes: `score.py DIR [--out FILE]`, where DIR is the output of train.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
         truths.append((Truth(shares, scene.classes, np.zeros(len(shares), np.bool_)), width, height))
     result = to_plain(score(found, truths, CLASSES))
     training = json.loads((args.folder / "training.json").read_text())
-    # Where files lay on the training machine means nothing elsewhere.
+    # Paths of the training machine are meaningless elsewhere.
     arguments = {name: value for name, value in training.pop("arguments").items() if name not in ("out", "start")}
     options = " ".join(f"--{name} {value}" for name, value in arguments.items())
     record = {

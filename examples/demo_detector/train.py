@@ -1,7 +1,7 @@
-"""Train the demo's detector on rendered scenes and exports it: `train.py --out DIR [--seconds S] [--device cuda]`.
+"""Train the demo's detector on rendered scenes and export it: `train.py --out DIR [--seconds S] [--device cuda]`.
 
-Writes DIR/detector.onnx and DIR/training.json. Training ends after --epochs or after --seconds, whichever comes first;
-the learning rate follows whichever is further on, so that it always ends low.
+Writes DIR/detector.onnx and DIR/training.json. Training ends after --epochs or after --seconds, whichever comes first.
+The learning rate follows the larger progress of the two, so that it always ends low.
 """
 
 # The type checker follows no import of torch, so its classes and decorators have no type here.
@@ -35,11 +35,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 HEIGHT, WIDTH, FRAME_HEIGHT = 256, 416, 234
 """The network's input, and the height of a 640x360 frame letterboxed into it."""
-SMALL = (192, 320)  # of the first epochs: nearly twice as fast
+SMALL = (192, 320)  # input of the first epochs, which are nearly twice as fast
 MAX_OBJECTS = 56
 BOX_WEIGHT, CLASS_WEIGHT, SIDE_WEIGHT = 7.5, 0.6, 1.5
 TOP_CELLS = 10
-"""Cells that may learn one object."""
+"""Largest number of cells assigned to one object."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _render_every(frames: NDArray[np.uint8], labels: NDArray[np.float32], first:
 
 
 def batch_of(scenes: Scenes, rows: Tensor, device: torch.device, small: bool) -> tuple[Tensor, Tensor]:
-    """Input float32 [b, 3, 256, 416] and labels [b, m, 5] in its pixels, some mirrored, colours moved a little.
+    """Return input float32 [b, 3, 256, 416] and labels [b, m, 5] in its pixels, some mirrored, with colour jitter.
 
     `small` shrinks both to `SMALL`.
     """
@@ -124,14 +124,14 @@ def complete_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def assign(scores: Tensor, boxes: Tensor, labels: Tensor, middles: Tensor) -> tuple[Tensor, Tensor]:
-    """Assign objects to cells, by how well these already find them (TOOD, Feng et al. 2021, arXiv:2108.07755).
+    """Assign objects to cells by the quality of the cells' predictions (TOOD, Feng et al. 2021, arXiv:2108.07755).
 
     scores [b, c, n] probabilities; boxes [b, n, 4]; labels [b, m, 5]; middles [2, n] of the cells.
     Returns the object's row per cell int64 [b, n], and the target score [b, n], 0 for background.
     """
     real, kinds, truth = labels[..., 0] >= 0, labels[..., 0].clamp(min=0).long(), labels[..., 1:]
     centre = (truth[..., :2] + truth[..., 2:]) / 2
-    # Objects smaller than a cell still reach the nearest middles.
+    # Objects smaller than a cell are still assigned to the nearest centres.
     reach = ((truth[..., 2:] - truth[..., :2]) / 2).clamp(min=5.0)
     inside = ((middles.T - centre[:, :, None]).abs() < reach[:, :, None]).all(-1) & real[..., None]
     iou, _ = complete_iou(truth[:, :, None], boxes[:, None])
@@ -173,9 +173,10 @@ def loss_of(outputs: tuple[Tensor, Tensor], labels: Tensor, middles: Tensor, str
 
 
 def train(scenes: Scenes, args: argparse.Namespace) -> tuple[Detector, dict[str, float]]:
-    """Fit a detector; returns the moving average of its weights, and what the training took.
+    """Train a detector. Return the moving average of its weights, and figures of the training.
 
-    It begins on smaller frames. The average so far is exported now and then, its weights saved for `--start`.
+    The first epochs use smaller frames. Now and then the current average is exported, and its weights saved for
+    `--start`.
     """
     device = torch.device(args.device)
     model = Detector(len(CLASSES)).to(device, memory_format=torch.channels_last)
@@ -223,7 +224,7 @@ def train(scenes: Scenes, args: argparse.Namespace) -> tuple[Detector, dict[str,
 
 
 def export(detector: Detector, path: Path, classes: tuple[str, ...]) -> None:
-    """Write the detector as ONNX, batch normalization folded into the convolutions, with what a loader must know."""
+    """Write the detector as ONNX with batch norms folded into convolutions, and the metadata that a loader needs."""
     detector = detector.cpu().float().eval()
     for module in detector.modules():
         for name, child in module.named_children():

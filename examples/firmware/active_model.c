@@ -1,9 +1,9 @@
-// Print the model in service and map its engine: what a program of the firmware does before it runs one.
+// Print the model in service and map its engine into memory, as a firmware program does before it runs the engine.
 //
 //     cc -O2 -Wall -o active_model active_model.c && ./active_model /var/lib/edgekd
 //
-// The agent switches models by one link, and leaves the slot that was in service as it is until the next installation.
-// So the link is resolved once, and all files are opened below what it led to.
+// The agent switches models by replacing one link, and keeps the previous slot unchanged until the next installation.
+// So resolve the link once, and open all files below its target.
 
 #define _GNU_SOURCE // memmem
 #include <fcntl.h>
@@ -25,7 +25,7 @@ static void *map_file(int folder, const char *name, size_t *length) {
         *length = (size_t)facts.st_size;
         content = mmap(NULL, *length, PROT_READ, MAP_PRIVATE, file, 0);
     }
-    close(file); // the mapping stays valid, also when the file is removed
+    close(file); // the mapping stays valid, even if the file is removed
     return content == MAP_FAILED ? NULL : content;
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""End the trial of a model once the camera works with it: after so many frames of each camera with detections computed.
+"""Commit a model on trial once the camera works with it: after a number of processed frames from each camera.
 
-Without a trial there is nothing to do. Fails where the camera does not work in time, or the agent refuses to commit.
+Does nothing without a trial. Fails if the camera does not work in time, or if the agent refuses to commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POLL_S = 2.0
 
 
 def main() -> int:
-    """Wait until each camera has delivered its frames, then commit; return the exit code."""
+    """Wait until enough frames of each camera were processed, then commit. Return the exit code."""
     given = arguments()
     service = agent(given, "status")["result"]
     if service is None or service["trial"] is None:
@@ -30,7 +30,7 @@ def main() -> int:
         first = first or counts
         missing = [name for name in first if counts.get(name, 0) - first[name] < given.frames]
         if first and not missing:
-            answer = agent(given, "commit")  # another operation, such as a new engine's build, may be under way
+            answer = agent(given, "commit")  # may fail while another operation runs, such as an engine build
             if answer["ok"]:
                 return 0
             problem = answer["error"]
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def detected(status: Path, identity: str) -> dict[str, int]:
-    """Return the number of frames with detections by camera; none before the program reports on this model."""
+    """Return the number of processed frames by camera; empty until the program reports on this model."""
     try:
         report = json.loads(status.read_text("utf-8"))
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def detected(status: Path, identity: str) -> dict[str, int]:
 
 
 def agent(given: argparse.Namespace, command: str) -> Any:
-    """Return the answer of a command of the agent."""
+    """Run a command of the agent and return its JSON answer."""
     words = [sys.executable, given.agent, command, "--state", given.state]
     return json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=False).stdout)
 

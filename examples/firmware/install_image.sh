@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install the model that came with the firmware's image, once for each image: a model that was sent to the camera since
-# then is not replaced at the next boot. A camera that had a newer one already keeps it.
+# Install the model of the firmware image, once per image: a model that was sent to the camera later is not replaced at
+# the next boot. A camera that already has a newer model keeps it.
 
 set -u
 agent=/usr/lib/edgekd/agent.pyz
@@ -17,8 +17,8 @@ if [ -r "$conf" ]; then
     . "$conf"
 fi
 
-# An older system that a camera falls back to brings an older model. That is refused where its key was replaced meanwhile, or
-# while the newer one is on trial, which is no failure where that is in service and not revoked.
+# After a fallback to an older system, the image has an older model. The agent refuses it if its key was replaced
+# meanwhile, or while a newer model is on trial. That is no failure if a newer, unrevoked model is in service.
 has_newer() {
     "$python" "$agent" status --state "$state" --root "$root" | "$python" -c '
 import json, sys, tarfile

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Replace the agent on the data partition by that of a bundle:
+# Replace the agent on the data partition with the agent of a bundle:
 #
 #     update_agent.sh BUNDLE
 #
-# The agent of the firmware stays as it is, and judges whether the bundle is trusted; the new one has to read the state of
-# this camera before it is used.
+# The firmware's agent is unchanged, and verifies the bundle. The new agent is used only if it can read this camera's
+# state.
 
 set -u
 firmware_agent=/usr/lib/edgekd/agent.pyz

@@ -1,7 +1,7 @@
-"""What the agent's tests share.
+"""Helpers of the agent's tests.
 
-Those that a camera could run, because they import nothing but the agent, NumPy and pytest, also run under the Pythons
-of cameras: `test_pythons.py` starts them there, with the agent's archive as the only source of edgekd.
+Tests that import only the agent, NumPy and pytest also run under the Python versions of cameras: `test_pythons.py`
+starts them there, with the agent's archive as the only source of edgekd.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from edgekd.core.bundle.archive import extract, pack, read_head
 from edgekd.core.documents import to_plain
 
 BUNDLE = "EDGEKD_TEST_BUNDLE"
-"""Names the bundle to use where none can be built."""
+"""Environment variable with the path of the bundle to use where none can be built."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the agent printed, and its exit code."""
+    """The agent's output and exit code."""
 
     code: int
     document: Any
 
     @property
     def result(self) -> Any:
-        """The figures of a command that went well."""
+        """The result of a successful command."""
         assert self.code == 0, self.document
         return self.document["result"]
 
     @property
     def error(self) -> Any:
-        """What went wrong."""
+        """The error of a failed command."""
         assert self.code == 1, self.document
         return self.document["error"]
 
@@ -56,7 +56,7 @@ fetch, renew, status, tune = map(as_printed, (fetching.fetch, rebuild_engine.ren
 
 
 def repacked(bundle: Path, folder: Path, **changed: Any) -> Path:
-    """A bundle with something else in its manifest, packed in a folder; `files`: only these of its files."""
+    """Return a bundle repacked in a folder with changed manifest fields. `files`: keep only these of its files."""
     folder.mkdir(exist_ok=True)
     new = replace(extract(bundle, folder / "files"), **changed)
     pack(new, {entry.path: folder / "files" / entry.path for entry in new.files}, folder / "bundle.edgekd")
@@ -64,22 +64,22 @@ def repacked(bundle: Path, folder: Path, **changed: Any) -> Path:
 
 
 def options(command: str, state: Path, root: Path, runtime: str = "null") -> list[str]:
-    """Of these options those that a command takes, as arguments."""
+    """Return as arguments those of these options that a command accepts."""
     told = {"--state": state, "--root": root, "--runtime": runtime}
     taken = COMMANDS[command][1] if command in COMMANDS else ()
     return [word for name, value in told.items() if name in taken for word in (name, str(value))]
 
 
 def run(folder: Path, command: str, *arguments: object) -> int:
-    """One command of the agent on a state folder, on an unknown device with the null runtime; its exit code."""
+    """Run an agent command on a state folder, on an unknown device with the null runtime. Return its exit code."""
     return main([command, *map(str, arguments), *options(command, folder, folder.parent / "root")])
 
 
 def install(folder: Path, bundle: Path) -> int:
-    """Unpack, build, test and activate a bundle; 0 where all of it went well."""
+    """Unpack, build, test and activate a bundle. Return 0 if all steps succeed."""
     return max(run(folder, "unpack", bundle), *(run(folder, command) for command in ("build", "selftest", "activate")))
 
 
 def identity_of(bundle: Path) -> str:
-    """What names a bundle."""
+    """Return a bundle's identity."""
     return read_head(bundle).identity

@@ -15,7 +15,7 @@ from edgekd.agent.state.slots import State
 
 @pytest.fixture(scope="session")
 def bundle(request: pytest.FixtureRequest) -> Path:
-    """A real bundle, of the tiny detector: not to be changed."""
+    """A real bundle of the tiny detector. Do not change it."""
     told = os.environ.get(BUNDLE)
     if told:
         return Path(told)
@@ -25,13 +25,13 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def newer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same under another name, so that it is another bundle."""
+    """The same bundle with another name, and so with another identity."""
     return repacked(bundle, tmp_path_factory.mktemp("newer"), name="newer")
 
 
 @pytest.fixture
 def agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Agent:
-    """Run the agent's command line on a state of its own, on an unknown device, with the null runtime."""
+    """Run the agent's command line on a new state, on an unknown device, with the null runtime."""
 
     def run(command: str, *arguments: object, runtime: str = "null", root: Path = tmp_path / "root") -> Answer:
         capsys.readouterr()
@@ -46,13 +46,13 @@ def agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Agent:
 
 @pytest.fixture
 def state(tmp_path: Path) -> State:
-    """The state that `agent` works on."""
+    """The state that `agent` uses."""
     return State(tmp_path / "state")
 
 
 @pytest.fixture(scope="session")
 def installed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state folder with the bundle in service in slot a: not to be changed, but to be copied."""
+    """A state folder with the bundle in service in slot a. Do not change it; copy it."""
     folder = tmp_path_factory.mktemp("installed") / "state"
     assert install(folder, bundle) == 0
     return folder

@@ -1,4 +1,4 @@
-"""CUDA's memory and one stream, played by a dictionary."""
+"""A fake of CUDA's memory and of one stream, with a dictionary."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgekd.core.errors import DeviceError
 
 
 class FakeCuda:
-    """Memory of a GPU; the work in its stream is done, in order, when the stream is waited for."""
+    """Memory of a GPU. The work in its stream runs, in order, when the stream is synchronized."""
 
-    streams: dict[int, FakeCuda] = {}  # noqa: RUF012 by the handles that engines get
+    streams: dict[int, FakeCuda] = {}  # noqa: RUF012 by the handle passed to engines
     compiler: Callable[[str, str, Mapping[str, int]], Any] | None = None
-    """Compiles a kernel that runs on the memory of this process; None where there is no compiler."""
+    """Compiles a kernel that runs on the memory of this process; None if there is no compiler."""
 
     def __init__(self) -> None:
         self.stream = 1000 + len(self.streams)

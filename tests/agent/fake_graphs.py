@@ -1,4 +1,4 @@
-"""Small graphs with and without Q/DQ, and what the fake builder makes of them, for the tests of the fakes."""
+"""Small graphs with and without Q/DQ, and the fake builder's plans for them, for the tests of the fakes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SIDE = 4
 
 
 def tensor(name: str, shape: tuple[int, ...], kind: Any = np.float32, value: float = 1) -> onnx.TensorProto:
-    """A constant of one value."""
+    """Return a constant tensor filled with one value."""
     return numpy_helper.from_array(np.full(shape, value, kind), name)
 
 
 def model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> onnx.ModelProto:
-    """A model with the input `x` [1, 2, 4, 4] and the output `y`."""
+    """Return a model with the input `x` [1, 2, 4, 4] and the output `y`."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, SIDE, SIDE]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
 def float_chain() -> onnx.ModelProto:
-    """Two convolutions, each with Sigmoid and Mul: `a`, `b`."""
+    """Return a chain of two convolutions `a` and `b`, each with Sigmoid and Mul."""
     nodes = []
     for name, source, result in (("a", "x", "a/y"), ("b", "a/y", "y")):
         nodes += [
@@ -37,7 +37,7 @@ def float_chain() -> onnx.ModelProto:
 
 
 def quantized_chain(*quantized: str, constants: bool = False) -> onnx.ModelProto:
-    """`float_chain` with Q/DQ around some convolutions. constants: weights in INT8, dequantized alone."""
+    """Return `float_chain` with Q/DQ around these convolutions. constants: INT8 weights with DequantizeLinear only."""
     chain = float_chain()
     nodes, initializers = [], list(chain.graph.initializer)
     for node in chain.graph.node:
@@ -67,7 +67,7 @@ def quantized_chain(*quantized: str, constants: bool = False) -> onnx.ModelProto
 def dequantized(
     data: onnx.TensorProto, scale: onnx.TensorProto, zero: onnx.TensorProto | None, **options: int
 ) -> onnx.ModelProto:
-    """A constant through QuantizeLinear and DequantizeLinear, added to the input."""
+    """Return a model that adds a constant after QuantizeLinear and DequantizeLinear to the input."""
     given = [each.name for each in (scale, zero) if each is not None]
     nodes = [
         helper.make_node("QuantizeLinear", [data.name, *given], ["q"], "Q", **options),
@@ -78,30 +78,30 @@ def dequantized(
 
 
 def scales(graph: onnx.ModelProto, *without: str) -> dict[str, float]:
-    """A scale for every computed tensor but some."""
+    """Return a scale for every computed tensor except some."""
     names = ["x", *(name for node in graph.graph.node for name in node.output)]
     return {name: 0.1 for name in names if name not in without}
 
 
 class Log(list[tuple[str, str]]):
-    """What was logged."""
+    """Collects log messages."""
 
     def __call__(self, severity: str, message: str) -> None:
         self.append((severity, message))
 
     def at(self, severity: str) -> list[str]:
-        """The messages of one severity."""
+        """Return the messages of one severity."""
         return [message for each, message in self if each == severity]
 
 
 def planned(graph: onnx.ModelProto, request: Request, **options: Any) -> tuple[Plan | None, Log]:
-    """What the builder makes of a graph, and its messages."""
+    """Return the builder's plan for a graph, None if it refuses it, and its messages."""
     log = Log()
     return plan(graph, request, Behaviour(**options), log), log
 
 
 def succeeded(graph: onnx.ModelProto, request: Request, **options: Any) -> Plan:
-    """What the builder makes of a graph that it takes."""
+    """Return the builder's plan for a graph that it must accept."""
     result, log = planned(graph, request, **options)
     assert result is not None, log
     return result

@@ -1,8 +1,8 @@
-"""TensorRT's Python bindings as one version has them, computing with ONNX Runtime.
+"""A fake of TensorRT's Python bindings in one version, which computes with ONNX Runtime.
 
-What a class lacks in a version is an AttributeError, by the names in tensorrt_names.json. What the parser and the
-builder refuse, and how they word it, is in fake_tensorrt_parser and fake_tensorrt_builder. Beyond that the fake holds
-its user to the order of calls, and to memory that is its own. An engine computes the graph that the builder was given.
+Members that a class lacks in a version raise AttributeError, by the names in tensorrt_names.json. Refusals of parser
+and builder, and their messages, are in fake_tensorrt_parser and fake_tensorrt_builder. The fake also checks the order
+of calls, and that memory belongs to the caller. An engine computes the graph that was passed to the builder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from edgekd.core.formats.calibration_cache import from_text
 
 __all__ = ["VERSIONS", "Behaviour", "FakeCuda", "fake", "installed", "names_of"]
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
-"""The most severe first, as their values order them."""
+"""Severities in the order of their values, the most severe first."""
 MAX_RANGE = 127
-"""A dynamic range is the scale of a tensor times this."""
+"""Dynamic range of a tensor divided by its scale."""
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, version: str, **options: Any) -> Behaviour:
-    """Put the fake of a version, and of CUDA, where the real ones would be; with `times` the fake's clock as well."""
+    """Install the fakes of a TensorRT version and of CUDA as modules; with `times` also the fake's clock."""
     behaviour = Behaviour(**options)
     module = fake(version, behaviour)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -88,7 +88,7 @@ class _Member(int):
 
 
 class _Overridden(type):
-    """A class whose methods its user overrides: pybind11 wants its constructor called."""
+    """A class whose methods users override. Like pybind11, it requires a call of its constructor."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> _Overridden:
         made = super().__new__(mcs, name, bases, members)
@@ -105,7 +105,7 @@ class _Overridden(type):
 
 
 class _Gated:
-    """A class that has the public names of its version and no others."""
+    """A class with the public names of its version only."""
 
     names: set[str]
     settable: set[str]
@@ -285,7 +285,7 @@ class Builder:
             )
             return None
         result = plan(onnx.load_from_string(network._onnx), request, behaviour, self._log)
-        config._timing = config._timing and config._timing + b"+"  # layers are timed, whatever comes of it
+        config._timing = config._timing and config._timing + b"+"  # layers are timed even if the build fails
         if result is None:
             return None
         record = _record(network, config, request)
@@ -302,7 +302,7 @@ class Builder:
 
 
 class OptimizationProfile:
-    """Smallest, best and largest shape of each input."""
+    """Minimum, optimum and maximum shape of each input."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -313,7 +313,7 @@ class OptimizationProfile:
 
 
 def _largest_batch(network: Any, config: Any, *, on_dla: bool) -> int | None:
-    """Return the largest batch of a network with a dynamic first side; None for a fixed one, 0 without a profile."""
+    """Return the largest batch of a network with a dynamic batch axis; None for a fixed one, 0 without a profile."""
     (port,) = network._inputs
     if -1 not in port.shape:
         return None
@@ -386,7 +386,7 @@ class ITimingCache:
 
 
 def _request(trt: Any, network: Any, config: Any) -> Request:
-    """Return what the builder is asked for."""
+    """Return the build request that network and config describe."""
     settings = config.__dict__
     calibrator, cache = settings.get("int8_calibrator"), None
     if calibrator is not None:
@@ -408,12 +408,12 @@ def _request(trt: Any, network: Any, config: Any) -> Request:
 
 
 def _precision(layer: Any) -> str | None:
-    """Return the precision that was set for a layer; None where none was."""
+    """Return the precision that was set for a layer, None if none was."""
     return layer.precision.name if "precision" in layer.__dict__ else None
 
 
 def _record(network: Any, config: Any, request: Request) -> dict[str, Any]:
-    """Return what was set, for the test and for the engine."""
+    """Return the settings of a build, for the test and for the engine."""
     settings = config.__dict__
     verbosity = settings.get("profiling_verbosity")
     return {

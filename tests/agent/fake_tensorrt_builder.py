@@ -1,10 +1,10 @@
-"""What TensorRT's builder makes of a graph, version by version: layers, precisions, messages, refusals. Pure rules.
+"""Rules of TensorRT's builder by version: layers, precisions, messages, refusals. Pure functions.
 
 Sources: messages from NVIDIA/TensorRT issues 2681, 1556, 4555, 4021, 1837, 2462 and 2865, NVIDIA/Model-Optimizer issues
-50 and 70, pytorch/TensorRT issue 3362, Deci-AI/super-gradients issue 1760 and onnx/tensorflow-onnx issue 1632. Which
-precision a layer gets with a calibration cache: the same, and the README of tools/qdq-translator in
-NVIDIA/Deep-Learning-Accelerator-SW. That up to TensorRT 10 a DLA takes no Q/DQ: NVIDIA/TensorRT issue 2222; how that
-refusal is worded is not known.
+50 and 70, pytorch/TensorRT issue 3362, Deci-AI/super-gradients issue 1760 and onnx/tensorflow-onnx issue 1632. Layer
+precisions with a calibration cache: the same, and the README of tools/qdq-translator in
+NVIDIA/Deep-Learning-Accelerator-SW. DLAs do not support Q/DQ up to TensorRT 10: NVIDIA/TensorRT issue 2222; the text of
+that error is not known.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ Log = Callable[[str, str], None]
 """Takes the name of a severity and a message."""
 ON_DLA = ("Conv", "ConvTranspose", "Relu", "Sigmoid", "MaxPool", "AveragePool", "Add", "Mul", "Concat", "Resize")
 CONSTRAINTS = {"STRICT_TYPES", "PREFER_PRECISION_CONSTRAINTS", "OBEY_PRECISION_CONSTRAINTS"}
-"""The flags without which the precision of a layer is ignored."""
+"""Flags without which layer precisions are ignored."""
 _ACTIVATIONS = ("Relu", "Sigmoid")
 _TYPED_FROM = (11, 0)
 _CAPABILITIES = {
     onnx.TensorProto.FLOAT8E4M3FN: ("FP8", (8, 9)),
     onnx.TensorProto.FLOAT4E2M1: ("FP4", (10, 0)),
 }
-"""The compute capability from which the GPU has a type."""
+"""Lowest compute capability that supports a type."""
 _ENGINE_ASSERTION_BEFORE = (8, 6)
-"""Before it, the last error of a failed build says only that there is no engine."""
+"""First version in which the last error of a failed build says more than that there is no engine."""
 _COMPUTING_MS = (1.0, 1.5)
-"""In INT8 and in FP16, where no times are given."""
+"""Default times in INT8 and in FP16."""
 _OTHER_MS = (0.1, 0.1)
 
 
 @dataclass
 class Behaviour:
-    """What a fake is to do, and what it has seen.
+    """Settings of a fake, and records of its use.
 
-    dla_cores: how many there are; compute_capability: of the GPU; refuses: operators that the parser does not take;
-    without_int8_kernel: names of nodes for which no INT8 implementation is found; fused_names: whether layers are named
-    as after fusions; int8_runs: whether the builder uses INT8; fails: whether it finds nothing; bends: added to every
-    output; breaks: the tensor that comes out wrong in INT8; times: milliseconds in INT8 and in FP16 by name of node;
-    reformat_ms: milliseconds of each change between INT8 and floats.
+    dla_cores: number of DLA cores; compute_capability: of the GPU; refuses: operators that the parser rejects;
+    without_int8_kernel: names of nodes without an INT8 implementation; fused_names: whether layers have the names that
+    fusions give them; int8_runs: whether the builder uses INT8; fails: whether the build fails; bends: offset added to
+    every output; breaks: tensor with wrong values in INT8; times: milliseconds in INT8 and in FP16 by node name;
+    reformat_ms: milliseconds of each conversion between INT8 and floats.
 
-    built: a record of each engine; messages: severity and text of all that was logged; elapsed_ms: of all runs.
+    built: record of each engine; messages: severity and text of all log messages; elapsed_ms: total of all runs.
     """
 
     dla_cores: int = 0
@@ -68,10 +68,10 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Request:
-    """What a builder is asked for.
+    """A build request.
 
-    flags: names of BuilderFlag; cache: scales that a calibrator serves, None where there is none; ranges: scales that
-    were set by tensor; half: names of the layers whose precision was set to HALF; dla_core: None for the GPU.
+    flags: names of BuilderFlag; cache: scales from a calibrator, None without one; ranges: scales set per tensor; half:
+    names of layers whose precision was set to HALF; dla_core: None for the GPU.
     """
 
     version: str
@@ -83,18 +83,18 @@ class Request:
 
     @property
     def typed(self) -> bool:
-        """Whether types come from the graph alone."""
+        """Whether types come from the graph alone (strongly typed)."""
         return numbers(self.version) >= _TYPED_FROM
 
     @property
     def scales(self) -> Mapping[str, float]:
-        """The scales of tensors, wherever they come from."""
+        """Scales by tensor, from the cache or set ranges."""
         return {**(self.cache or {}), **self.ranges}
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine. precision: INT8, FP16 or FP32; kind: as the inspector names it."""
+    """A layer of an engine. precision: INT8, FP16 or FP32; kind: the inspector's name of the layer type."""
 
     name: str
     kind: str
@@ -105,10 +105,10 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What became of a graph.
+    """The engine built from a graph.
 
-    layers: of the engine, in order; precisions: by name of node; missing: the tensors without a scale, in a build with
-    implicit quantization; on_dla: names of the nodes that the DLA computes.
+    layers: layers in order; precisions: by node name; missing: tensors without a scale, in a build with implicit
+    quantization; on_dla: names of the nodes that run on the DLA.
     """
 
     layers: tuple[EngineLayer, ...]
@@ -118,7 +118,7 @@ class Plan:
 
 
 def plan(model: onnx.ModelProto, request: Request, behaviour: Behaviour, log: Log) -> Plan | None:
-    """Return the engine of a graph; None, with a message at ERROR, where TensorRT builds none."""
+    """Return the engine of a graph; None, with a message at ERROR, if TensorRT builds none."""
     graph = Graph(model)
     try:
         if behaviour.fails:
@@ -131,7 +131,7 @@ def plan(model: onnx.ModelProto, request: Request, behaviour: Behaviour, log: Lo
 
 
 def layer_name(node: onnx.NodeProto, version: str) -> str:
-    """Return what a node's layer is called before fusions: 8.2 renames those of Q/DQ (`QuantDequantLinearHelper`)."""
+    """Return the name of a node's layer before fusions. 8.2 renames those of Q/DQ (`QuantDequantLinearHelper`)."""
     if node.op_type in QUANTIZING and numbers(version) < (8, 4):
         return f"{node.name}_{node.op_type.removesuffix('Linear').lower()}_scale_node"
     return node.name
@@ -142,8 +142,8 @@ def total_ms(layers: tuple[EngineLayer, ...]) -> float:
     return sum(layer.ms for layer in layers)
 
 
-class _Refusal(Exception):  # noqa: N818 what TensorRT calls an error is a message
-    """A reason for not building. code: TensorRT's ErrorCode; plain: not worded as TensorRT does."""
+class _Refusal(Exception):  # noqa: N818 TensorRT reports errors as messages
+    """A reason why the build fails. code: TensorRT's ErrorCode; plain: the text is not TensorRT's."""
 
     def __init__(self, text: str, code: int = 4, place: str = "", kind: str = "Internal Error", plain: bool = False):
         super().__init__(text)
@@ -151,7 +151,7 @@ class _Refusal(Exception):  # noqa: N818 what TensorRT calls an error is a messa
 
 
 def _worded(refusal: _Refusal, version: str) -> Iterator[str]:
-    """Yield the messages for a refusal, in the form of a version."""
+    """Yield the messages for a refusal, formatted as in this version."""
     if refusal.plain:
         yield refusal.text
     elif numbers(version) >= (10, 0):
@@ -200,7 +200,7 @@ class _Build:
                 raise _Refusal(text, 9, kind="API Usage Error")
 
     def _require_flags(self) -> None:
-        """Refuse precisions that were not allowed, and Q/DQ on a DLA."""
+        """Raise _Refusal for precisions without their flag, Q/DQ on a DLA, and per-channel scales of activations."""
         flags, place = self.request.flags, "network.cpp::validate::2965"
         form = "{} precision has been set for a layer or layer output, but {} is not configured in the builder"
         if self.explicit and not self.request.typed and "INT8" not in flags:
@@ -218,7 +218,7 @@ class _Build:
                     )
 
     def _quantization_messages(self) -> None:
-        """Say how INT8 is to be had; refuse where no tensor has a scale."""
+        """Log the messages about INT8. Raise _Refusal if no tensor has a scale."""
         if self.explicit and not self.request.typed:
             text = "Calibrator won't be used in explicit precision mode. Use quantization aware training to generate "
             self.log(WARNING, text + "network with Quantize/Dequantize nodes.")
@@ -239,7 +239,7 @@ class _Build:
             raise _Refusal(text, 4, "standardEngineBuilder.cpp::initCalibrationParams::1463")
 
     def _missing(self) -> tuple[str, ...]:
-        """Warn of each float tensor without a scale; return their names."""
+        """Log a warning for each float tensor without a scale, and return their names."""
         tensors = [*self.graph.inputs, *(name for node in self.graph.layers for name in node.output)]
         missing = tuple(each for each in self.graph.activations(tensors) if each not in self.request.scales)
         for name in missing:
@@ -252,7 +252,7 @@ class _Build:
         return all(each in self.request.scales for each in tensors)
 
     def _on_dla(self) -> tuple[str, ...]:
-        """Return the names of the nodes that the DLA computes. Refuses others where there is no fallback."""
+        """Return the names of nodes that run on the DLA. Raises _Refusal for others without GPU fallback."""
         kept = []
         for node in self.graph.layers:
             reason = self._not_on_dla(node)
@@ -278,7 +278,7 @@ class _Build:
         return f"Node: {node.name} {reason}"
 
     def _precision(self, node: onnx.NodeProto) -> str:
-        """Return what a node computes in. Refuses where INT8 is asked for and has no kernel."""
+        """Return a node's precision. Raises _Refusal if INT8 is required and has no kernel."""
         if not self._wants_int8(node):
             return self.floating
         if node.name in self.behaviour.without_int8_kernel:
@@ -309,7 +309,7 @@ class _Build:
         return [activation] if len(following) == 1 else []
 
     def _name(self, node: onnx.NodeProto) -> str:
-        """Return the name of a node's layer: with its weights and their Q node, and what is fused with it."""
+        """Return the name of a node's layer, composed of its weights, their Q node, and fused nodes."""
         if not self.behaviour.fused_names:
             return node.name
         parts, dequantize = [], self.graph.producers.get(node.input[1]) if len(node.input) > 1 else None
@@ -326,7 +326,7 @@ class _Build:
         return " + ".join(parts)
 
     def _layers(self, precisions: Mapping[str, str], on_dla: tuple[str, ...]) -> Iterator[EngineLayer]:
-        """Yield the layers: of the DLA by region, others one by one, and the reformats between INT8 and floats."""
+        """Yield the layers: one per DLA region, one per GPU node, and reformats between INT8 and floats."""
         fused = {each.name for node in self.graph.layers for each in self._fused(node)}
         carried = dict.fromkeys(self.graph.inputs, False)
         region: list[onnx.NodeProto] = []
@@ -362,7 +362,7 @@ class _Build:
         return EngineLayer(self._name(node), kind, precision, self._ms(node, precision), count)
 
     def _region(self, nodes: list[onnx.NodeProto], precisions: Mapping[str, str]) -> EngineLayer:
-        """Return the one layer that a DLA computes; its precision does not show in the engine."""
+        """Return the single layer of a DLA region, whose precision the engine does not show."""
         names = [nodes[0].name, nodes[-1].name][: len(nodes)]
         ms = sum(self._ms(node, precisions[node.name]) for node in nodes)
         return EngineLayer(f"{{ForeignNode[{'...'.join(names)}]}}", "DLA", self.floating, ms)

@@ -1,4 +1,4 @@
-"""An ONNX graph as TensorRT's parser and builder look at it: constants, Q/DQ pairs, producers and consumers. Pure."""
+"""View of an ONNX graph for the fake parser and builder: constants, Q/DQ pairs, producers and consumers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators that have INT8 kernels of their own."""
+"""Operators that have INT8 kernels."""
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 _WITHOUT_LAYER = (*QUANTIZING, "Constant")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UNDEFINED)
@@ -72,7 +72,7 @@ class Graph:
         return name in self.producers and self.producers[name].op_type == "DequantizeLinear"
 
     def activations(self, names: Any) -> list[str]:
-        """Return those of some tensors that are computed and hold floats; unknown types count as floats."""
+        """Return those of these tensors that are computed floats. Unknown types count as floats."""
         return [each for each in names if each and self.constant(each) is None and self._types.get(each, 0) in _FLOATS]
 
     @cached_property

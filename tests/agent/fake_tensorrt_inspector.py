@@ -1,6 +1,6 @@
-"""The engine inspector's JSON, in the words of each version. Pure.
+"""JSON of the engine inspector as each version writes it. Pure functions.
 
-Sources: examples in TensorRT's guides and in its users' reports, of 8.x, 10.x and 11.x.
+Sources: examples in TensorRT's guides and in users' reports, for 8.x, 10.x and 11.x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FORMATS = {
 
 
 def inspected(layers: Sequence[EngineLayer], version: str) -> str:
-    """Return what the inspector says of a whole engine at detailed verbosity."""
+    """Return the inspector's JSON for a whole engine at detailed verbosity."""
     typed = numbers(version) >= (11,)
     ports = {"I/O Tensors": [{"Name": "images", "IOMode": "Input", "DataType": "Float"}]}
     told = ports if typed else {"Bindings": ["images", "output0"]}

@@ -1,4 +1,4 @@
-"""What TensorRT's ONNX parser refuses, version by version. Pure rules.
+"""Errors of TensorRT's ONNX parser by version. Pure functions.
 
 Sources: `QuantDequantLinearHelper`, `convertToTensor`, `convertDtype` and `parseGraph` of onnx-tensorrt at
 release/8.2-GA, 8.4-GA, 8.5-GA, 8.6-GA, 10.0-GA and 10.1-GA; messages of TensorRT's core from NVIDIA/TensorRT issues
@@ -16,27 +16,27 @@ from fake_tensorrt_graph import QUANTIZING, Graph
 from tensorrt_tables import names_of, numbers
 
 _INT8_CONSTANTS_FROM = (10, 0)
-"""The version from which the core takes weights in INT8."""
+"""First version whose core accepts INT8 weights."""
 _UINT8_REFUSED_FROM = (8, 5)
 _TWO_INPUTS_FROM = (8, 6)
-"""Counts as allowed from here on, but 8.6 then reads the third input all the same."""
+"""First version that allows a missing zero point. 8.6 still reads the third input."""
 _TYPES = {
     onnx.TensorProto.FLOAT8E4M3FN: "FP8",
     onnx.TensorProto.INT4: "INT4",
     onnx.TensorProto.BFLOAT16: "BF16",
     onnx.TensorProto.FLOAT4E2M1: "FP4",
 }
-"""ONNX types that not every version has, as members of DataType."""
+"""ONNX types that not every version supports, and their members of DataType."""
 _ONNX_TYPES_FROM = (10, 0)
 """8.6 has FP8 in its bindings, but its parser reads no ONNX tensor of that type."""
 
 
 @dataclass(frozen=True)
 class ParseError:
-    """An error as the parser reports it.
+    """A parser error.
 
-    code: a name of the parser's ErrorCode; node: the index of the node, -1 where there is none; logged: what the core
-    logs besides, empty where it logs nothing.
+    code: name in the parser's ErrorCode; node: index of the node, -1 for none; logged: message that the core logs in
+    addition, empty for none.
     """
 
     code: str
@@ -46,7 +46,7 @@ class ParseError:
 
 
 def parse_error(model: onnx.ModelProto, version: str, refused: Sequence[str] = ()) -> ParseError | None:
-    """Return the first error that a version's parser finds in a model, None where it takes it.
+    """Return the first error that a version's parser reports for a model, None if it accepts the model.
 
     refused: operators without an importer.
     """
@@ -126,7 +126,7 @@ def _quantizing_errors(graph: Graph, node: onnx.NodeProto, version: tuple[int, .
 
 
 def _scale_errors(graph: Graph, name: str, version: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:
-    """Yield the errors of a constant scale. Before 10 it is read as float32 whatever its type, beyond its end."""
+    """Yield the errors of a constant scale. Versions before 10 read any type as float32, possibly beyond its end."""
     scale = graph.constant(name)
     if scale is None:
         return

@@ -1,6 +1,6 @@
-"""The run-time half of the fake bindings: engines, contexts and the inspector.
+"""The runtime part of the fake bindings: engines, contexts and the inspector.
 
-An engine is the graph that it was built from, computed by ONNX Runtime; its layers and their times are in its plan.
+An engine runs the graph that it was built from with ONNX Runtime. Its plan has the layers and their times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fake_tensorrt_builder import EngineLayer, total_ms
 from fake_tensorrt_inspector import inspected
 
 PLAN = b"fake TensorRT plan\n"
-"""How a serialized engine begins; a record as JSON and the graph follow, each on lines of their own."""
+"""Prefix of a serialized engine. A JSON record and the graph follow."""
 
 _KINDS: dict[str, tuple[str, Any]] = {
     "tensor(float)": ("FLOAT", np.float32),
@@ -25,11 +25,11 @@ _KINDS: dict[str, tuple[str, Any]] = {
     "tensor(int64)": ("INT64", np.int64),
     "tensor(uint8)": ("UINT8", np.uint8),
 }
-"""By ONNX Runtime's names of types: the names in DataType, and NumPy's types."""
+"""Names in DataType and NumPy's types, by ONNX Runtime's type names."""
 
 
 def logged(trt: Any, logger: Any) -> Callable[[str, str], None]:
-    """Return what hands messages to a logger and keeps them for the test."""
+    """Return a function that passes messages to a logger and records them for the test."""
 
     def log(severity: str, message: str) -> None:
         trt.behaviour.messages.append((severity, message))
@@ -95,7 +95,7 @@ class ICudaEngine:
         return ICudaEngine.get_profile_shape(self, profile_index, name)
 
     def _shape(self, port: Any) -> tuple[int, ...]:
-        """Return a shape as TensorRT has it: of an engine for any number of frames the first side is -1."""
+        """Return a shape as TensorRT reports it: the batch axis of an engine with dynamic batch is -1."""
         first, *rest = port.shape
         dynamic = self._record["batch"] and isinstance(first, str)
         return (-1 if dynamic else first if isinstance(first, int) else 1, *rest)

@@ -1,7 +1,7 @@
-"""`trtexec` as one version has it: takes the recorded flags of that version and no others, computes with ONNX Runtime.
+"""A fake of one version's `trtexec`: accepts only the recorded flags of that version, and computes with ONNX Runtime.
 
-What its parser and builder refuse is that of fake_tensorrt_parser and fake_tensorrt_builder. `install` writes the
-program; its folder has `version` with a number such as 8502, `options` of Behaviour, and `log` of its command lines.
+Errors of parser and builder are those of fake_tensorrt_parser and fake_tensorrt_builder. `install` writes the program.
+Its folder has the files `version` with a number such as 8502, `options` of Behaviour, and `log` with its command lines.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tensorrt_tables import trtexec_flags
 PLAN = b"fake trtexec plan\n"
 STAMP = "[11/27/2026-10:00:00]"
 RUN_MS = 10.0
-"""Of one run, where no times of layers were given."""
+"""Default milliseconds of one run."""
 _SEVERITIES = {"ERROR": "E", "WARNING": "W", "INFO": "I", "VERBOSE": "V"}
 
 
 def install(folder: Path, number: int, **options: Any) -> Path:
-    """Write the program of a version, as trtexec counts versions; options: fields of Behaviour."""
+    """Write the program of a version, given as trtexec's number. options: fields of Behaviour."""
     folder.mkdir(exist_ok=True)
     path = folder / "trtexec"
     tests = str(Path(__file__).parent)
@@ -46,12 +46,12 @@ def version_of(number: int) -> str:
     return f"{number // step}.{number % step // 100}.{number % 100}"
 
 
-class Failure(Exception):  # noqa: N818 it ends the program with FAILED
-    """A reason to fail, as the program prints it."""
+class Failure(Exception):  # noqa: N818 ends the program with FAILED
+    """A failure with the message that the program prints."""
 
 
 def main(arguments: list[str], folder: Path) -> int:
-    """Do what the command line says; 1 with a complaint where it cannot be done."""
+    """Run the program. Return 0, or 1 after printing an error."""
     number = int((folder / "version").read_text("ascii"))
     title = f"TensorRT.trtexec [TensorRT v{number}] # {folder / 'trtexec'} {' '.join(arguments)}"
     print(f"&&&& RUNNING {title}")
@@ -77,7 +77,7 @@ def main(arguments: list[str], folder: Path) -> int:
 
 
 def _print(severity: str, message: str) -> None:
-    """Print a message of TensorRT as the program does."""
+    """Print a message of TensorRT in the program's format."""
     letter = _SEVERITIES[severity]
     code, colon, rest = message.partition(": ")
     numbered = severity == "ERROR" and colon and code.isdigit()
@@ -115,7 +115,7 @@ def _build(options: dict[str, str], version: str, folder: Path) -> None:
 
 
 def _request(options: dict[str, str], model: Any, version: str) -> Any:
-    """Return what the options ask of the builder. Without a cache the program makes up a range for every tensor."""
+    """Return the build request of the options. Without a cache the program assigns a range to every tensor."""
     from fake_tensorrt_builder import Request
     from fake_tensorrt_graph import Graph
 
@@ -156,7 +156,7 @@ def _run(options: dict[str, str], version: str) -> None:
     if "--exportLayerInfo" in options:
         _inspect(options, layers, version)
     if "--exportTimes" in options:
-        # The first two only warm up, at twice the time.
+        # The first two runs are warm-up and take twice the time.
         warm, ms = int(options["--warmUp"]), total_ms(layers) if record["times"] else RUN_MS
         starts = [0, warm / 2] + [warm + ms * index for index in range(int(options["--iterations"]))]
         rows = [
@@ -186,12 +186,12 @@ def _infer(graph: bytes, options: dict[str, str]) -> None:
     if name != given.name:
         raise Failure(f"Cannot find input tensor with name {name}")
     kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
-    # The program gives a dynamic side the value 1, where no --shapes say otherwise.
+    # Without --shapes the program sets dynamic axes to 1.
     shape = [side if isinstance(side, int) else 1 for side in given.shape]
     batch = np.fromfile(file, kind).reshape(shape)
     rows = []
     for port, output in zip(session.get_outputs(), session.run(None, {given.name: batch}), strict=True):
-        # As the program prints them: six digits.
+        # Six digits, as the program prints them.
         values = [float(f"{value:.6g}") for value in output.ravel()]
         rows.append({"name": port.name, "dimensions": "x".join(map(str, output.shape)), "values": values})
     Path(options["--exportOutput"]).write_text(json.dumps(rows), "ascii")

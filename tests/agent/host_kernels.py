@@ -1,4 +1,4 @@
-"""Kernels in CUDA C compiled by a C++ compiler, and run thread by thread on the memory of this process."""
+"""Compiles CUDA C kernels with a C++ compiler, and runs them thread by thread on this process's memory."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ static void launch(void (*kernel)(Types...), const int *block, const int *blocks
 }
 """
 _TYPES = {"L": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}
-"""By NumPy's character of a scalar."""
+"""C types by NumPy's type character."""
 
 
 class HostCompiler:
-    """Compiles kernels into a folder; skips the test where there is no compiler."""
+    """Compiles kernels into a folder; skips the test if there is no compiler."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

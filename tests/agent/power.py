@@ -1,8 +1,8 @@
-"""A power cut at any file-system operation: the work runs in a process of its own, which ends there without a word.
+"""Simulate a power cut at any file-system operation: the work runs in its own process, which exits there.
 
-Two kinds of disk are played: one on which everything survives that was done before, half of a last write included, and
-a forgetful one on which only that survives which was flushed. There a file that was not flushed since it was opened for
-writing is empty, and a rename is undone whose folder was not flushed since.
+There are two kinds of disk. On the first all earlier operations survive, and half of the last write. On the forgetful
+disk only flushed data survive: a file that was not flushed since it was opened for writing is empty, and a rename is
+undone if its folder was not flushed since.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 collections.abc.Callable[...] is Python 3.9
 
 DARK = 99
-"""How the process ends when the power goes."""
+"""Exit code of the process at the power cut."""
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate")
 
 
 def cut_at(count: int, work: Callable[[], object], *, forgetful: bool) -> bool:
-    """Do `work` until its operation number `count`, counted from 0, which does not happen; whether it got that far.
+    """Run `work` up to operation number `count`, counted from 0, which is not executed. Return whether it got there.
 
-    What `work` raises is an error of the test.
+    An exception in `work` is an error of the test.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -42,7 +42,7 @@ def cut_at(count: int, work: Callable[[], object], *, forgetful: bool) -> bool:
 
 
 class _Disk:
-    """What of a process's changes has reached the disk so far."""
+    """Tracks which changes of a process have reached the disk."""
 
     def __init__(self, left: int, forgetful: bool) -> None:
         self._left, self._forgetful = left, forgetful
@@ -51,13 +51,13 @@ class _Disk:
         self._dark = False
 
     def watch(self) -> None:
-        """From now on count every operation of this process that changes or flushes something."""
+        """Start counting the operations of this process that change or flush files."""
         sys.addaudithook(self._event)
         os.fsync = self._fsync
         opened, disk = io.open, self
 
         def open_torn(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-            """What a `Path` opens its files with; temporary files have an opener, and end with the process."""
+            """Replacement for the `open` that `Path` uses. Temporary files have an opener, and are not tracked."""
             if "opener" not in named and "b" in mode and set(mode) & set("wxa"):
                 return io.BufferedWriter(_TornFile(disk, file, mode.replace("b", "")))
             return opened(file, mode, *more, **named)
@@ -65,7 +65,7 @@ class _Disk:
         io.open = open_torn  # type: ignore[assignment]
 
     def write(self, half: Callable[[], object]) -> None:
-        """Count a write, of which the first half is done where the power goes."""
+        """Count a write. If the power cut is there, only its first half is done."""
         self._step(half)
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -100,7 +100,7 @@ class _Disk:
         self._left -= 1
 
     def _renamed(self, source: Path, goal: Path) -> None:
-        """Remember how to undo a rename; what was not flushed stays so under its new name."""
+        """Record how to undo a rename. An unflushed file stays unflushed under its new name."""
         self._renames.append((source, goal, _restorer(goal)))
         self._unflushed = [
             goal / path.relative_to(source) if path == source or source in path.parents else path
@@ -118,7 +118,7 @@ class _Disk:
 
 
 class _TornFile(io.FileIO):
-    """A file whose writes count."""
+    """A file whose writes are counted."""
 
     def __init__(self, disk: _Disk, file: Any, mode: str) -> None:
         super().__init__(file, mode)
@@ -131,7 +131,7 @@ class _TornFile(io.FileIO):
 
 
 def _restorer(path: Path) -> Callable[[], object]:
-    """What puts back the link or file that lies at a place now."""
+    """Return a function that restores the present link or file at a path."""
     if path.is_symlink():
         goal = _link(path)
         return lambda: os.path.lexists(path) or path.symlink_to(goal)
@@ -146,13 +146,13 @@ def _link(path: Path) -> Path:
 
 
 def listing(folder: Path) -> list[str]:
-    """Everything below a folder, links with their goals."""
+    """Return the paths below a folder, links with their targets."""
     names = ((path, str(path.relative_to(folder))) for path in sorted(folder.rglob("*")))
     return [f"{name} -> {_link(path)}" if path.is_symlink() else name for path, name in names]
 
 
 def fresh(source: Path, folder: Path) -> Path:
-    """`folder` as a new copy of a state folder."""
+    """Make `folder` a new copy of a state folder, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder, symlinks=True)
     return folder

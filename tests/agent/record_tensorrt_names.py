@@ -48,21 +48,21 @@ CLASSES = (
     "Runtime",
     "TensorIOMode",
 )
-"""The classes that the agent uses, and those whose members decide what it may use."""
+"""The classes that the agent uses, and enumerations whose members show what a version supports."""
 FLAGS = "trtexec"
-"""The key of the flags, beside those of the classes."""
+"""Key of the flags, beside the classes."""
 BINDINGS = "python/src"
 OPTIONS = "samples/common/sampleOptions.cpp"
 _COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|("(?:\\.|[^"\\])*")', re.DOTALL)
 _LEFT_OUT = re.compile(r"^ *#if ENABLE_INETWORK_SERIALIZE$.*?^ *#endif", re.DOTALL | re.MULTILINE)
-"""Built for NVIDIA alone: the released bindings lack it."""
+"""Compiled only in NVIDIA's internal builds: the released bindings lack it."""
 _DECLARATION = re.compile(r"py::(?P<kind>class_|enum_)<")
 _CALL = re.compile(r"\s*\.\s*(?P<name>\w+)\s*\(")
 _NAME = re.compile(r'\s*"(?P<name>\w+)"\s*,')
 _ARGUMENT = re.compile(r'"(?P<name>\w+)"_a(?P<default>\s*=)?')
 _FLAG = re.compile(r'"(?P<flag>--?\w+)"')
 _OTHER_PROGRAM = re.compile(r"^void SafeBuilderOptions::parse\(.*?^}", re.DOTALL | re.MULTILINE)
-"""The options of trtexec's sibling for safety-certified engines, in the same file."""
+"""Options of the trtexec variant for safety-certified engines, in the same source file."""
 _PAIRS = {"(": ")", "{": "}", "<": ">", "[": "]"}
 
 
@@ -81,7 +81,7 @@ class Binding:
 
 
 def closing(text: str, begin: int) -> int:
-    """Return the index of the bracket that closes the one at `begin`, passing over string literals."""
+    """Return the index of the bracket that closes the one at `begin`, ignoring string literals."""
     opened, closed, depth, index = text[begin], _PAIRS[text[begin]], 0, begin
     while True:
         if text[index] == '"':
@@ -142,7 +142,7 @@ def _add_chain(binding: Binding, source: str, begin: int) -> None:
 
 
 def _member(call: str, arguments: str) -> str | None:
-    """Return a member as it is recorded; None for what Python code cannot name."""
+    """Return a member in the recorded format; None for names that Python code cannot use."""
     named = _NAME.match(arguments)
     name = named["name"] if named else "__init__" if "py::init" in arguments else ""
     if not name or (name.startswith("_") and name != "__init__"):
@@ -180,7 +180,7 @@ def flags(source: str) -> list[str]:
 
 
 def recorded(checkout: Path, tag: str) -> dict[str, list[str]]:
-    """Return what one tag has: members by class, and flags."""
+    """Return the interface of a tag: members by class, and flags."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]

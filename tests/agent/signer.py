@@ -1,6 +1,6 @@
-"""Keys, signatures and trust files for the agent's tests, without any library: cameras have none.
+"""Keys, signatures and trust files for the agent's tests in pure Python, as cameras have no crypto library.
 
-For tests only: what signs here takes a time that depends on the key.
+For tests only: signing is not constant-time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _point(scalar: int) -> bytes:
 
 
 def public(number: int) -> bytes:
-    """The public key whose private one is a number."""
+    """Return the public key of the private key with this number."""
     return _point(_secrets(number)[0] % ed25519._ORDER)
 
 
 def sign(number: int, message: bytes) -> bytes:
-    """RFC 8032, section 5.1.6."""
+    """Return an Ed25519 signature (RFC 8032, section 5.1.6)."""
     scalar, prefix = _secrets(number)
     nonce = int.from_bytes(hashlib.sha512(prefix + message).digest(), "little") % ed25519._ORDER
     r = _point(nonce)
@@ -42,20 +42,20 @@ def sign(number: int, message: bytes) -> bytes:
 
 
 def signatures(kind: str, sha256: str, *numbers: int) -> tuple[Signature, ...]:
-    """The signatures of a bundle or a trust file by some keys."""
+    """Return the signatures of a bundle or trust file by these keys."""
     message = statement(kind, sha256)
     found = [Signature(key_id(public(number)), sign(number, message).hex()) for number in numbers]
     return tuple(sorted(found, key=lambda signature: signature.key))
 
 
 def signed(bundle: Path, out: Path, *numbers: int) -> Path:
-    """A copy of a bundle, signed by some keys."""
+    """Write a copy of a bundle, signed by these keys."""
     replace_signatures(bundle, signatures("bundle", read_head(bundle).identity, *numbers), out)
     return out
 
 
 def trust_file(path: Path, version: int = 1, *, by: tuple[int, ...] = (9,), **changed: Any) -> Path:
-    """A trust file: key 1 signs bundles, key 9 trust files, unless something else is said; signed by `by`."""
+    """Write a trust file signed by `by`. By default key 1 signs bundles, and key 9 trust files."""
     bundle, trust = changed.pop("bundle", (1,)), changed.pop("trust", (9,))
     numbers = sorted({*bundle, *trust})
     keys = sorted((Key(public(number).hex(), f"key {number}") for number in numbers), key=lambda key: key.id)

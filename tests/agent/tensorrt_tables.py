@@ -1,4 +1,4 @@
-"""Versions of TensorRT and the recorded interface of each: what its bindings and trtexec have, and nothing else."""
+"""Versions of TensorRT, and the recorded interface of each version's bindings and trtexec."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ RECORDED: dict[str, dict[str, list[str]]] = json.loads(
 )
 """Members by version and class, and flags of trtexec, as record_tensorrt_names.py writes them."""
 VERSIONS = ("8.2.1", "8.4.1", "8.5.2.2", "8.6.1", "10.3.0", "10.16.0", "11.4.1")
-"""The versions that tests go through: those of JetPack 4.6.1, 5.0, 5.1, 6.0, 6.1 and 7.2, and the newest for Jetson.
+"""The versions that tests use: those of JetPack 4.6.1, 5.0, 5.1, 6.0, 6.1 and 7.2, and the newest for Jetson.
 
 The bindings 11.4.0.106 have the recorded names of 11.1 and one more, Runtime.dla_workspace_allocation_strategy.
 """
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return a version's numbers, to be compared."""
+    """Return a version's numbers, for comparison."""
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def recorded(version: str) -> dict[str, list[str]]:
-    """Return what the newest recorded version has that is not newer than this one."""
+    """Return the interface of the newest recorded version that is not newer than this one."""
     return RECORDED[max((each for each in RECORDED if numbers(each) <= numbers(version)), key=numbers)]
 
 

@@ -1,6 +1,6 @@
-"""For tests that ask for no steady numbers: each graph is timed for few frames after fewer, and a tenth of the seconds.
+"""Shortens timing in tests that need no stable numbers: few frames, fewer warm-ups, and a tenth of the seconds.
 
-`local` is ONNX Runtime, which loads a graph in a tenth of OpenVINO's time; tests of OpenVINO name it.
+`local` is ONNX Runtime, which loads a graph in a tenth of OpenVINO's time. Tests of OpenVINO select it by name.
 """
 
 from edgekd.core.benchmark import benchmark_interleaved

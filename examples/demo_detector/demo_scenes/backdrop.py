@@ -19,16 +19,16 @@ from demo_scenes.street import Street
 
 WIDTH, HEIGHT = 640, 360
 SWAY = 6
-"""The wind moves the picture by up to this many pixels; so much more is painted on every side."""
+"""Largest shift of the picture by wind in pixels, which is the margin painted on every side."""
 CAMERAS = 8
 FIRST_PROP_ID = 200
-"""Ids in the canvas' fourth channel: 0 is ground, house or sky, 1 to 199 are labelled objects."""
+"""Ids in the canvas's fourth channel: 0 is ground, house or sky, 1 to 199 are labelled objects."""
 SKY_DEPTH = 220.0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A still thing between the moving ones: `patch` uint8 [h, w, 4] goes to `corner` where `mask` is 1."""
+    """A static object among the moving ones: `patch` uint8 [h, w, 4] is pasted at `corner` where `mask` is 1."""
 
     distance: float
     corner: tuple[int, int]
@@ -47,11 +47,11 @@ class Backdrop:
 
     canvas   uint8 [2 h, 2 w, 4]: the picture in plain daylight without `layers`; the fourth channel is 0
     layers   from far to near
-    shadow   uint8 [h, w]: how much of the sun is blocked
+    shadow   uint8 [h, w]: share of the sun that is blocked
     lamps    float32 [h, w]: light of the street lamps, 1 below a lamp
-    depth    float32 [h, w]: metres to what is seen
-    ground   bool [h, w]: where the ground is seen
-    windows  uint8 [h, w, 3]: what shines at night
+    depth    float32 [h, w]: metres to the visible surface
+    ground   bool [h, w]: where the ground is visible
+    windows  uint8 [h, w, 3]: light of windows at night
     bulbs    float64 [n, 2]: pixels of the street lamps
     """
 
@@ -110,7 +110,7 @@ def _camera(rng: np.random.Generator) -> Camera:
 
 
 def _street(rng: np.random.Generator, index: int) -> Street:
-    """Every fourth camera looks over a yard, the others along or across a street; half of these have a side road."""
+    """Return the layout: every fourth is a yard, others a street along or across the view, half with a side road."""
     yard = index % 4 == 3
     return Street(
         angle=math.radians(rng.uniform(-32, 32)),
@@ -165,7 +165,7 @@ def _layer(thing: Placed, camera: Camera, sun: Array, number: int) -> Layer | No
 
 
 def _lamp_light(camera: Camera, depth: NDArray[np.float32], bulbs: Array) -> NDArray[np.float32]:
-    """Inverse-square light of the lamps on whatever is seen, 1 at the foot of a lamp."""
+    """Return the inverse-square light of the lamps on visible surfaces, 1 at the foot of a lamp."""
     small = cv2.resize(_rays(camera), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     seen = camera.position + small * cv2.resize(depth, small.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
     light = np.zeros(small.shape[:2])

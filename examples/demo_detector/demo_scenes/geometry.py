@@ -22,7 +22,7 @@ Colour = tuple[float, float, float]
 Point = tuple[float, float, float]
 
 SUPERSAMPLE = 2
-"""Everything is drawn at twice the frame's size and averaged down, which smooths the edges."""
+"""Supersampling factor: everything is drawn at twice the frame's size and averaged down, for smooth edges."""
 SUN, AMBIENT = 0.62, 0.58
 FACE, LIMB, WIRE = range(3)
 
@@ -118,7 +118,7 @@ class Mesh:
         self.parts.append(Part(WIRE, index, colour, self.layer, self.group, self.tag, (radius, radius)))
 
     def box(self, low: Point, high: Point, colour: Colour, gloss: float = 0.0) -> None:
-        """An upright box; its bottom is never seen and has no face."""
+        """An upright box. It has no bottom face, which is never visible."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         self.loft([[(x0, y0, z0), (x0, y0, z1), (x0, y1, z1), (x0, y1, z0)],
                    [(x1, y0, z0), (x1, y0, z1), (x1, y1, z1), (x1, y1, z0)]], colour, gloss)  # fmt: skip
@@ -184,7 +184,7 @@ class Placed:
 
 
 def place(mesh: Mesh, pose: Pose, camera: Camera) -> Placed:
-    """Put a mesh into the world and project it. `distance` is that of its origin along the ground, in metres."""
+    """Put a mesh into the world and project it. `distance` of the result: metres along the ground to its origin."""
     world = pose.place(np.array(mesh.vertices))
     pixels, depth = camera.project(world)
     return Placed(mesh, world, pixels, depth, math.hypot(pose.x, pose.y))

@@ -159,7 +159,7 @@ def _wall(rng: np.random.Generator, size: tuple[float, float], colour: Colour, b
 def _facade(
     rng: np.random.Generator, size: tuple[float, float], colour: Colour, front: bool
 ) -> tuple[NDArray[np.float32], Image]:
-    """A wall of a dwelling house with windows, doors and perhaps a shop; and what of it is lit at night."""
+    """Return a wall of a dwelling house with windows, doors and perhaps a shop, and its light at night."""
     image = _wall(rng, size, colour, bool(rng.random() < 0.5))
     lit = np.zeros(image.shape, np.uint8)
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Meshes of what moves through the demo's streets: people, bicycles, cars, trucks and dogs, all varied by a generator.
+"""Meshes of the demo's moving objects: people, bicycles, cars, trucks and dogs, varied by a random generator.
 
 Colours are BGR, lengths metres.
 """

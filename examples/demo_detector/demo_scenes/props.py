@@ -1,4 +1,4 @@
-"""Props on the pavements: lamps, trees, hedges, bins, posts, benches and signs. None of it has a label."""
+"""Props on the pavements: lamps, trees, hedges, bins, posts, benches and signs. They have no labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METAL = ((92, 92, 90), (60, 70, 60), (56, 56, 58), (120, 122, 122))
 
 
 def props(rng: np.random.Generator, street: Street) -> tuple[list[Thing], Array]:
-    """Things and where they stand, and the positions of the street lamps' bulbs, float64 [n, 3] in world metres."""
+    """Return props with their positions, and the positions of lamp bulbs, float64 [n, 3] in world metres."""
     things: list[Thing] = []
     bulbs = []
     kerb = street.half_road + 0.5

@@ -1,6 +1,6 @@
 """Rendered pictures of security cameras over a street or a yard, with labels: real input that needs no download.
 
-Everything follows from integer seeds: with one version of OpenCV and NumPy a seed always gives the same bytes.
+Scenes are determined by integer seeds: with the same versions of OpenCV and NumPy a seed always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from demo_scenes.traffic import CLASSES, MEAN_COUNTS, Actor, traffic
 from demo_scenes.weather import Weather, develop, expose, weather
 
 MIN_VISIBLE = 0.35
-"""An object of which a smaller share is seen has no label."""
+"""Smallest visible share of an object with a label."""
 MIN_SIDE, MIN_AREA = 5.0, 70.0
-"""Nor has one whose visible box is smaller (pixels, square pixels)."""
+"""Smallest side (pixels) and area (square pixels) of the visible box of an object with a label."""
 SPLITS = ("train", "val", "detector-train", "detector-val")
 SPLIT_SIZE = 1_000_000
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)

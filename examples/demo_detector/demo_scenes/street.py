@@ -35,5 +35,5 @@ class Street:
 
 
 def street_crossing(street: Street) -> float:
-    """Return the zebra crossing's place along the street: left of the middle, or right where a side road is there."""
+    """Return the zebra crossing's position along the street: left of the middle, or right if a side road is there."""
     return -5.0 if street.side_road is None or street.side_road > 0 else 6.0

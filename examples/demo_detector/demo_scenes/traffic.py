@@ -18,9 +18,9 @@ PERSON, BICYCLE, CAR, TRUCK, DOG = range(len(CLASSES))
 MEAN_COUNTS = {PERSON: 3.0, BICYCLE: 1.3, CAR: 2.4, TRUCK: 0.8, DOG: 1.1}
 NEAREST = {PERSON: 6.5, BICYCLE: 7.0, CAR: 8.0, TRUCK: 11.0, DOG: 6.0}
 FARTHEST = {PERSON: 38.0, BICYCLE: 30.0, CAR: 55.0, TRUCK: 60.0, DOG: 22.0}
-"""Metres from the camera; farther away an object of the class is too small to be labelled."""
+"""Largest distance from the camera in metres by class; farther objects would be too small for a label."""
 FOOTPRINT = {PERSON: (0.4, 0.35), BICYCLE: (1.0, 0.5), CAR: (2.4, 1.1), TRUCK: (4.4, 1.4), DOG: (0.5, 0.3)}
-"""Half the length, and half the width, that nothing else may enter (metres)."""
+"""Half length and half width in metres of the area that no other object may enter, by class."""
 TRIES = 12
 
 
@@ -161,7 +161,7 @@ def _side_spot(rng: np.random.Generator, street: Street, offset: float, moving: 
 
 
 def lights(actors: list[Actor]) -> Iterator[tuple[Actor, Array, bool]]:
-    """Lamps of vehicles on the move: the actor, the lamp's place float64 [3] in the world, whether at the front."""
+    """Yield lamps of moving vehicles: the actor, the lamp's world position float64 [3], and whether it is in front."""
     for actor in actors:
         if not actor.driving:
             continue

@@ -167,7 +167,7 @@ def _glow(canvas: Image, ids: Image, view: Backdrop, actors: list[Actor], now: W
 
 
 def _mirror(picture: Picture, wet: Picture) -> Picture:
-    """Wet ground shows, smeared downwards, what is above it."""
+    """Return the reflection in wet ground: the picture above, smeared downwards."""
     smear = cv2.blur(picture, (5, 61), anchor=(2, 60), borderType=cv2.BORDER_REPLICATE)
     mixed: Picture = cv2.blendLinear(picture, smear, 1 - wet, wet * np.float32(1.3)) * np.float32(1.05)
     return mixed
@@ -205,7 +205,7 @@ def develop(picture: Picture, now: Weather, rng: np.random.Generator) -> Image:
     """Lens, sensor and video stream: float32 [h, w, 3] -> uint8 [h, w, 3]."""
     height, width = picture.shape[:2]
     picture = cv2.GaussianBlur(picture, (0, 0), now.blur)
-    # A night camera raises its gain until the picture has some brightness, within limits.
+    # A night camera raises its gain, within limits, until the picture is bright enough.
     gain = min(1.7, max(1.0, 62 / float(picture.mean()))) if now.lamps else 1.0
     colour = 0.0 if now.infrared else now.saturation
     matrix = gain * now.contrast * (colour * np.eye(3) + (1 - colour) * np.array([[0.114, 0.587, 0.299]] * 3))
@@ -224,7 +224,7 @@ def _vignette(height: int, width: int) -> Picture:
 
 @lru_cache(maxsize=2)
 def _noise_field(grey: bool) -> Picture:
-    """Noise of unit variance, a little soft as after a camera's own filter; float32 [720, 1200, 3]."""
+    """Noise of unit variance, slightly blurred as by a camera's denoising; float32 [720, 1200, 3]."""
     field = np.random.default_rng(5).standard_normal((720, 1200, 3), np.float32)
     common = np.repeat(field.mean(axis=2, keepdims=True), 3, axis=2) * np.float32(1.7)
     field = common if grey else 0.55 * field + 0.45 * common
@@ -240,7 +240,7 @@ def _sensor_noise(height: int, width: int, grey: bool, rng: np.random.Generator)
 
 
 def _stamp(frame: Image, now: Weather, rng: np.random.Generator) -> None:
-    """The time that cameras write into their picture."""
+    """Draw the time stamp that cameras add to their picture."""
     minute, second = (int(part) for part in rng.integers(0, 60, 2))
     text = f"{now.hour:02d}:{minute:02d}:{second:02d}"
     for colour, thickness in (((0, 0, 0), 3), ((235, 235, 235), 1)):

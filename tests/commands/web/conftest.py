@@ -15,7 +15,7 @@ from edgekd.core.progress import SILENT, Progress
 
 
 def fail(progress: Progress) -> None:
-    """What an error of a camera looks like."""
+    """Raise a typical error of a camera."""
     progress.note("export: 1.0 s")
     raise DeviceError("no room on <the> camera")
 
@@ -30,7 +30,7 @@ def runs(tiny_build: Built, tmp_path: Path) -> Path:
     timing["after"]["p50_ms"] /= 2
     change(ledger, timing=timing, budget=[])
     write_search(root / "tried")
-    write_search(root / "tried" / "search")  # of trials, which are no result folders
+    write_search(root / "tried" / "search")  # a search's trials, which are not result folders
     with recorded(root / "tried", "build", "tiny.onnx", "xavier", SILENT) as progress:
         progress.note("search: 2 tried")
     (root / "failed").mkdir()

@@ -1,4 +1,4 @@
-"""Result folders as builds and searches leave them, made of a few files."""
+"""Result folders like those of builds and searches, with few files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgekd.evaluation.search_result import FrontCandidate, Rung, SearchResult, 
 from edgekd.hardware.budget import Budget
 
 FILES = ("ledger.json", "progress.json", "report.html", "tiny-xavier.edgekd")
-"""Of a result folder, those that pages show."""
+"""Files of a result folder that pages show."""
 
 
 def copy_build(build: Built, folder: Path) -> Path:
-    """A finished build in another folder, with the records of its stages."""
+    """Copy a finished build, with the records of its stages, to another folder. Return the folder."""
     folder.mkdir(parents=True)
     for name in FILES:
         shutil.copy(build.out / name, folder / name)
@@ -35,7 +35,7 @@ def change(file: Path, **values: Any) -> None:
 
 
 def search_result(**values: Any) -> SearchResult:
-    """A search with two candidates that were tried in full."""
+    """Return the result of a search with two fully trained candidates. values: fields to replace."""
     choice = {"student": None, "image_size": 640, "ratio": 0.0, "recovery": 0, "quant_aware": 0}
     cost = {"latency_ms": 1.5, "energy_mj": None, "noise": 0.1, "seconds": 20.0, "error": None}
     small = {**choice, **cost, "bits": 4.5, "rung": 1, "kept": 0.97, "bytes": 1_500_000, "text": "640 pixels, 4.5 bits"}
@@ -68,7 +68,7 @@ def search_result(**values: Any) -> SearchResult:
 
 
 def write_search(folder: Path, **values: Any) -> Path:
-    """A search that was stopped."""
+    """Write the folder of a stopped search, and return it. values: fields to replace."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.json").write_bytes(readable_json(to_plain(search_result(**values))))
     return folder

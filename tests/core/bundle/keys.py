@@ -1,4 +1,4 @@
-"""Keys and signatures for the tests: made from small numbers, so that every run has the same."""
+"""Keys and signatures for tests, derived from small numbers, so that they are the same in every run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def signed_by(kind: str, sha256: str, *numbers: int) -> tuple[Signature, ...]:
 def trust_of(
     version: int = 1, bundle: Sequence[int] = (1,), trust: Sequence[int] = (8, 9), thresholds: tuple[int, int] = (1, 2)
 ) -> Trust:
-    """A trust file: bundles are signed by some of the first keys, trust files by some of the others."""
+    """Return a trust file. bundle, trust: key numbers for bundles and trust files; thresholds: in that order."""
     numbers = {*bundle, *trust}
     keys = sorted((Key(public(number).hex(), f"key {number}") for number in numbers), key=lambda key: key.id)
     roles = [Role(ids(*named), least) for named, least in zip((bundle, trust), thresholds, strict=True)]

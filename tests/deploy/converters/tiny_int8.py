@@ -10,7 +10,7 @@ import tiny
 from onnx import helper, numpy_helper
 
 INPUT_SCALES = {"cells8": 1 / 127, "cells16": 1 / 127, "cells32": 1 / 127}
-"""Of what each INT8 layer reads, which is 0 to 1."""
+"""Scale of the input of each INT8 layer, whose values are 0 to 1."""
 
 
 def write_int8(path: Path) -> Path:

@@ -14,7 +14,7 @@ from over_ssh import Camera
 from pythons import UnavailableError, find, here, installed, interpreter
 from running import Built
 
-# A library that takes for ever to build an engine, in a program of its own as TensorRT's is.
+# A library whose engine build never ends, in a separate program like TensorRT's.
 SLOW = """
 import subprocess, time
 __version__ = "0"
@@ -29,7 +29,7 @@ class InferenceSession:
 
 @pytest.fixture(scope="session")
 def camera_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
-    """Python 3.8, and a folder with NumPy for it; where they cannot be had, the Python that runs the tests."""
+    """Python 3.8 and a folder with NumPy for it; if they are not available, the Python that runs the tests."""
     python = find("3.8")
     if python is None:
         return here()
@@ -41,19 +41,19 @@ def camera_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[P
 
 @pytest.fixture(scope="session")
 def python36() -> str:
-    """What Ubuntu 18.04 calls python3."""
+    """Python 3.6, which is python3 on Ubuntu 18.04."""
     return interpreter("3.6")
 
 
 @pytest.fixture(scope="session")
 def python39() -> str:
-    """A Python without a NumPy of its own."""
+    """Python 3.9, without NumPy."""
     return interpreter("3.9")
 
 
 @pytest.fixture(scope="session")
 def turned_on(camera_python: tuple[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    """A camera for all tests. Where there is no sshd they skip and say so, and fail where CI is set."""
+    """A camera for all tests. Without sshd they skip, or fail if CI is set."""
     if not Path(SSHD).is_file():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no sshd here: apt-get install openssh-server")
     folder = tmp_path_factory.mktemp("camera")
@@ -66,7 +66,7 @@ def turned_on(camera_python: tuple[str, list[Path]], tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def camera(turned_on: Loopback, tiny_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
-    """That camera, called by somebody who knows it."""
+    """That camera, with the user's keys and known hosts set up."""
     monkeypatch.setenv("HOME", str(turned_on.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     (turned_on.home / ".ssh" / "known_hosts").write_text("")
@@ -77,7 +77,7 @@ def camera(turned_on: Loopback, tiny_build: Built, tmp_path: Path, monkeypatch: 
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], Any]], Any]:
-    """Wait for something to become true, and give it."""
+    """A function that waits until a condition returns a true value, and returns it."""
 
     def wait(what: Callable[[], Any]) -> Any:
         for _ in range(2400):

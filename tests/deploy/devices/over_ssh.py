@@ -1,4 +1,4 @@
-"""A camera of `loopback` as a test uses it."""
+"""A `loopback` camera with a test's bundle and state folder."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from edgekd.deploy.engine import UPLOAD, EngineJob, run
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that is on, and a state folder of a test's own on it."""
+    """A running camera, and a test's own state folder on it."""
 
     loopback: Loopback
     bundle: Path
     state: Path
 
     def device(self, port: int | None = None, **changed: Any) -> SshDevice:
-        """The camera as edgekd sees it, at the end of a wire if there is one."""
+        """Return the camera as edgekd's device, connected through the wire if there is one."""
         name = self.loopback.address(port)
         return replace(SshDevice(name, parse(name)), **changed)
 
     def job(self, device: SshDevice | None = None, **changed: Any) -> EngineJob:
-        """The bundle for that camera, quickly timed."""
+        """Return the job that installs the bundle on that camera, with short timing."""
         told = {"runtime": "null", "state": str(self.state), "iterations": 3, "seconds": 0.0}
         return EngineJob(self.bundle, device or self.device(), **{**told, **changed})
 
     def put(self, device: SshDevice | None = None, state: Path | None = None, progress: Progress = SILENT) -> Upload:
-        """Send the bundle alone, and see that nothing is left running."""
+        """Send the bundle only, and assert that no process is left running."""
         folder = str((state or self.state) / UPLOAD)
         with (device or self.device()).connect(None) as site:
             site.claim(folder)
@@ -44,7 +44,7 @@ class Camera:
         return found
 
     def install(self, device: SshDevice | None = None, **changed: Any) -> dict[str, Any]:
-        """Do it, and see that nothing is left running."""
+        """Run the job, and assert that no process is left running."""
         found = asdict(run(self.job(device, **changed)))
         assert self.loopback.quiet() == []
         return found

@@ -12,44 +12,44 @@ from running import Built
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with keys of firmware systems: not to be changed."""
+    """A folder with keys of firmware systems. Do not change it."""
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with certificates of which each has signed the next: not to be changed."""
+    """A folder with a chain of certificates. Do not change it."""
     return make_chain(tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture
 def on_camera(tmp_path: Path) -> OnCamera:
-    """A camera on which nothing is installed, with the null runtime."""
+    """A camera without an installed model, with the null runtime."""
     return new_camera(tmp_path / "camera")
 
 
 @pytest.fixture(scope="session")
 def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state folder of a camera on which the bundle is in service: not to be changed, but to be copied."""
+    """The state folder of a camera with the bundle in service. Do not change it; copy it."""
     return serving(tmp_path_factory.mktemp("served") / "camera", bundle).state
 
 
 @pytest.fixture
 def in_service(served: Path, on_camera: OnCamera) -> OnCamera:
-    """A camera on which the bundle is in service."""
+    """A camera with the bundle in service."""
     shutil.copytree(served, on_camera.state, symlinks=True)
     return on_camera
 
 
 @pytest.fixture(scope="session")
 def bundle(tiny_build: Built) -> Path:
-    """A real bundle, of the tiny detector: not to be changed."""
+    """A real bundle of the tiny detector. Do not change it."""
     return tiny_build.bundle
 
 
 @pytest.fixture(scope="session")
 def newer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a higher counter, so that it is another bundle."""
+    """The same bundle with a higher counter, and so with another identity."""
     from edgekd.commands.pack import pack
 
     out = tmp_path_factory.mktemp("newer") / "newer.edgekd"

@@ -1,4 +1,4 @@
-"""What the tests of firmware systems share: their programs, their keys, and a camera on this machine."""
+"""Helpers of the tests of firmware systems: programs, keys, and a camera on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPATIBLE = "nvidia,jetson-agx-xavier"
 
 
 def need(*programs: str) -> None:
-    """Skip a test, visibly, where a program is not installed; fail it where CI is set, which installs all of them."""
+    """Skip the test if a program is not installed; fail it if CI is set, where all of them are installed."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing and os.environ.get("CI"):
         pytest.fail(f"not installed: {', '.join(missing)}")
@@ -40,21 +40,21 @@ def need(*programs: str) -> None:
 
 
 def run(*command: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A program, with what it says."""
+    """Run a program and capture its output."""
     told = [str(word) for word in command]
     given = {**os.environ, **(environment or {})}
     return subprocess.run(told, capture_output=True, text=True, errors="replace", timeout=300, env=given)
 
 
 def accepted(*command: object) -> str:
-    """What a program says that must succeed."""
+    """Run a program that must succeed, and return its output."""
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def make_keys(folder: Path) -> Path:
-    """Keys with their public halves: `ours` and `theirs` with certificates, `rsa`, and `mender`, as Mender reads it."""
+    """Write private and public keys: `ours` and `theirs` with certificates, `rsa`, and `mender` in Mender's format."""
     folder.mkdir(exist_ok=True)
     for name in ("ours", "theirs"):
         given = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650")
@@ -78,7 +78,7 @@ extendedKeyUsage=emailProtection
 
 
 def make_chain(folder: Path) -> Path:
-    """Certificates of which each has signed the next: `root`, `middle`, `leaf`."""
+    """Write a chain of certificates: `root`, `middle`, `leaf`."""
     (folder / "chain.conf").write_text(CHAIN, "utf-8")
     by = "root"
     for name, kind in (("root", "authority"), ("middle", "authority"), ("leaf", "signer")):
@@ -93,7 +93,7 @@ def make_chain(folder: Path) -> Path:
 
 
 def flipped(source: Path, out: Path, at: int, bit: int = 0) -> Path:
-    """A copy of a file with one bit of the byte at `at` changed; negative from the end."""
+    """Write a copy of a file with one bit flipped in the byte at `at`; negative: from the end."""
     content = bytearray(source.read_bytes())
     content[at] ^= 1 << bit
     out.write_bytes(content)
@@ -101,7 +101,7 @@ def flipped(source: Path, out: Path, at: int, bit: int = 0) -> Path:
 
 
 def place_in(made: Path, content: bytes) -> int:
-    """Where a stretch of bytes lies in a file."""
+    """Return the offset of a byte string in a file."""
     at = made.read_bytes().find(content)
     assert at >= 0
     return at
@@ -109,7 +109,7 @@ def place_in(made: Path, content: bytes) -> int:
 
 @cache
 def compiled_agent() -> bytes:
-    """The agent, compiled: as it ships it is at each start, and scripts start it hundreds of times in these tests."""
+    """Return the agent's archive with compiled modules: the shipped one is compiled at each of hundreds of starts."""
     with tempfile.TemporaryDirectory() as folder:
         zipfile.ZipFile(io.BytesIO(agent_archive())).extractall(folder)
         how = PycInvalidationMode.UNCHECKED_HASH
@@ -121,7 +121,7 @@ def compiled_agent() -> bytes:
 
 @dataclass(frozen=True)
 class OnCamera:
-    """A folder with what the firmware of a camera brings: an agent, its settings, and a state folder."""
+    """A folder with a camera's firmware files: an agent, its settings, and a state folder."""
 
     folder: Path
 
@@ -135,7 +135,7 @@ class OnCamera:
 
     @property
     def environment(self) -> dict[str, str]:
-        """So that scripts find the settings here, and not in /etc."""
+        """Variables that make scripts read the settings here, and not in /etc."""
         return {"EDGEKD_CONF": str(self.conf), "OMP_NUM_THREADS": "1"}
 
     def settle(self, **more: object) -> None:
@@ -150,7 +150,7 @@ class OnCamera:
         self.conf.write_text("".join(f"{name}={shlex.quote(str(value))}\n" for name, value in told.items()), "utf-8")
 
     def agent(self, command: str, *arguments: object) -> Any:
-        """What a command of the agent gives, run in this process: scripts start an agent of their own."""
+        """Run a command of the agent in this process and return its result. Scripts start their own agent."""
         given = (*arguments, "--state", self.state, "--root", self.folder / "root")
         said = io.StringIO()
         with redirect_stdout(said):
@@ -159,17 +159,17 @@ class OnCamera:
         return json.loads(said.getvalue())["result"]
 
     def status(self) -> Any:
-        """What the agent says is in service, and what waits."""
+        """Result of the agent's `status`."""
         return self.agent("status", "--runtime", "null")
 
     def become_another(self) -> None:
-        """From now on it is a device that no bundle here is for."""
+        """Change the device to one that no bundle here is for."""
         told = self.folder / "root" / "etc" / "edgekd"
         told.mkdir(parents=True)
         (told / "compatible").write_text("another,device\n", "utf-8")
 
     def serves(self, bundle: Path) -> bool:
-        """Whether a bundle is in service, with an engine that has passed its self-test."""
+        """Return whether a bundle is in service, with an engine that has passed its self-test."""
         active = self.status()["active"]
         return bool(
             active and active["identity"] == read_head(bundle).identity and active["engine"]["self_test"]["passed"]
@@ -177,7 +177,7 @@ class OnCamera:
 
 
 def serving(folder: Path, bundle: Path) -> OnCamera:
-    """A camera on which a bundle is in service."""
+    """Return a camera with a bundle in service."""
     camera = new_camera(folder)
     runtime = ("--runtime", "null")
     for command in (("unpack", bundle), ("build", *runtime), ("selftest", *runtime), ("activate", *runtime)):
@@ -186,7 +186,7 @@ def serving(folder: Path, bundle: Path) -> OnCamera:
 
 
 def new_camera(folder: Path) -> OnCamera:
-    """A camera on which nothing is installed."""
+    """Return a camera without an installed model."""
     folder.mkdir(exist_ok=True)
     (folder / "root").mkdir()
     (folder / "agent.pyz").write_bytes(compiled_agent())

@@ -1,4 +1,4 @@
-"""A full report, made of numbers and a rendered frame, for the tests of this folder."""
+"""Fixtures of report tests: a full report with synthetic numbers and pictures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = ("helmet", "no-helmet", "no-vest", "person", "vest")
 def latency(
     label: str, median: float, engine: str = "ONNX Runtime 1.23, 2 threads", basis: str = "stand-in"
 ) -> FrameLatency:
-    """1000 timings with a long tail, as a busy host gives them."""
+    """Return 1000 timings with a long tail, as on a busy host."""
     samples = median * np.random.default_rng(7).gamma(40.0, 1 / 40.0, 1000)
     p50, p90, p99 = np.percentile(samples, (50, 90, 99))
     parts = (0.12 * median, 0.8 * median, 0.08 * median)
@@ -47,7 +47,7 @@ def latency(
 
 
 def picture(title: str, seed: int) -> SamplePicture:
-    """A noisy gradient at 1280 x 720 with a dozen boxes, some at the very edge of the frame."""
+    """Return a noisy gradient at 1280 x 720 with a dozen boxes, some at the edge of the frame."""
     rng = np.random.default_rng(seed)
     slope = np.linspace(40, 200, 1280, dtype=np.float32)
     image = np.clip(slope[None, :, None] + rng.normal(0, 12, (720, 1280, 3)), 0, 255).astype(np.uint8)
@@ -64,7 +64,7 @@ def picture(title: str, seed: int) -> SamplePicture:
 
 @pytest.fixture(scope="session")
 def full_report() -> Report:
-    """Every section filled; two pictures."""
+    """A report with every section, and two pictures."""
     layers = tuple(
         LayerRow(
             f"/model.{i}/cv{i % 3}/conv/Conv",
@@ -121,7 +121,7 @@ def full_report() -> Report:
 
 
 def changed_frames(folder: Path, count: int = 8) -> tuple[list[Frame], list[Sample]]:
-    """Noisy frames in files, and what two networks find in them: some objects are lost, gained, confused, imagined."""
+    """Return noisy frames in files, with detections of two networks: objects lost, gained, confused, imagined."""
     rng = np.random.default_rng(3)
     frames, samples = [], []
     for at in range(count):
@@ -139,14 +139,14 @@ def changed_frames(folder: Path, count: int = 8) -> tuple[list[Frame], list[Samp
 
 @pytest.fixture(scope="session")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    """Detections of a dozen frames that were compared."""
+    """An analysis of detections in a few compared frames."""
     frames, samples = changed_frames(tmp_path_factory.mktemp("frames"))
     thresholds = (0.3,) * len(NAMES)
     return analysis_from(compare(frames, thresholds), samples, NAMES, thresholds)
 
 
 def inside_of(layers: Sequence[LayerRow]) -> LayerAnalysis:
-    """What might have been seen in these layers."""
+    """Return a plausible analysis of these layers."""
     rng = np.random.default_rng(5)
     us = {row.name: 10 + 90 * float(rng.random()) for row in layers}
     alike = {row.output: 1 - float(rng.random()) ** 4 for row in layers[1:]}
@@ -178,5 +178,5 @@ def analysed_report(full_report: Report, analysis: Analysis) -> Report:
 
 @pytest.fixture(scope="session")
 def analysed_html(analysed_report: Report) -> str:
-    """The page of that report: drawing its pictures takes a while."""
+    """The HTML page of that report, cached because drawing its pictures takes long."""
     return render(analysed_report)

@@ -1,7 +1,7 @@
 SUMMARY = "The model of an image, and whose models the camera takes"
 LICENSE = "CLOSED"
 
-# Put your release beside install.conf: a slim bundle, the trust file, and a line with the name of the device.
+# Put your release beside install.conf: a slim bundle, the trust file, and a file with the device's name on one line.
 SRC_URI = "file://model.edgekd file://trust.json file://compatible"
 S = "${WORKDIR}"
 

@@ -2,7 +2,7 @@ SUMMARY = "Agent, units and camera program of edgekd"
 LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10"
 
-# agent.pyz is the one of a bundle: tar -xf model.edgekd agent.pyz
+# agent.pyz comes from a bundle: tar -xf model.edgekd agent.pyz
 FILESEXTRAPATHS:prepend := "${THISDIR}/files:${EDGEKD_FIRMWARE}:${EDGEKD_FIRMWARE}/systemd:${EDGEKD_FIRMWARE}/..:"
 SRC_URI = " \
     file://agent.pyz \
@@ -49,7 +49,7 @@ FILES:${PN} = " \
 FILES:${PN}-camera = "${nonarch_libdir}/edgekd/camera_service.py ${systemd_system_unitdir}/camera.service"
 CONFFILES:${PN} = "${sysconfdir}/edgekd/install.conf"
 
-# Packages of the modules that the agent imports. A Python with all modules has them in python3-modules.
+# Packages of the modules that the agent imports; python3-modules contains all of them.
 RDEPENDS:${PN} = " \
     python3-core \
     python3-asyncio \
