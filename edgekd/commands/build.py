@@ -107,8 +107,8 @@ def build(
     The split `train` is for calibration and training, `val` is scored. `data` is by default the YAML file named in the
     checkpoint's training arguments; `recipe` is by default the target's own, or `mixed` with a plan. Sizes may be
     numbers of bytes. A missed limit raises nothing here: `require_met()` of the result does. Raises SpecError before
-    anything is computed, DataError, CompressError, DeviceError, or SignatureError, and leaves no partial files. The
-    command: `edgekd build`. The method: docs/guides/recipes.md.
+    anything is computed, DataError, CompressError, DeviceError, or SignatureError, and leaves no partial files.
+    The command: `edgekd build`. The method: docs/guides/recipes.md.
     """
     model, chosen, students, searches = Path(model), target_of(target), names_of(student), search or time is not None
     settings = {"workers": workers, "cluster": cluster, "gpus": gpus, "trials": trials, "epochs": epochs}

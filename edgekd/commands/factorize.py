@@ -58,8 +58,8 @@ def factorize(
 
     With a target the predicted latency decides, without one the latency measured on this machine.
 
-    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files. The
-    command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
+    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files.
+    The command: `edgekd factorize`. The method, with its sources: docs/concepts/low-rank.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-factorized"
     share, chosen = None if energy is None else parse_share(energy, "--energy"), target_or_none(target)

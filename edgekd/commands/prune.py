@@ -69,8 +69,8 @@ def prune(
     Without `ratio` (0 to 1, or such as `30%`), `max_size` and `min_fps` half of the multiply-adds are removed. With a
     target the predicted latency decides, without one the latency measured on this machine.
 
-    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files. The
-    command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
+    Raises SpecError, DataError, or CompressError, also if the result is not faster, and leaves no partial files.
+    The command: `edgekd prune`. The method, with its sources: docs/concepts/pruning.md.
     """
     path, folder = Path(model), path_or_none(out) or Path("runs") / f"{short_name(model)}-pruned"
     share, chosen = None if ratio is None else parse_share(ratio, "--ratio"), target_or_none(target)
