@@ -62,7 +62,7 @@ sys.path.insert(0, str(HERE.parent / "examples" / "camera"))
 from machine import Image
 
 LOST_SHARES = (1.0, 0.5, 0.1)  # probabilities that an unflushed sector is lost
-SOFTWARE = ("examples/camera", "edgekd/agent", "edgekd/core")
+SOFTWARE = ("examples/camera", "examples/firmware", "examples/camera_service.py", "edgekd/agent", "edgekd/core")
 LAST_WRITES = 40  # half of the cuts fall among these: long operations take effect with their last writes
 SPARE_BYTES = 256 << 10  # tolerated loss of free space: ext4 does not shrink folders
 REPEAT_TIMEOUT_S = 900.0
@@ -390,9 +390,9 @@ def result(kept: FinishedRows, scenarios: Sequence[Document], rounds: int) -> Re
 
 
 def software() -> str:
-    """Return a hash of the folders SOFTWARE in this checkout. Only rows with the same hash go into one table."""
+    """Return a hash of SOFTWARE in this checkout. Only rows with the same hash go into one table."""
     root, lines = HERE.parent, []
-    for file in sorted(file for folder in SOFTWARE for file in (root / folder).rglob("*")):
+    for file in sorted(file for name in SOFTWARE for file in (root / name, *(root / name).rglob("*"))):
         if file.is_file() and "__pycache__" not in file.parts:
             lines.append(f"{file.relative_to(root)} {file_sha256(file)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

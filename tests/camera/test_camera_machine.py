@@ -176,6 +176,26 @@ def test_boot_variables_that_a_power_cut_has_emptied_are_made_again(
     assert variables.read_text("ascii") == after.format("A_OK=1 A_TRY=0 B_OK=1 B_TRY=0")
 
 
+@pytest.mark.parametrize(
+    ("rules", "folder"),
+    [
+        (OVERLAY / "usr" / "lib" / "tmpfiles.d" / "rauc.conf", "data/rauc"),
+        (EXAMPLES / "firmware" / "rauc" / "tmpfiles.conf", "var/lib/rauc"),
+    ],
+)
+def test_a_file_that_rauc_left_at_a_power_cut_is_removed_by_the_next_boot(
+    rules: Path, folder: str, tmp_path: Path
+) -> None:
+    """GLib writes `central.raucs` to a file with six more letters in its name, and renames it."""
+    if shutil.which("systemd-tmpfiles") is None:
+        pytest.skip("not installed: systemd-tmpfiles")
+    for name in ("central.raucs", "central.raucs.CFVDZ3", "slot.raucs"):
+        (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).touch()
+    subprocess.run(["systemd-tmpfiles", "--remove", "--boot", f"--root={tmp_path}", rules], check=True)
+    assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["central.raucs", "slot.raucs"]
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path) -> None:
     if shutil.which("shellcheck") is None:
