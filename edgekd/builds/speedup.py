@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.builds.run_progress import Command, recorded
 from edgekd.builds.stages import export, score
 from edgekd.builds.stages.base import GraphStage, StageContext
 from edgekd.builds.stages.derived import DerivedDetector
@@ -12,6 +15,7 @@ from edgekd.builds.stages.latency import LatencySource, Measured, latency_on
 from edgekd.core.benchmark import TimingSummary
 from edgekd.core.documents import Result
 from edgekd.core.host_facts import HostFacts
+from edgekd.core.progress import Progress
 from edgekd.data.dataset import load_dataset, require_classes
 from edgekd.data.types import Dataset
 from edgekd.deploy.devices.local import local_device
@@ -49,31 +53,39 @@ class Start:
         return export.run(self.context, detector, None, self.dataset.classes, EXPORT_OPSET)
 
 
-def start(
-    context: StageContext,
+@contextmanager
+def started(
+    command: Command,
     model: Path,
     data: Path,
+    folder: Path,
     *,
     target: Target | None,
     device: str,
     trust_checkpoint: bool,
     uses_training_images: bool,
-) -> Start:
+    fresh: bool,
+    progress: Progress,
+) -> Iterator[Start]:
     """Export a detector, and choose the source of latencies. Raises SpecError, DataError.
 
     Args:
+        command: Command whose progress is kept in `folder` until the end of the context.
+        folder: Result folder of the command.
         target: Target whose latency decides; None for this machine.
         device: Device for measurements, `local` or `local:ENGINE`.
         uses_training_images: The result depends on them, so none of them may be in the split `val`.
     """
-    detector, dataset = load(model, trust_checkpoint=trust_checkpoint), load_dataset(data)
-    split = dataset.split(SCORED if SCORED in dataset.splits else "train")
-    if split.name == SCORED and uses_training_images:
-        context.refuse_shared(dataset.split("train"), split)
-    before = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
-    require_classes(before.result.spec, dataset)
-    measured = Measured(context, split, context.fingerprint(split), local_device(device))
-    return Start(context, dataset, before, target, measured, latency_on(target, measured), trust_checkpoint)
+    with recorded(folder, command, model.name, target.name if target else None, progress) as progress:
+        context = StageContext.within(folder, fresh, progress)
+        detector, dataset = load(model, trust_checkpoint=trust_checkpoint), load_dataset(data)
+        split = dataset.split(SCORED if SCORED in dataset.splits else "train")
+        if split.name == SCORED and uses_training_images:
+            context.refuse_shared(dataset.split("train"), split)
+        before = export.run(context, detector, None, dataset.classes, EXPORT_OPSET)
+        require_classes(before.result.spec, dataset)
+        measured = Measured(context, split, context.fingerprint(split), local_device(device))
+        yield Start(context, dataset, before, target, measured, latency_on(target, measured), trust_checkpoint)
 
 
 @dataclass(frozen=True)

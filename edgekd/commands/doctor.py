@@ -217,7 +217,7 @@ def _jetson(root: Path) -> Check:
     except OSError:
         return Check("device", "jetson", "ok", f"this host is not a Jetson ({platform.machine()})")
     matched = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
-    detail = f"Jetson with L4T {matched[1]}.{matched[2]}" if matched else f"Jetson: {release.partition(chr(10))[0]}"
+    detail = f"Jetson with L4T {matched[1]}.{matched[2]}" if matched else f"Jetson: {(release.splitlines() or [''])[0]}"
     return Check("device", "jetson", "ok", detail)
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import refuse_recipe
-from edgekd.builds.run_progress import recorded
-from edgekd.builds.speedup import Lightened, lightened, start
+from edgekd.builds.speedup import Lightened, lightened, started
 from edgekd.builds.stage_store import StageSummary, summaries
 from edgekd.builds.stages import low_rank
-from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.low_rank import FactoredLayer
 from edgekd.commands.arguments import path_or_none, recipe_of, short_name, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
@@ -66,20 +64,21 @@ def factorize(
     steps = recipe_of(recipe or "factorize").with_settings(LowRank, energy=share)
     step = steps.only(LowRank)
     refuse_recipe(steps, Budget(), path)
-    with recorded(folder, "factorize", path.name, chosen.name if chosen else None, progress) as progress:
-        context = StageContext.within(folder, fresh, progress)
-        begun = start(
-            context,
-            path,
-            Path(data),
-            target=chosen,
-            device=device,
-            trust_checkpoint=trust_checkpoint,
-            uses_training_images=True,
-        )
+    with started(
+        "factorize",
+        path,
+        Path(data),
+        folder,
+        target=chosen,
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        uses_training_images=True,
+        fresh=fresh,
+        progress=progress,
+    ) as begun:
         given = (begun.dataset, begun.before, begun.export, begun.latency)
-        found = low_rank.factorize(context, step, path, *given, trust=trust_checkpoint)
+        found = low_rank.factorize(begun.context, step, path, *given, trust=trust_checkpoint)
         both = lightened(begun, path, steps.name, found, folder / found.checkpoint.name)
-        result = Factorized(**vars(both), layers=found.layers, stages=summaries(context.done))
+        result = Factorized(**vars(both), layers=found.layers, stages=summaries(begun.context.done))
         write_result(folder, RESULT, result, {found.checkpoint.name: found.checkpoint})
         return result

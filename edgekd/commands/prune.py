@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from edgekd.builds.recipe import refuse_recipe
-from edgekd.builds.run_progress import recorded
-from edgekd.builds.speedup import Lightened, lightened, start
+from edgekd.builds.speedup import Lightened, lightened, started
 from edgekd.builds.stage_store import StageSummary, readable_json, summaries
-from edgekd.builds.stages.base import StageContext
 from edgekd.builds.stages.prune import ChannelPruner, checkpoint_name, for_target, sensitivity
 from edgekd.commands.arguments import path_or_none, recipe_of, short_name, target_or_none
 from edgekd.commands.options import Data, Fresh, MaybeTarget, MeasuredOn, RecipeName, Trust
@@ -77,17 +75,19 @@ def prune(
     steps = recipe_of(recipe or "prune").with_settings(Prune, ratio=share, max_size=max_size, min_fps=min_fps)
     step = for_target(steps.only(Prune), chosen)
     refuse_recipe(steps, Budget(), path)
-    with recorded(folder, "prune", path.name, chosen.name if chosen else None, progress) as progress:
-        context = StageContext.within(folder, fresh, progress)
-        begun = start(
-            context,
-            path,
-            Path(data),
-            target=chosen,
-            device=device,
-            trust_checkpoint=trust_checkpoint,
-            uses_training_images=step.needs_images or step.recovery is not None,
-        )
+    with started(
+        "prune",
+        path,
+        Path(data),
+        folder,
+        target=chosen,
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        uses_training_images=step.needs_images or step.recovery is not None,
+        fresh=fresh,
+        progress=progress,
+    ) as begun:
+        context = begun.context
         if scan:
             sensitivities = sensitivity(context, begun.dataset, path, step, trust=trust_checkpoint).result
             write_file(folder / SENSITIVITY, readable_json(to_plain(sensitivities)))

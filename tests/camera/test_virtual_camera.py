@@ -36,10 +36,9 @@ GRUBENV = "/boot/efi/EFI/debian/grubenv"
 LIBRARIES = "./usr/lib/aarch64-linux-gnu"
 SWITCH = """
 import json, sys
-sys.path.insert(0, "/usr/lib/edgekd/agent.pyz")
 import numpy
 from edgekd.agent.variants import Variants
-found, frame = {}, numpy.load("/tmp/frame.npy")
+found, frame = {}, numpy.load(sys.argv[1])
 with Variants("/var/lib/edgekd", [None, "night"], automatic=False) as served:
     for label, name in ("day", None), ("night", "night"):
         served.use(name)
@@ -244,7 +243,8 @@ def test_a_variant_arrives_by_delta_as_a_model_of_its_own(
     agent(camera, "install", f"{RECEIVED}/delta", "--model", "night", "--runtime", "onnxruntime")
     np.save(work / "frame.npy", cv2.imread(str(next((work / "night").iterdir()))))
     camera.send(work / "frame.npy", f"{RECEIVED}/frame.npy")
-    found = json.loads(camera.run("python3", "-c", SWITCH, user="edgekd", timeout_s=900).stdout)
+    program = ("env", f"PYTHONPATH={AGENT[1]}", "python3", "-c", SWITCH)
+    found = json.loads(camera.run(*program, f"{RECEIVED}/frame.npy", user="edgekd", timeout_s=900).stdout)
     assert found["night"]["model"] == made["identity"] != found["day"]["model"]
     assert found["night"]["objects"] > found["day"]["objects"]
 
@@ -378,7 +378,7 @@ def test_the_agents_own_tests_pass_there(camera: Machine, tiny_build: Built, wor
         archive.add(tiny_build.bundle, "bundle.edgekd")
     camera.run("systemctl", "stop", "camera")  # it takes a large part of the emulated core
     camera.run("sh", "-c", "mkdir -p /data/suite && tar -C /data/suite -xf -", stdin=(work / "tests.tar").read_bytes())
-    path = ("/usr/lib/edgekd/agent.pyz", "/data/suite/packages", "/data/suite/tests")
+    path = (AGENT[1], "/data/suite/packages", "/data/suite/tests")
     variables = (f"PYTHONPATH={':'.join(path)}", f"{BUNDLE}=/data/suite/bundle.edgekd", "PYTHONDONTWRITEBYTECODE=1")
     tests = [f"/data/suite/tests/agent/test_{name}.py" for name in (*NAMES, *PROCESSES, *ALONE)]
     flags = ("-q", "-m", "not slow and not release", "-p", "no:cacheprovider", "-o", "markers=slow\nrelease")

@@ -24,7 +24,7 @@ S = TypeVar("S", bound="Session")
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a runtime is usable on this host, why (not), and the command that installs it (None if none helps)."""
+    """State of a runtime on this host: usable or not, the reason, and the command that installs it, if any."""
 
     usable: bool
     why: str
